@@ -1,0 +1,34 @@
+"""Mask one large fMRI run with many regions in parallel, from one copy in shared memory.
+
+The public names, imported when first used: ``import sharedmask`` costs what numpy and nibabel cost.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sharedmask.budget import MemoryBudget
+    from sharedmask.image import SharedImage, extract
+    from sharedmask.regions import Grid, Regions
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "SharedImage": "image",
+    "extract": "image",
+    "Regions": "regions",
+    "Grid": "regions",
+    "MemoryBudget": "budget",
+}
+
+__all__ = ["Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'sharedmask' has no attribute {name!r}")
+    return getattr(import_module(f"sharedmask.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,84 @@
+"""The tree of what can go wrong.
+
+Covers: every exception and warning that sharedmask raises on purpose. Does not cover: what
+messages say (each is written where the fact is known) nor exit codes (``cli``).
+
+::
+
+    SharedMaskError
+    ├── ImageError (ValueError)            an image of a kind that cannot be served
+    │   ├── DamagedImageError (OSError)    truncated, wrong checksum, or not what its name says
+    │   └── MissingFileError (FileNotFoundError)
+    ├── MaskError (ValueError)             a mask, atlas or look-up table that cannot be used
+    │   ├── EmptyMaskError
+    │   ├── GridMismatchError
+    │   └── OutsideImageError              voxels are asked for that the image does not hold
+    ├── ParameterError (ValueError)        a parameter that makes no sense for this image
+    ├── ClosedImageError (ValueError)      the image was closed
+    ├── MemoryLimitError (MemoryError)     refused before allocating
+    ├── SegmentError (OSError)             a shared segment cannot be made
+    │   └── AttachError                    a handle that does not lead to its segment
+    └── WorkerError (RuntimeError)         a worker process died or its function raised
+
+Each also inherits the builtin that a caller already catches.
+"""
+
+
+class SharedMaskError(Exception):
+    """Base of all errors that sharedmask raises on purpose."""
+
+
+class ImageError(SharedMaskError, ValueError):
+    """The image is of a kind that cannot be served."""
+
+
+class DamagedImageError(ImageError, OSError):
+    """The file is truncated, its checksum is wrong, or it is not what its name says."""
+
+
+class MissingFileError(ImageError, FileNotFoundError):
+    """There is no such file, or a pattern matches none."""
+
+
+class MaskError(SharedMaskError, ValueError):
+    """A mask, an atlas or a look-up table cannot be used."""
+
+
+class EmptyMaskError(MaskError):
+    """A mask has no voxel."""
+
+
+class GridMismatchError(MaskError):
+    """A mask lies on another grid than the image."""
+
+
+class OutsideImageError(MaskError):
+    """Voxels are asked for that the image does not hold."""
+
+
+class ParameterError(SharedMaskError, ValueError):
+    """A parameter makes no sense, alone or for this image."""
+
+
+class ClosedImageError(SharedMaskError, ValueError):
+    """The image was closed."""
+
+
+class MemoryLimitError(SharedMaskError, MemoryError):
+    """The operation would need more memory than it may use; nothing was allocated."""
+
+
+class SegmentError(SharedMaskError, OSError):
+    """A shared segment cannot be made."""
+
+
+class AttachError(SegmentError):
+    """A handle does not lead to its segment."""
+
+
+class WorkerError(SharedMaskError, RuntimeError):
+    """A worker process died, or the function it ran raised."""
+
+
+class SharedMaskWarning(UserWarning):
+    """Something that the user should know and that is not an error."""
