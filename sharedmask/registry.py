@@ -1,0 +1,316 @@
+"""The lifecycle manager: who owns which segment, and the end of those whose owner died.
+
+Covers: the registry directory, one record per segment, owning (record, segment) pairs, the
+reaper. Does not cover: bytes (``segments``), images (``image``).
+
+A record is linked and locked before its segment exists and removed after it is gone. The lock is
+the kernel's (flock): it falls when the owner dies in whatever way, and with it the segment.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import stat
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharedmask import segments
+from sharedmask.errors import AttachError, SegmentError
+from sharedmask.segments import Geometry, Handle, Segment
+
+_RECORD_BYTES = 64 * 1024
+_SUFFIX = ".json"
+
+
+def directory() -> Path:
+    """Where this user's records are: ``$SHAREDMASK_DIR``, else in /dev/shm, else temporary."""
+    chosen = os.environ.get("SHAREDMASK_DIR")
+    if chosen:
+        return Path(chosen)
+    shm = Path("/dev/shm")
+    parent = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    return parent / f"sharedmask-{os.geteuid()}"
+
+
+@contextlib.contextmanager
+def _open_directory() -> Iterator[int]:
+    """A descriptor of the registry directory, which must be ours and nobody else's."""
+    path = directory()
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SegmentError(f"the registry {path} cannot be used: {error.strerror}") from error
+    try:
+        facts = os.fstat(fd)
+        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+            mode = stat.S_IMODE(facts.st_mode)
+            raise SegmentError(f"the registry {path} must be private: uid {facts.st_uid}, mode {mode:o}")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Record:
+    """A file that says what we own, locked for as long as we live."""
+
+    def __init__(self, token: str, content: Mapping[str, Any]) -> None:
+        self.name = token + _SUFFIX
+        with _open_directory() as folder:
+            self._fd = _locked_file(folder, self.name, json.dumps(content))
+
+    def replace(self, content: str) -> None:
+        """Change the content in one step: readers see the old record or the new one.
+
+        The new file is locked before it gets a name. A reaper that opened the old one cannot
+        lock it until we close it, and then finds another inode under the name.
+        """
+        with _open_directory() as folder:
+            fresh = f"{self.name}.{secrets.token_hex(4)}"
+            fd = _locked_file(folder, fresh, content)
+            os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.close(self._fd)
+        self._fd = fd
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError), _open_directory() as folder:
+            os.unlink(self.name, dir_fd=folder)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the lock without touching the file: for the forked child of an owner."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _locked_file(folder: int, name: str, content: str) -> int:
+    """Create a file that is complete and locked before anybody can see it."""
+    fd = _nameless_file(folder)
+    if fd is None:
+        return _named_file(folder, name, content)
+    try:
+        _lock_and_fill(fd, content)
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _nameless_file(folder: int) -> int | None:
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except (AttributeError, OSError) as error:
+        unsupported = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+        if isinstance(error, OSError) and error.errno not in unsupported:
+            raise
+        return None
+
+
+def _named_file(folder: int, name: str, content: str) -> int:
+    """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
+    while True:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            _lock_and_fill(fd, content)
+            if _is_named(folder, name, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock_and_fill(fd: int, content: str) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, content.encode())
+
+
+def _is_named(folder: int, name: str, fd: int) -> bool:
+    try:
+        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+# --- owning --------------------------------------------------------------------------------------
+
+_owned: "weakref.WeakSet[Owned]" = weakref.WeakSet()
+_reaped_by = 0
+
+
+class Owned:
+    """One segment and its record, made together and released together.
+
+    Released by :meth:`release`, by garbage collection or at exit, whichever is first, and only
+    in the process that made it: a forked child never unlinks what its parent owns.
+    """
+
+    def __init__(self, label: str, geometry: Geometry) -> None:
+        _reap_once()
+        token = secrets.token_hex(16)
+        self._record = Record(token, _promise(token, label))
+        try:
+            self.segment = Segment(token, geometry)
+        except BaseException:
+            self._record.remove()
+            raise
+        self.label = label
+        self._abandoned = weakref.finalize(self, _abandon, os.getpid(), label, self.segment, self._record)
+        _owned.add(self)
+
+    def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
+        """Seal the segment and publish its handle in the record."""
+        handle = self.segment.share(self.label, meta, writable=writable)
+        self._record.replace(handle.to_json())
+        return handle
+
+    def release(self) -> None:
+        """Unlink the segment, then remove the record. Views keep their bytes. Idempotent."""
+        parts = self._abandoned.detach()
+        if parts:
+            _, _, (pid, _, segment, record), _ = parts
+            _release(pid, segment, record)
+
+    def _forget(self) -> None:
+        self._record.forget()
+
+
+def _abandon(pid: int, label: str, segment: Segment, record: Record) -> None:
+    """What happens without :meth:`Owned.release`: at garbage collection or at exit."""
+    if os.getpid() == pid:
+        warnings.warn(f"shared image {label} was not closed", ResourceWarning, stacklevel=2)
+    _release(pid, segment, record)
+
+
+def _release(pid: int, segment: Segment, record: Record) -> None:
+    if os.getpid() == pid:
+        segment.unlink()
+        record.remove()
+
+
+def _after_fork_in_child() -> None:
+    # The child shares our locks: if it held on to them, our death would go unnoticed.
+    for owned in list(_owned):
+        owned._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _promise(token: str, label: str) -> dict[str, Any]:
+    """The record of a segment to come: enough to find it, should we die while making it."""
+    pid = os.getpid()
+    facts = {"token": token, "store": "shm", "name": segments.segment_name(token), "label": label}
+    return {**facts, "pid": pid, "started": segments.start_time(pid), "created": time.time()}
+
+
+# --- looking and reaping -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one record says. ``handle`` is None while the segment is being filled."""
+
+    token: str
+    name: str
+    label: str
+    pid: int
+    created: float
+    handle: Handle | None
+
+
+def entries() -> list[Entry]:
+    """What living owners have published, oldest first."""
+    with _open_directory() as folder:
+        found = [_read(folder, name) for name in _record_names(folder)]
+    return sorted((entry for entry in found if entry), key=lambda entry: entry.created)
+
+
+def reap() -> list[str]:
+    """Remove the segments and records of dead owners; the names of what was removed.
+
+    Only what a record names that we could lock is touched: the data first, the record last, so
+    that a reaper killed in between leaves its work to the next one.
+    """
+    removed: list[str] = []
+    with _open_directory() as folder:
+        for name in _record_names(folder):
+            removed += _reap_record(folder, name)
+    return removed
+
+
+def _reap_once() -> None:
+    """Clean up after the dead, once per process, before the first segment of our own."""
+    global _reaped_by
+    if _reaped_by != os.getpid():
+        reap()
+        _reaped_by = os.getpid()
+
+
+def _record_names(folder: int) -> list[str]:
+    names = os.listdir(folder)
+    return sorted(n for n in names if segments.TOKEN.match(n) and n[32:].startswith(_SUFFIX))
+
+
+@contextlib.contextmanager
+def _opened(folder: int, name: str) -> Iterator[int | None]:
+    """A descriptor of a record that looks like one of ours, else None."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(name, flags, dir_fd=folder)
+    except OSError:
+        yield None
+        return
+    try:
+        facts = os.fstat(fd)
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
+        yield fd if ours and facts.st_size <= _RECORD_BYTES else None
+    finally:
+        os.close(fd)
+
+
+def _is_free(fd: int) -> bool:
+    """Whether nobody holds the record's lock; if so we hold it now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _reap_record(folder: int, name: str) -> list[str]:
+    with _opened(folder, name) as fd:
+        if fd is None or not _is_free(fd) or not _is_named(folder, name, fd):
+            return []
+        segment = segments.segment_name(name[:32])
+        existed = segments.remove(segment)
+        os.unlink(name, dir_fd=folder)
+        return [segment] if existed else []
+
+
+def _read(folder: int, name: str) -> Entry | None:
+    with _opened(folder, name) as fd:
+        if fd is None or _is_free(fd):
+            return None
+        text = os.read(fd, _RECORD_BYTES)
+    try:
+        facts = json.loads(text)
+        handle = Handle.from_json(text) if "ino" in facts else None
+        return Entry(facts["token"], facts["name"], facts["label"], facts["pid"], facts["created"], handle)
+    except (ValueError, KeyError, TypeError, RecursionError, AttachError):
+        return None

@@ -1,0 +1,65 @@
+"""Run pieces of Python as a user's program would, and look at what they leave."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+
+
+def python(script, *args, how="-c", **kwargs):
+    """The finished child: its output, errors and return code."""
+    return subprocess.run(
+        [sys.executable, how, textwrap.dedent(script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **kwargs,
+    )
+
+
+@contextmanager
+def running(script, *args, ready="ready", **kwargs):
+    """A child that has printed a line starting with ``ready``; killed at the end."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
+    try:
+        line = child.stdout.readline()
+        assert line.startswith(ready), (line, child.stderr.read() if child.poll() is not None else "")
+        child.said = line[len(ready) :].split()
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def kill_group(child):
+    """Owner, tracker, templates and workers at once, as a batch system does."""
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def gone(pids, seconds=10):
+    """Whether all these processes end in time; zombies count as ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(_lives(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _lives(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

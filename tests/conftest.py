@@ -1,0 +1,90 @@
+"""Fixtures of all tests: a private registry, and nothing left behind by any test."""
+
+import gc
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sharedmask import pool, segments
+from sharedmask.registry import Owned
+
+SHM = Path("/dev/shm")
+
+
+def pytest_collection_modifyitems(items):
+    no_data = not os.environ.get("SHAREDMASK_TEST_DATA")
+    not_slow = not os.environ.get("SHAREDMASK_SLOW_TESTS")
+    for item in items:
+        if no_data and item.get_closest_marker("realdata"):
+            item.add_marker(pytest.mark.skip(reason="SHAREDMASK_TEST_DATA names no folder with the real run"))
+        if not_slow and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: set SHAREDMASK_SLOW_TESTS=1"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    return Path(os.environ["SHAREDMASK_TEST_DATA"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _helpers_that_stay(tmp_path_factory):
+    """Start what lives as long as the process (resource tracker, templates), outside of any test."""
+    os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
+    owned = Owned("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
+    owned.release()
+    for preload in ((), ("nilearn.signal",)):
+        pool.run_processes(len, (), [((),)], 1, preload=preload)
+    pool.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def registry_dir(tmp_path, monkeypatch):
+    """A registry of the test's own, so that tests see nobody else's images."""
+    folder = tmp_path / "registry"
+    monkeypatch.setenv("SHAREDMASK_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(registry_dir):
+    """No segment, record, descriptor or child process survives a test."""
+    before = _descriptors(), _children(), _segments()
+    yield
+    pool.shutdown()
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while (left := _left(registry_dir, *before)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left, left
+
+
+def _left(registry_dir, descriptors, children, names):
+    left = {
+        "segments": sorted(_segments() - names),
+        "records": sorted(os.listdir(registry_dir)) if registry_dir.exists() else [],
+        "children": sorted(_children() - children),
+        "descriptors": sorted(set(_descriptors().items()) - set(descriptors.items())),
+    }
+    return {what: which for what, which in left.items() if which}
+
+
+def _segments():
+    return {name for name in os.listdir(SHM) if segments.NAME.fullmatch(name)}
+
+
+def _children():
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def _descriptors():
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue  # the one that lists
+    return found
