@@ -1,0 +1,5 @@
+"""``python -m sharedmask`` is the command ``sharedmask``."""
+
+from sharedmask.cli import main
+
+main()

@@ -1,0 +1,272 @@
+"""The verbs: ``sharedmask extract | info | demo | ls | gc``.
+
+Covers: options, exit codes, what is printed where. Does not cover: any of the work.
+
+Data go to files or standard output, everything else to standard error. Exit codes follow the BIDS
+execution specification: 0 done, 64 wrong usage, 65 bad data, 66 input missing, 73 output cannot be
+made, 74 input or output failed, 75 try again with more memory or later, 1 anything else.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from sharedmask import __version__
+from sharedmask.errors import (
+    DamagedImageError,
+    MemoryLimitError,
+    MissingFileError,
+    ParameterError,
+    SegmentError,
+    SharedMaskError,
+    WorkerError,
+)
+
+_EXIT_CODES: list[tuple[type[BaseException] | tuple[type[BaseException], ...], int]] = [
+    (click.UsageError, 64),
+    (ParameterError, 64),
+    (MissingFileError, 66),
+    (DamagedImageError, 65),
+    ((MemoryLimitError, SegmentError, WorkerError, MemoryError), 75),
+    (SharedMaskError, 65),
+    (FileNotFoundError, 66),
+    (OSError, 74),
+]
+_CANNOT_CREATE = 73
+_INTERRUPTED = 130
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Verb(click.Command):
+    """A command whose option ``--mask`` takes several values, as in ``--mask a.nii b.nii -o out``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeated: list[str] = []
+        within = False
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                within = arg == "--mask"
+            elif within and repeated[-1] != "--mask":
+                repeated.append("--mask")
+            repeated.append(arg)
+        return super().parse_args(ctx, repeated)
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    }
+)
+@click.version_option(__version__, prog_name="sharedmask")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def commands(debug: bool) -> None:
+    """Mask one large fMRI run with many regions, from one copy in memory."""
+
+
+def main() -> None:
+    """Run the command line; one line per error, and its exit code."""
+    try:
+        code = commands(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("sharedmask: interrupted", err=True)
+        code = _INTERRUPTED
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
+        code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+    sys.exit(code)
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_cleaning = _options(
+    click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]), help="After all other steps."),
+    click.option("--detrend", is_flag=True, help="Remove linear trends."),
+    click.option("--confounds", metavar="TSV", multiple=True, help="Tables with one row per volume."),
+    click.option("--low-pass", type=float, metavar="HZ"),
+    click.option("--high-pass", type=float, metavar="HZ"),
+    click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
+)
+
+
+@commands.command(cls=_Verb)
+@click.argument("bold")
+@click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks.")
+@click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
+@click.option("--atlas", metavar="A", help="Label image.")
+@click.option("--lut", metavar="TSV", help="Names of the atlas's labels: columns index and name.")
+@click.option(
+    "--stat",
+    metavar="NAME",
+    help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
+    "standard_deviation or pc1. Without it a .tsv holds means, .npz and .h5 the series of all voxels.",
+)
+@click.option("-o", "--output", required=True, metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
+@click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
+@click.option("--resampling-target", type=click.Choice(["data"]), help="Resample masks on other grids.")
+@click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"]))
+@click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+@_cleaning
+def extract(
+    bold: str,
+    mask_list: tuple[str, ...],
+    masks: str | None,
+    atlas: str | None,
+    lut: str | None,
+    stat: str | None,
+    output: str,
+    confounds: tuple[str, ...],
+    **parameters: Any,
+) -> None:
+    """Extract the signals of regions from BOLD, in one pass."""
+    from sharedmask.image import extract as extract_signals
+    from sharedmask.regions import Regions
+    from sharedmask.sources import open_source
+    from sharedmask.writing import series_writer, write_series, write_table
+
+    given = [what for what in (list(mask_list), masks, atlas) if what]
+    if len(given) != 1:
+        raise click.UsageError("give one of --mask, --masks and --atlas")
+    if lut and not atlas:
+        raise click.UsageError("--lut names the labels of an --atlas")
+    as_table = stat is not None or output == "-" or output.endswith(".tsv")
+    _check_output(output)
+    if not as_table:
+        series_writer(output)
+    source = open_source(bold)
+    target = parameters.pop("resampling_target")
+    grid = _grid(source)
+    if atlas:
+        regions = Regions.from_labels(atlas, grid, lut=lut, resampling_target=target)
+    else:
+        regions = Regions.from_any(given[0], grid, resampling_target=target)
+    start = time.monotonic()
+    signals = extract_signals(
+        source,
+        regions,
+        strategy=(stat or "mean").replace("-", "_") if as_table else None,
+        confounds=list(confounds) or None,
+        progress=sys.stderr.isatty(),
+        **parameters,
+    )
+    if as_table:
+        write_table(output, signals, regions.names)
+    else:
+        series = signals.values() if isinstance(signals, dict) else signals
+        write_series(output, dict(zip(regions.names, series, strict=True)))
+    took = time.monotonic() - start
+    _say(f"{bold}: {len(regions)} regions x {source.n_timepoints} volumes in {took:.1f} s")
+
+
+def _grid(source: Any) -> Any:
+    from sharedmask.regions import Grid
+
+    return Grid(source.shape[:3], source.affine)
+
+
+def _check_output(output: str) -> None:
+    """Learn before the work that its result has no place."""
+    folder = os.path.dirname(output) or "."
+    if output == "-" or (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        return
+    click.echo(f"sharedmask: {output} cannot be created: no folder {folder} to write to", err=True)
+    raise click.exceptions.Exit(_CANNOT_CREATE)
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(text, err=True)
+
+
+@commands.command()
+@click.argument("bold")
+@click.option("--mask-img", metavar="M", help="Count the voxels inside it only.")
+@click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
+    """Print what BOLD is, what it takes in memory and what may be used."""
+    from sharedmask import segments
+    from sharedmask.budget import MemoryBudget, mib
+    from sharedmask.image import SharedImage
+
+    image = SharedImage(bold, mask_img=mask_img)
+    budget = MemoryBudget.here(memory_limit)
+    free = segments.free_bytes()
+    scaled = image.scaling
+    rows = {
+        "image": bold,
+        "shape": " x ".join(map(str, image.shape)),
+        "stored as": f"{image.dtype}, values times {scaled[0]:g} plus {scaled[1]:g}"
+        if scaled != (1.0, 0.0)
+        else str(image.dtype),
+        "repetition time": "unknown" if image.t_r is None else f"{image.t_r:g} s",
+        "store shm": mib(image.nbytes),
+        "/dev/shm has room for": "unknown" if free is None else mib(free),
+        "memory that may be used": f"{mib(budget.limit)} ({budget.reason})",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+@commands.command()
+@click.argument("bold", required=False)
+@click.option("-j", "--n-jobs", type=int, default=20, show_default=True, help="Workers of both ways.")
+@click.option("--volumes", type=int, default=168, show_default=True, help="Length of the run that is made.")
+def demo(bold: str | None, n_jobs: int, volumes: int) -> None:
+    """Extract 20 regions from BOLD, or from a run made for this, beside a NiftiMasker loop."""
+    from sharedmask.demo import N_REGIONS, compare
+
+    what = bold or f"a run of {volumes} volumes made for this"
+    click.echo(f"{N_REGIONS} regions of {what}; this takes a minute ...")
+    found = compare(bold, n_jobs, volumes)
+    ways = [("NiftiMasker loop", found.loop), ("sharedmask", found.ours)]
+    click.echo(f"\n{'':<18}{'workers':>8}{'seconds':>10}{'peak memory':>14}")
+    for name, way in ways:
+        click.echo(f"{name:<18}{way.n_jobs:>8}{way.seconds:>10.1f}{way.peak / 2**20:>10,.0f} MiB")
+    times, memory = found.loop.seconds / found.ours.seconds, found.loop.peak / found.ours.peak
+    click.echo(f"\n{times:.1f} times faster, {memory:.1f} times less memory (PSS of all processes)")
+    if not found.same:
+        raise SharedMaskError("the signals differ from NiftiMasker's")
+    click.echo("all signals are equal to NiftiMasker's, bit for bit")
+
+
+@commands.command("ls")
+def list_images() -> None:
+    """List the shared images of living processes."""
+    from sharedmask import registry
+    from sharedmask.budget import mib
+
+    click.echo(f"{'name':<40}{'size':>12}{'pid':>10}{'age':>10}  segment")
+    for entry in registry.entries():
+        size = mib(entry.handle.nbytes) if entry.handle else "loading"
+        age = f"{time.time() - entry.created:.0f} s"
+        click.echo(f"{entry.label[:39]:<40}{size:>12}{entry.pid:>10}{age:>10}  {entry.name}")
+
+
+@commands.command()
+def gc() -> None:
+    """Remove the shared memory of processes that died."""
+    from sharedmask import registry
+
+    removed = registry.reap()
+    for name in removed:
+        click.echo(f"removed {name}")
+    _say(f"{len(removed)} segments of dead processes removed")
