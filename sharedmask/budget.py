@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
+from typing import Any
 
 from sharedmask.errors import MemoryLimitError, ParameterError
 
@@ -43,7 +42,7 @@ class MemoryBudget:
         held : int
             Bytes that already count towards ``memory_limit``.
         """
-        limits = [(psutil.virtual_memory().available, "free RAM"), *_cgroup_limits()]
+        limits = [(_ram().available, "free RAM"), *_cgroup_limits()]
         if memory_limit is not None:
             limits.append((parse_bytes(memory_limit) - held, f"memory_limit={memory_limit!r}"))
         return cls(*min(limits))
@@ -62,6 +61,12 @@ class MemoryBudget:
             )
 
 
+def _ram() -> Any:
+    import psutil  # here, because an image that is never loaded need not wait for it
+
+    return psutil.virtual_memory()
+
+
 def mib(nbytes: float) -> str:
     """Bytes as text, in MiB."""
     return f"{nbytes / 2**20:,.0f} MiB"
@@ -75,7 +80,7 @@ def parse_bytes(amount: int | float | str) -> int:
             raise ParameterError(f"memory_limit={amount!r} is no amount of memory: write '8G' or '512M'")
         return int(float(found[1]) * _UNITS[found[2].upper()])
     if isinstance(amount, float) and 0 < amount <= 1:
-        return int(amount * psutil.virtual_memory().total)
+        return int(amount * _ram().total)
     if amount <= 0:
         raise ParameterError(f"memory_limit={amount!r} leaves no memory")
     return int(amount)

@@ -132,6 +132,14 @@ class Source(ABC):
         self._identify(digest)
         return digest.hexdigest()
 
+    def read(self) -> Array:
+        """All true values at once, (x, y, z) or (x, y, z, t): for masks and other small images."""
+        stored = np.empty((self.n_timepoints, self.n_voxels), self.dtype)
+        with self.volumes() as reader:
+            reader.readinto(stored)
+        values = apply_read_scaling(stored, self.slope, self.inter)
+        return np.asarray(values.reshape(self.shape[::-1]).T.reshape(self.shape[: self.ndim]))
+
     @abstractmethod
     def volumes(self) -> AbstractContextManager[VolumeReader]:
         """Read the volumes from the first on; closes what it opened at the end of the ``with`` block."""

@@ -13,9 +13,9 @@ PACKAGE = Path(sharedmask.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"kernels", "streams", "regions", "budget", "segments", "writing"},
+    {"kernels", "streams", "budget", "segments", "writing"},
     {"sources", "registry", "loading", "pool"},
-    {"parameters", "demo"},
+    {"regions", "parameters", "demo"},
     {"masking"},
     {"image"},
     {"cli"},

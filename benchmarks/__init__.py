@@ -1,0 +1,1 @@
+"""Measurements of sharedmask against what it replaces: ``python -m benchmarks core``."""

@@ -1,0 +1,168 @@
+"""Peak memory of a variant: the tree of its processes, sampled from outside.
+
+Covers: what counts, sampling, what a variant is projected to take; on Linux. Does not cover: the
+variants (``variants``), the process that runs one (``child``).
+
+What counts, per sample:
+
+- of each process in the tree, its proportional share (PSS) of private and file-backed pages;
+- of each shared memory object that the tree maps, all of its bytes, once. PSS would miss those
+  that no page table shows: reserved and not touched yet, or written by a worker that has left.
+
+Summed resident sizes are no measure: they count a shared page once per process.
+"""
+
+import json
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import machine
+from benchmarks.data import ROOT, Dataset
+
+INTERVAL = 0.01
+_BARE = "import sys; print('done', flush=True); sys.stdin.read(); print('{}')"
+_BARE_SAMPLES = 10
+
+_SHARE = re.compile(rb"^(Pss|Pss_Shmem): +(\d+) kB", re.MULTILINE)
+_SHARED_OBJECT = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +((?:/dev/shm/|/memfd:|/dev/zero|/SYSV).*)$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a variant is projected to take besides its results."""
+
+    images: float
+    """Of the decoded image's bytes, in all."""
+    images_per_job: float = 0.0
+    bytes_per_job: float = 0.0
+
+    def projected(self, dataset: Dataset, n_jobs: int, n_masks: int) -> float:
+        images = self.images + self.images_per_job * n_jobs
+        results = 2 * dataset.signal_bytes(n_masks)
+        return images * dataset.image_bytes + results + self.bytes_per_job * n_jobs
+
+
+COSTS = {
+    "extract": Cost(0.5),
+    "resident": Cost(1.1),
+    "resident_processes": Cost(1.1, bytes_per_job=10e6),
+    "numpy_indexing": Cost(2.1),
+    "shared_recipe": Cost(6.5, bytes_per_job=40e6),
+    "union_masker": Cost(3.0),
+    "masker_loop": Cost(0.0, images_per_job=2.5, bytes_per_job=300e6),
+}
+
+
+def lacking(name: str, dataset: Dataset, n_jobs: int, n_masks: int) -> str | None:
+    """Why ``name`` cannot be run here; None if it can."""
+    return machine.lacking(COSTS[name].projected(dataset, n_jobs, n_masks))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run took; ``peak`` is above the bare interpreter."""
+
+    peak: int
+    peak_rss: int
+    """The first process's own resident peak by the kernel's account: no sample can miss it."""
+    n_processes: int
+    n_samples: int
+    seconds: float
+    """Of the variant with what it imports, while it is watched."""
+    digests: list[str]
+
+
+@dataclass(frozen=True)
+class _Peak:
+    nbytes: int
+    n_processes: int
+    n_samples: int
+    said: dict[str, Any]
+
+
+def bare_interpreter() -> int:
+    """Bytes of a Python that does nothing, seen in the same way."""
+    return _sampled([sys.executable, "-c", _BARE], at_least=_BARE_SAMPLES).nbytes
+
+
+def measure(name: str, dataset: Dataset, n_jobs: int, masks: Sequence[Path], bare: int) -> Measured:
+    """Run the variant ``name`` in a fresh process and watch it."""
+    arguments = [name, str(n_jobs), str(dataset.shape[3]), str(dataset.run), *map(str, masks)]
+    peak = _sampled([sys.executable, "-m", "benchmarks.child", *arguments])
+    return Measured(
+        peak=peak.nbytes - bare,
+        n_processes=peak.n_processes,
+        n_samples=peak.n_samples,
+        **peak.said,
+    )
+
+
+def _sampled(command: list[str], at_least: int = 1) -> _Peak:
+    """Sample the tree of ``command`` from its start until it says "done"."""
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        peak, n_processes, n_samples, done = 0, 0, 0, False
+        root = psutil.Process(process.pid)
+        while not done or n_samples < at_least:
+            done = done or bool(select.select([process.stdout], [], [], 0)[0])
+            tree = _tree(root)
+            peak, n_processes = max(peak, _held(tree)), max(n_processes, len(tree))
+            n_samples += 1
+            time.sleep(INTERVAL)
+        first = process.stdout.readline()
+        process.stdin.close()
+        rest = process.stdout.read()
+    if first != b"done\n":
+        raise RuntimeError(f"{' '.join(command[:4])} failed with exit code {process.returncode}")
+    return _Peak(peak, n_processes, n_samples, json.loads(rest))
+
+
+def _tree(root: psutil.Process) -> list[int]:
+    with suppress(psutil.NoSuchProcess):
+        return [root.pid, *(child.pid for child in root.children(recursive=True))]
+    return []
+
+
+def _held(tree: Sequence[int]) -> int:
+    """Bytes that these processes hold together."""
+    shared: dict[tuple[bytes, bytes], int] = {}
+    private = 0
+    for pid in tree:
+        with suppress(OSError):  # it left meanwhile
+            private += _private_share(pid)
+            for key, nbytes in _shared_objects(pid):
+                shared[key] = max(shared.get(key, 0), nbytes)
+    return private + sum(shared.values())
+
+
+def _private_share(pid: int) -> int:
+    share = dict(_SHARE.findall(Path(f"/proc/{pid}/smaps_rollup").read_bytes()))
+    return (int(share.get(b"Pss", 0)) - int(share.get(b"Pss_Shmem", 0))) * 1024
+
+
+def _shared_objects(pid: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
+    """(device and inode, bytes) of the shared memory that a process maps."""
+    for start, stop, offset, device, inode, name in _SHARED_OBJECT.findall(
+        Path(f"/proc/{pid}/maps").read_bytes()
+    ):
+        yield (device, inode), _allocated(name, int(offset, 16) + int(stop, 16) - int(start, 16))
+
+
+def _allocated(name: bytes, extent: int) -> int:
+    """Bytes behind a mapping: those of its file or, of a file without a name, those mapped."""
+    with suppress(OSError):
+        return Path(name.decode()).stat().st_blocks * 512
+    return extent
