@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
-    from sharedmask.image import SharedImage, extract
+    from sharedmask.extraction import extract
+    from sharedmask.image import SharedImage
     from sharedmask.regions import Grid, Regions
+    from sharedmask.service import Coordinator
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "SharedImage": "image",
-    "extract": "image",
+    "extract": "extraction",
     "Regions": "regions",
     "Grid": "regions",
     "MemoryBudget": "budget",
+    "Coordinator": "service",
 }
 
-__all__ = ["Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
 
 
 def __getattr__(name: str) -> object:

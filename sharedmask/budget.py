@@ -6,6 +6,7 @@ before an operation. Does not cover: what operations take (each projects its own
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,16 +75,21 @@ def mib(nbytes: float) -> str:
 
 def parse_bytes(amount: int | float | str) -> int:
     """Bytes of ``8_000_000``, ``"8G"``, ``"512 MiB"`` or ``0.5`` (of the RAM)."""
-    if isinstance(amount, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", amount, re.IGNORECASE)
-        if not found:
-            raise ParameterError(f"memory_limit={amount!r} is no amount of memory: write '8G' or '512M'")
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+    nbytes = _of_text(amount) if isinstance(amount, str) else float(amount)
+    if not math.isfinite(nbytes):
+        raise ParameterError(f"memory_limit={amount!r} is no amount of memory")
     if isinstance(amount, float) and 0 < amount <= 1:
-        return int(amount * _ram().total)
-    if amount <= 0:
+        nbytes *= _ram().total
+    if nbytes < 1:
         raise ParameterError(f"memory_limit={amount!r} leaves no memory")
-    return int(amount)
+    return int(nbytes)
+
+
+def _of_text(amount: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", amount, re.IGNORECASE)
+    if not found:
+        raise ParameterError(f"memory_limit={amount!r} is no amount of memory: write '8G' or '512M'")
+    return float(found[1]) * _UNITS[found[2].upper()]
 
 
 def _cgroup_limits() -> Iterator[tuple[int, str]]:

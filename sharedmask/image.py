@@ -1,36 +1,42 @@
-"""The shared image, and extraction in one pass: where sources, segments and requests meet.
+"""The shared image: where sources, segments and requests meet.
 
 Covers: when an image is loaded, where its rows live, when it is closed; what each call projects
 to take. Does not cover: the calls' parameters (``parameters``), their work (``masking``), the
-decoding pipeline (``loading``), who cleans up after a crash (``registry``).
+decoding pipeline (``loading``), who cleans up after a crash (``registry``), a single pass that
+holds no image (``extraction``).
 """
 
 import contextlib
+import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import kernels, loading, masking, pool, segments
+from sharedmask import loading, masking, pool, registry, segments, stores, wire
 from sharedmask.budget import MemoryBudget, mib
-from sharedmask.errors import ClosedImageError, OutsideImageError, ParameterError
+from sharedmask.errors import AttachError, ClosedImageError, OutsideImageError, ParameterError
 from sharedmask.masking import Rows
-from sharedmask.parameters import Parameters, Request
+from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.pool import Shared
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Grid, Regions, matching
 from sharedmask.registry import Owned
-from sharedmask.sources import Source, open_source
+from sharedmask.segments import Handle
+from sharedmask.sources import Facts, Source, open_source
+
+if TYPE_CHECKING:
+    from sharedmask.niimgs import SharedNifti
 
 Array = NDArray[Any]
 T = TypeVar("T")
-
-# What a worker process takes for itself: an interpreter forked from one that has numpy.
-_WORKER_BYTES = 10 * 2**20
+_log = logging.getLogger(__name__)
 
 
 class SharedImage:
@@ -47,8 +53,10 @@ class SharedImage:
     mask_img : mask, optional
         Keep only the voxels inside it (a brain is about a third of its box). Masks that reach
         outside are refused.
-    store : {"auto", "shm"}
-        Where the bytes live: ``"shm"`` is named shared memory. ``"auto"`` chooses.
+    store : {"auto", "shm", "memfd"}
+        Where the bytes live: named shared memory, or sealed anonymous memory (Linux), of which no
+        kill leaves anything. ``"auto"`` is the first, but the second in a batch job or where
+        /dev/shm is too small; :attr:`store` tells which and why.
     memory_limit : int, float or str, optional
         What this image and the results of a call may take together: bytes, ``"8G"``, or a
         fraction of the RAM. Free RAM and control groups limit it anyway.
@@ -72,19 +80,22 @@ class SharedImage:
         source: Any,
         *,
         mask_img: Any = None,
-        store: Literal["auto", "shm"] = "auto",
+        store: Literal["auto", "shm", "memfd"] = "auto",
         memory_limit: int | float | str | None = None,
         name: str | None = None,
     ) -> None:
-        if store not in ("auto", "shm"):
-            raise ParameterError(f"store={store!r} is none of 'auto' and 'shm'")
-        self._source = open_source(source)
-        self._grid = Grid(self._source.shape[:3], self._source.affine)
+        if store not in ("auto", *stores.KINDS):
+            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, stores.KINDS))}")
+        self._source: Source | None = open_source(source)
+        self._facts: Facts = self._source
+        self._grid = Grid(self._facts.shape[:3], self._facts.affine)
         self._voxels = None if mask_img is None else Regions.from_any(mask_img, self._grid).union
+        self._asked_store = store
         self._memory_limit = memory_limit
-        self._name = name or os.path.basename(self._source.name)
+        self._name = name or os.path.basename(self._facts.name)
         self._lock = threading.RLock()
         self._owned: Owned | None = None
+        self._lease: socket.socket | None = None
         self._rows: Rows | None = None
         self._closed = False
 
@@ -93,32 +104,44 @@ class SharedImage:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(x, y, z, n_timepoints)."""
-        return self._source.shape
+        return self._facts.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The stored values' dtype."""
-        return self._source.dtype
+        return self._facts.dtype
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to millimetres, (4, 4)."""
-        return self._source.affine
+        return self._facts.affine
 
     @property
     def t_r(self) -> float | None:
         """Repetition time in seconds, of the BIDS sidecar or the header."""
-        return self._source.t_r
+        return self._facts.t_r
 
     @property
     def scaling(self) -> tuple[float, float]:
         """Slope and intercept of the stored values; (1.0, 0.0) if they are the true ones."""
-        return self._source.slope, self._source.inter
+        return self._facts.slope, self._facts.inter
+
+    @property
+    def name(self) -> str:
+        """What ``sharedmask ls`` calls it."""
+        return self._name
 
     @property
     def nbytes(self) -> int:
         """Bytes that the image takes in its store."""
-        return segments.projected(_geometry(self._source, self._voxels))
+        return segments.projected(geometry_of(self._facts, self._voxels))
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """Where the bytes live or will live, and why there."""
+        if self._rows is not None and self._rows.shared is not None and self._source is None:
+            return self._rows.shared.handle.store, "its owner's choice"
+        return stores.choose(self._asked_store, self.nbytes)
 
     @property
     def closed(self) -> bool:
@@ -127,7 +150,10 @@ class SharedImage:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._rows else "not loaded"
         shape = "x".join(map(str, self.shape))
-        return f"<SharedImage {self._name} {shape} {self.dtype} {mib(self.nbytes)} shm {state}>"
+        store, reason = self.store
+        return (
+            f"<SharedImage {self._name} {shape} {self.dtype} {mib(self.nbytes)} {store} ({reason}) {state}>"
+        )
 
     # --- life ---
 
@@ -152,9 +178,22 @@ class SharedImage:
                 self._rows = self._load()
             return self._rows
 
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[Rows]:
+        """The rows; if another thread closes the image before workers attach, that is what is said."""
+        try:
+            yield self._loaded()
+        except AttachError as error:
+            if self._closed:
+                raise ClosedImageError(f"{self._name} was closed while it was in use") from error
+            raise
+
     def _load(self) -> Rows:
+        assert self._source is not None  # an attached image has its rows
         budget = MemoryBudget.here(self._memory_limit)
-        self._owned, rows = _load_shared(self._source, self._voxels, self._name, budget)
+        store, reason = self.store
+        _log.info("%s goes to %s: %s", self._name, store, reason)
+        self._owned, rows = load_shared(self._source, self._voxels, self._name, budget, store)
         return rows
 
     def close(self) -> None:
@@ -164,6 +203,9 @@ class SharedImage:
             if self._owned is not None:
                 self._owned.release()
                 self._owned = None
+            if self._lease is not None:
+                self._lease.close()
+                self._lease = None
 
     def __enter__(self) -> "SharedImage":
         return self
@@ -172,6 +214,111 @@ class SharedImage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # --- sharing ---
+
+    @property
+    def handle(self) -> Handle:
+        """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
+        shared = self._loaded().shared
+        assert shared is not None
+        if self._owned is not None:
+            self._owned.keep_record()
+        return shared.handle
+
+    def publish(self, name: str) -> Handle:
+        """Load the image and let others find it by ``name`` (:meth:`attach`, ``sharedmask ls``)."""
+        with self._lock:
+            rows = self._loaded()
+            if self._owned is None:
+                raise ParameterError(f"{self._name} is another process's image: only its owner names it")
+            handle = self._owned.rename(name)
+            self._name = name
+            self._rows = replace(rows, shared=Shared(handle, "rows"))
+            return handle
+
+    @classmethod
+    def attach(cls, handle: Handle | str) -> "SharedImage":
+        """The image that another process shares; nothing is loaded or copied.
+
+        Parameters
+        ----------
+        handle : Handle or str
+            Its :attr:`handle`, the handle as JSON, or the name under which it is published.
+
+        Raises
+        ------
+        AttachError
+            There is no such image, or the handle is of another machine, boot or user.
+        """
+        if isinstance(handle, str):
+            handle = Handle.from_json(handle) if handle.lstrip().startswith("{") else registry.find(handle)
+        attachment = segments.attach(handle)
+        image = cls.__new__(cls)
+        image._source = None
+        image._facts = Facts.from_dict(attachment.meta["facts"])
+        image._grid = Grid(image._facts.shape[:3], image._facts.affine)
+        image._voxels = attachment.arrays.get("voxels")
+        image._asked_store, image._memory_limit = "auto", None
+        image._name = handle.label
+        image._lock = threading.RLock()
+        image._owned = None
+        image._lease = None
+        image._rows = _attached_rows(image._facts, attachment)
+        image._closed = False
+        return image
+
+    @classmethod
+    def connect(cls, source: str | os.PathLike[str], *, start: bool = False) -> "SharedImage":
+        """The image as this machine's coordinator holds it, loaded once for all who ask.
+
+        The coordinator (``sharedmask serve``) keeps the image at least until :meth:`close`, or
+        until this process ends. Where there is none, the image is loaded here, or attached if
+        ``source`` is the name of a published one.
+
+        Parameters
+        ----------
+        source : str or path
+            A file, or the name of an image that is loaded already.
+        start : bool
+            Start a coordinator if there is none; it ends after half an hour without clients.
+
+        Raises
+        ------
+        SharedMaskError
+            What loading it raises, there or here.
+        """
+        path = os.path.expanduser(os.fspath(source))
+        is_file = os.path.exists(path)
+        connection = wire.connect()
+        if connection is None and start:
+            wire.start()
+            connection = wire.connect()
+        if connection is None:
+            return cls(path) if is_file else cls.attach(path)
+        try:
+            asked = os.path.abspath(path) if is_file else os.fspath(source)
+            image = cls.attach(wire.ask(connection, "open", source=asked)["handle"])
+        except BaseException:
+            connection.close()
+            raise
+        image._lease = connection
+        return image
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).attach, (self.handle.to_json(),)
+
+    def as_nifti(self) -> "SharedNifti":
+        """The image as a nibabel image that travels to other processes as a handle.
+
+        Loops written for nibabel images share the one copy without a changed line:
+        ``Parallel(n_jobs=20)(delayed(f)(image.as_nifti(), mask) for mask in masks)``. It is valid
+        for as long as this image is open, or until its last view goes.
+        """
+        from sharedmask.niimgs import SharedNifti
+
+        self._loaded()
+        return SharedNifti(self.handle)
 
     # --- requests ---
 
@@ -231,11 +378,13 @@ class SharedImage:
             Each with the file or mask and the number that is wrong.
         ClosedImageError, WorkerError
         """
-        request = Request.checked(self._source, **parameters)
+        request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
-        rows = self._loaded()
-        self._require(f"masking {self._name} with {len(regions)} masks", regions, request)
-        return regions.pack(masking.mask(rows, regions, request))
+        with self._in_use() as rows:
+            budget = MemoryBudget.here(self._memory_limit, self.nbytes)
+            needed = masking.projected(self._facts, regions, request)
+            budget.require(f"masking {self._name} with {len(regions)} masks", needed)
+            return regions.pack(masking.mask(rows, regions, request))
 
     def mask(self, mask: Any, **parameters: Unpack[Parameters]) -> Array:
         """The signals of one mask, (n_timepoints, n_voxels); parameters of :meth:`mask_parallel`."""
@@ -274,9 +423,11 @@ class SharedImage:
             Columns in the order of the labels or masks; ``Regions.table()`` names them.
             (n_regions,) for a 3D image.
         """
-        request = Request.checked(self._source, **parameters)
-        regions = atlas_or_masks(labels_img, self._grid, resampling_target)
-        return masking.reduce(self._loaded(), regions, strategy, request)
+        request = Request.checked(self._facts, **parameters)
+        check_strategy(strategy)
+        regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
+        with self._in_use() as rows:
+            return masking.reduce(rows, regions, strategy, request)
 
     def map(
         self,
@@ -297,12 +448,18 @@ class SharedImage:
         list, dict or object
             What ``func`` returned, in the container of ``masks``.
         """
-        request = Request.checked(self._source, **parameters)
+        request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
-        return regions.pack(masking.map_regions(self._loaded(), regions, func, request))
+        with self._in_use() as rows:
+            return regions.pack(masking.map_regions(rows, regions, func, request))
 
     def iter_masks(
-        self, masks: Any, *, batch_size: int = 20, **parameters: Unpack[Parameters]
+        self,
+        masks: Any,
+        *,
+        batch_size: int = 20,
+        resampling_target: Literal["data"] | None = None,
+        **parameters: Unpack[Parameters],
     ) -> Iterator[tuple[Any, Array]]:
         """The signals of any number of masks, one mask after the other, in constant memory.
 
@@ -320,41 +477,41 @@ class SharedImage:
         (key, ndarray)
             The dict's key, the file's name, or the number in a list; (n_timepoints, n_voxels).
         """
-        if batch_size < 1:
-            raise ParameterError(f"batch_size={batch_size} is no number of masks")
-        for batch in _batches(masks, self._grid, batch_size):
-            yield from self.mask_parallel(batch, **parameters).items()
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ParameterError(f"batch_size={batch_size!r} is no number of masks")
+        for batch in _batches(masks, self._grid, batch_size, resampling_target):
+            signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
+            yield from signals.items()
 
     def _regions(self, masks: Any, resampling_target: Literal["data"] | None) -> Regions:
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
-
-    def _require(self, operation: str, regions: Regions, request: Request) -> None:
-        itemsize = request.conversion(self._source).result.itemsize
-        outputs = len(regions.indices) * self._source.n_timepoints * itemsize
-        workers = _WORKER_BYTES * request.n_jobs if request.prefer == "processes" else 0
-        MemoryBudget.here(self._memory_limit, self.nbytes).require(operation, outputs + workers)
 
     # --- the array ---
 
     @property
     def stored(self) -> Array:
-        """The stored values as a read-only (x, y, z, n_timepoints) view; before scaling."""
+        """The stored values as a read-only (x, y, z, n_timepoints) view; before scaling.
+
+        Like :attr:`array` it travels to other processes as a handle, and so do its slices.
+        """
         rows = self._loaded()
+        assert rows.shared is not None
         if rows.voxels is not None:
             raise OutsideImageError(
                 f"{self._name} holds the voxels of its mask_img only: use frame() or mask()"
             )
         x, y, z, n_timepoints = self.shape
-        return rows.array.reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+        view = segments.attach(rows.shared.handle).view("rows")
+        return view.reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
 
     @property
     def array(self) -> Array:
         """The image as a read-only (x, y, z, n_timepoints) view; no copy."""
-        if self.scaling != (1.0, 0.0):
+        if self._facts.is_scaled:
             slope, inter = self.scaling
             raise ParameterError(
                 f"the values of {self._name} are stored values times {slope:g} plus {inter:g}, "
-                "so no view has them: use mask(), frame(), or stored"
+                "so no view has them: use mask(), frame(), as_nifti(), or stored"
             )
         return self.stored
 
@@ -364,168 +521,59 @@ class SharedImage:
         A read-only view where the values are stored as they are, else a fresh array.
         """
         rows = self._loaded()
-        if not -self.shape[3] <= t < self.shape[3]:
-            raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t}")
-        conversion = kernels.Conversion(
-            self._source.slope, self._source.inter, self._source.scaled_dtype, self._source.scaled_dtype
-        )
-        if rows.voxels is None:
-            return kernels.scale(self.stored[..., t], conversion)
-        volume = np.zeros(self._source.n_voxels, self._source.scaled_dtype)
-        volume[rows.voxels] = kernels.scale(rows.array[:, t], conversion)
-        return volume.reshape(self.shape[:3], order="F")
+        if not isinstance(t, int | np.integer) or not -self.shape[3] <= t < self.shape[3]:
+            raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t!r}")
+        if rows.voxels is None and not self._facts.is_scaled:
+            return self.stored[..., t]
+        return masking.volumes(rows, slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
 
 
-def atlas_or_masks(
-    given: Any, grid: Grid | None, resampling_target: Literal["data"] | None = None
-) -> Regions:
-    """Regions to reduce: one image is a label atlas, several are masks."""
-    several = isinstance(given, list | tuple | Mapping | Regions) or _is_pattern(given)
-    if several or len(getattr(given, "shape", ())) == 4:
-        return Regions.from_any(given, grid, resampling_target=resampling_target)
-    return Regions.from_labels(given, grid, resampling_target=resampling_target)
-
-
-def _is_pattern(given: Any) -> bool:
-    return isinstance(given, str) and any(c in given for c in "*?[") and not os.path.exists(given)
-
-
-def _batches(masks: Any, grid: Grid, size: int) -> Iterator[Any]:
+def _batches(masks: Any, grid: Grid, size: int, target: Literal["data"] | None) -> Iterator[Any]:
     """Dicts or regions of at most ``size`` masks, opened only when reached."""
+    masks = matching(masks) or masks
     if isinstance(masks, str | os.PathLike | Regions) or hasattr(masks, "shape"):
-        yield from Regions.from_any(masks, grid).batches(size)
+        yield from Regions.from_any(masks, grid, resampling_target=target).batches(size)
         return
     items = iter(masks.items() if isinstance(masks, Mapping) else enumerate(masks))
     while batch := dict(islice(items, size)):
         yield batch
 
 
-def _transposing_threads(source: Source) -> int:
-    """Next to decompression one thread keeps pace; a plain file is read faster than that."""
-    return 1 if source.compressed else pool.n_cpus()
-
-
-def extract(
-    source: Any,
-    masks: Any,
-    *,
-    strategy: str | None = None,
-    resampling_target: Literal["data"] | None = None,
-    memory_limit: int | float | str | None = None,
-    **parameters: Unpack[Parameters],
-) -> Any:
-    """The signals of masks, in one pass over the image, which is never held.
-
-    The same numbers as ``SharedImage(source).mask_parallel(masks)``, or ``.reduce(masks,
-    strategy)``, for a single call: memory holds the masks' voxels and nothing else of the image.
-
-    Parameters
-    ----------
-    source : str, path, niimg, or list of those
-        As for :class:`SharedImage`.
-    masks : list, dict, glob pattern, 4D image, :class:`Regions`, or one mask
-        As for :meth:`SharedImage.mask_parallel`; with a ``strategy`` one image is an atlas.
-    strategy : str, optional
-        None: the signals of all voxels. Else one value per region, as in
-        :meth:`SharedImage.reduce`.
-    memory_limit : int, float or str, optional
-        Bytes, ``"8G"``, or a fraction of the RAM.
-
-    Other parameters are those of :meth:`SharedImage.mask_parallel`.
-
-    Returns
-    -------
-    list, dict or ndarray
-        (n_timepoints, n_voxels) per mask, in the container given; with a ``strategy`` one
-        (n_timepoints, n_regions) array.
-
-    Examples
-    --------
-    >>> import nibabel as nib, numpy as np
-    >>> bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
-    >>> atlas = nib.Nifti1Image(np.arange(24, dtype="int16").reshape(2, 3, 4) % 3, np.eye(4))
-    >>> extract(bold, atlas, strategy="mean").shape
-    (10, 2)
-    """
-    opened = open_source(source)
-    grid = Grid(opened.shape[:3], opened.affine)
-    request = Request.checked(opened, **parameters)
-    budget = MemoryBudget.here(memory_limit)
-    if strategy is not None:
-        regions = atlas_or_masks(masks, grid, resampling_target)
-        with _union(opened, regions, request, budget) as rows:
-            return masking.reduce(rows, regions, strategy, request)
-    regions = Regions.from_any(masks, grid, resampling_target=resampling_target)
-    if request.cleaning.needed:
-        with _union(opened, regions, request, budget) as rows:
-            return regions.pack(masking.mask(rows, regions, request))
-    return regions.pack(_streamed(opened, regions, request, budget))
-
-
 # --- loading -------------------------------------------------------------------------------------
 
 
-def _geometry(source: Source, voxels: NDArray[np.intp] | None) -> segments.Geometry:
-    n_rows = source.n_voxels if voxels is None else len(voxels)
-    rows = ((n_rows, source.n_timepoints), source.dtype)
+def geometry_of(facts: Facts, voxels: NDArray[np.intp] | None) -> segments.Geometry:
+    n_rows = facts.n_voxels if voxels is None else len(voxels)
+    rows = ((n_rows, facts.n_timepoints), facts.dtype)
     return {"rows": rows} if voxels is None else {"rows": rows, "voxels": (voxels.shape, voxels.dtype)}
 
 
-def _load_shared(
-    source: Source, voxels: NDArray[np.intp] | None, label: str, budget: MemoryBudget
+def load_shared(
+    source: Source, voxels: NDArray[np.intp] | None, label: str, budget: MemoryBudget, store: str
 ) -> tuple[Owned, Rows]:
     """The series of ``voxels`` (None: all) in a shared segment; all of it or nothing."""
-    geometry = _geometry(source, voxels)
+    geometry = geometry_of(source, voxels)
     buffers = loading.buffer_bytes(source, geometry["rows"][0][0])
     budget.require(f"loading {label}", segments.projected(geometry) + buffers)
-    owned = Owned(label, geometry)
+    owned = Owned(label, geometry, store)
     try:
         if voxels is not None:
             owned.segment.array("voxels")[:] = voxels
         finite = loading.load(
-            source, owned.segment.array("rows"), select=voxels, n_threads=_transposing_threads(source)
+            source, owned.segment.array("rows"), select=voxels, n_threads=transposing_threads(source)
         )
-        handle = owned.share({"finite": finite})
+        handle = owned.share({"finite": finite, "facts": source.to_dict()})
     except BaseException:
         owned.release()
         raise
-    arrays = segments.attach(handle).arrays
-    return owned, Rows(source, arrays["rows"], finite, arrays.get("voxels"), Shared(handle, "rows"))
+    return owned, _attached_rows(source, segments.attach(handle))
 
 
-@contextlib.contextmanager
-def _union(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> Iterator[Rows]:
-    """The rows of all regions' voxels, for one call; shared only if workers will read them."""
-    union = regions.union
-    if request.n_jobs > 1 and (request.cleaning.needed or request.prefer == "processes"):
-        owned, rows = _load_shared(source, union, source.name, budget)
-        try:
-            yield rows
-        finally:
-            owned.release()
-        return
-    shape = (len(union), source.n_timepoints)
-    nbytes = shape[0] * shape[1] * source.dtype.itemsize
-    budget.require(f"extracting from {source.name}", nbytes + loading.buffer_bytes(source, len(union)))
-    array = np.empty(shape, source.dtype)
-    finite = loading.load(source, array, select=union, n_threads=_transposing_threads(source))
-    yield Rows(source, array, finite, union)
+def _attached_rows(facts: Facts, attachment: segments.Attachment) -> Rows:
+    arrays, finite = attachment.arrays, bool(attachment.meta["finite"])
+    return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), Shared(attachment.handle, "rows"))
 
 
-def _streamed(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> list[Array]:
-    """Signals of voxels, written on the way: each volume's values go straight to their results."""
-    conversion = request.conversion(source)
-    shape = (len(regions.indices), source.n_timepoints)
-    nbytes = shape[0] * shape[1] * conversion.result.itemsize
-    budget.require(f"extracting from {source.name}", nbytes + loading.buffer_bytes(source, shape[0]))
-    rows = np.empty(shape, conversion.result)
-    with masking.progress_to(request.progress, source.n_timepoints, "volume") as tell:
-        loading.load(
-            source,
-            rows,
-            select=regions.indices,
-            conversion=conversion,
-            n_threads=_transposing_threads(source),
-            on_volumes=tell,
-        )
-    return masking.reported(masking.split(rows, regions, source), regions, request)
+def transposing_threads(source: Source) -> int:
+    """Next to decompression one thread keeps pace; a plain file is read faster than that."""
+    return 1 if source.compressed else pool.n_cpus()

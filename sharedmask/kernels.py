@@ -35,6 +35,7 @@ class Conversion:
     scaled: np.dtype[Any]
     result: np.dtype[Any]
     nan_policy: NanPolicy = "propagate"
+    image: str = "the image"
 
     def keeps(self, stored: np.dtype[Any], finite: bool) -> bool:
         """Whether stored values are already the results."""
@@ -58,12 +59,20 @@ def scale(stored: Array, conversion: Conversion) -> Array:
     return values
 
 
-def convert(stored: Array, out: Array, conversion: Conversion) -> None:
-    """Write the true values of ``stored`` into ``out`` (same shape), as ``conversion`` says."""
+def convert(stored: Array, out: Array, conversion: Conversion) -> bool:
+    """Write the true values of ``stored`` into ``out`` (same shape), as ``conversion`` says.
+
+    Returns
+    -------
+    bool
+        Whether all true values are finite.
+    """
     values = scale(stored, conversion)
-    if conversion.nan_policy != "propagate" and values.dtype.kind == "f" and not all_finite(values):
-        values = _without_nonfinite(values, conversion.nan_policy)
+    finite = values.dtype.kind != "f" or all_finite(values)
+    if conversion.nan_policy != "propagate" and not finite:
+        values = _without_nonfinite(values, conversion)
     np.copyto(out, values, casting="unsafe")
+    return finite
 
 
 def all_finite(values: Array) -> bool:
@@ -74,12 +83,12 @@ def all_finite(values: Array) -> bool:
     return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
 
 
-def _without_nonfinite(values: Array, policy: NanPolicy) -> Array:
+def _without_nonfinite(values: Array, conversion: Conversion) -> Array:
     bad = ~np.isfinite(values)
-    if policy == "raise":
-        count = int(np.count_nonzero(bad))
-        raise ParameterError(f"{count} non-finite values among those asked for, and nan_policy='raise'")
-    return np.where(bad, values.dtype.type(0 if policy == "zero" else np.nan), values)
+    if conversion.nan_policy == "raise":
+        found = f"{np.count_nonzero(bad)} of {bad.size} values"
+        raise ParameterError(f"{conversion.image}: {found} looked at are not finite, and nan_policy='raise'")
+    return np.where(bad, values.dtype.type(0 if conversion.nan_policy == "zero" else np.nan), values)
 
 
 def pieces(n_rows: int, row_bytes: int) -> Iterator[slice]:
@@ -227,6 +236,8 @@ def _pc1(source: _Pieces) -> Array:
     n_voxels = len(source.index)
     if n_voxels <= source.n_timepoints:
         rows = np.concatenate(list(centred))
+        if not np.isfinite(rows).all():
+            return np.full(source.n_timepoints, np.nan)
         power, vectors = np.linalg.eigh(rows @ rows.T)
         course, mean = vectors[:, -1] @ rows, rows.sum(axis=0)
     else:
@@ -234,6 +245,8 @@ def _pc1(source: _Pieces) -> Array:
         for rows in centred:
             gram += rows.T @ rows
             mean += rows.sum(axis=0)
+        if not np.isfinite(gram).all():
+            return np.full(source.n_timepoints, np.nan)
         power, vectors = np.linalg.eigh(gram)
         course = vectors[:, -1]
     norm = np.linalg.norm(course)

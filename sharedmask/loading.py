@@ -93,7 +93,7 @@ def load(
     Returns
     -------
     bool
-        Whether all the values stored in ``rows`` are known to be finite.
+        Whether all values of the voxels that were loaded are finite.
     """
     writer = _Writer(rows, conversion, n_threads)
     with _Decoder(source, len(rows), select) as blocks, writer:
@@ -195,5 +195,5 @@ class _Writer:
                 finite = finite and (not floats or all_finite(values))
                 target[...] = values
             else:
-                convert(values, target, self._conversion)
+                finite = convert(values, target, self._conversion) and finite
         return finite

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask import kernels, pool
-from sharedmask.errors import OutsideImageError, ParameterError
+from sharedmask.errors import OutsideImageError
+from sharedmask.kernels import Conversion
 from sharedmask.parameters import Progress, Request
 from sharedmask.pool import Shared
 from sharedmask.regions import Regions
 from sharedmask.registry import Owned
-from sharedmask.sources import Source
+from sharedmask.sources import Facts
 
 Array = NDArray[Any]
 
@@ -28,12 +29,19 @@ _BLOCK_BYTES = 8 * 2**20
 _CLEAN_COLUMNS = 512
 _CLEANING_MODULES = ("nilearn.signal",)
 
+# What requests take besides their results, measured: a worker forked from an interpreter with
+# numpy, the one import of nilearn that cleaning workers share, copies of a block in nilearn.
+_WORKER_BYTES = 10 * 2**20
+_CLEANING_IMPORT_BYTES = 200 * 2**20
+_CLEANING_COPIES = 6
+_INDEX_COPIES = 4
+
 
 @dataclass(frozen=True)
 class Rows:
     """The series of an image's voxels: where they are, and what their values mean."""
 
-    source: Source
+    facts: Facts
     array: Array
     finite: bool
     voxels: NDArray[np.intp] | None = None
@@ -59,29 +67,28 @@ class Rows:
             span = slice(regions.offsets[first], regions.offsets[first + 1])
             raise OutsideImageError(
                 f"mask {regions.names[first]} has {int(outside[span].sum())} of its {regions.sizes[first]} "
-                f"voxels outside of the mask_img with which {self.source.name} was loaded"
+                f"voxels outside of the mask_img with which {self.facts.name} was loaded"
             )
         return found
-
-    def argument(self, processes: bool) -> Array | Shared:
-        return self.shared if processes and self.shared is not None else self.array
 
 
 # --- outputs and blocks --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _output(shape: tuple[int, int], dtype: np.dtype[Any], processes: bool) -> Iterator[tuple[Array, Any]]:
+def _output(
+    shape: tuple[int, int], dtype: np.dtype[Any], shared: Shared | None
+) -> Iterator[tuple[Array, Any]]:
     """An array to return, and what a kernel gets for it.
 
-    Workers write into a shared segment. Its name goes as soon as they are done; the bytes go with
-    the last view, like those of any array.
+    Workers write into a shared segment, in a store like that of the rows they read. It is given up
+    as soon as they are done; the bytes go with the last view, like those of any array.
     """
-    if not processes:
+    if shared is None:
         array = np.empty(shape, dtype)
         yield array, array
         return
-    owned = Owned("output", {"out": (shape, dtype)})
+    owned = Owned("output", {"out": (shape, dtype)}, shared.handle.store)
     try:
         array = owned.segment.array("out")
         yield array, Shared(owned.share({}, writable=True), "out", writable=True)
@@ -89,12 +96,16 @@ def _output(shape: tuple[int, int], dtype: np.dtype[Any], processes: bool) -> It
         owned.release()
 
 
-def _in_processes(rows: Rows, request: Request) -> bool:
-    """Copying rows is bound by memory and numpy leaves threads alone; nilearn's cleaning is not."""
-    if request.prefer is not None:
-        return request.prefer == "processes"
-    heavy = request.cleaning.needed and rows.shared is not None
-    return heavy and request.n_jobs > 1 and pool.can_start_processes()
+def _for_workers(rows: Rows, request: Request, heavy: bool) -> Shared | None:
+    """The rows as worker processes get them; None if threads of the caller do the work.
+
+    Copying rows is bound by memory, and numpy leaves the interpreter to other threads; processes
+    pay where work is ``heavy`` on the interpreter.
+    """
+    if request.prefer == "threads" or rows.shared is None:
+        return None
+    worthwhile = heavy and request.n_jobs > 1 and pool.can_start_processes()
+    return rows.shared if worthwhile or request.prefer == "processes" else None
 
 
 def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[np.intp], int]]:
@@ -102,10 +113,9 @@ def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[
     return [(index[start : start + step], start) for start in range(0, len(index), step)]
 
 
-def _run(
-    request: Request, processes: bool, kernel: pool.Kernel, arguments: Any, items: Any, on_done: Any
-) -> Any:
-    if processes:
+def _run(request: Request, kernel: pool.Kernel, arguments: pool.Item, items: Any, on_done: Any) -> Any:
+    """Where the arguments can go: shared ones to processes, arrays to threads."""
+    if any(isinstance(argument, Shared) for argument in arguments):
         preload = _CLEANING_MODULES if request.cleaning.needed else ()
         return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload)
     return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done)
@@ -126,6 +136,22 @@ def progress_to(progress: Progress, total: int, unit: str) -> Iterator[Callable[
         yield lambda done: None
 
 
+def projected(facts: Facts, regions: Regions, request: Request) -> int:
+    """Bytes that :func:`mask` takes for these regions, its results included."""
+    cleaning, itemsize = request.cleaning, request.conversion(facts).result.itemsize
+    kept = facts.n_timepoints if cleaning.sample_mask is None else len(cleaning.sample_mask)
+    workers = request.n_jobs if request.prefer == "processes" else 0
+    needed = len(regions.indices) * kept * itemsize + _INDEX_COPIES * regions.indices.nbytes
+    if cleaning.needed:
+        n_union = len(regions.union)
+        overlapping = n_union < len(regions.indices)
+        block = min(_CLEAN_COLUMNS, n_union) * facts.n_timepoints * 8
+        needed += overlapping * n_union * kept * itemsize + _CLEANING_COPIES * block * request.n_jobs
+        workers = request.n_jobs if request.n_jobs > 1 and request.prefer != "threads" else workers
+        needed += _CLEANING_IMPORT_BYTES if workers else 0
+    return needed + workers * _WORKER_BYTES
+
+
 # --- the requests --------------------------------------------------------------------------------
 
 
@@ -139,20 +165,20 @@ def mask(rows: Rows, regions: Regions, request: Request) -> list[Array]:
     cleaned = _cleaned(rows, request, positions if disjoint else union)
     # Each voxel is cleaned once, however many masks contain it.
     spread = cleaned if disjoint else cleaned[inverse]
-    return reported(split(spread, regions, rows.source), regions, request)
+    return reported(split(spread, regions, rows.facts), regions, request)
 
 
 def _gathered(rows: Rows, regions: Regions, request: Request, positions: NDArray[np.intp]) -> list[Array]:
-    processes = _in_processes(rows, request)
-    conversion = request.conversion(rows.source)
+    shared = _for_workers(rows, request, heavy=False)
+    conversion = request.conversion(rows.facts)
     n_timepoints = rows.array.shape[1]
     items = _blocks(positions, _BLOCK_BYTES // (n_timepoints * conversion.result.itemsize))
     shape = (len(positions), n_timepoints)
-    with _output(shape, conversion.result, processes) as (array, out):
-        results = split(array, regions, rows.source)
-        arguments = (rows.argument(processes), rows.finite, out, conversion)
+    with _output(shape, conversion.result, shared) as (array, out):
+        results = split(array, regions, rows.facts)
+        arguments = (shared or rows.array, rows.finite, out, conversion)
         with _finished_regions(regions, request, items, results) as on_done:
-            _run(request, processes, kernels.gather, arguments, items, on_done)
+            _run(request, kernels.gather, arguments, items, on_done)
     return results
 
 
@@ -192,47 +218,45 @@ def reported(results: list[Array], regions: Regions, request: Request) -> list[A
 def _cleaned(rows: Rows, request: Request, positions: NDArray[np.intp]) -> Array:
     """(n_positions, n_timepoints) cleaned rows."""
     cleaning = request.cleaning
-    conversion = request.conversion(rows.source)
+    conversion = request.conversion(rows.facts)
     kept = rows.array.shape[1] if cleaning.sample_mask is None else len(cleaning.sample_mask)
     items = _blocks(positions, _CLEAN_COLUMNS)
-    processes = _in_processes(rows, request)
+    shared = _for_workers(rows, request, heavy=True)
     with (
-        _output((len(positions), kept), conversion.result, processes) as (array, out),
+        _output((len(positions), kept), conversion.result, shared) as (array, out),
         progress_to(request.progress, len(items), "block") as tell,
     ):
-        arguments = (rows.argument(processes), rows.finite, out, conversion, cleaning)
+        arguments = (shared or rows.array, rows.finite, out, conversion, cleaning)
         count = iter(range(1, len(items) + 1))
-        _run(request, processes, kernels.clean, arguments, items, lambda *_: tell(next(count)))
+        _run(request, kernels.clean, arguments, items, lambda *_: tell(next(count)))
     cleaned: Array = request.finished(array)
     return cleaned
 
 
-def split(rows: Array, regions: Regions, source: Source) -> list[Array]:
+def split(rows: Array, regions: Regions, facts: Facts) -> list[Array]:
     """Views of rows in the order of the regions' voxels, as nilearn shapes signals."""
     parts = [rows[a:b] for a, b in zip(regions.offsets, regions.offsets[1:], strict=False)]
-    return [part[:, 0] if source.ndim == 3 else part.T for part in parts]
+    return [part[:, 0] if facts.ndim == 3 else part.T for part in parts]
 
 
 def reduce(rows: Rows, regions: Regions, strategy: str, request: Request) -> Array:
     """(n_timepoints, n_regions), or (n_regions,) for a 3D image."""
-    if strategy not in kernels.STRATEGIES:
-        raise ParameterError(f"strategy={strategy!r} is none of {', '.join(kernels.STRATEGIES)}")
-    conversion = request.reduction(rows.source)
+    conversion = request.reduction(rows.facts)
     positions = rows.positions(regions)
     items = [(positions[a:b], column) for column, (a, b) in enumerate(_spans(regions))]
-    processes = _in_processes(rows, request)
+    shared = _for_workers(rows, request, heavy=False)
     shape = (len(regions), rows.array.shape[1])
     with (
-        _output(shape, conversion.result, processes) as (array, out),
+        _output(shape, conversion.result, shared) as (array, out),
         progress_to(request.progress, len(items), "region") as tell,
     ):
-        arguments = (rows.argument(processes), rows.finite, out, conversion, strategy)
+        arguments = (shared or rows.array, rows.finite, out, conversion, strategy)
         count = iter(range(1, len(items) + 1))
-        _run(request, processes, kernels.reduce_region, arguments, items, lambda *_: tell(next(count)))
+        _run(request, kernels.reduce_region, arguments, items, lambda *_: tell(next(count)))
     signals = array.T
     if request.cleaning.needed:
         signals = request.finished(request.cleaning.apply(np.ascontiguousarray(signals)))
-    signals = signals[0] if rows.source.ndim == 3 else signals
+    signals = signals[0] if rows.facts.ndim == 3 else signals
     reported(list(signals.T), regions, request)
     return signals
 
@@ -245,10 +269,10 @@ def map_regions(
     rows: Rows, regions: Regions, function: Callable[[Array], Any], request: Request
 ) -> list[Any]:
     """``function`` of each region's array, in the order of the regions."""
-    conversion = request.conversion(rows.source)
+    conversion = request.conversion(rows.facts)
     positions = rows.positions(regions)
     items = [(positions[a:b],) for a, b in _spans(regions)]
-    processes = _in_processes(rows, request) or (request.prefer is None and request.n_jobs > 1)
+    shared = _for_workers(rows, request, heavy=True)
     with progress_to(request.progress, len(items), "mask") as tell:
         count = iter(range(1, len(items) + 1))
 
@@ -257,6 +281,17 @@ def map_regions(
             if request.on_result is not None:
                 request.on_result(regions.keys[number], result)
 
-        arguments = (rows.argument(processes), rows.finite, conversion, request.cleaning, function)
-        answers: list[Any] = _run(request, processes, kernels.apply, arguments, items, on_done)
+        arguments = (shared or rows.array, rows.finite, conversion, request.cleaning, function)
+        answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done)
     return answers
+
+
+def volumes(rows: Rows, span: slice) -> Array:
+    """Volumes of an image with true values, (x, y, z, n); a fresh array, 0 where no voxel is held."""
+    facts = rows.facts
+    conversion = Conversion(facts.slope, facts.inter, facts.scaled_dtype, facts.scaled_dtype)
+    stored = rows.array[:, span]
+    values = np.zeros((facts.n_voxels, stored.shape[1]), facts.scaled_dtype)
+    inside = slice(None) if rows.voxels is None else rows.voxels
+    values[inside] = kernels.scale(stored, conversion)
+    return values.reshape(*facts.shape[:3], -1, order="F")

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import connection, current_process, forkserver, get_context, parent_process
+from operator import index
 from types import ModuleType
 from typing import Any
 
@@ -376,8 +377,10 @@ def n_cpus() -> int:
 
 def effective_n_jobs(n_jobs: int | None) -> int:
     """joblib's convention: None is 1, -1 every CPU this process may use, -2 all but one."""
-    if n_jobs is None:
-        return 1
-    if not isinstance(n_jobs, int) or n_jobs == 0:
+    try:
+        asked = 1 if n_jobs is None else index(n_jobs)
+    except TypeError:
+        asked = 0
+    if asked == 0:
         raise ParameterError(f"n_jobs={n_jobs!r} has no meaning: give a number of jobs, or -1 for all CPUs")
-    return n_jobs if n_jobs > 0 else max(1, n_cpus() + 1 + n_jobs)
+    return asked if asked > 0 else max(1, n_cpus() + 1 + asked)

@@ -1,13 +1,12 @@
 """Grid (shape + affine) and Regions: masks and atlases as voxel index sets on one grid.
 
-Covers: reading masks, label images and look-up tables, putting them on the image's grid, names, the
-region table. Does not cover: the voxels' values (``kernels``), reading images (``sources``). A voxel's
+Covers: reading masks and label images, putting them on the image's grid, names, the region table. Does not
+cover: the voxels' values (``kernels``), reading images (``sources``), look-up tables (``luts``). A voxel's
 number is its on-disk position, x fastest: ``x + X * (y + Y * z)``.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
@@ -29,7 +28,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
-from sharedmask import errors
+from sharedmask import errors, luts
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.sources import open_source
 
@@ -40,7 +39,7 @@ Container = Literal["single", "list", "dict"]
 
 _SUFFIX = re.compile(r"(?<=.)(\.(nii|img|hdr)(\.(gz|bz2|zst))?|\.mg[hz])$", re.IGNORECASE)
 _BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
-_UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError, csv.Error)
+_UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +294,7 @@ class Regions:
         """
         _check_resampling(resampling_target)
         volume = _read(labels_img, _stem(labels_img) or "labels", "label image")
-        grid, known = _target(volume, grid), _read_lut(lut)
+        grid, known = _target(volume, grid), luts.read(lut)
         values, codes = _label_codes(volume, background_label)
         names = _wanted(labels, {*values, *known} - {background_label}, known, volume.where)
         numbers, found = _place(volume, codes, grid, resampling_target)
@@ -309,6 +308,17 @@ class Regions:
         missing = tuple((value, name) for value, name in names.items() if value not in here)
         indices, offsets = numbers[order][np.repeat(kept, counts)], np.cumsum([0, *counts[kept]])
         return cls(grid, indices, offsets, tuple(here.values()), tuple(here), "dict", missing=missing)
+
+    @classmethod
+    def from_atlas_or_masks(
+        cls, given: Any, grid: Grid | None = None, *, resampling_target: Literal["data"] | None = None
+    ) -> Regions:
+        """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks."""
+        several = (
+            isinstance(given, (list, tuple, Mapping, Regions)) or matching(given) or _n_volumes(given) > 1
+        )
+        make = cls.from_any if several else cls.from_labels
+        return make(given, grid, resampling_target=resampling_target)
 
 
 # ---- grids
@@ -392,6 +402,26 @@ def _stem(thing: Any) -> str | None:
     return None if path is None else _SUFFIX.sub("", Path(path).name)
 
 
+def matching(masks: Any) -> dict[str, str]:
+    """Name -> file of a pattern's matches, sorted; empty if ``masks`` is no pattern."""
+    path = _path(masks)
+    if not path or not glob.has_magic(path) or Path(path).exists():
+        return {}
+    files = sorted(glob.glob(path, recursive=True))
+    if not files:
+        raise errors.MissingFileError(f"no file matches {path}")
+    return dict(zip(_unique(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
+
+
+def _n_volumes(image: Any) -> int:
+    """How many 3D images there are in one; 1 if that cannot be told, for the reader to say why."""
+    path = _path(image)
+    with suppress(*_UNREADABLE):
+        shape = (image if path is None else open_source(_file(path))).shape
+        return int(np.prod(shape[3:]))
+    return 1
+
+
 def _unique(given: Iterable[str]) -> tuple[str, ...]:
     """The names, with _2, _3, ... appended to those that were there before."""
     names, seen = list(given), set[str]()
@@ -406,18 +436,15 @@ def _unique(given: Iterable[str]) -> tuple[str, ...]:
 def _unpack(masks: Any) -> tuple[Container, list[Any], list[Any]]:
     """Container, keys and masks; only a single mask is read already."""
     container: Container = "list"
-    path = _path(masks)
+    masks = matching(masks) or masks
     if isinstance(masks, Mapping):
         container, keys, items = "dict", list(masks), list(masks.values())
     elif isinstance(masks, (list, tuple)):
         keys, items = [_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(masks)], list(masks)
-    elif path and glob.has_magic(path) and not Path(path).exists():
-        container, items = "dict", sorted(glob.glob(path, recursive=True))
-        keys = [_stem(file) for file in items]
     else:
         container, keys, items = _unpack_one(_read(masks, _stem(masks) or "mask_000"), _stem(masks))
     if not items:
-        raise errors.MissingFileError(f"no file matches {path}") if path else MaskError("no mask was given")
+        raise MaskError("no mask was given")
     return container, keys, items
 
 
@@ -566,49 +593,3 @@ def _wanted(asked: Any, available: set[int], names: Mapping[int, str], where: st
         raise MaskError(f"{where} and its look-up table have no label {', '.join(sorted(map(str, unknown)))}")
     values = sorted(int(value) for value in wanted)
     return dict(zip(values, _unique(names.get(value, str(value)) for value in values), strict=True))
-
-
-def _read_lut(lut: Any) -> dict[int, str]:
-    """Value -> name, from a file, a DataFrame or a mapping."""
-    path = _path(lut)
-    where = f"look-up table {path}" if path else "look-up table"
-    if lut is None:
-        return {}
-    if path is not None:
-        with _reading(where):
-            columns = _read_columns(path)
-    elif hasattr(lut, "columns"):
-        columns = {name: list(lut[name]) for name in lut.columns}
-    elif isinstance(lut, Mapping):
-        columns = {"index": list(lut), "name": list(lut.values())}
-    else:
-        raise MaskError(f"{where}: not a path, a DataFrame or a mapping but a {type(lut).__name__}")
-    return _names_by_value(columns, where)
-
-
-def _read_columns(path: str) -> dict[str, list[Any]]:
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        delimiter = "\t" if "\t" in file.readline() else ","
-        file.seek(0)
-        table = csv.DictReader(file, delimiter=delimiter, strict=True)
-        fields, rows = table.fieldnames or (), list(table)
-    return {field: [row[field] for row in rows] for field in fields}
-
-
-def _names_by_value(columns: Mapping[str, list[Any]], where: str) -> dict[int, str]:
-    if absent := {"index", "name"} - set(columns):
-        raise MaskError(f"{where} has no column {' nor '.join(sorted(absent))}, only {list(columns)}")
-    names: dict[int, str] = {}
-    for index, name in zip(columns["index"], columns["name"], strict=True):
-        value = _integer(index, where)
-        if value in names:
-            raise MaskError(f"{where} has the index {value} twice: {names[value]!r} and {name!r}")
-        names[value] = str(name or value)
-    return names
-
-
-def _integer(index: Any, where: str) -> int:
-    with suppress(ValueError, TypeError, OverflowError):
-        if (value := int(float(index))) == float(index):
-            return value
-    raise MaskError(f"{where}: the index {index!r} is not an integer")

@@ -19,16 +19,18 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sharedmask import segments
+from sharedmask import segments, stores
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.segments import Geometry, Handle, Segment
 
 _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
+_CLAIM_SUFFIX = ".claim"
+_SOCKET_SUFFIX = ".sock"
 
 
 def directory() -> Path:
@@ -64,10 +66,11 @@ def _open_directory() -> Iterator[int]:
 class Record:
     """A file that says what we own, locked for as long as we live."""
 
-    def __init__(self, token: str, content: Mapping[str, Any]) -> None:
+    def __init__(self, token: str, content: str) -> None:
         self.name = token + _SUFFIX
+        self.content = content
         with _open_directory() as folder:
-            self._fd = _locked_file(folder, self.name, json.dumps(content))
+            self._fd = _locked_file(folder, self.name, content)
 
     def replace(self, content: str) -> None:
         """Change the content in one step: readers see the old record or the new one.
@@ -80,7 +83,14 @@ class Record:
             fd = _locked_file(folder, fresh, content)
             os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
         os.close(self._fd)
-        self._fd = fd
+        self._fd, self.content = fd, content
+
+    def keep(self) -> None:
+        """Make the record again if its name is gone (cleaners of temporary directories do that)."""
+        with _open_directory() as folder:
+            present = self._fd < 0 or _is_named(folder, self.name, self._fd)
+        if not present:
+            self.replace(self.content)
 
     def remove(self) -> None:
         with contextlib.suppress(OSError), _open_directory() as folder:
@@ -159,12 +169,12 @@ class Owned:
     in the process that made it: a forked child never unlinks what its parent owns.
     """
 
-    def __init__(self, label: str, geometry: Geometry) -> None:
+    def __init__(self, label: str, geometry: Geometry, store: str = "shm") -> None:
         _reap_once()
         token = secrets.token_hex(16)
-        self._record = Record(token, _promise(token, label))
+        self._record = Record(token, json.dumps(_promise(token, label, store)))
         try:
-            self.segment = Segment(token, geometry)
+            self.segment = Segment(token, geometry, store)
         except BaseException:
             self._record.remove()
             raise
@@ -178,6 +188,17 @@ class Owned:
         self._record.replace(handle.to_json())
         return handle
 
+    def rename(self, label: str) -> Handle:
+        """Publish the handle under another label; the segment stays as it is."""
+        handle = replace(Handle.from_json(self._record.content), label=label)
+        self._record.replace(handle.to_json())
+        self.label = label
+        return handle
+
+    def keep_record(self) -> None:
+        """Write the record again if somebody removed it, so that we can be seen and cleaned up."""
+        self._record.keep()
+
     def release(self) -> None:
         """Unlink the segment, then remove the record. Views keep their bytes. Idempotent."""
         parts = self._abandoned.detach()
@@ -187,6 +208,7 @@ class Owned:
 
     def _forget(self) -> None:
         self._record.forget()
+        self.segment.store.forget()
 
 
 def _abandon(pid: int, label: str, segment: Segment, record: Record) -> None:
@@ -198,7 +220,7 @@ def _abandon(pid: int, label: str, segment: Segment, record: Record) -> None:
 
 def _release(pid: int, segment: Segment, record: Record) -> None:
     if os.getpid() == pid:
-        segment.unlink()
+        segment.store.release()
         record.remove()
 
 
@@ -212,10 +234,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _promise(token: str, label: str) -> dict[str, Any]:
+def _promise(token: str, label: str, store: str) -> dict[str, Any]:
     """The record of a segment to come: enough to find it, should we die while making it."""
     pid = os.getpid()
-    facts = {"token": token, "store": "shm", "name": segments.segment_name(token), "label": label}
+    facts = {"token": token, "store": store, "name": segments.segment_name(token), "label": label}
     return {**facts, "pid": pid, "started": segments.start_time(pid), "created": time.time()}
 
 
@@ -237,8 +259,61 @@ class Entry:
 def entries() -> list[Entry]:
     """What living owners have published, oldest first."""
     with _open_directory() as folder:
-        found = [_read(folder, name) for name in _record_names(folder)]
+        found = [_read(folder, name) for name in os.listdir(folder) if _is_record(name)]
     return sorted((entry for entry in found if entry), key=lambda entry: entry.created)
+
+
+def find(label: str) -> Handle:
+    """The handle of the newest image published under ``label``.
+
+    Raises
+    ------
+    AttachError
+        Nobody shares an image of that name.
+    """
+    found = [entry.handle for entry in entries() if entry.label == label and entry.handle]
+    if not found:
+        raise AttachError(f"no image is shared under the name {label!r}: `sharedmask ls` lists them")
+    return found[-1]
+
+
+class Claim:
+    """The one holder of a role on this machine, such as the coordinator, and its socket's place."""
+
+    def __init__(self, role: str, content: Mapping[str, Any]) -> None:
+        self.role = role
+        reap()
+        with _open_directory() as folder:
+            try:
+                self._fd = _locked_file(folder, role + _CLAIM_SUFFIX, json.dumps(content))
+            except FileExistsError as error:
+                raise SegmentError(f"another {role} is running for this user") from error
+
+    def forget(self) -> None:
+        """Let go of the lock: at the end, or in a forked child."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def release(self) -> None:
+        """Remove the socket and the claim. Idempotent."""
+        if self._fd >= 0:
+            with _open_directory() as folder:
+                _remove_claim(folder, self.role)
+            self.forget()
+
+
+@contextlib.contextmanager
+def socket_address(role: str) -> Iterator[str]:
+    """An address of the role's socket, short enough for any depth of directories."""
+    with _open_directory() as folder:
+        yield f"/proc/self/fd/{folder}/{role}{_SOCKET_SUFFIX}"
+
+
+def _remove_claim(folder: int, role: str) -> None:
+    for suffix in (_SOCKET_SUFFIX, _CLAIM_SUFFIX):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(role + suffix, dir_fd=folder)
 
 
 def reap() -> list[str]:
@@ -249,9 +324,18 @@ def reap() -> list[str]:
     """
     removed: list[str] = []
     with _open_directory() as folder:
-        for name in _record_names(folder):
-            removed += _reap_record(folder, name)
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(_CLAIM_SUFFIX):
+                _reap_claim(folder, name)
+            elif _is_record(name):
+                removed += _reap_record(folder, name)
     return removed
+
+
+def _reap_claim(folder: int, name: str) -> None:
+    with _opened(folder, name) as fd:
+        if fd is not None and _is_free(fd) and _is_named(folder, name, fd):
+            _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
 
 
 def _reap_once() -> None:
@@ -262,9 +346,8 @@ def _reap_once() -> None:
         _reaped_by = os.getpid()
 
 
-def _record_names(folder: int) -> list[str]:
-    names = os.listdir(folder)
-    return sorted(n for n in names if segments.TOKEN.match(n) and n[32:].startswith(_SUFFIX))
+def _is_record(name: str) -> bool:
+    return bool(segments.TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
 
 
 @contextlib.contextmanager
@@ -298,7 +381,7 @@ def _reap_record(folder: int, name: str) -> list[str]:
         if fd is None or not _is_free(fd) or not _is_named(folder, name, fd):
             return []
         segment = segments.segment_name(name[:32])
-        existed = segments.remove(segment)
+        existed = stores.remove(segment)
         os.unlink(name, dir_fd=folder)
         return [segment] if existed else []
 

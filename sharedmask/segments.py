@@ -1,7 +1,8 @@
-"""Where bytes live: create a segment, reserve it, attach to it read-only, unlink it.
+"""Segments of shared bytes: their header, their handle, and attaching to them read-only.
 
-Covers: named shared memory, its header page, handles and their checks. Does not cover: who owns
-a segment and what happens when the owner dies (``registry``), what the bytes mean (``image``).
+Covers: what is in a segment, who may attach and all that is checked, views that travel as
+handles. Does not cover: where the bytes live (``stores``), who owns a segment and what happens
+when the owner dies (``registry``), what the numbers mean (``image``).
 
 A segment is one header page, then arrays at multiples of 64 bytes::
 
@@ -12,7 +13,6 @@ The header is written last: a segment without a valid one was never finished.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import mmap
@@ -23,7 +23,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -31,18 +30,16 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask import stores
 from sharedmask.errors import AttachError, SegmentError
 
 _MAGIC = b"sharedmask\x00\x00\x00\x00\x00\x01"
 _HEADER_BYTES = 4096
 _DIGEST_BYTES = 16
 _ALIGNMENT = 64
-_RESERVE_BYTES = 64 * 2**20
-_SHM = Path("/dev/shm")
 _VERSION = 1
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
-NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
 _DTYPE = re.compile(r"[<>|=][biuf]\d+")
 
 Array = NDArray[Any]
@@ -65,21 +62,28 @@ class Handle:
     uid: int
     host: str
     boot_id: str
+    pid_ns: int
     pid: int
     started: int
+    fd: int
     created: float
     label: str
     version: int = _VERSION
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Handle":
-        """Parse a handle, checking the types of all fields."""
+        """Parse a handle, checking the types of all fields.
+
+        Raises
+        ------
+        AttachError
+            If this is no handle.
+        """
         try:
-            fields = json.loads(text)
-            handle = cls(**fields)
+            handle = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError) as error:
             raise AttachError(f"not a handle of a shared image: {error}") from error
         for name, kind in cls.__annotations__.items():
@@ -88,12 +92,22 @@ class Handle:
         return handle
 
 
+# --- this machine, this process ------------------------------------------------------------------
+
+
 @cache
 def boot_id() -> str:
     """What changes when this machine restarts."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return "unknown"
+
+
+def pid_namespace() -> int:
+    """In which process ids mean what they mean here."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
 
 
 def start_time(pid: int) -> int:
@@ -101,7 +115,7 @@ def start_time(pid: int) -> int:
 
     A pid is used again, a pid with its start time is not.
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         # The second field, the command's name, may contain spaces and parentheses.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return 0
@@ -110,6 +124,9 @@ def start_time(pid: int) -> int:
 def segment_name(token: str) -> str:
     """The name under which the segment of ``token`` lives; short, for systems with 31 characters."""
     return f"sharedmask-{token[:16]}"
+
+
+# --- the owner's side ----------------------------------------------------------------------------
 
 
 def _layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
@@ -126,39 +143,21 @@ def projected(geometry: Geometry) -> int:
     return _layout(geometry)[1]
 
 
-def free_bytes() -> int | None:
-    """Room in the file system of named shared memory; None where it has no size of its own."""
-    with contextlib.suppress(OSError):
-        facts = os.statvfs(_SHM)
-        return facts.f_bavail * facts.f_frsize
-    return None
-
-
 class Segment:
     """A segment in the hands of its owner: writable until :meth:`share` seals it."""
 
-    def __init__(self, token: str, geometry: Geometry) -> None:
+    def __init__(self, token: str, geometry: Geometry, store: str) -> None:
         self.token = token
-        self.name = segment_name(token)
-        self._specs, self.nbytes = _layout(geometry)
-        self._shm = _create(self.name, self.nbytes)
+        self._specs, nbytes = _layout(geometry)
+        self.store = stores.KINDS[store](segment_name(token), nbytes)
         try:
-            # The standard object only creates and unlinks: its map could not be closed
-            # while arrays look at it, a plain one lives exactly as long as its last view.
-            self._shm.close()
-            self._map = self._reserve_and_map()
-        except BaseException:
-            self.unlink()
+            with self.store.opened() as fd:
+                self._map = mmap.mmap(fd, nbytes)
+        except BaseException as error:
+            self.store.release()
+            if isinstance(error, OSError):
+                raise SegmentError(f"{nbytes / 2**20:.0f} MiB cannot be mapped: {error}") from error
             raise
-
-    def _reserve_and_map(self) -> mmap.mmap:
-        fd = os.open(_SHM / self.name, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._facts = os.fstat(fd)
-            _reserve(fd, self.nbytes)
-            return mmap.mmap(fd, self.nbytes)
-        finally:
-            os.close(fd)
 
     def array(self, name: str) -> Array:
         """The array ``name``, writable."""
@@ -167,71 +166,35 @@ class Segment:
     def share(self, label: str, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Write the header; from here on others can attach.
 
-        Unless ``writable`` (outputs that workers fill), the file becomes read-only.
+        Unless ``writable`` (outputs that workers fill), nobody can write from here on: views of
+        :meth:`array` must be gone.
         """
-        facts = {"token": self.token, "nbytes": self.nbytes, "writable": writable}
+        facts = {"token": self.token, "nbytes": self.store.nbytes}
         self._map[:_HEADER_BYTES] = _header({**facts, "arrays": self._specs, "meta": dict(meta)})
         if not writable:
-            os.chmod(_SHM / self.name, 0o400)
-            del self._map  # nobody writes from here on, the owner neither
+            del self._map
+            self.store.seal()
+        return self._handle(label)
+
+    def _handle(self, label: str) -> Handle:
         pid = os.getpid()
         return Handle(
             token=self.token,
-            store="shm",
-            name=self.name,
-            nbytes=self.nbytes,
-            dev=self._facts.st_dev,
-            ino=self._facts.st_ino,
+            store=self.store.kind,
+            name=self.store.name,
+            nbytes=self.store.nbytes,
+            dev=self.store.facts.st_dev,
+            ino=self.store.facts.st_ino,
             uid=os.geteuid(),
             host=socket.gethostname(),
             boot_id=boot_id(),
+            pid_ns=pid_namespace(),
             pid=pid,
             started=start_time(pid),
+            fd=self.store.fd,
             created=time.time(),
             label=label,
         )
-
-    def unlink(self) -> None:
-        """Remove the name; the bytes go with the last view."""
-        # A name that somebody removed is no reason to fail; unlink() would also leave the
-        # tracker's entry behind, which then warns at exit.
-        try:
-            self._shm.unlink()
-        except FileNotFoundError:
-            from multiprocessing import resource_tracker
-
-            resource_tracker.unregister("/" + self.name, "shared_memory")
-
-
-def _create(name: str, nbytes: int) -> shared_memory.SharedMemory:
-    try:
-        return shared_memory.SharedMemory(name, create=True, size=nbytes)
-    except OSError as error:
-        raise SegmentError(f"no shared memory of {nbytes / 2**20:.0f} MiB: {error}") from error
-
-
-def _reserve(fd: int, nbytes: int) -> None:
-    """Take the pages now: a full /dev/shm is an error here and a bus error later."""
-    try:
-        for start in range(0, nbytes, _RESERVE_BYTES):
-            os.posix_fallocate(fd, start, min(_RESERVE_BYTES, nbytes - start))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-            raise SegmentError(f"{nbytes / 2**20:.0f} MiB cannot be reserved: {error}") from error
-        free = (free_bytes() or 0) / 2**20
-        raise SegmentError(
-            f"{_SHM} is too small: {nbytes / 2**20:.0f} MiB are needed and {free:.0f} MiB were free"
-        ) from error
-
-
-def remove(name: str) -> bool:
-    """Unlink the named segment of a dead owner; whether it was there."""
-    if not NAME.fullmatch(name):
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_SHM / name)
-        return True
-    return False
 
 
 def _header(facts: dict[str, Any]) -> bytes:
@@ -243,23 +206,7 @@ def _header(facts: dict[str, Any]) -> bytes:
     return body + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
 
 
-def _parse_header(page: bytes) -> dict[str, Any]:
-    body, digest = page[:-_DIGEST_BYTES], page[-_DIGEST_BYTES:]
-    if not body.startswith(_MAGIC):
-        raise AttachError("the segment was never finished, or is none of ours")
-    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
-        raise AttachError("the segment's header is damaged")
-    start = len(_MAGIC) + 4
-    length = int.from_bytes(body[start - 4 : start], "little")
-    return cast("dict[str, Any]", json.loads(body[start : start + length]))
-
-
-def _array(buffer: mmap.mmap, spec: Mapping[str, Any]) -> Array:
-    # frombuffer keeps the map alive through the array; np.ndarray(buffer=...) would not,
-    # and closing the map under such a view is a segmentation fault.
-    count = int(np.prod(spec["shape"], dtype=np.int64))
-    flat = np.frombuffer(buffer, dtype=np.dtype(spec["dtype"]), count=count, offset=spec["offset"])
-    return flat.reshape(spec["shape"])
+# --- attaching -----------------------------------------------------------------------------------
 
 
 class Attachment:
@@ -271,6 +218,62 @@ class Attachment:
         self.handle = handle
         self.meta: dict[str, Any] = facts["meta"]
         self.arrays = {name: _array(buffer, spec) for name, spec in facts["arrays"].items()}
+        self._bytes = np.frombuffer(buffer, np.uint8)
+
+    def view(self, name: str) -> "SharedArray":
+        """The array ``name`` as one that pickles as a handle."""
+        shared = self.arrays[name].view(SharedArray)
+        shared._origin = self
+        return shared
+
+    def place(self, array: Array) -> int | None:
+        """Where the first element of ``array`` lies in the segment; None if it is not a view of it."""
+        low, high = np.lib.array_utils.byte_bounds(array)
+        start = self._bytes.ctypes.data
+        if low < start or high > start + len(self._bytes):
+            return None
+        return int(array.ctypes.data) - start
+
+    def at(
+        self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> "SharedArray":
+        """The view of that place; the opposite of :meth:`place`."""
+        if not _DTYPE.fullmatch(dtype.str):
+            raise AttachError(f"no array of {self.handle.name} has the dtype {dtype}")
+        # The buffer is an array on the map, not the map, so the map lives as long as the view.
+        array = np.ndarray(shape, dtype, self._bytes, offset, strides).view(SharedArray)
+        array._origin = self
+        return array
+
+
+class SharedArray(np.ndarray[Any, np.dtype[Any]]):
+    """A read-only array in shared memory that pickles as a few hundred bytes.
+
+    Slices, transposes and other views do too, and arrive as views of the same memory. What is
+    computed from it, or picked out of it by a list or a mask, is an ordinary array.
+    """
+
+    _origin: Attachment | None = None
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self._origin = getattr(parent, "_origin", None)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        offset = self._origin.place(self) if self._origin is not None and self.size else None
+        if offset is None or self._origin is None:
+            return np.array(self, subok=False).__reduce_ex__(protocol)
+        handle = self._origin.handle.to_json()
+        return view_of, (handle, offset, self.shape, self.strides, self.dtype.str)
+
+
+def view_of(
+    handle: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
+) -> SharedArray:
+    """A :class:`SharedArray` again, in another process."""
+    return attach(Handle.from_json(handle)).at(offset, shape, strides, np.dtype(dtype))
 
 
 # One mapping per process and segment, for as long as somebody uses it.
@@ -280,9 +283,6 @@ _attached: "WeakValueDictionary[tuple[str, bool], Attachment]" = WeakValueDictio
 def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     """Attach to a segment; only an output that its owner shares as such can be ``writable``.
 
-    Never through ``SharedMemory(name)``: its resource tracker would unlink the segment of a
-    living owner when this process exits.
-
     Raises
     ------
     AttachError
@@ -290,14 +290,19 @@ def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     """
     key = (handle.token, writable)
     found = _attached.get(key)
-    if found is None:
-        _check_handle(handle)
-        found = _attached[key] = Attachment(handle, _map(handle, writable))
+    if found is None or found.handle != handle:
+        try:
+            _check_handle(handle)
+            found = _attached[key] = Attachment(handle, _map(handle, writable))
+        except AttachError:
+            raise
+        except (OSError, ValueError) as error:  # of descriptors, maps or address space
+            raise AttachError(f"the shared image {handle.label} cannot be opened: {error}") from error
     return found
 
 
 def _check_handle(handle: Handle) -> None:
-    if handle.version != _VERSION or handle.store != "shm":
+    if handle.version != _VERSION or handle.store not in stores.KINDS:
         raise AttachError(f"unknown kind of handle: version {handle.version}, store {handle.store!r}")
     if not TOKEN.fullmatch(handle.token) or handle.name != segment_name(handle.token):
         raise AttachError(f"not the name of a segment: {handle.name!r}")
@@ -305,40 +310,81 @@ def _check_handle(handle: Handle) -> None:
         raise AttachError(f"{handle.label} was shared on {handle.host}, before a restart or elsewhere")
     if handle.uid != os.geteuid():
         raise AttachError(f"{handle.label} belongs to user {handle.uid}, not to {os.geteuid()}")
+    if handle.store == "memfd":
+        _check_owner(handle)
+
+
+def _check_owner(handle: Handle) -> None:
+    if handle.pid_ns != pid_namespace():
+        raise AttachError(
+            f"{handle.label} was shared in another process namespace (a container?), "
+            'where its owner cannot be found from here; share it with store="shm"'
+        )
+    if handle.pid != os.getpid() and start_time(handle.pid) != handle.started:
+        raise AttachError(f"the shared image {handle.label} is gone: process {handle.pid} has ended")
 
 
 def _map(handle: Handle, writable: bool) -> mmap.mmap:
-    access = os.O_RDWR if writable else os.O_RDONLY
+    if handle.store == "shm":
+        fd = stores.open_shm(handle.name, handle.label, writable)
+    else:
+        fd = stores.open_memfd(handle.name, handle.pid, handle.fd, handle.label, writable)
     try:
-        fd = os.open(_SHM / handle.name, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
-    except OSError as error:
-        raise AttachError(f"the shared image {handle.label} is gone: {error.strerror}") from error
-    try:
-        _check_file(handle, os.fstat(fd))
+        _check_file(handle, fd, writable)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         return mmap.mmap(fd, handle.nbytes, mmap.MAP_SHARED, protection)
-    except OSError as error:
-        if isinstance(error, AttachError):
-            raise
-        raise AttachError(f"the shared image {handle.label} cannot be mapped: {error}") from error
     finally:
         os.close(fd)
 
 
-def _check_file(handle: Handle, facts: os.stat_result) -> None:
+def _check_file(handle: Handle, fd: int, writable: bool) -> None:
+    facts = os.fstat(fd)
     identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_uid)
     if identity != (handle.dev, handle.ino, handle.nbytes, handle.uid):
         raise AttachError(f"{handle.name} is another segment than the handle's")
     if facts.st_mode & 0o077:
         raise AttachError(f"{handle.name} is open to other users")
+    if handle.store == "memfd" and not writable and not stores.is_sealed(fd):
+        raise AttachError(f"{handle.name} is not sealed: its owner could still change it")
+
+
+def _parse_header(page: bytes) -> dict[str, Any]:
+    body, digest = page[:-_DIGEST_BYTES], page[-_DIGEST_BYTES:]
+    if not body.startswith(_MAGIC):
+        raise AttachError("the segment was never finished, or is none of ours")
+    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
+        raise AttachError("the segment's header is damaged")
+    start = len(_MAGIC) + 4
+    length = int.from_bytes(body[start - 4 : start], "little")
+    try:
+        return cast("dict[str, Any]", json.loads(body[start : start + length]))
+    except (ValueError, RecursionError) as error:
+        raise AttachError(f"the segment's header is damaged: {error}") from error
 
 
 def _check_header(handle: Handle, facts: dict[str, Any]) -> None:
-    if (facts["token"], facts["nbytes"]) != (handle.token, handle.nbytes):
-        raise AttachError(f"{handle.name} is another segment than the handle's")
-    for name, spec in facts["arrays"].items():
-        if not _DTYPE.fullmatch(spec["dtype"]) or not all(type(n) is int and n >= 0 for n in spec["shape"]):
-            raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
-        nbytes = int(np.prod(spec["shape"], dtype=object)) * np.dtype(spec["dtype"]).itemsize
-        if spec["offset"] < _HEADER_BYTES or spec["offset"] + nbytes > handle.nbytes:
-            raise AttachError(f"array {name!r} of {handle.name} lies outside of it")
+    try:
+        if (facts["token"], facts["nbytes"]) != (handle.token, handle.nbytes):
+            raise AttachError(f"{handle.name} is another segment than the handle's")
+        for name, spec in facts["arrays"].items():
+            _check_array(handle, name, spec)
+        dict(facts["meta"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AttachError(f"the header of {handle.name} is not one of ours: {error!r}") from error
+
+
+def _check_array(handle: Handle, name: str, spec: Mapping[str, Any]) -> None:
+    sizes = (spec["offset"], *spec["shape"])
+    if not _DTYPE.fullmatch(spec["dtype"]) or not all(type(n) is int and n >= 0 for n in sizes):
+        raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
+    nbytes = int(np.prod(spec["shape"], dtype=object)) * np.dtype(spec["dtype"]).itemsize
+    if spec["offset"] < _HEADER_BYTES or spec["offset"] + nbytes > handle.nbytes:
+        raise AttachError(f"array {name!r} of {handle.name} lies outside of it")
+
+
+def _array(buffer: mmap.mmap, spec: Mapping[str, Any]) -> Array:
+    # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
+    # and closing the map under such a view is a segmentation fault.
+    count = int(np.prod(spec["shape"], dtype=np.int64))
+    flat = np.frombuffer(buffer, dtype=np.dtype(spec["dtype"]), count=count, offset=spec["offset"])
+    return flat.reshape(spec["shape"])

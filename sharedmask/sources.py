@@ -80,8 +80,8 @@ class VolumeReader:
 
 
 @dataclass(frozen=True, eq=False)
-class Source(ABC):
-    """The facts of one image, and the way to its volumes. `open_source` makes it."""
+class Facts:
+    """What an image is; all that a process needs to know that has the image's rows but not its file."""
 
     name: str  # in messages: the path as given, or what the image is
     shape: tuple[int, int, int, int]  # (x, y, z, t); t is 1 for a 3D image
@@ -91,8 +91,6 @@ class Source(ABC):
     slope: float  # of the stored values; 1.0 if they are not scaled
     inter: float  # of the stored values; 0.0 if they are not scaled
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
-    paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
-    header: Any = field(repr=False)  # a copy, for later writers
 
     @property
     def n_voxels(self) -> int:
@@ -110,14 +108,40 @@ class Source(ABC):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def compressed(self) -> bool:
-        """Whether reading means decompressing."""
-        return any(codec_of(path) for path in self.paths)
+    def is_scaled(self) -> bool:
+        """Whether the stored values are not the true ones."""
+        return (self.slope, self.inter) != (1.0, 0.0)
 
-    @property
+    @cached_property
     def scaled_dtype(self) -> np.dtype[Any]:
         """Dtype of the values after scaling: what nibabel's ``dataobj`` reads as."""
         return apply_read_scaling(np.zeros(1, self.dtype), self.slope, self.inter).dtype.newbyteorder("=")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON has them; floats keep all their bits."""
+        taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
+        return taken | {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Facts:
+        """The opposite of :meth:`to_dict`."""
+        affine = np.array(given["affine"], np.float64)
+        affine.setflags(write=False)
+        exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
+        return Facts(**given | exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Facts, ABC):
+    """The facts of one image, and the way to its volumes. `open_source` makes it."""
+
+    paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
+    header: Any = field(repr=False)  # a copy, for later writers
+
+    @property
+    def compressed(self) -> bool:
+        """Whether reading means decompressing."""
+        return any(codec_of(path) for path in self.paths)
 
     @cached_property
     def fingerprint(self) -> str:

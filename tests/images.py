@@ -20,9 +20,8 @@ def save(path, data, affine=AFFINE, kind=nib.Nifti1Image, slope=None, inter=None
     header.set_data_dtype(data.dtype)
     image = kind(data, affine, header)
     if slope is not None:
+        # After the image is made, which forgets the header's: nibabel then stores values as they are.
         image.header.set_slope_inter(slope, inter or 0.0)
-        # nibabel would divide by the slope: give it the values that this stores.
-        image = kind(data * slope + (inter or 0.0), affine, image.header)
     if data.ndim == 4:
         image.header.set_zooms((*image.header.get_zooms()[:3], t_r))
     nib.save(image, path)

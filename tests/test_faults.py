@@ -12,7 +12,7 @@ import pytest
 from children import gone, kill_group, python, running
 from images import bold, random_masks, save
 
-from sharedmask import SharedImage, loading, segments
+from sharedmask import SharedImage, loading, stores
 from sharedmask.errors import DamagedImageError, SharedMaskError
 from sharedmask.registry import entries, reap
 
@@ -49,7 +49,7 @@ def run(tmp_path):
 
 
 def ours():
-    return {name for name in os.listdir("/dev/shm") if segments.NAME.fullmatch(name)}
+    return {name for name in os.listdir("/dev/shm") if stores.NAME.fullmatch(name)}
 
 
 @pytest.mark.parametrize("script", [LOADING, MASKING], ids=["loading", "masking"])

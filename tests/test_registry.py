@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from children import kill_group, python, running
 
-from sharedmask import registry, segments
+from sharedmask import registry, segments, stores
 from sharedmask.errors import SegmentError
 from sharedmask.registry import Owned, entries, reap
 from sharedmask.segments import attach
@@ -31,7 +31,7 @@ OWNER = """
 
 
 def names():
-    return [name for name in os.listdir("/dev/shm") if segments.NAME.fullmatch(name)]
+    return [name for name in os.listdir("/dev/shm") if stores.NAME.fullmatch(name)]
 
 
 def test_publishing_and_releasing_leaves_nothing(registry_dir):
@@ -57,7 +57,8 @@ def test_release_is_idempotent():
 def test_the_record_exists_and_is_locked_before_the_segment(monkeypatch, registry_dir):
     seen = []
 
-    def create(name, nbytes):
+    def make(store):
+        name = store.name
         (record,) = os.listdir(registry_dir)
         with open(registry_dir / record) as file:
             assert json.load(file)["name"] == name
@@ -66,7 +67,7 @@ def test_the_record_exists_and_is_locked_before_the_segment(monkeypatch, registr
         seen.append(name)
         raise SegmentError("no more")
 
-    monkeypatch.setattr(segments, "_create", create)
+    monkeypatch.setattr(stores.Named, "_make", make)
     with pytest.raises(SegmentError, match="no more"):
         Owned("run", GEOMETRY)
     assert len(seen) == 1
@@ -305,4 +306,4 @@ def test_reaping_removes_only_what_a_record_names(registry_dir):
     (registry_dir / f"{token}.json").write_text(json.dumps(record))
     assert reap() == [segments.segment_name(token)]
     assert segments.segment_name(other) in names()
-    segments.remove(segments.segment_name(other))
+    stores.remove(segments.segment_name(other))

@@ -13,11 +13,14 @@ PACKAGE = Path(sharedmask.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"kernels", "streams", "budget", "segments", "writing"},
-    {"sources", "registry", "loading", "pool"},
-    {"regions", "parameters", "demo"},
+    {"kernels", "streams", "budget", "stores", "writing", "luts"},
+    {"sources", "segments", "loading"},
+    {"regions", "registry", "pool", "demo"},
+    {"parameters", "wire", "doctor"},
     {"masking"},
+    {"niimgs"},
     {"image"},
+    {"service", "extraction"},
     {"cli"},
     {"__main__"},
 ]
@@ -119,12 +122,12 @@ def test_segments_are_created_in_one_place_and_never_attached_by_name():
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("SharedMemory")
     ]
-    assert [room for room, _ in calls] == ["segments"]
+    assert [room for room, _ in calls] == ["stores"]
     assert "create=True" in ast.unparse(calls[0][1])
 
 
 def test_only_the_creator_unregisters():
-    assert [room for room, text in sources().items() if "unregister(" in text] == ["segments"]
+    assert [room for room, text in sources().items() if "unregister(" in text] == ["stores"]
 
 
 def test_no_pickle_or_eval_of_files():

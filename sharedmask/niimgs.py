@@ -1,0 +1,79 @@
+"""A shared image as a nibabel image, for code that knows nothing of sharedmask.
+
+Covers: an image whose data are views of the shared rows and which pickles as a handle. Does not
+cover: reading files (``sources``), sharing (``image``).
+"""
+
+from typing import Any
+
+import numpy as np
+from nibabel import Nifti1Image
+from numpy.typing import DTypeLike, NDArray
+
+from sharedmask import masking, segments
+from sharedmask.masking import Rows
+from sharedmask.segments import Attachment, Handle
+from sharedmask.sources import Facts
+
+Array = NDArray[Any]
+
+
+class SharedNifti(Nifti1Image):
+    """A NIfTI image over shared memory; a few hundred bytes when pickled.
+
+    Where the stored values are the true ones, its data are a read-only view, so nothing is copied
+    on the way to a masker. Scaled images, and those that hold the voxels of a mask only, give
+    nibabel's values in a fresh array each time, as nibabel does for a file.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        attachment = segments.attach(handle)
+        facts = Facts.from_dict(attachment.meta["facts"])
+        super().__init__(_data_of(facts, attachment), facts.affine)  # type: ignore[no-untyped-call]
+        self._handle = handle
+        self.header.set_data_dtype(facts.scaled_dtype)
+        self.header.set_xyzt_units("mm", "sec")
+        if facts.ndim == 4 and facts.t_r:
+            self.header.set_zooms((*self.header.get_zooms()[:3], facts.t_r))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self._handle.to_json(),)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+def _again(handle: str) -> SharedNifti:
+    return SharedNifti(Handle.from_json(handle))
+
+
+def _data_of(facts: Facts, attachment: Attachment) -> Any:
+    if facts.is_scaled or "voxels" in attachment.arrays:
+        return _Values(facts, attachment)
+    x, y, z, n_timepoints = facts.shape
+    view = attachment.view("rows").reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+    return view[..., 0] if facts.ndim == 3 else view
+
+
+class _Values:
+    """What nibabel calls a proxy: the values of volumes when they are asked for."""
+
+    is_proxy = True
+    slope, inter = 1.0, 0.0  # of what is given, which has been scaled
+
+    def __init__(self, facts: Facts, attachment: Attachment) -> None:
+        self.shape = facts.shape[: facts.ndim]
+        self.ndim = facts.ndim
+        self.dtype = facts.scaled_dtype
+        arrays, finite = attachment.arrays, bool(attachment.meta["finite"])
+        self._rows = Rows(facts, arrays["rows"], finite, arrays.get("voxels"))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        values = masking.volumes(self._rows, slice(None)).reshape(self.shape, order="F")
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __getitem__(self, slicer: Any) -> Array:
+        if isinstance(slicer, tuple) and len(slicer) == 4 and isinstance(slicer[3], (int, np.integer)):
+            t = int(slicer[3]) % self.shape[3]
+            return np.asarray(masking.volumes(self._rows, slice(t, t + 1))[..., 0][slicer[:3]])
+        return np.asarray(np.asarray(self)[slicer])
