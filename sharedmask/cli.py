@@ -137,7 +137,7 @@ def extract(
     **parameters: Any,
 ) -> None:
     """Extract the signals of regions from BOLD, in one pass."""
-    from sharedmask.image import extract as extract_signals
+    from sharedmask.extraction import extract as extract_signals
     from sharedmask.regions import Regions
     from sharedmask.sources import open_source
     from sharedmask.writing import series_writer, write_series, write_table
@@ -202,13 +202,13 @@ def _say(text: str) -> None:
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
 def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     """Print what BOLD is, what it takes in memory and what may be used."""
-    from sharedmask import segments
+    from sharedmask import stores
     from sharedmask.budget import MemoryBudget, mib
     from sharedmask.image import SharedImage
 
     image = SharedImage(bold, mask_img=mask_img)
     budget = MemoryBudget.here(memory_limit)
-    free = segments.free_bytes()
+    free = stores.free_bytes()
     scaled = image.scaling
     rows = {
         "image": bold,
@@ -217,7 +217,8 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
         if scaled != (1.0, 0.0)
         else str(image.dtype),
         "repetition time": "unknown" if image.t_r is None else f"{image.t_r:g} s",
-        "store shm": mib(image.nbytes),
+        "takes in a store": mib(image.nbytes),
+        "store": "{} ({})".format(*image.store),
         "/dev/shm has room for": "unknown" if free is None else mib(free),
         "memory that may be used": f"{mib(budget.limit)} ({budget.reason})",
     }
@@ -248,17 +249,92 @@ def demo(bold: str | None, n_jobs: int, volumes: int) -> None:
     click.echo("all signals are equal to NiftiMasker's, bit for bit")
 
 
+@commands.command()
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option("--memory-limit", metavar="SIZE", help="What all images may take together, for example 64G.")
+@click.option("--idle", metavar="TIME", help="End after this long without a client: 90s, 30m, 2h.")
+@click.option("--store", type=click.Choice(["auto", "shm", "memfd"]), default="auto", show_default=True)
+def serve(images: tuple[str, ...], memory_limit: str | None, idle: str | None, store: Any) -> None:
+    """Load images for other programs, each once: SharedImage.connect(IMAGE) finds them."""
+    import signal
+
+    from sharedmask.service import Coordinator
+
+    coordinator = Coordinator(memory_limit=memory_limit, idle=_seconds(idle), store=store)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: coordinator.stop())
+    with coordinator:
+        for image in images:
+            coordinator.open(os.path.abspath(os.path.expanduser(image)))
+        click.echo(f"serving {len(images)} images, pid {os.getpid()}")
+        sys.stdout.flush()
+        coordinator.wait()
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise click.UsageError(f"--idle {text}: write 90s, 30m or 2h") from None
+
+
 @commands.command("ls")
 def list_images() -> None:
     """List the shared images of living processes."""
-    from sharedmask import registry
+    from sharedmask import registry, wire
     from sharedmask.budget import mib
+    from sharedmask.image import SharedImage
 
-    click.echo(f"{'name':<40}{'size':>12}{'pid':>10}{'age':>10}  segment")
+    held: dict[str, int] = {}
+    connection = wire.connect()
+    if connection is not None:
+        with connection:
+            held = {image["name"]: image["clients"] for image in wire.ask(connection, "list")["images"]}
+    head = ("name", "shape", "size", "store", "owner", "age", "clients")
+    lines = [head]
     for entry in registry.entries():
-        size = mib(entry.handle.nbytes) if entry.handle else "loading"
+        shape, size, store, clients = "loading", "", "", str(held.get(entry.label, ""))
+        if entry.handle is not None:
+            size, store = mib(entry.handle.nbytes), entry.handle.store
+            try:
+                shape = "x".join(map(str, SharedImage.attach(entry.handle).shape))
+            except (SharedMaskError, KeyError):
+                shape = "output"
         age = f"{time.time() - entry.created:.0f} s"
-        click.echo(f"{entry.label[:39]:<40}{size:>12}{entry.pid:>10}{age:>10}  {entry.name}")
+        lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+@commands.command()
+@click.argument("name")
+def drop(name: str) -> None:
+    """Have the coordinator close the image NAME; programs that use it keep what they have."""
+    from sharedmask import wire
+
+    connection = wire.connect()
+    if connection is None:
+        raise click.UsageError("no coordinator is running: an image goes with the process that owns it")
+    with connection:
+        if not wire.ask(connection, "drop", name=name)["dropped"]:
+            raise ParameterError(f"the coordinator holds no image {name!r}: `sharedmask ls` lists them")
+
+
+@commands.command()
+def doctor() -> None:
+    """Test what this machine can do: stores, attaching, limits."""
+    from sharedmask.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings if finding.needed):
+        raise SharedMaskError("this machine cannot share images")
 
 
 @commands.command()
