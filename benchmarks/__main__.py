@@ -8,7 +8,10 @@ import argparse
 import sys
 from importlib import import_module
 
-_COMMANDS = {"core": "time and memory against the bars, in one run"}
+_COMMANDS = {
+    "core": "time and memory against the bars, in one run",
+    "sharing": "attaching, publishing, travelling as a handle",
+}
 
 
 def main(argv: list[str]) -> int:

@@ -15,6 +15,7 @@ The header is written last: a segment without a valid one was never finished.
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
@@ -133,7 +134,7 @@ def _layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
     arrays, offset = {}, _HEADER_BYTES
     for name, (shape, dtype) in geometry.items():
         arrays[name] = {"offset": offset, "shape": list(shape), "dtype": dtype.str}
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
     return arrays, offset
 
@@ -377,7 +378,7 @@ def _check_array(handle: Handle, name: str, spec: Mapping[str, Any]) -> None:
     sizes = (spec["offset"], *spec["shape"])
     if not _DTYPE.fullmatch(spec["dtype"]) or not all(type(n) is int and n >= 0 for n in sizes):
         raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
-    nbytes = int(np.prod(spec["shape"], dtype=object)) * np.dtype(spec["dtype"]).itemsize
+    nbytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
     if spec["offset"] < _HEADER_BYTES or spec["offset"] + nbytes > handle.nbytes:
         raise AttachError(f"array {name!r} of {handle.name} lies outside of it")
 
@@ -385,6 +386,6 @@ def _check_array(handle: Handle, name: str, spec: Mapping[str, Any]) -> None:
 def _array(buffer: mmap.mmap, spec: Mapping[str, Any]) -> Array:
     # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
     # and closing the map under such a view is a segmentation fault.
-    count = int(np.prod(spec["shape"], dtype=np.int64))
+    count = math.prod(spec["shape"])
     flat = np.frombuffer(buffer, dtype=np.dtype(spec["dtype"]), count=count, offset=spec["offset"])
     return flat.reshape(spec["shape"])
