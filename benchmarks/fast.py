@@ -58,8 +58,10 @@ def _faster(what: str, ours: str, reference: str, limit: float, note: str = "") 
 _COMPARISONS = [
     _slower("extract / decompression", "extract", "decompress", 1.25),
     _Comparison("  (masks given as arrays)", "extract, arrays", "decompress"),
+    _faster(
+        "SharedMemory recipe / extract", "extract", "shared_recipe, cold", 8, "20 jobs, as a script runs it"
+    ),
     _faster("SharedMemory recipe / extract", "extract", "shared_recipe", 8, "20 jobs, their workers running"),
-    _Comparison("  (workers to be started)", "extract", "shared_recipe, cold", turned=True),
     _faster("union masker / extract", "extract", "union_masker", 5),
     _faster("NiftiMasker loop / extract", "extract", "masker_loop", 80),
     _slower("resident / copy", "resident", "copy", 1.5, "n_jobs=None"),
@@ -68,6 +70,7 @@ _COMPARISONS = [
     _Comparison("  (masks given as Regions)", "resident, Regions", "copy", note="n_jobs=None"),
     _Comparison("  (masks given as paths)", "resident, paths", "copy", note="n_jobs=None"),
     _faster("data[mask] / resident", "resident", "indexing", 15, "n_jobs=None"),
+    _faster("data[mask] / resident", "resident, 20 jobs", "indexing", 15, "n_jobs=20"),
     _slower("import sharedmask / libraries", _PACKAGE, _LIBRARIES, 1.25),
     _slower("import SharedImage / libraries", _NAME, _LIBRARIES, 1.25),
 ]
