@@ -302,7 +302,7 @@ def list_images() -> None:
             size, store = mib(entry.handle.nbytes), entry.handle.store
             try:
                 shape = "x".join(map(str, SharedImage.attach(entry.handle).shape))
-            except (SharedMaskError, KeyError):
+            except SharedMaskError:
                 shape = "output"
         age = f"{time.time() - entry.created:.0f} s"
         lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))

@@ -75,6 +75,9 @@ class SharedImage:
     (10, 12)
     """
 
+    _voxels: NDArray[np.intp] | None
+    _memory_limit: int | float | str | None
+
     def __init__(
         self,
         source: Any,
@@ -87,16 +90,25 @@ class SharedImage:
         if store not in ("auto", *stores.KINDS):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, stores.KINDS))}")
         self._source: Source | None = open_source(source)
-        self._facts: Facts = self._source
-        self._grid = Grid(self._facts.shape[:3], self._facts.affine)
-        self._voxels = None if mask_img is None else Regions.from_any(mask_img, self._grid).union
+        self._begin(self._source, name or os.path.basename(self._source.name))
+        if mask_img is not None:
+            self._voxels = Regions.from_any(mask_img, self._grid).union
         self._asked_store = store
         self._memory_limit = memory_limit
-        self._name = name or os.path.basename(self._facts.name)
+
+    def _begin(self, facts: Facts, name: str) -> None:
+        """The state of an image, read from a file or attached, before it has rows."""
+        self._facts = facts
+        self._grid = Grid(facts.shape[:3], facts.affine)
+        self._voxels = None
+        self._asked_store = "auto"
+        self._memory_limit = None
+        self._name = name
         self._lock = threading.RLock()
         self._owned: Owned | None = None
         self._lease: socket.socket | None = None
         self._rows: Rows | None = None
+        self._store: tuple[str, str] | None = None
         self._closed = False
 
     # --- facts ---
@@ -138,10 +150,8 @@ class SharedImage:
 
     @property
     def store(self) -> tuple[str, str]:
-        """Where the bytes live or will live, and why there."""
-        if self._rows is not None and self._rows.shared is not None and self._source is None:
-            return self._rows.shared.handle.store, "its owner's choice"
-        return stores.choose(self._asked_store, self.nbytes)
+        """Where the bytes live or would live now, and why there."""
+        return self._store or stores.choose(self._asked_store, self.nbytes)
 
     @property
     def closed(self) -> bool:
@@ -194,6 +204,7 @@ class SharedImage:
         store, reason = self.store
         _log.info("%s goes to %s: %s", self._name, store, reason)
         self._owned, rows = load_shared(self._source, self._voxels, self._name, budget, store)
+        self._store = store, reason
         return rows
 
     def close(self) -> None:
@@ -253,19 +264,12 @@ class SharedImage:
         """
         if isinstance(handle, str):
             handle = Handle.from_json(handle) if handle.lstrip().startswith("{") else registry.find(handle)
-        attachment = segments.attach(handle)
+        rows = Rows.attached(segments.attach(handle))
         image = cls.__new__(cls)
         image._source = None
-        image._facts = Facts.from_dict(attachment.meta["facts"])
-        image._grid = Grid(image._facts.shape[:3], image._facts.affine)
-        image._voxels = attachment.arrays.get("voxels")
-        image._asked_store, image._memory_limit = "auto", None
-        image._name = handle.label
-        image._lock = threading.RLock()
-        image._owned = None
-        image._lease = None
-        image._rows = _attached_rows(image._facts, attachment)
-        image._closed = False
+        image._begin(rows.facts, handle.label)
+        image._voxels, image._rows = rows.voxels, rows
+        image._store = handle.store, "its owner's choice"
         return image
 
     @classmethod
@@ -566,12 +570,7 @@ def load_shared(
     except BaseException:
         owned.release()
         raise
-    return owned, _attached_rows(source, segments.attach(handle))
-
-
-def _attached_rows(facts: Facts, attachment: segments.Attachment) -> Rows:
-    arrays, finite = attachment.arrays, bool(attachment.meta["finite"])
-    return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), Shared(attachment.handle, "rows"))
+    return owned, Rows.attached(segments.attach(handle))
 
 
 def transposing_threads(source: Source) -> int:

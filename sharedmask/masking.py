@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask import kernels, pool
-from sharedmask.errors import OutsideImageError
+from sharedmask.errors import AttachError, OutsideImageError
 from sharedmask.kernels import Conversion
 from sharedmask.parameters import Progress, Request
 from sharedmask.pool import Shared
 from sharedmask.regions import Regions
 from sharedmask.registry import Owned
+from sharedmask.segments import Attachment
 from sharedmask.sources import Facts
 
 Array = NDArray[Any]
@@ -47,6 +48,22 @@ class Rows:
     voxels: NDArray[np.intp] | None = None
     """Sorted numbers of the voxels held, one per row; None for all of the image's."""
     shared: Shared | None = None
+
+    @classmethod
+    def attached(cls, attachment: Attachment) -> "Rows":
+        """The rows of a shared image.
+
+        Raises
+        ------
+        AttachError
+            What is shared is no image.
+        """
+        handle, arrays = attachment.handle, attachment.arrays
+        try:
+            facts, finite = Facts.from_dict(attachment.meta["facts"]), bool(attachment.meta["finite"])
+            return cls(facts, arrays["rows"], finite, arrays.get("voxels"), Shared(handle, "rows"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AttachError(f"{handle.label} is no shared image: {error!r}") from error
 
     def positions(self, regions: Regions) -> NDArray[np.intp]:
         """Row numbers of all regions' voxels, one region after the other.

@@ -13,7 +13,6 @@ from numpy.typing import DTypeLike, NDArray
 from sharedmask import masking, segments
 from sharedmask.masking import Rows
 from sharedmask.segments import Attachment, Handle
-from sharedmask.sources import Facts
 
 Array = NDArray[Any]
 
@@ -28,8 +27,9 @@ class SharedNifti(Nifti1Image):
 
     def __init__(self, handle: Handle) -> None:
         attachment = segments.attach(handle)
-        facts = Facts.from_dict(attachment.meta["facts"])
-        super().__init__(_data_of(facts, attachment), facts.affine)  # type: ignore[no-untyped-call]
+        rows = Rows.attached(attachment)
+        facts = rows.facts
+        super().__init__(_data_of(rows, attachment), facts.affine)  # type: ignore[no-untyped-call]
         self._handle = handle
         self.header.set_data_dtype(facts.scaled_dtype)
         self.header.set_xyzt_units("mm", "sec")
@@ -47,12 +47,12 @@ def _again(handle: str) -> SharedNifti:
     return SharedNifti(Handle.from_json(handle))
 
 
-def _data_of(facts: Facts, attachment: Attachment) -> Any:
-    if facts.is_scaled or "voxels" in attachment.arrays:
-        return _Values(facts, attachment)
-    x, y, z, n_timepoints = facts.shape
+def _data_of(rows: Rows, attachment: Attachment) -> Any:
+    if rows.facts.is_scaled or rows.voxels is not None:
+        return _Values(rows)
+    x, y, z, n_timepoints = rows.facts.shape
     view = attachment.view("rows").reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
-    return view[..., 0] if facts.ndim == 3 else view
+    return view[..., 0] if rows.facts.ndim == 3 else view
 
 
 class _Values:
@@ -61,12 +61,11 @@ class _Values:
     is_proxy = True
     slope, inter = 1.0, 0.0  # of what is given, which has been scaled
 
-    def __init__(self, facts: Facts, attachment: Attachment) -> None:
-        self.shape = facts.shape[: facts.ndim]
-        self.ndim = facts.ndim
-        self.dtype = facts.scaled_dtype
-        arrays, finite = attachment.arrays, bool(attachment.meta["finite"])
-        self._rows = Rows(facts, arrays["rows"], finite, arrays.get("voxels"))
+    def __init__(self, rows: Rows) -> None:
+        self.shape = rows.facts.shape[: rows.facts.ndim]
+        self.ndim = rows.facts.ndim
+        self.dtype = rows.facts.scaled_dtype
+        self._rows = rows
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         values = masking.volumes(self._rows, slice(None)).reshape(self.shape, order="F")
