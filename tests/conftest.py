@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from sharedmask import pool, stores
 from sharedmask.registry import Owned
 
 SHM = Path("/dev/shm")
+
+
+# A shell that starts us in the background has Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
