@@ -293,11 +293,11 @@ def list_images() -> None:
     connection = wire.connect()
     if connection is not None:
         with connection:
-            held = {image["name"]: image["clients"] for image in wire.ask(connection, "list")["images"]}
+            held = {image["token"]: image["clients"] for image in wire.ask(connection, "list")["images"]}
     head = ("name", "shape", "size", "store", "owner", "age", "clients")
     lines = [head]
     for entry in registry.entries():
-        shape, size, store, clients = "loading", "", "", str(held.get(entry.label, ""))
+        shape, size, store, clients = "loading", "", "", str(held.get(entry.token, ""))
         if entry.handle is not None:
             size, store = mib(entry.handle.nbytes), entry.handle.store
             try:

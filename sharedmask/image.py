@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 
 from sharedmask import loading, masking, pool, registry, segments, stores, wire
 from sharedmask.budget import MemoryBudget, mib
-from sharedmask.errors import AttachError, ClosedImageError, OutsideImageError, ParameterError
+from sharedmask.errors import (
+    AttachError,
+    ClosedImageError,
+    MissingFileError,
+    OutsideImageError,
+    ParameterError,
+)
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.pool import Shared
@@ -292,22 +298,26 @@ class SharedImage:
         SharedMaskError
             What loading it raises, there or here.
         """
-        path = os.path.expanduser(os.fspath(source))
-        is_file = os.path.exists(path)
-        connection = wire.connect()
-        if connection is None and start:
+        path = os.path.abspath(os.path.expanduser(os.fspath(source)))
+        asked = {"path": path} if os.path.exists(path) else {"name": os.fspath(source)}
+        if "name" in asked and os.sep in asked["name"]:
+            raise MissingFileError(f"{asked['name']} does not exist")
+        lease = wire.connect()
+        if lease is None and start:
             wire.start()
-            connection = wire.connect()
-        if connection is None:
-            return cls(path) if is_file else cls.attach(path)
-        try:
-            asked = os.path.abspath(path) if is_file else os.fspath(source)
-            image = cls.attach(wire.ask(connection, "open", source=asked)["handle"])
-        except BaseException:
-            connection.close()
-            raise
-        image._lease = connection
-        return image
+            lease = wire.connect()
+        if lease is not None:
+            try:
+                handle = wire.ask(lease, "open", **asked)["handle"]
+                if handle is not None:
+                    image = cls.attach(handle)
+                    image._lease = lease
+                    return image
+            except BaseException:
+                lease.close()
+                raise
+            lease.close()
+        return cls(path) if "path" in asked else cls.attach(asked["name"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).attach, (self.handle.to_json(),)
@@ -322,7 +332,7 @@ class SharedImage:
         from sharedmask.niimgs import SharedNifti
 
         self._loaded()
-        return SharedNifti(self.handle)
+        return SharedNifti.of(self.handle)
 
     # --- requests ---
 
@@ -499,14 +509,11 @@ class SharedImage:
         Like :attr:`array` it travels to other processes as a handle, and so do its slices.
         """
         rows = self._loaded()
-        assert rows.shared is not None
         if rows.voxels is not None:
             raise OutsideImageError(
                 f"{self._name} holds the voxels of its mask_img only: use frame() or mask()"
             )
-        x, y, z, n_timepoints = self.shape
-        view = segments.attach(rows.shared.handle).view("rows")
-        return view.reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+        return masking.stored_view(rows)
 
     @property
     def array(self) -> Array:

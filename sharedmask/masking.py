@@ -48,6 +48,8 @@ class Rows:
     voxels: NDArray[np.intp] | None = None
     """Sorted numbers of the voxels held, one per row; None for all of the image's."""
     shared: Shared | None = None
+    attachment: Attachment | None = None
+    """Where they are attached; without it a view could not be made once the owner is gone."""
 
     @classmethod
     def attached(cls, attachment: Attachment) -> "Rows":
@@ -61,7 +63,8 @@ class Rows:
         handle, arrays = attachment.handle, attachment.arrays
         try:
             facts, finite = Facts.from_dict(attachment.meta["facts"]), bool(attachment.meta["finite"])
-            return cls(facts, arrays["rows"], finite, arrays.get("voxels"), Shared(handle, "rows"))
+            shared = Shared(handle, "rows")
+            return cls(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment)
         except (KeyError, TypeError, ValueError) as error:
             raise AttachError(f"{handle.label} is no shared image: {error!r}") from error
 
@@ -301,6 +304,13 @@ def map_regions(
         arguments = (shared or rows.array, rows.finite, conversion, request.cleaning, function)
         answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done)
     return answers
+
+
+def stored_view(rows: Rows) -> Array:
+    """The stored values of all voxels as a read-only (x, y, z, n_timepoints) view that travels."""
+    assert rows.attachment is not None
+    x, y, z, n_timepoints = rows.facts.shape
+    return rows.attachment.view("rows").reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
 
 
 def volumes(rows: Rows, span: slice) -> Array:

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sharedmask import masking, segments
 from sharedmask.masking import Rows
-from sharedmask.segments import Attachment, Handle
+from sharedmask.segments import Handle
 
 Array = NDArray[Any]
 
@@ -25,33 +25,38 @@ class SharedNifti(Nifti1Image):
     nibabel's values in a fresh array each time, as nibabel does for a file.
     """
 
-    def __init__(self, handle: Handle) -> None:
-        attachment = segments.attach(handle)
-        rows = Rows.attached(attachment)
+    # None for what nibabel and nilearn derive from it by calling its class: an ordinary image.
+    _handle: Handle | None = None
+
+    @classmethod
+    def of(cls, handle: Handle | str) -> "SharedNifti":
+        """The image behind a handle."""
+        handle = Handle.from_json(handle) if isinstance(handle, str) else handle
+        rows = Rows.attached(segments.attach(handle))
         facts = rows.facts
-        super().__init__(_data_of(rows, attachment), facts.affine)  # type: ignore[no-untyped-call]
-        self._handle = handle
-        self.header.set_data_dtype(facts.scaled_dtype)
-        self.header.set_xyzt_units("mm", "sec")
+        image = cls(_data_of(rows), facts.affine)
+        image._handle = handle
+        image.header.set_data_dtype(facts.scaled_dtype)
+        image.header.set_xyzt_units("mm", "sec")
         if facts.ndim == 4 and facts.t_r:
-            self.header.set_zooms((*self.header.get_zooms()[:3], facts.t_r))
+            image.header.set_zooms((*image.header.get_zooms()[:3], facts.t_r))
+        return image
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self._handle.to_json(),)
+    @property
+    def slicer(self) -> Any:
+        """nibabel's; it knows by class on which axis time is, and does not know this one."""
+        return Nifti1Image(self.dataobj, self.affine, self.header).slicer
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return self.__reduce__()
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._handle is None:
+            return super().__reduce_ex__(protocol)
+        return SharedNifti.of, (self._handle.to_json(),)
 
 
-def _again(handle: str) -> SharedNifti:
-    return SharedNifti(Handle.from_json(handle))
-
-
-def _data_of(rows: Rows, attachment: Attachment) -> Any:
+def _data_of(rows: Rows) -> Any:
     if rows.facts.is_scaled or rows.voxels is not None:
         return _Values(rows)
-    x, y, z, n_timepoints = rows.facts.shape
-    view = attachment.view("rows").reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+    view = masking.stored_view(rows)
     return view[..., 0] if rows.facts.ndim == 3 else view
 
 

@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 import tempfile
+import threading
 import time
 import warnings
 import weakref
@@ -31,6 +32,7 @@ _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
 _CLAIM_SUFFIX = ".claim"
 _SOCKET_SUFFIX = ".sock"
+_TOLD = {"token": str, "name": str, "label": str, "pid": int, "created": float}
 
 
 def directory() -> Path:
@@ -78,12 +80,12 @@ class Record:
         The new file is locked before it gets a name. A reaper that opened the old one cannot
         lock it until we close it, and then finds another inode under the name.
         """
-        with _open_directory() as folder:
+        with _making, _open_directory() as folder:
             fresh = f"{self.name}.{secrets.token_hex(4)}"
             fd = _locked_file(folder, fresh, content)
             os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.close(self._fd)
-        self._fd, self.content = fd, content
+            os.close(self._fd)
+            self._fd, self.content = fd, content
 
     def keep(self) -> None:
         """Make the record again if its name is gone (cleaners of temporary directories do that)."""
@@ -144,7 +146,10 @@ def _named_file(folder: int, name: str, content: str) -> int:
 
 def _lock_and_fill(fd: int, content: str) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX)
-    os.write(fd, content.encode())
+    try:
+        os.write(fd, content.encode())
+    except OSError as error:
+        raise SegmentError(f"the registry {directory()} cannot be written to: {error.strerror}") from error
 
 
 def _is_named(folder: int, name: str, fd: int) -> bool:
@@ -158,7 +163,9 @@ def _is_named(folder: int, name: str, fd: int) -> bool:
 
 # --- owning --------------------------------------------------------------------------------------
 
-_owned: "weakref.WeakSet[Owned]" = weakref.WeakSet()
+_kept: "weakref.WeakSet[Owned | Claim]" = weakref.WeakSet()
+# Held while descriptors are made that a child must let go of, and while a fork happens.
+_making = threading.RLock()
 _reaped_by = 0
 
 
@@ -172,15 +179,16 @@ class Owned:
     def __init__(self, label: str, geometry: Geometry, store: str = "shm") -> None:
         _reap_once()
         token = secrets.token_hex(16)
-        self._record = Record(token, json.dumps(_promise(token, label, store)))
-        try:
-            self.segment = Segment(token, geometry, store)
-        except BaseException:
-            self._record.remove()
-            raise
+        with _making:
+            self._record = Record(token, json.dumps(_promise(token, label, store)))
+            try:
+                self.segment = Segment(token, geometry, store)
+            except BaseException:
+                self._record.remove()
+                raise
+            _kept.add(self)
         self.label = label
         self._abandoned = weakref.finalize(self, _abandon, os.getpid(), label, self.segment, self._record)
-        _owned.add(self)
 
     def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Seal the segment and publish its handle in the record."""
@@ -206,7 +214,8 @@ class Owned:
             _, _, (pid, _, segment, record), _ = parts
             _release(pid, segment, record)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """In a forked child: let go of lock and memory, which are the parent's."""
         self._record.forget()
         self.segment.store.forget()
 
@@ -226,12 +235,15 @@ def _release(pid: int, segment: Segment, record: Record) -> None:
 
 def _after_fork_in_child() -> None:
     # The child shares our locks: if it held on to them, our death would go unnoticed.
-    for owned in list(_owned):
-        owned._forget()
+    for kept in list(_kept):
+        kept.forget()
+    _making.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_making.acquire, after_in_parent=_making.release, after_in_child=_after_fork_in_child
+    )
 
 
 def _promise(token: str, label: str, store: str) -> dict[str, Any]:
@@ -259,7 +271,9 @@ class Entry:
 def entries() -> list[Entry]:
     """What living owners have published, oldest first."""
     with _open_directory() as folder:
-        found = [_read(folder, name) for name in os.listdir(folder) if _is_record(name)]
+        # A record that is about to replace another has a longer name, and would count twice.
+        names = [name for name in os.listdir(folder) if _is_record(name) and name.endswith(_SUFFIX)]
+        found = [_read(folder, name) for name in names]
     return sorted((entry for entry in found if entry), key=lambda entry: entry.created)
 
 
@@ -283,11 +297,12 @@ class Claim:
     def __init__(self, role: str, content: Mapping[str, Any]) -> None:
         self.role = role
         reap()
-        with _open_directory() as folder:
+        with _making, _open_directory() as folder:
             try:
                 self._fd = _locked_file(folder, role + _CLAIM_SUFFIX, json.dumps(content))
             except FileExistsError as error:
                 raise SegmentError(f"another {role} is running for this user") from error
+            _kept.add(self)
 
     def forget(self) -> None:
         """Let go of the lock: at the end, or in a forked child."""
@@ -387,13 +402,19 @@ def _reap_record(folder: int, name: str) -> list[str]:
 
 
 def _read(folder: int, name: str) -> Entry | None:
+    """What the record says; None if its owner is dead or it is none of ours."""
     with _opened(folder, name) as fd:
-        if fd is None or _is_free(fd):
+        if fd is None:
             return None
+        if _is_free(fd):
+            # Its owner is dead, or has just put a new record in its place.
+            return None if _is_named(folder, name, fd) else _read(folder, name)
         text = os.read(fd, _RECORD_BYTES)
     try:
         facts = json.loads(text)
         handle = Handle.from_json(text) if "ino" in facts else None
-        return Entry(facts["token"], facts["name"], facts["label"], facts["pid"], facts["created"], handle)
+        told = {name: facts[name] for name in _TOLD}
+        proper = all(type(told[name]) is kind for name, kind in _TOLD.items())
+        return Entry(**told, handle=handle) if proper else None
     except (ValueError, KeyError, TypeError, RecursionError, AttachError):
         return None

@@ -154,6 +154,8 @@ class Segment:
         try:
             with self.store.opened() as fd:
                 self._map = mmap.mmap(fd, nbytes)
+            # A child forked while this is filled would hold the bytes and keep them from being sealed.
+            self._map.madvise(mmap.MADV_DONTFORK)
         except BaseException as error:
             self.store.release()
             if isinstance(error, OSError):
@@ -172,7 +174,9 @@ class Segment:
         """
         facts = {"token": self.token, "nbytes": self.store.nbytes}
         self._map[:_HEADER_BYTES] = _header({**facts, "arrays": self._specs, "meta": dict(meta)})
-        if not writable:
+        if writable:
+            self._map.madvise(mmap.MADV_DOFORK)  # a result is an array like any other
+        else:
             del self._map
             self.store.seal()
         return self._handle(label)
@@ -257,7 +261,9 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     _origin: Attachment | None = None
 
     def __array_finalize__(self, parent: Any) -> None:
-        self._origin = getattr(parent, "_origin", None)
+        # A copy is no view: it must neither hold the segment nor travel as its handle.
+        origin = getattr(parent, "_origin", None)
+        self._origin = origin if origin is not None and origin.place(self) is not None else None
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
@@ -375,8 +381,9 @@ def _check_header(handle: Handle, facts: dict[str, Any]) -> None:
 
 
 def _check_array(handle: Handle, name: str, spec: Mapping[str, Any]) -> None:
-    sizes = (spec["offset"], *spec["shape"])
-    if not _DTYPE.fullmatch(spec["dtype"]) or not all(type(n) is int and n >= 0 for n in sizes):
+    sizes = [spec["offset"], *spec["shape"]] if type(spec["shape"]) is list else [-1]
+    possible = all(type(n) is int and 0 <= n <= handle.nbytes for n in sizes)
+    if not _DTYPE.fullmatch(spec["dtype"]) or not possible:
         raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
     nbytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
     if spec["offset"] < _HEADER_BYTES or spec["offset"] + nbytes > handle.nbytes:

@@ -40,6 +40,8 @@ class _Held:
     loading: threading.Lock = field(default_factory=threading.Lock)
     clients: set[int] = field(default_factory=set)
     used: float = field(default_factory=time.monotonic)
+    admitted: bool = False
+    """Whether room was made for it: it counts from then on, loaded or not."""
     loaded: bool = False
 
 
@@ -76,6 +78,7 @@ class Coordinator:
         self._images: dict[Key, _Held] = {}
         self._clients: dict[int, socket.socket] = {}
         self._stopping = threading.Event()
+        self._ended = False
         self._threads: list[threading.Thread] = []
         self.n_loads = 0
 
@@ -104,6 +107,7 @@ class Coordinator:
         self._socket.close()
         self._claim.release()
         with self._lock:
+            self._ended = True  # nobody adds an image from here on
             clients, images = list(self._clients.values()), list(self._images.values())
             self._images.clear()
         for client in clients:
@@ -168,7 +172,9 @@ class Coordinator:
         try:
             verb = request.get("verb")
             if verb == "open":
-                return {"handle": self.open(str(request.get("source")), client)}
+                if "name" in request:
+                    return {"handle": self.find(str(request["name"]), client)}
+                return {"handle": self.open(str(request.get("path")), client)}
             if verb == "drop":
                 return {"dropped": self.drop(str(request.get("name")))}
             if verb == "list":
@@ -185,29 +191,38 @@ class Coordinator:
 
     # --- images ---
 
-    def open(self, source: str, client: int = 0) -> str:
-        """The handle, as JSON, of the image at a path or of a name already loaded.
+    def find(self, name: str, client: int = 0) -> str | None:
+        """The handle, as JSON, of an image already asked for, by its name; None if there is none."""
+        with self._lock:
+            held = next((held for held in self._images.values() if held.image.name == name), None)
+            if held is None:
+                return None
+            self._held_by(held, client)
+        return self._handle(held)
+
+    def open(self, path: str, client: int = 0) -> str:
+        """The handle, as JSON, of the image at an absolute path.
 
         Raises
         ------
         SharedMaskError
             Whatever loading it raises; MemoryLimitError if clients hold all that would make room.
         """
-        held = self._hold(source, client)
+        return self._handle(self._hold(path, client))
+
+    def _handle(self, held: _Held) -> str:
         with held.loading:
             if not held.loaded:
                 self._load(held)
         held.used = time.monotonic()
         return held.image.handle.to_json()
 
-    def _hold(self, source: str, client: int) -> _Held:
+    def _hold(self, path: str, client: int) -> _Held:
+        found = open_source(path)
+        key = (os.path.realpath(path), found.fingerprint)
         with self._lock:
-            named = next((held for held in self._images.values() if held.image.name == source), None)
-            if named is not None:
-                return self._held_by(named, client)
-        found = open_source(source)
-        key = (os.path.realpath(source), found.fingerprint)
-        with self._lock:
+            if self._ended:
+                raise AttachError("the coordinator is ending")
             if key not in self._images:
                 self._images[key] = _Held(key, SharedImage(found, store=self._store))
             return self._held_by(self._images[key], client)
@@ -224,19 +239,24 @@ class Coordinator:
             held.image.load()
         except BaseException:
             with self._lock:
+                held.admitted = False
                 self._images.pop(held.key, None)
             raise
         held.loaded = True
         with self._lock:
             self.n_loads += 1
-            self._images.setdefault(held.key, held)  # another client's failed attempt removed it
+            if not self._ended:
+                self._images.setdefault(held.key, held)  # another client's failed attempt removed it
+                return
+        held.image.close()
 
     def _make_room(self, wanted: _Held) -> None:
         """Close images that nobody holds until ``wanted`` fits."""
         with self._lock:
-            others = [held for held in self._images.values() if held is not wanted and held.loaded]
+            others = [held for held in self._images.values() if held is not wanted and held.admitted]
             missing = sum(held.image.nbytes for held in others) + wanted.image.nbytes - self._limit
-            free = sorted((held for held in others if not held.clients), key=lambda held: held.used)
+            unused = (held for held in others if held.loaded and not held.clients)
+            free = sorted(unused, key=lambda held: held.used)
             leaving = []
             while missing > 0 and free:
                 leaving.append(free.pop(0))
@@ -246,6 +266,7 @@ class Coordinator:
                     f"{wanted.image.name} takes {mib(wanted.image.nbytes)}: with the images that clients "
                     f"hold that is {mib(missing)} more than the coordinator's limit of {mib(self._limit)}"
                 )
+            wanted.admitted = True
             for held in leaving:
                 del self._images[held.key]
         for held in leaving:
@@ -262,6 +283,10 @@ class Coordinator:
         return len(leaving)
 
     def images(self) -> list[dict[str, Any]]:
-        """Name and number of clients of each image held."""
+        """Segment, name and number of clients of each image held."""
         with self._lock:
-            return [{"name": h.image.name, "clients": len(h.clients)} for h in self._images.values()]
+            loaded = [(held, len(held.clients)) for held in self._images.values() if held.loaded]
+        return [
+            {"token": held.image.handle.token, "name": held.image.name, "clients": clients}
+            for held, clients in loaded
+        ]

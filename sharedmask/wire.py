@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from typing import Any
 
 from sharedmask import errors, registry
@@ -80,6 +81,19 @@ def is_ours(connection: socket.socket) -> bool:
     return bool(_CREDENTIALS.unpack(raw)[1] == os.geteuid())
 
 
+_open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A child would keep what its parent has let go of.
+    for connection in list(_open):
+        connection.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def connect(timeout: float | None = None) -> socket.socket | None:
     """A connection to this user's coordinator on this machine; None if there is none."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,6 +103,7 @@ def connect(timeout: float | None = None) -> socket.socket | None:
         if not is_ours(connection):
             raise AttachError("the coordinator's socket belongs to another user")
         connection.settimeout(timeout)
+        _open.add(connection)
         return connection
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
