@@ -217,7 +217,7 @@ class Owned:
     def forget(self) -> None:
         """In a forked child: let go of lock and memory, which are the parent's."""
         self._record.forget()
-        self.segment.store.forget()
+        self.segment.forget()
 
 
 def _abandon(pid: int, label: str, segment: Segment, record: Record) -> None:

@@ -155,7 +155,7 @@ class Segment:
             with self.store.opened() as fd:
                 self._map = mmap.mmap(fd, nbytes)
             # A child forked while this is filled would hold the bytes and keep them from being sealed.
-            self._map.madvise(mmap.MADV_DONTFORK)
+            _advise(self._map, "MADV_DONTFORK")
         except BaseException as error:
             self.store.release()
             if isinstance(error, OSError):
@@ -175,11 +175,17 @@ class Segment:
         facts = {"token": self.token, "nbytes": self.store.nbytes}
         self._map[:_HEADER_BYTES] = _header({**facts, "arrays": self._specs, "meta": dict(meta)})
         if writable:
-            self._map.madvise(mmap.MADV_DOFORK)  # a result is an array like any other
+            _advise(self._map, "MADV_DOFORK")  # a result is an array like any other
         else:
             del self._map
             self.store.seal()
         return self._handle(label)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the memory, which is the parent's."""
+        self.store.forget()
+        if "_map" in vars(self):
+            _blind(self.store.name)
 
     def _handle(self, label: str) -> Handle:
         pid = os.getpid()
@@ -200,6 +206,24 @@ class Segment:
             created=time.time(),
             label=label,
         )
+
+
+def _advise(buffer: mmap.mmap, advice: str) -> None:
+    if hasattr(mmap, advice):  # Linux
+        buffer.madvise(getattr(mmap, advice))
+
+
+def _blind(name: str) -> None:
+    """Point all descriptors of a segment to nothing.
+
+    A map of Python keeps a copy of its descriptor, which holds the memory. Closing it under the
+    map's feet would have the map close another file later, under the same number.
+    """
+    with contextlib.suppress(FileNotFoundError), open(os.devnull, "rb") as nothing:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if name in os.readlink(f"/proc/self/fd/{fd}"):
+                    os.dup2(nothing.fileno(), fd, inheritable=False)
 
 
 def _header(facts: dict[str, Any]) -> bytes:
