@@ -65,22 +65,23 @@ class _Verb(click.Command):
     }
 )
 @click.version_option(__version__, prog_name="sharedmask")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def commands(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def commands() -> None:
     """Mask one large fMRI run with many regions, from one copy in memory."""
 
 
 def main() -> None:
     """Run the command line; one line per error, and its exit code."""
+    debug = "--debug" in sys.argv  # wherever it stands
     try:
-        code = commands(standalone_mode=False)
+        code = commands([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("sharedmask: interrupted", err=True)
         code = _INTERRUPTED
     except Exception as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
@@ -266,7 +267,7 @@ def serve(images: tuple[str, ...], memory_limit: str | None, idle: str | None, s
     with coordinator:
         for image in images:
             coordinator.open(os.path.abspath(os.path.expanduser(image)))
-        click.echo(f"serving {len(images)} images, pid {os.getpid()}")
+        click.echo(f"serving, pid {os.getpid()}, images loaded: {len(images)}")
         sys.stdout.flush()
         coordinator.wait()
 

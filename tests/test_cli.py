@@ -147,8 +147,9 @@ def test_errors_are_one_line_and_a_code(study, args, code, message):
 
 
 def test_debug_shows_the_traceback(study):
-    done = run("--debug", "extract", "absent.nii", "--masks", "roi*", "-o", "o.npz", cwd=study)
-    assert "Traceback" in done.stderr
+    wrong = ["extract", "absent.nii", "--masks", "roi*", "-o", "o.npz"]
+    for args in (["--debug", *wrong], [*wrong, "--debug"]):
+        assert "Traceback" in run(*args, cwd=study).stderr
 
 
 def test_info_tells_what_an_image_is(study):
