@@ -63,6 +63,8 @@ COSTS = {
     "shared_recipe": Cost(6.5, bytes_per_job=40e6),
     "union_masker": Cost(3.0),
     "masker_loop": Cost(0.0, images_per_job=2.5, bytes_per_job=300e6),
+    "masker_loop_shared": Cost(1.1, images_per_job=1.5, bytes_per_job=300e6),
+    "indexing_loop_shared": Cost(1.3, bytes_per_job=60e6),
 }
 
 

@@ -53,6 +53,8 @@ def _plans(dataset: Dataset) -> list[_Plan]:
         _Plan("(SharedMemory recipe)", "shared_recipe", _N_JOBS),
         # The loop's peak comes again with every mask.
         _Plan("(NiftiMasker loop)", "masker_loop", 2, n_masks=4),
+        _Plan("(the same over as_nifti)", "masker_loop_shared", 2, n_masks=4),
+        _Plan("(indexing loop over .array)", "indexing_loop_shared", 2, n_masks=4),
     ]
 
 

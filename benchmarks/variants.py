@@ -108,7 +108,31 @@ def masker_loop(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     return found
 
 
-def _masker(run: Path, mask: Path) -> Array:
+def masker_loop_shared(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """The same loop, given the shared image as a niimg instead of the path."""
+    from joblib import Parallel, delayed
+
+    from sharedmask import SharedImage
+
+    with SharedImage(run) as image:
+        shared = image.as_nifti()
+        found: Signals = Parallel(n_jobs=n_jobs)(delayed(_masker)(shared, mask) for mask in masks)
+    return found
+
+
+def indexing_loop_shared(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """A loop of ``data[mask]`` over the shared image."""
+    from joblib import Parallel, delayed
+
+    from sharedmask import SharedImage
+
+    inside = load_masks(masks)
+    with SharedImage(run) as image:
+        found: Signals = Parallel(n_jobs=n_jobs)(delayed(_indexed)(image.array, mask) for mask in inside)
+    return found
+
+
+def _masker(run: Any, mask: Path) -> Array:
     from nilearn.maskers import NiftiMasker
 
     with _quiet():
@@ -183,4 +207,6 @@ VARIANTS: dict[str, Run] = {
     "shared_recipe": shared_recipe,
     "union_masker": union_masker,
     "masker_loop": masker_loop,
+    "masker_loop_shared": masker_loop_shared,
+    "indexing_loop_shared": indexing_loop_shared,
 }
