@@ -1157,7 +1157,7 @@ RACE = '''
         registry._locked_file = created_then_locked
 
     said, say = os.pipe()
-    end = time.monotonic() + 150  # should nobody be left to kill us
+    latest = time.monotonic() + 150  # should nobody be left to kill us
 
     def violation(what):
         os.write(say, (what + "\\n").encode())
@@ -1171,7 +1171,7 @@ RACE = '''
         return mine and named
 
     def owner(rng):
-        while time.monotonic() < end:
+        while time.monotonic() < latest:
             owned = Owned("run", GEOMETRY, rng.choice(("shm", "memfd")))
             token = owned.segment.token
             owned.segment.array("rows")[:] = int(token[-7:], 16)
@@ -1190,7 +1190,7 @@ RACE = '''
             os.write(say, b"life\\n")
 
     def reader(rng):
-        while time.monotonic() < end:
+        while time.monotonic() < latest:
             for entry in entries():
                 if entry.handle is None:
                     continue
@@ -1203,7 +1203,7 @@ RACE = '''
                 os.write(say, b"read\\n")
 
     def reaper(rng):
-        while time.monotonic() < end:
+        while time.monotonic() < latest:
             reap()
             time.sleep(rng.random() * 0.002)
 
