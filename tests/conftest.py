@@ -16,9 +16,10 @@ from sharedmask.registry import Owned
 SHM = Path("/dev/shm")
 
 
-# A shell that starts us in the background has Ctrl-C ignored, and children inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts us in the background, or nohup, has signals ignored, and children inherit that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items):
