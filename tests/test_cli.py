@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -205,7 +206,10 @@ def test_ctrl_c_is_130_and_leaves_no_output(study):
     command = [sys.executable, "-m", "sharedmask", "extract", "big.nii.gz", "--mask", "all.nii.gz"]
     options = ["--low-pass", "0.1", "-o", "o.npz"]
     with subprocess.Popen(command + options, stderr=subprocess.PIPE, cwd=study, text=True) as child:
-        time.sleep(2.5)
+        deadline = time.monotonic() + 60
+        while "scipy/signal" not in Path(f"/proc/{child.pid}/maps").read_text():  # cleaning has begun
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         child.send_signal(signal.SIGINT)
         assert child.stderr.read().strip() == "sharedmask: interrupted"
         assert child.wait() == 130
