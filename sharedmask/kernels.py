@@ -20,6 +20,8 @@ NanPolicy = Literal["zero", "propagate", "raise", "omit"]
 # Work goes through pieces that stay in a core's cache: whatever follows the gather then costs
 # arithmetic only, not another trip to memory.
 _PIECE_BYTES = 256 * 1024
+# A median needs all rows of a volume at once, picked out of every row: few, larger pieces.
+_MEDIAN_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ def _without_nonfinite(values: Array, conversion: Conversion) -> Array:
     return np.where(bad, values.dtype.type(0 if conversion.nan_policy == "zero" else np.nan), values)
 
 
-def pieces(n_rows: int, row_bytes: int) -> Iterator[slice]:
-    """Slices of rows that fit a core's cache."""
-    step = max(1, _PIECE_BYTES // max(row_bytes, 1))
+def pieces(n_rows: int, row_bytes: int, piece_bytes: int = _PIECE_BYTES) -> Iterator[slice]:
+    """Slices of rows of at most ``piece_bytes``; by default they fit a core's cache."""
+    step = max(1, piece_bytes // max(row_bytes, 1))
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
@@ -210,7 +212,7 @@ def _median(source: _Pieces) -> Array:
     middle = _nanmedian if source.omits else np.median
     index, conversion = source.index, source.conversion
     result = np.empty(source.n_timepoints)
-    for span in pieces(source.n_timepoints, len(index) * 8 // 16):
+    for span in pieces(source.n_timepoints, len(index) * 8, _MEDIAN_BYTES):
         stored = source.rows[index, span]
         values = np.empty(stored.shape)
         convert(stored, values, conversion)

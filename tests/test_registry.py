@@ -201,28 +201,6 @@ def test_the_reaper_spares_a_record_replaced_under_its_hands(registry_dir):
     owned.release()
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        "",
-        "sys.exit(3)",
-        "raise RuntimeError('no')",
-        "os._exit(0)",
-        "os.abort()",
-        "os.kill(os.getpid(), 15)",
-        "os.kill(os.getpid(), 2)",
-        "os.kill(os.getpid(), 1)",
-        "os.kill(os.getpid(), 9)",
-        "os.kill(os.getpid(), 11)",
-        "os.execvp('true', ['true'])",
-    ],
-)
-def test_nothing_is_left_after_the_owner_ends(end, registry_dir):
-    python(OWNER + f"    {end}")
-    reap()
-    assert os.listdir(registry_dir) == []
-
-
 def test_owner_and_tracker_killed_together_leave_work_for_the_reaper(registry_dir):
     with running(OWNER + "    time.sleep(60)") as child:
         name = json.loads(child.said[0])["name"]
