@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sharedmask import loading, masking, segments, stores
 from sharedmask.budget import MemoryBudget
-from sharedmask.image import geometry_of, load_shared, transposing_threads
+from sharedmask.holding import geometry_of, load_shared, transposing_threads
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.regions import Grid, Regions

@@ -2,7 +2,7 @@
 
 Covers: when an image is loaded, where its rows live, when it is closed; what each call projects
 to take. Does not cover: the calls' parameters (``parameters``), their work (``masking``), the
-decoding pipeline (``loading``), who cleans up after a crash (``registry``), a single pass that
+filling of its store (``holding``), who cleans up after a crash (``registry``), a single pass that
 holds no image (``extraction``).
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, pool, registry, segments, stores, wire
+from sharedmask import masking, registry, segments, stores, wire
 from sharedmask.budget import MemoryBudget, mib
 from sharedmask.errors import (
     AttachError,
@@ -29,6 +29,7 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
+from sharedmask.holding import geometry_of, load_shared
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.pool import Shared
@@ -548,38 +549,3 @@ def _batches(masks: Any, grid: Grid, size: int, target: Literal["data"] | None) 
     items = iter(masks.items() if isinstance(masks, Mapping) else enumerate(masks))
     while batch := dict(islice(items, size)):
         yield batch
-
-
-# --- loading -------------------------------------------------------------------------------------
-
-
-def geometry_of(facts: Facts, voxels: NDArray[np.intp] | None) -> segments.Geometry:
-    n_rows = facts.n_voxels if voxels is None else len(voxels)
-    rows = ((n_rows, facts.n_timepoints), facts.dtype)
-    return {"rows": rows} if voxels is None else {"rows": rows, "voxels": (voxels.shape, voxels.dtype)}
-
-
-def load_shared(
-    source: Source, voxels: NDArray[np.intp] | None, label: str, budget: MemoryBudget, store: str
-) -> tuple[Owned, Rows]:
-    """The series of ``voxels`` (None: all) in a shared segment; all of it or nothing."""
-    geometry = geometry_of(source, voxels)
-    buffers = loading.buffer_bytes(source, geometry["rows"][0][0])
-    budget.require(f"loading {label}", segments.projected(geometry) + buffers)
-    owned = Owned(label, geometry, store)
-    try:
-        if voxels is not None:
-            owned.segment.array("voxels")[:] = voxels
-        finite = loading.load(
-            source, owned.segment.array("rows"), select=voxels, n_threads=transposing_threads(source)
-        )
-        handle = owned.share({"finite": finite, "facts": source.to_dict()})
-    except BaseException:
-        owned.release()
-        raise
-    return owned, Rows.attached(segments.attach(handle))
-
-
-def transposing_threads(source: Source) -> int:
-    """Next to decompression one thread keeps pace; a plain file is read faster than that."""
-    return 1 if source.compressed else pool.n_cpus()

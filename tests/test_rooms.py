@@ -18,9 +18,9 @@ FLOORS = [
     {"regions", "registry", "pool", "demo"},
     {"parameters", "wire", "doctor"},
     {"masking"},
-    {"niimgs"},
-    {"image"},
-    {"service", "extraction"},
+    {"niimgs", "holding"},
+    {"image", "extraction"},
+    {"service"},
     {"cli"},
     {"__main__"},
 ]
