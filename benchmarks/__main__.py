@@ -10,6 +10,7 @@ from importlib import import_module
 
 _COMMANDS = {
     "core": "time and memory against the bars, in one run",
+    "maskers": "the drop-in maskers beside nilearn's, in one run",
     "sharing": "attaching, publishing, travelling as a handle",
 }
 

@@ -8,20 +8,22 @@ the processes that are measured, and does not make them look smaller.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from benchmarks import data, machine, report, small
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    only: tuple[str, ...] = ("fast", "small"),
+    quick: str = "3 rounds, and NiftiMasker's loop on 3 of the masks, scaled",
+) -> None:
     parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="rounds (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there, too")
     parser.add_argument("--data", type=Path, default=data.default_folder(), metavar="FOLDER",
                         help="where the generated run is kept (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--quick", action="store_true",
-                        help="3 rounds, and NiftiMasker's loop on 3 of the masks, scaled")  # fmt: skip
-    parser.add_argument("--only", choices=("fast", "small"), help="half of it")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--only", choices=only, help="one part of it")
 
 
 def _positive(text: str) -> int:
@@ -43,10 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
         from benchmarks import fast  # and with it numpy
 
         rows += fast.measure(dataset, n_rounds, loop_masks=3 if arguments.quick else None)
-    print(report.table(rows))
-    if arguments.json:
-        settings = {"repeats": n_rounds, "quick": arguments.quick, "data": str(dataset)}
-        report.write_json(arguments.json, rows, {"machine": facts, **settings})
-    failed = [row.what for row in rows if row.failed]
-    print(f"\n{len(failed)} of {sum(row.bar is not None for row in rows)} bars missed", file=sys.stderr)
-    return 1 if failed else 0
+    settings = {"repeats": n_rounds, "quick": arguments.quick, "data": str(dataset)}
+    return report.conclude(rows, arguments.json, {"machine": facts, **settings})

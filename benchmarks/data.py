@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_VERSION = 1  # of the generator: older files are not taken for newer ones
+_VERSION = 2  # of the generator: older files are not taken for newer ones
 _ITEMSIZE = 4
 
 
@@ -26,19 +26,23 @@ class Spec:
     shape: tuple[int, int, int, int] = (50, 59, 50, 600)
     n_masks: int = 20
     mask_voxels: int = 1500
+    n_regions: int = 400
     seed: int = 0
 
     @property
     def name(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"{shape}-{self.n_masks}x{self.mask_voxels}-seed{self.seed}-v{_VERSION}"
+        return f"{shape}-{self.n_masks}x{self.mask_voxels}-{self.n_regions}-seed{self.seed}-v{_VERSION}"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A compressed float32 run, masks on its grid, and their sizes."""
+    """A compressed float32 run, masks and an atlas on its grid, confounds, and their sizes."""
 
     run: Path
+    brain: Path
+    atlas: Path
+    confounds: Path
     masks: tuple[Path, ...]
     shape: tuple[int, int, int, int]
     brain_voxels: int
@@ -88,6 +92,9 @@ def prepare(folder: Path, spec: Spec | None = None) -> Dataset:
     facts = json.loads((home / "facts.json").read_text())
     return Dataset(
         run=home / "run.nii.gz",
+        brain=home / "brain.nii.gz",
+        atlas=home / "atlas.nii.gz",
+        confounds=home / "confounds.tsv",
         masks=tuple(home / f"mask-{i:02d}.nii.gz" for i in range(spec.n_masks)),
         shape=spec.shape,
         brain_voxels=facts["brain_voxels"],

@@ -8,7 +8,8 @@ The run resembles a preprocessed one of 4 mm voxels:
   volume to the next, and a slow drift common to all voxels;
 - values are multiples of 1/1024, float32: gzip at level 1 makes 354 MB about 100 MB.
 
-Masks are the brain voxels nearest to centres drawn in the brain: compact, and they overlap.
+Masks are the brain voxels nearest to centres drawn in the brain: compact, and they overlap. The
+regions of the atlas part the brain in the same way. Confounds are random walks.
 """
 
 import gzip
@@ -30,6 +31,7 @@ _EXTENT = 0.85
 _NOISE = 0.015
 _AUTOCORRELATION = 0.4
 _QUANTUM = 1 / 1024
+_N_CONFOUNDS = 6
 _AFFINE = np.array([[4.0, 0, 0, -96], [0, 4.0, 0, -132], [0, 0, 4.0, -78], [0, 0, 0, 1]])
 _DATA_OFFSET = 352
 
@@ -46,6 +48,9 @@ def generate(home: Path, spec: Spec) -> None:
         _write_run(raw, _volumes(grid, brain, spec.shape[3], rng), spec.shape)
     for i, mask in enumerate(masks):
         _write_mask(home / f"mask-{i:02d}.nii.gz", mask)
+    _write_mask(home / "brain.nii.gz", brain.astype(np.uint8))
+    _write_mask(home / "atlas.nii.gz", _atlas(brain, spec))
+    _write_confounds(home / "confounds.tsv", spec)
     facts = {
         "brain_voxels": int(brain.sum()),
         "union_voxels": int(np.any(masks, axis=0).sum()),
@@ -68,6 +73,17 @@ def _masks(brain: Array, spec: Spec, rng: np.random.Generator) -> Iterator[Array
         mask = np.zeros(brain.shape, np.uint8)
         mask[tuple(inside[nearest].T)] = 1
         yield mask
+
+
+def _atlas(brain: Array, spec: Spec) -> Array:
+    """Each voxel of the brain belongs to the centre that is nearest."""
+    from scipy.spatial import cKDTree
+
+    inside = np.argwhere(brain)
+    centres = np.random.default_rng(spec.seed).choice(inside, spec.n_regions, replace=False)
+    labels = np.zeros(brain.shape, np.int16)
+    labels[brain] = 1 + cKDTree(centres).query(inside)[1]
+    return labels
 
 
 def _volumes(grid: Array, brain: Array, n_timepoints: int, rng: np.random.Generator) -> Iterator[Array]:
@@ -109,6 +125,13 @@ def _header(shape: tuple[int, ...]) -> nib.Nifti1Header:
 def _write_mask(path: Path, mask: Array) -> None:
     with _replacing(path) as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
         file.write(nib.Nifti1Image(mask, _AFFINE).to_bytes())
+
+
+def _write_confounds(path: Path, spec: Spec) -> None:
+    steps = np.random.default_rng(spec.seed).standard_normal((spec.shape[3], _N_CONFOUNDS))
+    names = "\t".join(f"motion_{i}" for i in range(_N_CONFOUNDS))
+    with _replacing(path) as raw:
+        np.savetxt(raw, steps.cumsum(axis=0), fmt="%.6f", delimiter="\t", header=names, comments="")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from benchmarks import machine
 from benchmarks.data import ROOT, Dataset
 
 INTERVAL = 0.01
-_BARE = "import sys; print('done', flush=True); sys.stdin.read(); print('{}')"
+_BARE = "import sys; {}; print('done', flush=True); sys.stdin.read(); print('{{}}')"
 _BARE_SAMPLES = 10
 
 _SHARE = re.compile(rb"^(Pss|Pss_Shmem): +(\d+) kB", re.MULTILINE)
@@ -65,6 +65,12 @@ COSTS = {
     "masker_loop": Cost(0.0, images_per_job=2.5, bytes_per_job=300e6),
     "masker_loop_shared": Cost(1.1, images_per_job=1.5, bytes_per_job=300e6),
     "indexing_loop_shared": Cost(1.3, bytes_per_job=60e6),
+    "labels_masker": Cost(2.5, bytes_per_job=300e6),
+    "one_masker": Cost(2.5, bytes_per_job=300e6),
+    "cleaning_masker": Cost(4.0, bytes_per_job=300e6),
+    "shared_labels_masker": Cost(0.5, bytes_per_job=300e6),
+    "shared_one_masker": Cost(0.5, bytes_per_job=300e6),
+    "shared_cleaning_masker": Cost(2.0, bytes_per_job=300e6),
 }
 
 
@@ -95,9 +101,9 @@ class _Peak:
     said: dict[str, Any]
 
 
-def bare_interpreter() -> int:
-    """Bytes of a Python that does nothing, seen in the same way."""
-    return _sampled([sys.executable, "-c", _BARE], at_least=_BARE_SAMPLES).nbytes
+def bare_interpreter(statement: str = "pass") -> int:
+    """Bytes of a Python that does nothing, or nothing but ``statement``, seen in the same way."""
+    return _sampled([sys.executable, "-c", _BARE.format(statement)], at_least=_BARE_SAMPLES).nbytes
 
 
 def measure(name: str, dataset: Dataset, n_jobs: int, masks: Sequence[Path], bare: int) -> Measured:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,14 +79,24 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _amount(number: float | None, unit: str) -> str:
     if number is None:
         return ""
-    if unit == "MB":
-        return f"{number:,.0f} MB"
+    if unit != "s":
+        return f"{number:,.0f} {unit}"
     return f"{number:.2f} s" if number >= 1 else f"{number * 1000:.1f} ms"
 
 
 def _aligned(cells: Iterable[str], widths: Sequence[int]) -> str:
     first, *others = zip(cells, widths, strict=True)
     return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
+
+
+def conclude(rows: Sequence[Row], path: Path | None, facts: dict[str, Any]) -> int:
+    """Print the table, write the file if there is to be one; 1 if a bar is missed."""
+    print(table(rows))
+    if path:
+        write_json(path, rows, facts)
+    failed = sum(row.failed for row in rows)
+    print(f"\n{failed} of {sum(row.bar is not None for row in rows)} bars missed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def write_json(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:

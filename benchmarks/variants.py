@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 Signals = list[Array]
 Run = Callable[[Path, Sequence[Path], int], Signals]
 
+CLEANING = {"standardize": "zscore_sample", "detrend": True, "low_pass": 0.1, "high_pass": 0.01, "t_r": 2.0}
 _DECOMPRESSED_PIECE = 256 * 1024
 
 
@@ -132,6 +134,54 @@ def indexing_loop_shared(run: Path, masks: Sequence[Path], n_jobs: int) -> Signa
     return found
 
 
+# --- one masker with one image: ours and nilearn's, which differ in their names only ----------------
+
+
+def labels_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    return [_transformed("NiftiLabelsMasker", run, labels_img=masks[0])]
+
+
+def shared_labels_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    return [_transformed("SharedLabelsMasker", run, labels_img=masks[0])]
+
+
+def one_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    return [_transformed("NiftiMasker", run, mask_img=masks[0])]
+
+
+def shared_one_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    return [_transformed("SharedNiftiMasker", run, mask_img=masks[0])]
+
+
+def cleaning_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """The second path is that of the confounds."""
+    mask, confounds = masks
+    return [_transformed("NiftiMasker", run, confounds, mask_img=mask, **CLEANING)]
+
+
+def shared_cleaning_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    mask, confounds = masks
+    return [_transformed("SharedNiftiMasker", run, confounds, mask_img=mask, **CLEANING)]
+
+
+def cleaning_loop(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """One NiftiMasker per mask, each of which cleans its voxels."""
+    return [cleaning_masker(run, [mask, masks[-1]], n_jobs)[0] for mask in masks[:-1]]
+
+
+def shared_multi_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """All masks at once; the last path is that of the confounds."""
+    *masks, confounds = masks
+    return list(_transformed("SharedMultiMasker", run, confounds, masks=masks, **CLEANING))
+
+
+def _transformed(name: str, run: Path, confounds: Path | None = None, **parameters: Any) -> Any:
+    module = import_module("sharedmask" if name.startswith("Shared") else "nilearn.maskers")
+    masker = getattr(module, name)(**{"standardize": None, **parameters})
+    with _quiet():
+        return masker.fit_transform(run, confounds=confounds)
+
+
 def _masker(run: Any, mask: Path) -> Array:
     from nilearn.maskers import NiftiMasker
 
@@ -209,4 +259,12 @@ VARIANTS: dict[str, Run] = {
     "masker_loop": masker_loop,
     "masker_loop_shared": masker_loop_shared,
     "indexing_loop_shared": indexing_loop_shared,
+    "labels_masker": labels_masker,
+    "shared_labels_masker": shared_labels_masker,
+    "one_masker": one_masker,
+    "shared_one_masker": shared_one_masker,
+    "cleaning_masker": cleaning_masker,
+    "shared_cleaning_masker": shared_cleaning_masker,
+    "cleaning_loop": cleaning_loop,
+    "shared_multi_masker": shared_multi_masker,
 }

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
+    from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
+    from sharedmask.multimask import SharedMultiMasker
     from sharedmask.regions import Grid, Regions
     from sharedmask.service import Coordinator
 
@@ -22,9 +24,25 @@ _ROOMS = {
     "Grid": "regions",
     "MemoryBudget": "budget",
     "Coordinator": "service",
+    "SharedNiftiMasker": "maskers",
+    "SharedLabelsMasker": "maskers",
+    "SharedMapsMasker": "maskers",
+    "SharedMultiMasker": "multimask",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = [
+    "Coordinator",
+    "Grid",
+    "MemoryBudget",
+    "Regions",
+    "SharedImage",
+    "SharedLabelsMasker",
+    "SharedMapsMasker",
+    "SharedMultiMasker",
+    "SharedNiftiMasker",
+    "__version__",
+    "extract",
+]
 
 
 def __getattr__(name: str) -> object:

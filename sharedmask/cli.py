@@ -122,7 +122,12 @@ _cleaning = _options(
 )
 @click.option("-o", "--output", required=True, metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
 @click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
-@click.option("--resampling-target", type=click.Choice(["data"]), help="Resample masks on other grids.")
+@click.option("--smoothing-fwhm", type=float, metavar="MM", help="Smooth BOLD first.")
+@click.option(
+    "--resampling-target",
+    type=click.Choice(["data", "mask"]),
+    help="Resample masks on other grids to BOLD (data), or BOLD to the masks.",
+)
 @click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"]))
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
 @_cleaning
@@ -153,7 +158,7 @@ def extract(
     if not as_table:
         series_writer(output)
     source = open_source(bold)
-    target = parameters.pop("resampling_target")
+    target = parameters["resampling_target"]
     grid = _grid(source)
     if atlas:
         regions = Regions.from_labels(atlas, grid, lut=lut, resampling_target=target)

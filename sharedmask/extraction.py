@@ -4,19 +4,16 @@ Covers: what is kept on the way (results, or the rows of the masks' voxels), and
 Does not cover: images that several calls share (``image``), the work itself (``masking``).
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, segments, stores
+from sharedmask import loading, masking, steps
 from sharedmask.budget import MemoryBudget
-from sharedmask.holding import geometry_of, load_shared, transposing_threads
-from sharedmask.masking import Rows
+from sharedmask.holding import transposing_threads, union
 from sharedmask.parameters import Parameters, Request, check_strategy
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Grid, Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
 
 Array = NDArray[Any]
@@ -27,7 +24,8 @@ def extract(
     masks: Any,
     *,
     strategy: str | None = None,
-    resampling_target: Literal["data"] | None = None,
+    smoothing_fwhm: float | None = None,
+    resampling_target: ResamplingTarget = None,
     memory_limit: int | float | str | None = None,
     **parameters: Unpack[Parameters],
 ) -> Any:
@@ -45,6 +43,10 @@ def extract(
     strategy : str, optional
         None: the signals of all voxels. Else one value per region, as in
         :meth:`SharedImage.reduce`.
+    smoothing_fwhm : float, optional
+        As for :class:`SharedImage`.
+    resampling_target : {"data", "mask"}, optional
+        As in :meth:`SharedImage.mask_parallel`; the image is smoothed before it is resampled.
     memory_limit : int, float or str, optional
         Bytes, ``"8G"``, or a fraction of the RAM.
 
@@ -64,44 +66,22 @@ def extract(
     >>> extract(bold, atlas, strategy="mean").shape
     (10, 2)
     """
-    opened = open_source(source)
+    opened = steps.smoothed(open_source(source), smoothing_fwhm)
     grid = Grid(opened.shape[:3], opened.affine)
     request = Request.checked(opened, **parameters)
     budget = MemoryBudget.here(memory_limit)
     if strategy is not None:
         check_strategy(strategy)
-        regions = Regions.from_atlas_or_masks(masks, grid, resampling_target=resampling_target)
-        with _union(opened, regions, request, budget, 0) as rows:
+    make = Regions.from_any if strategy is None else Regions.from_atlas_or_masks
+    opened, regions = steps.fitted(opened, make(masks, grid, resampling_target=resampling_target))
+    if strategy is not None:
+        with union(opened, regions, request, budget) as rows:
             return masking.reduce(rows, regions, strategy, request)
-    regions = Regions.from_any(masks, grid, resampling_target=resampling_target)
     if request.cleaning.needed:
         results = masking.projected(opened, regions, request)
-        with _union(opened, regions, request, budget, results) as rows:
+        with union(opened, regions, request, budget, results) as rows:
             return regions.pack(masking.mask(rows, regions, request))
     return regions.pack(_streamed(opened, regions, request, budget))
-
-
-@contextlib.contextmanager
-def _union(
-    source: Source, regions: Regions, request: Request, budget: MemoryBudget, results: int
-) -> Iterator[Rows]:
-    """The rows of all regions' voxels, for one call; shared only if workers will read them."""
-    union = regions.union
-    held = len(union) * source.n_timepoints * source.dtype.itemsize
-    operation = f"extracting from {source.name}"
-    budget.require(operation, held + loading.buffer_bytes(source, len(union)) + results)
-    if request.prefer == "processes" or (request.cleaning.needed and request.n_jobs > 1):
-        nbytes = segments.projected(geometry_of(source, union))
-        owned, rows = load_shared(source, union, source.name, budget, stores.choose("auto", nbytes)[0])
-        try:
-            yield rows
-        finally:
-            owned.release()
-        return
-    shape = (len(union), source.n_timepoints)
-    array = np.empty(shape, source.dtype)
-    finite = loading.load(source, array, select=union, n_threads=transposing_threads(source))
-    yield Rows(source, array, finite, union)
 
 
 def _streamed(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> list[Array]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import masking, registry, segments, stores, wire
+from sharedmask import holding, masking, registry, segments, steps, stores, wire
 from sharedmask.budget import MemoryBudget, mib
 from sharedmask.errors import (
     AttachError,
@@ -33,7 +33,7 @@ from sharedmask.holding import geometry_of, load_shared
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.pool import Shared
-from sharedmask.regions import Grid, Regions, matching
+from sharedmask.regions import Grid, Regions, ResamplingTarget, matching
 from sharedmask.registry import Owned
 from sharedmask.segments import Handle
 from sharedmask.sources import Facts, Source, open_source
@@ -64,6 +64,9 @@ class SharedImage:
         Where the bytes live: named shared memory, or sealed anonymous memory (Linux), of which no
         kill leaves anything. ``"auto"`` is the first, but the second in a batch job or where
         /dev/shm is too small; :attr:`store` tells which and why.
+    smoothing_fwhm : float, optional
+        Smooth each volume by a Gaussian of this full width at half maximum, in mm, while it is loaded:
+        the values of nilearn's ``smooth_img``, as float32 or float64. The store holds these.
     memory_limit : int, float or str, optional
         What this image and the results of a call may take together: bytes, ``"8G"``, or a
         fraction of the RAM. Free RAM and control groups limit it anyway.
@@ -91,12 +94,13 @@ class SharedImage:
         *,
         mask_img: Any = None,
         store: Literal["auto", "shm", "memfd"] = "auto",
+        smoothing_fwhm: float | None = None,
         memory_limit: int | float | str | None = None,
         name: str | None = None,
     ) -> None:
         if store not in ("auto", *stores.KINDS):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, stores.KINDS))}")
-        self._source: Source | None = open_source(source)
+        self._source: Source | None = steps.smoothed(open_source(source), smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
             self._voxels = Regions.from_any(mask_img, self._grid).union
@@ -341,7 +345,7 @@ class SharedImage:
         self,
         masks: Any,
         *,
-        resampling_target: Literal["data"] | None = None,
+        resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
     ) -> Any:
         """The signals of all voxels of each mask.
@@ -372,9 +376,12 @@ class SharedImage:
         t_r : float, optional
             Repetition time in seconds; default: the image's.
             These seven are :func:`nilearn.signal.clean`'s; each voxel is cleaned once.
-        resampling_target : {"data"}, optional
-            ``"data"``: masks on another grid are resampled to the image, nearest neighbour. By
-            default they are refused, unless axes are only flipped or permuted.
+        resampling_target : {"data", "mask"}, optional
+            ``"data"``: masks on another grid are resampled to the image, nearest neighbour.
+            ``"mask"``, or ``"labels"``: the image is resampled to the one grid of all masks, cubic
+            spline, as NiftiMasker does. That takes far longer than masking, at each call, and
+            holds the masks' voxels besides their signals. By default masks on another grid are
+            refused, unless axes are only flipped or permuted.
         progress : bool or callable, optional
             True draws a bar; a function is called with (done, total).
         on_result : callable, optional
@@ -395,23 +402,31 @@ class SharedImage:
         """
         request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
-        with self._in_use() as rows:
+        needed = masking.projected(self._facts, regions, request)
+        with self._rows_for(regions, request, needed) as (rows, regions):
             budget = MemoryBudget.here(self._memory_limit, self.nbytes)
-            needed = masking.projected(self._facts, regions, request)
             budget.require(f"masking {self._name} with {len(regions)} masks", needed)
             return regions.pack(masking.mask(rows, regions, request))
 
-    def mask(self, mask: Any, **parameters: Unpack[Parameters]) -> Array:
+    def mask(
+        self,
+        mask: Any,
+        *,
+        resampling_target: ResamplingTarget = None,
+        **parameters: Unpack[Parameters],
+    ) -> Array:
         """The signals of one mask, (n_timepoints, n_voxels); parameters of :meth:`mask_parallel`."""
-        found: Array = self.mask_parallel({"mask": mask}, **parameters)["mask"]
-        return found
+        found: dict[str, Array] = self.mask_parallel(
+            {"mask": mask}, resampling_target=resampling_target, **parameters
+        )
+        return found["mask"]
 
     def reduce(
         self,
         labels_img: Any,
         strategy: str = "mean",
         *,
-        resampling_target: Literal["data"] | None = None,
+        resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
     ) -> Array:
         """One value per region and volume.
@@ -441,7 +456,7 @@ class SharedImage:
         request = Request.checked(self._facts, **parameters)
         check_strategy(strategy)
         regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
-        with self._in_use() as rows:
+        with self._rows_for(regions, request) as (rows, regions):
             return masking.reduce(rows, regions, strategy, request)
 
     def map(
@@ -449,7 +464,7 @@ class SharedImage:
         func: Callable[[Array], T],
         masks: Any,
         *,
-        resampling_target: Literal["data"] | None = None,
+        resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
     ) -> Any:
         """Call ``func`` on each region's (n_timepoints, n_voxels) array, where the data are.
@@ -465,7 +480,7 @@ class SharedImage:
         """
         request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
-        with self._in_use() as rows:
+        with self._rows_for(regions, request) as (rows, regions):
             return regions.pack(masking.map_regions(rows, regions, func, request))
 
     def iter_masks(
@@ -473,12 +488,13 @@ class SharedImage:
         masks: Any,
         *,
         batch_size: int = 20,
-        resampling_target: Literal["data"] | None = None,
+        resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
     ) -> Iterator[tuple[Any, Array]]:
         """The signals of any number of masks, one mask after the other, in constant memory.
 
-        Masks are opened, and their signals made, ``batch_size`` at a time.
+        Masks are opened, and their signals made, ``batch_size`` at a time. With
+        ``resampling_target="mask"`` each batch resamples the image anew.
 
         Parameters
         ----------
@@ -498,8 +514,22 @@ class SharedImage:
             signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
             yield from signals.items()
 
-    def _regions(self, masks: Any, resampling_target: Literal["data"] | None) -> Regions:
+    def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
+
+    @contextlib.contextmanager
+    def _rows_for(
+        self, regions: Regions, request: Request, results: int = 0
+    ) -> Iterator[tuple[Rows, Regions]]:
+        """The image's rows, or those of the masks' voxels once the image is resampled to their grid."""
+        with self._in_use() as rows:
+            if regions.fits(self._grid):
+                yield rows, regions.on(self._grid)
+                return
+            source, regions = steps.fitted(holding.as_source(rows), regions)
+            budget = MemoryBudget.here(self._memory_limit, self.nbytes)
+            with holding.union(source, regions, request, budget, results) as resampled:
+                yield resampled, regions
 
     # --- the array ---
 
@@ -540,7 +570,7 @@ class SharedImage:
         return masking.volumes(rows, slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
 
 
-def _batches(masks: Any, grid: Grid, size: int, target: Literal["data"] | None) -> Iterator[Any]:
+def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:
     """Dicts or regions of at most ``size`` masks, opened only when reached."""
     masks = matching(masks) or masks
     if isinstance(masks, str | os.PathLike | Regions) or hasattr(masks, "shape"):

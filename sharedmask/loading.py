@@ -49,6 +49,8 @@ class Volumes(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     @property
     def compressed(self) -> bool: ...
+    @property
+    def reading_bytes(self) -> int: ...
     def volumes(self) -> AbstractContextManager[_Reader]: ...
 
 
@@ -62,7 +64,8 @@ def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> i
 def buffer_bytes(source: Volumes, n_selected: int) -> int:
     """Memory that :func:`load` takes besides the rows it fills."""
     k = block_volumes(n_selected, source.dtype, source.n_timepoints)
-    return (_N_BLOCKS * k * n_selected + source.n_voxels) * source.dtype.itemsize
+    blocks = (_N_BLOCKS * k * n_selected + source.n_voxels) * source.dtype.itemsize
+    return blocks + source.reading_bytes
 
 
 def load(
@@ -102,6 +105,18 @@ def load(
             if on_volumes is not None:
                 on_volumes(start + len(block))
     return writer.finite
+
+
+def blocks(source: Volumes, select: NDArray[np.intp]) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
+    """Blocks of the voxels ``select`` of consecutive volumes, decoded one ahead: for work volume by volume.
+
+    Yields
+    ------
+    (int, ndarray)
+        The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
+        until the next is asked for.
+    """
+    return _Decoder(source, len(select), select)
 
 
 class _Decoder:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 Array = NDArray[Any]
 Numbers = NDArray[np.intp]
 Container = Literal["single", "list", "dict"]
-
+ResamplingTarget = Literal["data", "mask", "labels"] | None
 _SUFFIX = re.compile(r"(?<=.)(\.(nii|img|hdr)(\.(gz|bz2|zst))?|\.mg[hz])$", re.IGNORECASE)
 _BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
 _UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
@@ -204,6 +204,10 @@ class Regions:
         absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
         return sorted(rows + absent, key=lambda row: row.index) if absent else rows
 
+    def fits(self, grid: Grid) -> bool:
+        """Whether the regions can be put :meth:`on` ``grid``."""
+        return _steps(self.grid, grid) is not None
+
     def on(self, grid: Grid) -> Regions:
         """The same regions, each in its own order, on an image's grid.
 
@@ -220,7 +224,7 @@ class Regions:
 
     @classmethod
     def from_any(
-        cls, masks: Any, grid: Grid | None = None, *, resampling_target: Literal["data"] | None = None
+        cls, masks: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
     ) -> Regions:
         """Regions from one or many binary masks.
 
@@ -230,9 +234,10 @@ class Regions:
             Nonzero and finite is inside. One 4D image or array is a stack of masks along its last axis.
         grid : Grid, optional
             The image's; by default that of the first mask. Arrays are taken to lie on it.
-        resampling_target : {None, "data"}
-            A mask on another grid is refused, or resampled to ``grid`` (nearest neighbour). A mask whose axes
-            are flipped or permuted needs neither.
+        resampling_target : {None, "data", "mask", "labels"}
+            A mask on another grid is refused, or with ``"data"`` resampled to ``grid`` (nearest neighbour). A
+            mask whose axes are flipped or permuted needs neither. With ``"mask"``, or ``"labels"``, ``grid``
+            is only that of arrays: the regions lie on the first mask's, which the others must share.
 
         Raises
         ------
@@ -244,14 +249,14 @@ class Regions:
         >>> Regions.from_any([np.ones((4, 4, 4)), np.eye(4)[:, :, None] * np.ones(4)], grid).sizes
         array([64, 16])
         """
-        _check_resampling(resampling_target)
+        to_masks = _to_masks(resampling_target)
         if isinstance(masks, Regions):
-            return masks if grid is None else masks.on(grid)
+            return masks if grid is None or to_masks else masks.on(grid)
         container, keys, items = _unpack(masks)
-        names, parts = _unique(str(key) for key in keys), []
+        names, parts = _unique(str(key) for key in keys), list[Numbers]()
         for name, item in zip(names, items, strict=True):
             volume = _read(item, name)
-            grid = _target(volume, grid)
+            grid = _target(volume, grid, own=to_masks and not parts)
             parts.append(_place(volume, _inside(volume), grid, resampling_target)[0])
             del volume  # before the next is read
         assert grid is not None  # there is at least one item
@@ -269,7 +274,7 @@ class Regions:
         lut: Any = None,
         labels: Iterable[int] | None = None,
         background_label: int = 0,
-        resampling_target: Literal["data"] | None = None,
+        resampling_target: ResamplingTarget = None,
     ) -> Regions:
         """One region per value of a label image, sorted by value.
 
@@ -292,9 +297,9 @@ class Regions:
         >>> Regions.from_labels(atlas, Grid((4, 1, 1), np.eye(4)), lut={2: "insula"}).names
         ('1', 'insula', '3')
         """
-        _check_resampling(resampling_target)
+        to_masks = _to_masks(resampling_target)
         volume = _read(labels_img, _stem(labels_img) or "labels", "label image")
-        grid, known = _target(volume, grid), luts.read(lut)
+        grid, known = _target(volume, grid, own=to_masks), luts.read(lut)
         values, codes = _label_codes(volume, background_label)
         names = _wanted(labels, {*values, *known} - {background_label}, known, volume.where)
         numbers, found = _place(volume, codes, grid, resampling_target)
@@ -311,7 +316,7 @@ class Regions:
 
     @classmethod
     def from_atlas_or_masks(
-        cls, given: Any, grid: Grid | None = None, *, resampling_target: Literal["data"] | None = None
+        cls, given: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
     ) -> Regions:
         """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks."""
         several = (
@@ -335,9 +340,9 @@ def _axis_codes(affine: Array) -> str:
         return "???"
 
 
-def _mismatch(what: str, own: Grid, target: Grid) -> GridMismatchError:
-    hint = 'resampling_target="data" resamples a mask or label image to the image (nearest neighbour)'
-    return GridMismatchError(f"{what} lies on another grid:\n  mask:  {own}\n  image: {target}\n{hint}")
+def _mismatch(what: str, own: Grid, target: Grid, whose: str = "image") -> GridMismatchError:
+    hint = 'resampling_target="data" resamples masks (nearest neighbour), "mask" the image to their grid'
+    return GridMismatchError(f"{what} lies on another grid:\n  mask:  {own}\n  {whose}: {target}\n{hint}")
 
 
 def _steps(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
@@ -456,13 +461,13 @@ def _unpack_one(volume: _Volume, stem: str | None) -> tuple[Container, list[Any]
     return "list", names, [_Volume(f"{where}, volume {i}", m, volume.grid) for i, m in enumerate(masks)]
 
 
-def _target(volume: _Volume, grid: Grid | None) -> Grid:
-    """The grid to put the volume on: the image's, else its own."""
+def _target(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
+    """The grid to put the volume on: the image's, else (or if asked for) its own."""
     shape = volume.data.shape
     if len(shape) != 3:
         raise MaskError(f"{volume.where} has {len(shape)} dimensions ({_times(shape)}); 3 are needed")
     if volume.grid is not None:
-        return grid or volume.grid
+        return volume.grid if own or grid is None else grid
     if grid is None:
         raise MaskError(f"{volume.where} is an array and has no affine: give grid=, the image's grid")
     if shape != grid.shape:
@@ -556,8 +561,8 @@ def _place(volume: _Volume, codes: Array, grid: Grid, resampling_target: str | N
     """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
     own = volume.grid or grid
     steps = _steps(own, grid)
-    if steps is None and resampling_target is None:
-        raise _mismatch(volume.where, own, grid)
+    if steps is None and resampling_target != "data":
+        raise _mismatch(volume.where, own, grid, "first" if resampling_target else "image")
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
     if steps is None:
@@ -567,9 +572,11 @@ def _place(volume: _Volume, codes: Array, grid: Grid, resampling_target: str | N
     return _numbers(coordinates, *steps), codes.reshape(-1)[positions]
 
 
-def _check_resampling(resampling_target: object) -> None:
-    if resampling_target not in (None, "data"):
-        raise errors.ParameterError(f'resampling_target is "data" or None here, not {resampling_target!r}')
+def _to_masks(resampling_target: object) -> bool:
+    """Whether it is the image that goes to the grid of the masks; nilearn has two words for that."""
+    if resampling_target not in (None, "data", "mask", "labels"):
+        raise errors.ParameterError(f'resampling_target is "data", "mask" or None, not {resampling_target!r}')
+    return resampling_target in ("mask", "labels")
 
 
 def _resample(where: str, codes: Array, own: Grid, target: Grid) -> Array:

@@ -117,6 +117,10 @@ class Facts:
         """Dtype of the values after scaling: what nibabel's ``dataobj`` reads as."""
         return apply_read_scaling(np.zeros(1, self.dtype), self.slope, self.inter).dtype.newbyteorder("=")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what has been computed meanwhile: pickles of the same image are the same.
+        return {fact.name: getattr(self, fact.name) for fact in fields(self)}
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them; floats keep all their bits."""
         taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
@@ -142,6 +146,11 @@ class Source(Facts, ABC):
     def compressed(self) -> bool:
         """Whether reading means decompressing."""
         return any(codec_of(path) for path in self.paths)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that :meth:`volumes` takes besides what it is read into, where that is much."""
+        return 0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -299,7 +308,8 @@ def open_source(source: object) -> Source:
         return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
     if isinstance(source, str) and (found := _matches(source)):
         items = [_open_one(path) for path in found]
-        return items[0] if len(items) == 1 else _series(f"{source} ({len(items)} volumes)", items)
+        whole = len(items) == 1 and items[0].ndim == 4
+        return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
     return _open_one(source)
 
 

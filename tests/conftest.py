@@ -22,6 +22,11 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.signal(number, usual)
 
 
+def pytest_configure(config):
+    for mark in ("ai_generated", "flaky", "single_process", "thread_unsafe"):
+        config.addinivalue_line("markers", f"{mark}: of nilearn's tests, which its estimator checks import")
+
+
 def pytest_collection_modifyitems(items):
     no_data = not os.environ.get("SHAREDMASK_TEST_DATA")
     not_slow = not os.environ.get("SHAREDMASK_SLOW_TESTS")

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from children import kill_group, running
-from images import SHAPE, bold, random_masks, save, truth
+from images import AFFINE, SHAPE, bold, random_masks, save, truth
 from nilearn.maskers import NiftiLabelsMasker
 
+from sharedmask import extract
 from sharedmask.registry import Owned
 
 GEOMETRY = {"rows": ((3, 5), np.dtype("int16"))}
@@ -51,6 +52,20 @@ def test_an_atlas_gives_a_table_with_names(study):
     assert list(table) == ["insula", "cuneus", "pons"]
     masker = NiftiLabelsMasker(study / "atlas.nii.gz", standardize=None)
     np.testing.assert_allclose(table, masker.fit_transform(study / "bold.nii.gz"), rtol=1e-12)
+
+
+def test_a_smoothed_image_is_resampled_to_a_mask(study):
+    affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    save(study / "fine.nii.gz", np.ones((6, 6, 6), "u1"), affine=affine)
+    steps = {"smoothing_fwhm": 5.0, "resampling_target": "mask"}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in steps.items()]
+    done = run("extract", "bold.nii.gz", "--mask", "fine.nii.gz", *options, "-o", "out.npz", cwd=study)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = extract(study / "bold.nii.gz", study / "fine.nii.gz", **steps)
+    np.testing.assert_array_equal(np.load(study / "out.npz")["fine"], expected)
+    done = run("extract", "bold.nii.gz", "--mask", "roi0.nii.gz", "--smoothing-fwhm=0", "-o", "-", cwd=study)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "smoothing_fwhm=0.0 is no width" in done.stderr
 
 
 def test_a_dash_writes_the_table_to_standard_output(study):

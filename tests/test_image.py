@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save, truth
+from nilearn.image import smooth_img
 
 from sharedmask import (
     MemoryBudget,
@@ -839,6 +840,96 @@ def test_iter_masks_takes_every_parameter(shared, masks):
     got = dict(shared.iter_masks(masks, batch_size=2, standardize="psc", sample_mask=[0, 1, 5], n_jobs=2))
     for key, mask in masks.items():
         same_bits(got[key], shared.mask(mask, standardize="psc", sample_mask=[0, 1, 5]))
+
+
+# ---- smoothed, resampled
+
+
+def test_a_smoothed_image_holds_smoothed_values(scaled_path, masks):
+    expected = np.asanyarray(smooth_img(scaled_path, 6).dataobj)
+    with SharedImage(scaled_path, smoothing_fwhm=6) as opened:
+        assert (opened.dtype, opened.scaling, opened.t_r) == (np.float64, (1.0, 0.0), 2.0)
+        assert opened.nbytes >= 8 * np.prod(opened.shape) > SharedImage(scaled_path).nbytes
+        same_bits(opened.array, expected)
+        same_bits(SharedImage.attach(opened.handle).array, expected)
+        same_bits(np.asanyarray(opened.as_nifti().dataobj), expected)
+        for key, signals in opened.mask_parallel(masks).items():
+            same_bits(signals, expected[masks[key]].T)
+
+
+@every_worker
+@pytest.mark.parametrize("cleaning", [{}, {"detrend": True}], ids=str)
+def test_smoothed_signals_are_those_of_extract(workers, cleaning, path, masks, brain):
+    expected = extract(path, masks, smoothing_fwhm=5.5, **cleaning)
+    with SharedImage(path, mask_img=brain, smoothing_fwhm=5.5) as opened:
+        for key, signals in opened.mask_parallel(masks, **cleaning, **workers).items():
+            same_bits(signals, expected[key])
+        expected = extract(path, masks, strategy="mean", smoothing_fwhm=5.5, **cleaning, **workers)
+        same_bits(opened.reduce(masks, **cleaning), expected)
+
+
+@pytest.mark.parametrize("fwhm", [0, -2, "fast", [4, 4, 4]], ids=str)
+def test_a_wrong_width_is_refused_at_once(fwhm, path, masks):
+    for call in (SharedImage, partial(extract, masks=masks)):
+        assert "smoothing_fwhm" in refused(ParameterError, call, path, smoothing_fwhm=fwhm)
+
+
+@pytest.fixture
+def finer(tmp_path):
+    """Masks on a grid of half the voxel size."""
+    affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+    shape = (12, 11, 9)
+    found = {key: mask.astype("u1") for key, mask in zip("abc", random_masks(3, shape), strict=True)}
+    return {key: save(tmp_path / f"finer-{key}.nii.gz", mask, affine=affine) for key, mask in found.items()}
+
+
+@every_worker
+@pytest.mark.parametrize("cleaning", [{}, {"standardize": "zscore_sample"}], ids=str)
+def test_an_image_is_resampled_to_its_masks(workers, cleaning, path, shared, finer):
+    expected = extract(path, finer, resampling_target="mask", **cleaning, **workers)
+    for key, signals in shared.mask_parallel(finer, resampling_target="mask", **cleaning, **workers).items():
+        assert signals.shape == (12, np.count_nonzero(truth(finer[key])))
+        same_bits(signals, expected[key])
+
+
+def test_every_request_resamples(scaled_path, finer):
+    with SharedImage(scaled_path) as opened:
+        signals = opened.mask_parallel(finer, resampling_target="mask")
+        mean = np.stack([one.mean(axis=1) for one in signals.values()], axis=1)
+        for target in ("mask", "labels"):
+            np.testing.assert_allclose(opened.reduce(finer, resampling_target=target), mean, rtol=1e-12)
+        for key, found in opened.map(np.mean, finer, resampling_target="mask").items():
+            np.testing.assert_allclose(found, signals[key].mean(), rtol=1e-12)
+        in_one_batch = dict(opened.iter_masks(finer, resampling_target="mask"))
+        for key, one in signals.items():
+            same_bits(in_one_batch[key], one)
+        alone = opened.mask(finer["b"], resampling_target="mask")
+        same_bits(next(opened.iter_masks([finer["b"]], resampling_target="mask"))[1], alone)
+        same_bits(alone, extract(scaled_path, finer["b"], resampling_target="mask"))
+
+
+def test_part_of_an_image_is_not_resampled(path, brain, masks, finer, tmp_path):
+    flipped = save(tmp_path / "flipped.nii", masks["a"][::-1].astype("u1"), AFFINE @ flip_of_x())
+    with SharedImage(path, mask_img=brain) as opened:
+        said = refused(OutsideImageError, opened.mask, finer["a"], resampling_target="mask")
+        assert "holds the voxels of its mask_img only: smoothing and resampling need all" in said
+        assert opened.mask(flipped, resampling_target="mask").shape == (12, masks["a"].sum())
+
+
+def flip_of_x():
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = SHAPE[0] - 1
+    return flip
+
+
+def test_resampling_needs_room(tmp_path):
+    path = save(tmp_path / "run.nii", bold((40, 40, 40, 60)))
+    fine = niimg(np.ones((60, 60, 60), "u1"), AFFINE @ np.diag([0.5, 0.5, 0.5, 1]))
+    with SharedImage(path, memory_limit="30M") as opened:
+        streaming = partial(extract, path, memory_limit="30M")
+        for call in (opened.mask, opened.reduce, partial(opened.map, np.mean), streaming):
+            assert "extracting from" in refused(MemoryLimitError, call, fine, resampling_target="mask")
+        assert opened.mask(np.eye(40)[:, :, None] * np.ones(40)).shape == (60, 1600)
 
 
 # ---- several threads

@@ -21,6 +21,7 @@ class Volumes:
     """An image in memory, (n_timepoints, n_voxels), that can fail at a volume."""
 
     compressed = False
+    reading_bytes = 0
 
     def __init__(self, data, fails_at=None, error=None):
         self.data, self.fails_at, self.error = data, fails_at, error

@@ -324,8 +324,8 @@ def test_resampling_refusals(grid, mask):
     with pytest.raises(errors.EmptyMaskError, match="'mask_000' is empty once resampled to the image"):
         Regions.from_any(image_of(corner, shifted), grid, resampling_target="data")
     for make in (Regions.from_any, Regions.from_labels):
-        with pytest.raises(errors.ParameterError, match="\"data\" or None here, not 'mask'"):
-            make(mask, grid, resampling_target="mask")
+        with pytest.raises(errors.ParameterError, match='"data", "mask" or None, not \'atlas\''):
+            make(mask, grid, resampling_target="atlas")
 
 
 # ---- what is given, what comes back

@@ -14,13 +14,15 @@ PACKAGE = Path(sharedmask.__file__).parent
 FLOORS = [
     {"errors"},
     {"kernels", "streams", "budget", "stores", "writing", "luts"},
-    {"sources", "segments", "loading"},
+    {"sources", "segments", "loading", "reductions"},
     {"regions", "registry", "pool", "demo"},
-    {"parameters", "wire", "doctor"},
+    {"parameters", "wire", "doctor", "steps"},
     {"masking"},
     {"niimgs", "holding"},
     {"image", "extraction"},
-    {"service"},
+    {"service", "pipeline"},
+    {"maskers"},
+    {"multimask"},
     {"cli"},
     {"__main__"},
 ]
@@ -105,6 +107,19 @@ with SharedImage(nib.Nifti1Image(np.ones((3, 3, 3, 4), "i2"), np.eye(4))) as ima
 """
     # scipy's top package comes with nibabel.
     assert not {"nilearn", "pandas", "sklearn", "h5py", "matplotlib"} & modules_after(script)
+
+
+def test_only_the_maskers_import_nilearn_at_their_top():
+    def imports_at_top(text):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module.split(".")[0]
+
+    costly = {"nilearn", "scipy", "sklearn", "pandas"}
+    found = {room for room, text in sources().items() if costly & set(imports_at_top(text))}
+    assert found == {"pipeline", "maskers", "multimask"}
 
 
 def test_public_names_are_there():

@@ -1026,7 +1026,7 @@ def test_series_by_pattern(volumes: list[Path], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(folder))
     assert open_source("~/vol[0-2].nii*").shape == (5, 4, 3, 3)
     alone = open_source(str(folder / "vol3*"))
-    assert (alone.ndim, alone.name) == (3, str(volumes[3]))
+    assert (alone.ndim, alone.shape[3]) == (4, 1)  # a series of one, as nilearn takes it
     shutil.copy(volumes[0], folder / "odd[1].nii")
     assert open_source(str(folder / "odd[1].nii")).ndim == 3
 
