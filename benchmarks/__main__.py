@@ -11,6 +11,8 @@ from importlib import import_module
 _COMMANDS = {
     "core": "time and memory against the bars, in one run",
     "sharing": "attaching, publishing, travelling as a handle",
+    "disk": "writing the disk store, and what a cold region reads from it",
+    "cache": "a result found again against computing it",
 }
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
+    from sharedmask.monitor import MemoryMonitor
     from sharedmask.regions import Grid, Regions
     from sharedmask.service import Coordinator
 
@@ -21,10 +22,20 @@ _ROOMS = {
     "Regions": "regions",
     "Grid": "regions",
     "MemoryBudget": "budget",
+    "MemoryMonitor": "monitor",
     "Coordinator": "service",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = [
+    "Coordinator",
+    "Grid",
+    "MemoryBudget",
+    "MemoryMonitor",
+    "Regions",
+    "SharedImage",
+    "__version__",
+    "extract",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,15 +11,19 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, segments, stores
+from sharedmask import loading, masking, monitor, plans, recall, segments, stores
 from sharedmask.budget import MemoryBudget
+from sharedmask.cache import Cache
 from sharedmask.holding import geometry_of, load_shared, transposing_threads
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
+from sharedmask.plans import Plan
 from sharedmask.regions import Grid, Regions
 from sharedmask.sources import Source, open_source
 
 Array = NDArray[Any]
+
+_FEWER = "extract fewer masks at a time"
 
 
 def extract(
@@ -28,6 +32,7 @@ def extract(
     *,
     strategy: str | None = None,
     resampling_target: Literal["data"] | None = None,
+    memory: Any = None,
     memory_limit: int | float | str | None = None,
     **parameters: Unpack[Parameters],
 ) -> Any:
@@ -45,6 +50,8 @@ def extract(
     strategy : str, optional
         None: the signals of all voxels. Else one value per region, as in
         :meth:`SharedImage.reduce`.
+    memory : str, path, joblib.Memory or False, optional
+        Where results are kept, as in :meth:`SharedImage.mask_parallel`.
     memory_limit : int, float or str, optional
         Bytes, ``"8G"``, or a fraction of the RAM.
 
@@ -67,51 +74,74 @@ def extract(
     opened = open_source(source)
     grid = Grid(opened.shape[:3], opened.affine)
     request = Request.checked(opened, **parameters)
-    budget = MemoryBudget.here(memory_limit)
-    if strategy is not None:
+    if strategy is None:
+        regions = Regions.from_any(masks, grid, resampling_target=resampling_target)
+    else:
         check_strategy(strategy)
         regions = Regions.from_atlas_or_masks(masks, grid, resampling_target=resampling_target)
-        with _union(opened, regions, request, budget, 0) as rows:
-            return masking.reduce(rows, regions, strategy, request)
-    regions = Regions.from_any(masks, grid, resampling_target=resampling_target)
+
+    def compute() -> list[Array]:
+        return _extracted(opened, regions, request, strategy, MemoryBudget.here(memory_limit))
+
+    cache = Cache.of(memory)
+    if cache is None:
+        results = compute()
+    else:
+        asked = recall.Asked(opened, opened.fingerprint, regions, request, strategy)
+        results = recall.through(cache, asked, compute)
+    return regions.pack(results) if strategy is None else results[0]
+
+
+def _extracted(
+    source: Source, regions: Regions, request: Request, strategy: str | None, budget: MemoryBudget
+) -> list[Array]:
+    """The signals of each region; or, with a ``strategy``, a single array of all."""
+    operation = f"extracting from {source.name}"
+    if strategy is not None:
+        plan = plans.reduce(source, regions, strategy, request, budget, operation)
+        with _union(source, regions, plan, budget) as rows:
+            return [masking.reduce(rows, regions, strategy, plan)]
     if request.cleaning.needed:
-        results = masking.projected(opened, regions, request)
-        with _union(opened, regions, request, budget, results) as rows:
-            return regions.pack(masking.mask(rows, regions, request))
-    return regions.pack(_streamed(opened, regions, request, budget))
+        plan = plans.mask(source, regions, request, budget, operation)
+        with _union(source, regions, plan, budget) as rows:
+            return masking.mask(rows, regions, plan)
+    return _streamed(source, regions, request, budget)
 
 
 @contextlib.contextmanager
-def _union(
-    source: Source, regions: Regions, request: Request, budget: MemoryBudget, results: int
-) -> Iterator[Rows]:
+def _union(source: Source, regions: Regions, plan: Plan, budget: MemoryBudget) -> Iterator[Rows]:
     """The rows of all regions' voxels, for one call; shared only if workers will read them."""
-    union = regions.union
+    union, operation = regions.union, plan.operation
     held = len(union) * source.n_timepoints * source.dtype.itemsize
-    operation = f"extracting from {source.name}"
-    budget.require(operation, held + loading.buffer_bytes(source, len(union)) + results)
-    if request.prefer == "processes" or (request.cleaning.needed and request.n_jobs > 1):
-        nbytes = segments.projected(geometry_of(source, union))
-        owned, rows = load_shared(source, union, source.name, budget, stores.choose("auto", nbytes)[0])
-        try:
-            yield rows
-        finally:
-            owned.release()
-        return
-    shape = (len(union), source.n_timepoints)
-    array = np.empty(shape, source.dtype)
-    finite = loading.load(source, array, select=union, n_threads=transposing_threads(source))
-    yield Rows(source, array, finite, union)
+    needed = held + loading.buffer_bytes(source, len(union)) + plan.needed
+    budget.require(operation, needed, _FEWER)
+    with monitor.operation("extract", operation, needed):
+        if plans.in_processes(plan.request, heavy=plan.request.cleaning.needed):
+            nbytes = segments.projected(geometry_of(source, union))
+            store = stores.choose("auto", nbytes)[0]
+            owned, rows = load_shared(source, union, source.name, budget, store)
+            try:
+                yield rows
+            finally:
+                owned.release()
+            return
+        array = np.empty((len(union), source.n_timepoints), source.dtype)
+        finite = loading.load(source, array, select=union, n_threads=transposing_threads(source))
+        yield Rows(source, array, finite, union)
 
 
 def _streamed(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> list[Array]:
     """Signals of voxels, written on the way: each volume's values go straight to their results."""
-    conversion = request.conversion(source)
+    conversion, operation = request.conversion(source), f"extracting from {source.name}"
     shape = (len(regions.indices), source.n_timepoints)
     nbytes = shape[0] * shape[1] * conversion.result.itemsize
-    budget.require(f"extracting from {source.name}", nbytes + loading.buffer_bytes(source, shape[0]))
-    rows = np.empty(shape, conversion.result)
-    with masking.progress_to(request.progress, source.n_timepoints, "volume") as tell:
+    needed = nbytes + loading.buffer_bytes(source, shape[0])
+    budget.require(operation, needed, _FEWER)
+    with (
+        monitor.operation("extract", operation, needed),
+        masking.progress_to(request.progress, source.n_timepoints, "volume") as tell,
+    ):
+        rows = np.empty(shape, conversion.result)
         loading.load(
             source,
             rows,

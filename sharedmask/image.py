@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import masking, registry, segments, stores, wire
-from sharedmask.budget import MemoryBudget, mib
+from sharedmask import holding, masking, monitor, plans, recall, registry, segments, wire
+from sharedmask.amounts import mib
+from sharedmask.budget import MemoryBudget
+from sharedmask.cache import Cache
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
@@ -29,10 +31,11 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
-from sharedmask.holding import geometry_of, load_shared
+from sharedmask.holding import geometry_of, hold
 from sharedmask.masking import Rows
+from sharedmask.monitor import MemoryReport
 from sharedmask.parameters import Parameters, Request, check_strategy
-from sharedmask.pool import Shared
+from sharedmask.recall import Computation
 from sharedmask.regions import Grid, Regions, matching
 from sharedmask.registry import Owned
 from sharedmask.segments import Handle
@@ -60,10 +63,11 @@ class SharedImage:
     mask_img : mask, optional
         Keep only the voxels inside it (a brain is about a third of its box). Masks that reach
         outside are refused.
-    store : {"auto", "shm", "memfd"}
-        Where the bytes live: named shared memory, or sealed anonymous memory (Linux), of which no
-        kill leaves anything. ``"auto"`` is the first, but the second in a batch job or where
-        /dev/shm is too small; :attr:`store` tells which and why.
+    store : {"auto", "shm", "memfd", "disk", "file"}
+        Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
+        that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
+        the second in a batch job or where /dev/shm is too small, the third if the image does not
+        fit in memory; :attr:`store` tells which and why.
     memory_limit : int, float or str, optional
         What this image and the results of a call may take together: bytes, ``"8G"``, or a
         fraction of the RAM. Free RAM and control groups limit it anyway.
@@ -90,12 +94,12 @@ class SharedImage:
         source: Any,
         *,
         mask_img: Any = None,
-        store: Literal["auto", "shm", "memfd"] = "auto",
+        store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
         memory_limit: int | float | str | None = None,
         name: str | None = None,
     ) -> None:
-        if store not in ("auto", *stores.KINDS):
-            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, stores.KINDS))}")
+        if store not in ("auto", *holding.STORES):
+            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, holding.STORES))}")
         self._source: Source | None = open_source(source)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
@@ -115,6 +119,7 @@ class SharedImage:
         self._owned: Owned | None = None
         self._lease: socket.socket | None = None
         self._rows: Rows | None = None
+        self._fingerprint: str | None = None
         self._store: tuple[str, str] | None = None
         self._closed = False
 
@@ -158,7 +163,11 @@ class SharedImage:
     @property
     def store(self) -> tuple[str, str]:
         """Where the bytes live or would live now, and why there."""
-        return self._store or stores.choose(self._asked_store, self.nbytes)
+        if self._store is None:
+            assert self._source is not None  # an attached image knows its owner's choice
+            budget = MemoryBudget.here(self._memory_limit)
+            return holding.choose(self._asked_store, self._source, self._voxels, budget)
+        return self._store
 
     @property
     def closed(self) -> bool:
@@ -189,11 +198,15 @@ class SharedImage:
 
     def _loaded(self) -> Rows:
         with self._lock:
-            if self._closed:
-                raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
+            self._check_open()
             if self._rows is None:
-                self._rows = self._load()
+                with monitor.operation("load", f"loading {self._name}", self.nbytes):
+                    self._rows = self._load()
             return self._rows
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[Rows]:
@@ -207,19 +220,25 @@ class SharedImage:
 
     def _load(self) -> Rows:
         assert self._source is not None  # an attached image has its rows
+        if self._source.paths:
+            self._fingerprint = recall.identity(self._source)
         budget = MemoryBudget.here(self._memory_limit)
         store, reason = self.store
         _log.info("%s goes to %s: %s", self._name, store, reason)
-        self._owned, rows = load_shared(self._source, self._voxels, self._name, budget, store)
+        self._owned, rows = hold(self._source, self._voxels, self._name, budget, store)
         self._store = store, reason
         return rows
+
+    def memory_report(self) -> MemoryReport:
+        """What the image takes and where, what this process and its workers hold, what they may."""
+        return monitor.report(self._rows is not None, self.nbytes, self.store, self._budget())
 
     def close(self) -> None:
         """Release the memory; results and views that are still in use keep theirs. Idempotent."""
         with self._lock:
             self._closed, self._rows = True, None
             if self._owned is not None:
-                self._owned.release()
+                holding.let_go(self._owned)
                 self._owned = None
             if self._lease is not None:
                 self._lease.close()
@@ -239,7 +258,8 @@ class SharedImage:
     def handle(self) -> Handle:
         """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
         shared = self._loaded().shared
-        assert shared is not None
+        if shared is None:
+            raise ParameterError(f"{self._name} is held by this process alone: shared_memory is off")
         if self._owned is not None:
             self._owned.keep_record()
         return shared.handle
@@ -252,7 +272,8 @@ class SharedImage:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
             handle = self._owned.rename(name)
             self._name = name
-            self._rows = replace(rows, shared=Shared(handle, "rows"))
+            assert rows.shared is not None
+            self._rows = replace(rows, shared=replace(rows.shared, handle=handle))
             return handle
 
     @classmethod
@@ -276,7 +297,8 @@ class SharedImage:
         image._source = None
         image._begin(rows.facts, handle.label)
         image._voxels, image._rows = rows.voxels, rows
-        image._store = handle.store, "its owner's choice"
+        assert rows.attachment is not None
+        image._store = rows.attachment.kind, "its owner's choice"
         return image
 
     @classmethod
@@ -342,6 +364,7 @@ class SharedImage:
         masks: Any,
         *,
         resampling_target: Literal["data"] | None = None,
+        memory: Any = None,
         **parameters: Unpack[Parameters],
     ) -> Any:
         """The signals of all voxels of each mask.
@@ -375,6 +398,10 @@ class SharedImage:
         resampling_target : {"data"}, optional
             ``"data"``: masks on another grid are resampled to the image, nearest neighbour. By
             default they are refused, unless axes are only flipped or permuted.
+        memory : str, path, joblib.Memory or False, optional
+            A directory in which results are kept: the same request of an unchanged image is then
+            answered without reading it. Default: the setting ``cache_dir``; False: none. An
+            attached image has no file to compare with, and its results are not kept.
         progress : bool or callable, optional
             True draws a bar; a function is called with (done, total).
         on_result : callable, optional
@@ -395,11 +422,17 @@ class SharedImage:
         """
         request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
-        with self._in_use() as rows:
-            budget = MemoryBudget.here(self._memory_limit, self.nbytes)
-            needed = masking.projected(self._facts, regions, request)
-            budget.require(f"masking {self._name} with {len(regions)} masks", needed)
-            return regions.pack(masking.mask(rows, regions, request))
+
+        def compute() -> list[Array]:
+            with self._in_use() as rows:
+                operation = f"masking {self._name} with {len(regions)} masks"
+                budget = self._budget()
+                plan = plans.mask(self._facts, regions, request, budget, operation)
+                plan = masking.with_copies(plan, rows, regions, budget)
+                with plan.running():
+                    return masking.mask(rows, regions, plan)
+
+        return regions.pack(self._recalled(memory, compute, regions, request, None))
 
     def mask(self, mask: Any, **parameters: Unpack[Parameters]) -> Array:
         """The signals of one mask, (n_timepoints, n_voxels); parameters of :meth:`mask_parallel`."""
@@ -412,6 +445,7 @@ class SharedImage:
         strategy: str = "mean",
         *,
         resampling_target: Literal["data"] | None = None,
+        memory: Any = None,
         **parameters: Unpack[Parameters],
     ) -> Array:
         """One value per region and volume.
@@ -441,8 +475,17 @@ class SharedImage:
         request = Request.checked(self._facts, **parameters)
         check_strategy(strategy)
         regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
-        with self._in_use() as rows:
-            return masking.reduce(rows, regions, strategy, request)
+
+        def compute() -> list[Array]:
+            with self._in_use() as rows:
+                operation = f"reducing {self._name} to {len(regions)} regions"
+                budget = self._budget()
+                plan = plans.reduce(self._facts, regions, strategy, request, budget, operation)
+                plan = masking.with_copies(plan, rows, regions, budget)
+                with plan.running():
+                    return [masking.reduce(rows, regions, strategy, plan)]
+
+        return self._recalled(memory, compute, regions, request, strategy)[0]
 
     def map(
         self,
@@ -466,7 +509,12 @@ class SharedImage:
         request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
         with self._in_use() as rows:
-            return regions.pack(masking.map_regions(rows, regions, func, request))
+            operation = f"calling a function on {len(regions)} masks of {self._name}"
+            budget = self._budget()
+            plan = plans.map_regions(self._facts, regions, request, budget, operation)
+            plan = masking.with_copies(plan, rows, regions, budget)
+            with plan.running():
+                return regions.pack(masking.map_regions(rows, regions, func, plan))
 
     def iter_masks(
         self,
@@ -497,6 +545,26 @@ class SharedImage:
         for batch in _batches(masks, self._grid, batch_size, resampling_target):
             signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
             yield from signals.items()
+
+    def _recalled(
+        self, memory: Any, compute: Computation, regions: Regions, request: Request, strategy: str | None
+    ) -> list[Array]:
+        """What ``compute`` returns, or returned before for this image."""
+        cache = Cache.of(memory)
+        if cache is None or self._source is None:
+            return compute()
+        with self._lock:
+            self._check_open()
+            if self._rows is None or self.store[0] == "file":
+                self._fingerprint = self._source.fingerprint
+            taken = self._fingerprint
+        if taken is None:  # loaded before anybody asked what it is
+            return compute()
+        asked = recall.Asked(self._source, taken, regions, request, strategy, self._voxels)
+        return recall.through(cache, asked, compute)
+
+    def _budget(self) -> MemoryBudget:
+        return MemoryBudget.here(self._memory_limit, self.nbytes if holding.in_memory(self.store[0]) else 0)
 
     def _regions(self, masks: Any, resampling_target: Literal["data"] | None) -> Regions:
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)

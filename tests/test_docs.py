@@ -24,7 +24,9 @@ def test_every_test_that_the_reliability_page_names_exists():
     assert named <= written, named - written
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -48,3 +50,13 @@ def test_public_names_are_documented():
     for name in sharedmask.__all__:
         if name != "__version__":
             assert getattr(sharedmask, name).__doc__, name
+
+
+def test_the_memory_page_has_every_setting_and_profile():
+    from dataclasses import fields
+
+    from sharedmask.settings import PROFILES, Settings
+
+    text = (ROOT / "docs/memory.md").read_text()
+    for name in [*(field.name for field in fields(Settings)), *PROFILES]:
+        assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name
