@@ -12,6 +12,8 @@ _COMMANDS = {
     "core": "time and memory against the bars, in one run",
     "maskers": "the drop-in maskers beside nilearn's, in one run",
     "sharing": "attaching, publishing, travelling as a handle",
+    "disk": "writing the disk store, and what a cold region reads from it",
+    "cache": "a result found again against computing it",
 }
 
 

@@ -1,43 +1,27 @@
 """Peak memory of a variant: the tree of its processes, sampled from outside.
 
-Covers: what counts, sampling, what a variant is projected to take; on Linux. Does not cover: the
-variants (``variants``), the process that runs one (``child``).
-
-What counts, per sample:
-
-- of each process in the tree, its proportional share (PSS) of private and file-backed pages;
-- of each shared memory object that the tree maps, all of its bytes, once. PSS would miss those
-  that no page table shows: reserved and not touched yet, or written by a worker that has left.
-
-Summed resident sizes are no measure: they count a shared page once per process.
+Covers: sampling, what a variant is projected to take; on Linux. Does not cover: what counts
+(``sharedmask.usage``: PSS of private and file-backed pages, shared memory once), the variants
+(``variants``), the process that runs one (``child``).
 """
 
 import json
-import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import machine
 from benchmarks.data import ROOT, Dataset
+from sharedmask import usage
 
 INTERVAL = 0.01
 _BARE = "import sys; {}; print('done', flush=True); sys.stdin.read(); print('{{}}')"
 _BARE_SAMPLES = 10
-
-_SHARE = re.compile(rb"^(Pss|Pss_Shmem): +(\d+) kB", re.MULTILINE)
-_SHARED_OBJECT = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +((?:/dev/shm/|/memfd:|/dev/zero|/SYSV).*)$",
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True)
@@ -123,11 +107,10 @@ def _sampled(command: list[str], at_least: int = 1) -> _Peak:
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         peak, n_processes, n_samples, done = 0, 0, 0, False
-        root = psutil.Process(process.pid)
         while not done or n_samples < at_least:
             done = done or bool(select.select([process.stdout], [], [], 0)[0])
-            tree = _tree(root)
-            peak, n_processes = max(peak, _held(tree)), max(n_processes, len(tree))
+            now = usage.of_tree(process.pid)
+            peak, n_processes = max(peak, now.total), max(n_processes, len(now.private))
             n_samples += 1
             time.sleep(INTERVAL)
         first = process.stdout.readline()
@@ -136,41 +119,3 @@ def _sampled(command: list[str], at_least: int = 1) -> _Peak:
     if first != b"done\n":
         raise RuntimeError(f"{' '.join(command[:4])} failed with exit code {process.returncode}")
     return _Peak(peak, n_processes, n_samples, json.loads(rest))
-
-
-def _tree(root: psutil.Process) -> list[int]:
-    with suppress(psutil.NoSuchProcess):
-        return [root.pid, *(child.pid for child in root.children(recursive=True))]
-    return []
-
-
-def _held(tree: Sequence[int]) -> int:
-    """Bytes that these processes hold together."""
-    shared: dict[tuple[bytes, bytes], int] = {}
-    private = 0
-    for pid in tree:
-        with suppress(OSError):  # it left meanwhile
-            private += _private_share(pid)
-            for key, nbytes in _shared_objects(pid):
-                shared[key] = max(shared.get(key, 0), nbytes)
-    return private + sum(shared.values())
-
-
-def _private_share(pid: int) -> int:
-    share = dict(_SHARE.findall(Path(f"/proc/{pid}/smaps_rollup").read_bytes()))
-    return (int(share.get(b"Pss", 0)) - int(share.get(b"Pss_Shmem", 0))) * 1024
-
-
-def _shared_objects(pid: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
-    """(device and inode, bytes) of the shared memory that a process maps."""
-    for start, stop, offset, device, inode, name in _SHARED_OBJECT.findall(
-        Path(f"/proc/{pid}/maps").read_bytes()
-    ):
-        yield (device, inode), _allocated(name, int(offset, 16) + int(stop, 16) - int(start, 16))
-
-
-def _allocated(name: bytes, extent: int) -> int:
-    """Bytes behind a mapping: those of its file or, of a file without a name, those mapped."""
-    with suppress(OSError):
-        return Path(name.decode()).stat().st_blocks * 512
-    return extent

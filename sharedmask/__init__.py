@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
+    from sharedmask.monitor import MemoryMonitor
     from sharedmask.multimask import SharedMultiMasker
     from sharedmask.regions import Grid, Regions
     from sharedmask.service import Coordinator
@@ -23,6 +24,7 @@ _ROOMS = {
     "Regions": "regions",
     "Grid": "regions",
     "MemoryBudget": "budget",
+    "MemoryMonitor": "monitor",
     "Coordinator": "service",
     "SharedNiftiMasker": "maskers",
     "SharedLabelsMasker": "maskers",
@@ -34,6 +36,7 @@ __all__ = [
     "Coordinator",
     "Grid",
     "MemoryBudget",
+    "MemoryMonitor",
     "Regions",
     "SharedImage",
     "SharedLabelsMasker",

@@ -1,4 +1,4 @@
-"""The verbs: ``sharedmask extract | info | demo | ls | gc``.
+"""The verbs: ``sharedmask extract | info | demo | ls | cache | gc``.
 
 Covers: options, exit codes, what is printed where. Does not cover: any of the work.
 
@@ -7,11 +7,14 @@ execution specification: 0 done, 64 wrong usage, 65 bad data, 66 input missing, 
 made, 74 input or output failed, 75 try again with more memory or later, 1 anything else.
 """
 
+import contextlib
+import functools
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -98,6 +101,69 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def _with_settings(verb: F) -> F:
+    """Options that set knobs while a verb runs, before the environment and the configuration file."""
+
+    @functools.wraps(verb)
+    def run(config: str | None, set_knobs: tuple[str, ...], **options: Any) -> Any:
+        from sharedmask import settings
+
+        given = settings.of_texts(set_knobs)
+        given |= {"profile": options.pop("profile"), "log_memory": options.pop("log_memory") or None}
+        with settings.using(config=config, **given) as knobs, _logging(knobs.log_memory):
+            return verb(**options)
+
+    return cast(F, _settings(run))
+
+
+_settings = _options(
+    click.option("--config", metavar="FILE", help="Settings in TOML, instead of the usual file."),
+    click.option("--profile", type=click.Choice(["small", "medium", "large", "auto", "slurm"])),
+    click.option("--set", "set_knobs", metavar="NAME=VALUE", multiple=True, help="Any other setting."),
+    click.option("--log-memory", is_flag=True, help="One line per operation: memory projected and in use."),
+)
+
+
+@contextlib.contextmanager
+def _logging(on: bool) -> Iterator[None]:
+    """What monitors log, on standard error."""
+    if not on:
+        yield
+        return
+    import logging
+
+    logger, handler = logging.getLogger("sharedmask.monitor"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _profiled(path: str | None) -> Iterator[None]:
+    """Write what the ``with`` block held over time to ``path``, and its picture beside it."""
+    if path is None:
+        yield
+        return
+    from sharedmask.monitor import MemoryMonitor
+
+    picture = Path(path).with_suffix(".png")
+    if Path(path) == picture:
+        raise click.UsageError(f"--profile-memory {path}: that is the picture's name; write mem.dat")
+    _check_output(path)
+    with MemoryMonitor(interval=0.02) as monitor:
+        yield
+    monitor.write(path)
+    try:
+        monitor.picture(picture)
+    except ImportError:
+        click.echo(f"sharedmask: no picture {picture}: matplotlib is not installed", err=True)
+
+
 _cleaning = _options(
     click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]), help="After all other steps."),
     click.option("--detrend", is_flag=True, help="Remove linear trends."),
@@ -105,6 +171,10 @@ _cleaning = _options(
     click.option("--low-pass", type=float, metavar="HZ"),
     click.option("--high-pass", type=float, metavar="HZ"),
     click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
+)
+
+_cache_dir = click.option(
+    "--cache-dir", metavar="DIR", help="Where results are kept for the next time; default: the setting."
 )
 
 
@@ -130,7 +200,13 @@ _cleaning = _options(
 )
 @click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"]))
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+@_cache_dir
+@click.option("--no-cache", is_flag=True, help="Compute, and keep nothing, whatever the settings say.")
+@click.option(
+    "--profile-memory", metavar="FILE", help="Memory over time, for `mprof plot`, and its picture (.png)."
+)
 @_cleaning
+@_with_settings
 def extract(
     bold: str,
     mask_list: tuple[str, ...],
@@ -140,6 +216,9 @@ def extract(
     stat: str | None,
     output: str,
     confounds: tuple[str, ...],
+    cache_dir: str | None,
+    no_cache: bool,
+    profile_memory: str | None,
     **parameters: Any,
 ) -> None:
     """Extract the signals of regions from BOLD, in one pass."""
@@ -165,14 +244,16 @@ def extract(
     else:
         regions = Regions.from_any(given[0], grid, resampling_target=target)
     start = time.monotonic()
-    signals = extract_signals(
-        source,
-        regions,
-        strategy=(stat or "mean").replace("-", "_") if as_table else None,
-        confounds=list(confounds) or None,
-        progress=sys.stderr.isatty(),
-        **parameters,
-    )
+    with _profiled(profile_memory):
+        signals = extract_signals(
+            source,
+            regions,
+            strategy=(stat or "mean").replace("-", "_") if as_table else None,
+            confounds=list(confounds) or None,
+            memory=False if no_cache else cache_dir,
+            progress=sys.stderr.isatty(),
+            **parameters,
+        )
     if as_table:
         write_table(output, signals, regions.names)
     else:
@@ -206,10 +287,12 @@ def _say(text: str) -> None:
 @click.argument("bold")
 @click.option("--mask-img", metavar="M", help="Count the voxels inside it only.")
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+@_with_settings
 def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     """Print what BOLD is, what it takes in memory and what may be used."""
-    from sharedmask import stores
-    from sharedmask.budget import MemoryBudget, mib
+    from sharedmask import settings, stores
+    from sharedmask.amounts import mib
+    from sharedmask.budget import MemoryBudget
     from sharedmask.image import SharedImage
 
     image = SharedImage(bold, mask_img=mask_img)
@@ -228,6 +311,7 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
         "/dev/shm has room for": "unknown" if free is None else mib(free),
         "memory that may be used": f"{mib(budget.limit)} ({budget.reason})",
     }
+    rows |= {name: f"{getattr(settings.current(), name)} ({o})" for name, o in settings.origins().items()}
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
@@ -259,7 +343,10 @@ def demo(bold: str | None, n_jobs: int, volumes: int) -> None:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--memory-limit", metavar="SIZE", help="What all images may take together, for example 64G.")
 @click.option("--idle", metavar="TIME", help="End after this long without a client: 90s, 30m, 2h.")
-@click.option("--store", type=click.Choice(["auto", "shm", "memfd"]), default="auto", show_default=True)
+@click.option(
+    "--store", type=click.Choice(["auto", "shm", "memfd", "disk"]), default="auto", show_default=True
+)
+@_with_settings
 def serve(images: tuple[str, ...], memory_limit: str | None, idle: str | None, store: Any) -> None:
     """Load images for other programs, each once: SharedImage.connect(IMAGE) finds them."""
     import signal
@@ -290,9 +377,9 @@ def _seconds(text: str | None) -> float | None:
 
 @commands.command("ls")
 def list_images() -> None:
-    """List the shared images of living processes."""
-    from sharedmask import registry, wire
-    from sharedmask.budget import mib
+    """List the shared images of living processes, and the rows that are kept on disk."""
+    from sharedmask import disk, registry, wire
+    from sharedmask.amounts import mib
     from sharedmask.image import SharedImage
 
     held: dict[str, int] = {}
@@ -307,11 +394,15 @@ def list_images() -> None:
         if entry.handle is not None:
             size, store = mib(entry.handle.nbytes), entry.handle.store
             try:
-                shape = "x".join(map(str, SharedImage.attach(entry.handle).shape))
+                image = SharedImage.attach(entry.handle)
+                shape, size, store = "x".join(map(str, image.shape)), mib(image.nbytes), image.store[0]
             except SharedMaskError:
                 shape = "output"
         age = f"{time.time() - entry.created:.0f} s"
         lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
+    for kept in disk.entries():
+        age = f"{time.time() - kept.used:.0f} s"
+        lines.append((kept.label, "kept", mib(kept.nbytes), "disk", "", age, ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
@@ -344,11 +435,33 @@ def doctor() -> None:
 
 
 @commands.command()
-def gc() -> None:
-    """Remove the shared memory of processes that died."""
-    from sharedmask import registry
+@click.option("--disk", "kept", is_flag=True, help="And the rows kept on disk that nobody uses now.")
+def gc(kept: bool) -> None:
+    """Remove the shared memory of processes that died, and what they left half written on disk."""
+    from sharedmask import disk, registry
 
-    removed = registry.reap()
-    for name in removed:
+    segments, files = registry.reap(), disk.sweep()
+    files += disk.remove_unused() if kept else []
+    for name in segments + files:
         click.echo(f"removed {name}")
-    _say(f"{len(removed)} segments of dead processes removed")
+    _say(f"{len(segments)} segments of dead processes removed, {len(files)} files")
+
+
+@commands.command()
+@click.argument("action", type=click.Choice(["stats", "clear"]))
+@_cache_dir
+def cache(action: str, cache_dir: str | None) -> None:
+    """Tell what is in the cache of results and how it was used, or empty it."""
+    from sharedmask.cache import Cache
+
+    found = Cache.of(cache_dir)
+    if found is None:
+        raise click.UsageError("there is no cache: give --cache-dir, or set SHAREDMASK_CACHE_DIR")
+    if action == "clear":
+        n_entries = found.clear()
+        _say(f"{n_entries} entries removed from {found.folder}")
+        return
+    stats = found.stats()
+    rows = {"folder": stats.folder, "entries": stats.n_entries, "bytes": stats.nbytes, "limit": stats.limit}
+    for name, value in (rows | vars(stats.counts)).items():
+        click.echo(f"{name.replace('_', ' '):<13}  {value}")

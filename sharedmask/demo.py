@@ -14,9 +14,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from sharedmask import usage
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import SharedMaskError
 from sharedmask.sources import Source, open_source
@@ -144,9 +144,8 @@ def _measure(script: str, bold: str, n_jobs: int, masks: list[str], out: Path) -
     with subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True
     ) as child:
-        process = psutil.Process(child.pid)
         while child.poll() is None:
-            peak = max(peak, _tree_pss(process))
+            peak = max(peak, usage.of_tree(child.pid).total)
             time.sleep(0.02)
         seconds = time.perf_counter() - start
         if child.returncode:
@@ -154,18 +153,3 @@ def _measure(script: str, bold: str, n_jobs: int, masks: list[str], out: Path) -
             raise SharedMaskError((child.stderr.read().strip().splitlines() or ["no message"])[-1])
     with np.load(out) as arrays:
         return Measured(n_jobs, seconds, peak, tuple(arrays[name] for name in arrays.files))
-
-
-def _tree_pss(process: psutil.Process) -> int:
-    """Proportional memory of a process and its descendants: pages shared by n count 1/n each."""
-    total = 0
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for member in family:
-        try:
-            total += member.memory_full_info().pss
-        except (psutil.Error, AttributeError):
-            continue
-    return total

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharedmask import registry, stores
-from sharedmask.budget import MemoryBudget, mib
+from sharedmask.amounts import mib
+from sharedmask.budget import MemoryBudget
 from sharedmask.errors import SharedMaskError
 from sharedmask.registry import Owned
 

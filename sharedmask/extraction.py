@@ -9,9 +9,10 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, steps
+from sharedmask import loading, masking, monitor, plans, recall, steps
 from sharedmask.budget import MemoryBudget
-from sharedmask.holding import transposing_threads, union
+from sharedmask.cache import Cache
+from sharedmask.holding import FEWER, transposing_threads, union
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.regions import Grid, Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
@@ -26,6 +27,7 @@ def extract(
     strategy: str | None = None,
     smoothing_fwhm: float | None = None,
     resampling_target: ResamplingTarget = None,
+    memory: Any = None,
     memory_limit: int | float | str | None = None,
     **parameters: Unpack[Parameters],
 ) -> Any:
@@ -47,6 +49,8 @@ def extract(
         As for :class:`SharedImage`.
     resampling_target : {"data", "mask"}, optional
         As in :meth:`SharedImage.mask_parallel`; the image is smoothed before it is resampled.
+    memory : str, path, joblib.Memory or False, optional
+        Where results are kept, as in :meth:`SharedImage.mask_parallel`.
     memory_limit : int, float or str, optional
         Bytes, ``"8G"``, or a fraction of the RAM.
 
@@ -69,29 +73,57 @@ def extract(
     opened = steps.smoothed(open_source(source), smoothing_fwhm)
     grid = Grid(opened.shape[:3], opened.affine)
     request = Request.checked(opened, **parameters)
-    budget = MemoryBudget.here(memory_limit)
+    regions = regions_of(masks, grid, strategy, resampling_target)
+    opened, regions = steps.fitted(opened, regions)
+
+    def compute() -> list[Array]:
+        return _extracted(opened, regions, request, strategy, MemoryBudget.here(memory_limit))
+
+    cache = Cache.of(memory)
+    if cache is None:
+        results = compute()
+    else:
+        asked = recall.Asked(opened, opened.fingerprint, regions, request, strategy)
+        results = recall.through(cache, asked, compute)
+    return regions.pack(results) if strategy is None else results[0]
+
+
+def regions_of(masks: Any, grid: Grid, strategy: str | None, target: ResamplingTarget) -> Regions:
+    """What :func:`extract` makes of ``masks``: with a ``strategy`` one image is an atlas."""
+    if strategy is None:
+        return Regions.from_any(masks, grid, resampling_target=target)
+    check_strategy(strategy)
+    return Regions.from_atlas_or_masks(masks, grid, resampling_target=target)
+
+
+def _extracted(
+    source: Source, regions: Regions, request: Request, strategy: str | None, budget: MemoryBudget
+) -> list[Array]:
+    """The signals of each region; or, with a ``strategy``, a single array of all."""
+    operation = f"extracting from {source.name}"
     if strategy is not None:
-        check_strategy(strategy)
-    make = Regions.from_any if strategy is None else Regions.from_atlas_or_masks
-    opened, regions = steps.fitted(opened, make(masks, grid, resampling_target=resampling_target))
-    if strategy is not None:
-        with union(opened, regions, request, budget) as rows:
-            return masking.reduce(rows, regions, strategy, request)
+        plan = plans.reduce(source, regions, strategy, request, budget, operation)
+        with union(source, regions, plan, budget) as rows:
+            return [masking.reduce(rows, regions, strategy, plan)]
     if request.cleaning.needed:
-        results = masking.projected(opened, regions, request)
-        with union(opened, regions, request, budget, results) as rows:
-            return regions.pack(masking.mask(rows, regions, request))
-    return regions.pack(_streamed(opened, regions, request, budget))
+        plan = plans.mask(source, regions, request, budget, operation)
+        with union(source, regions, plan, budget) as rows:
+            return masking.mask(rows, regions, plan)
+    return _streamed(source, regions, request, budget)
 
 
 def _streamed(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> list[Array]:
     """Signals of voxels, written on the way: each volume's values go straight to their results."""
-    conversion = request.conversion(source)
+    conversion, operation = request.conversion(source), f"extracting from {source.name}"
     shape = (len(regions.indices), source.n_timepoints)
     nbytes = shape[0] * shape[1] * conversion.result.itemsize
-    budget.require(f"extracting from {source.name}", nbytes + loading.buffer_bytes(source, shape[0]))
-    rows = np.empty(shape, conversion.result)
-    with masking.progress_to(request.progress, source.n_timepoints, "volume") as tell:
+    needed = nbytes + loading.buffer_bytes(source, shape[0])
+    budget.require(operation, needed, FEWER)
+    with (
+        monitor.operation("extract", operation, needed),
+        masking.progress_to(request.progress, source.n_timepoints, "volume") as tell,
+    ):
+        rows = np.empty(shape, conversion.result)
         loading.load(
             source,
             rows,

@@ -1,41 +1,89 @@
 """Holding an image: the rows of its voxels in a store, all of them or nothing.
 
-Covers: what a held image takes, filling its segment, attaching to it like everyone else; holding the
-voxels of one call; reading volumes back. Does not cover: when an image is loaded and closed
-(``image``), the decoding pipeline (``loading``), which store suits (``stores``), who cleans up after
-a crash (``registry``).
+Covers: which store an image goes to and why, what that takes, filling it, attaching to it like
+everyone else; holding the voxels of one call; reading volumes back. Does not cover: when an image is
+loaded and closed (``image``), the decoding pipeline (``loading``, ``banding``), where bytes live
+(``stores``, ``disk``, ``mapped``), who cleans up after a crash (``registry``).
+
+Of an image on disk, or in its own file, the segment that is shared is a header only, which names
+the file: handles, records and what happens at a death are the same for all stores.
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, pool, segments, stores
+from sharedmask import banding, disk, loading, masking, monitor, plans, pool, segments, settings, stores
+from sharedmask.amounts import mib
 from sharedmask.budget import MemoryBudget
-from sharedmask.errors import OutsideImageError
+from sharedmask.errors import DamagedImageError, ImageError, OutsideImageError, ParameterError
+from sharedmask.mapped import FileIdentity
 from sharedmask.masking import Rows
-from sharedmask.parameters import Request
+from sharedmask.plans import Plan
 from sharedmask.regions import Regions
 from sharedmask.registry import Owned
-from sharedmask.sources import ArraySource, Facts, Source
+from sharedmask.segments import Elsewhere
+from sharedmask.sources import ArraySource, Facts, FileSource, Source
+
+STORES = (*stores.KINDS, disk.KIND, "file")
+PRIVATE = "private"
+FEWER = "extract fewer masks at a time"
+_INSTEAD = "store='disk' takes little, and extract() holds the masks' voxels only"
+
+Voxels = NDArray[np.intp]
 
 
-def geometry_of(facts: Facts, voxels: NDArray[np.intp] | None) -> segments.Geometry:
+def geometry_of(facts: Facts, voxels: Voxels | None) -> segments.Geometry:
     n_rows = facts.n_voxels if voxels is None else len(voxels)
     rows = ((n_rows, facts.n_timepoints), facts.dtype)
     return {"rows": rows} if voxels is None else {"rows": rows, "voxels": (voxels.shape, voxels.dtype)}
 
 
-def load_shared(
-    source: Source, voxels: NDArray[np.intp] | None, label: str, budget: MemoryBudget, store: str
-) -> tuple[Owned, Rows]:
-    """The series of ``voxels`` (None: all) in a shared segment; all of it or nothing."""
+def projected(source: Source, voxels: Voxels | None) -> int:
+    """Bytes of memory that an image takes while it is loaded into shared memory."""
     geometry = geometry_of(source, voxels)
-    buffers = loading.buffer_bytes(source, geometry["rows"][0][0])
-    budget.require(f"loading {label}", segments.projected(geometry) + buffers)
+    return segments.projected(geometry) + loading.buffer_bytes(source, geometry["rows"][0][0])
+
+
+def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudget) -> tuple[str, str]:
+    """The store, and the reason.
+
+    ``"auto"`` is shared memory if the image fits in what may be used, and the disk if not.
+    """
+    if asked != "auto":
+        return asked, "asked for"
+    knobs, needed = settings.current(), projected(source, voxels)
+    held = segments.projected(geometry_of(source, voxels))
+    if knobs.use_disk and knobs.disk_threshold is not None and held > knobs.disk_threshold:
+        return disk.KIND, f"{mib(held)} are more than disk_threshold, {mib(knobs.disk_threshold)}"
+    if knobs.use_disk and needed > budget.limit:
+        may = mib(max(budget.limit, 0))
+        return disk.KIND, f"{mib(needed)} are more than the {may} that may be used ({budget.reason})"
+    if not knobs.shared_memory:
+        return PRIVATE, "shared_memory is off"
+    return stores.choose("auto", held)
+
+
+def in_memory(store: str) -> bool:
+    """Whether the bytes of an image in that store count as memory in use."""
+    return store in stores.KINDS or store == PRIVATE
+
+
+def load_shared(
+    source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget, store: str
+) -> tuple[Owned, Rows]:
+    """The series of ``voxels`` (None: all), shared with other processes; all of it or nothing."""
+    if store == disk.KIND:
+        return _on_disk(source, voxels, label, budget)
+    if store == "file":
+        return _in_its_file(source, voxels, label)
+    geometry = geometry_of(source, voxels)
+    budget.require(f"loading {label}", projected(source, voxels), _INSTEAD)
     owned = Owned(label, geometry, store)
     try:
         if voxels is not None:
@@ -56,26 +104,25 @@ def transposing_threads(source: Source) -> int:
 
 
 @contextlib.contextmanager
-def union(
-    source: Source, regions: Regions, request: Request, budget: MemoryBudget, results: int = 0
-) -> Iterator[Rows]:
+def union(source: Source, regions: Regions, plan: Plan, budget: MemoryBudget) -> Iterator[Rows]:
     """The rows of all regions' voxels, for one call; shared only if workers will read them."""
     voxels = regions.union
     held = len(voxels) * source.n_timepoints * source.dtype.itemsize
-    operation = f"extracting from {source.name}"
-    budget.require(operation, held + loading.buffer_bytes(source, len(voxels)) + results)
-    if request.prefer == "processes" or (request.cleaning.needed and request.n_jobs > 1):
-        nbytes = segments.projected(geometry_of(source, voxels))
-        owned, rows = load_shared(source, voxels, source.name, budget, stores.choose("auto", nbytes)[0])
-        try:
-            yield rows
-        finally:
-            owned.release()
-        return
-    shape = (len(voxels), source.n_timepoints)
-    array = np.empty(shape, source.dtype)
-    finite = loading.load(source, array, select=voxels, n_threads=transposing_threads(source))
-    yield Rows(source, array, finite, voxels)
+    needed = held + loading.buffer_bytes(source, len(voxels)) + plan.needed
+    budget.require(plan.operation, needed, FEWER)
+    with monitor.operation("extract", plan.operation, needed):
+        if plans.in_processes(plan.request, heavy=plan.request.cleaning.needed):
+            nbytes = segments.projected(geometry_of(source, voxels))
+            store = stores.choose("auto", nbytes)[0]
+            owned, rows = load_shared(source, voxels, source.name, budget, store)
+            try:
+                yield rows
+            finally:
+                owned.release()
+            return
+        array = np.empty((len(voxels), source.n_timepoints), source.dtype)
+        finite = loading.load(source, array, select=voxels, n_threads=transposing_threads(source))
+        yield Rows(source, array, finite, voxels)
 
 
 def as_source(rows: Rows) -> Source:
@@ -92,3 +139,87 @@ def as_source(rows: Rows) -> Source:
         )
     facts = {fact.name: getattr(rows.facts, fact.name) for fact in fields(Facts)}
     return ArraySource(**facts, paths=(), header=None, dataobj=masking.stored_view(rows))
+
+
+def hold(
+    source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget, store: str
+) -> tuple[Owned | None, Rows]:
+    """The series of ``voxels`` (None: all) in that store; nobody owns what is not shared."""
+    if store == PRIVATE:
+        return None, _in_private(source, voxels, label, budget)
+    return load_shared(source, voxels, label, budget, store)
+
+
+def _in_private(source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget) -> Rows:
+    budget.require(f"loading {label}", projected(source, voxels), _INSTEAD)
+    shape, dtype = geometry_of(source, voxels)["rows"]
+    array = np.empty(shape, dtype)
+    finite = loading.load(source, array, select=voxels, n_threads=transposing_threads(source))
+    array.flags.writeable = False
+    return Rows(source, array, finite, voxels)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _on_disk(source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget) -> tuple[Owned, Rows]:
+    geometry = geometry_of(source, voxels)
+    bands = banding.cut(source, geometry["rows"][0][0], _working_memory(budget))
+    fingerprint = source.fingerprint
+
+    def fill(write: disk.Write) -> Mapping[str, Any]:
+        budget.require(f"writing the rows of {label} to disk", bands.nbytes)
+        if voxels is not None:
+            write("voxels", 0, voxels)
+        finite = banding.transpose(
+            source, voxels, bands, lambda start, rows: write("rows", start, rows), disk.directory()
+        )
+        if source.paths and source.fingerprint != fingerprint:
+            raise DamagedImageError(f"{source.name} changed while it was read")
+        return {"finite": finite}
+
+    key = disk.key_of(fingerprint, voxels, source.dtype)
+    copied = banding.copied_bytes(source, bands)
+    with disk.rows_file(key, geometry, label, fill, copied) as kept:
+        return _anchored(label, kept.elsewhere, {"finite": kept.meta["finite"], "facts": source.to_dict()})
+
+
+def let_go(owned: Owned) -> None:
+    """Release an image that was loaded here; what is on disk stays for the next run, if wanted."""
+    owned.release()
+    if owned.file is not None and not settings.current().keep_disk:
+        disk.remove_unused(os.path.basename(owned.file))
+
+
+def _working_memory(budget: MemoryBudget) -> int:
+    """Half of what may be used: the rest is for results."""
+    per_process = settings.current().max_memory_per_process
+    return min(budget.limit // 2, per_process or budget.limit)
+
+
+def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Owned, Rows]:
+    if not (isinstance(source, FileSource) and banding.is_plain(source)):
+        why = (
+            "is compressed" if source.compressed else "is processed, or foreign, or several files"
+        )
+        raise ImageError(f"{source.name} cannot be used as it is, because it {why}: take another store")
+    if voxels is not None:
+        raise ParameterError(f'{source.name} is used as it is with store="file": mask_img selects nothing')
+    shape = [source.n_timepoints, source.n_voxels]
+    arrays = {"volumes": {"offset": source.offset, "shape": shape, "dtype": source.dtype.str}}
+    with open(source.file, "rb", buffering=0) as file:
+        identity = FileIdentity.of(os.path.realpath(source.file), file.fileno(), ours=False)
+    finite = source.dtype.kind in "iu"  # others would have to be read
+    return _anchored(
+        label, Elsewhere(identity, arrays, "file"), {"finite": finite, "facts": source.to_dict()}
+    )
+
+
+def _anchored(label: str, elsewhere: Elsewhere, meta: Mapping[str, Any]) -> tuple[Owned, Rows]:
+    """A segment that is a header only, and the file attached through it."""
+    owned = Owned(label, {}, stores.choose("auto", 0)[0])
+    try:
+        return owned, Rows.attached(segments.attach(owned.share(meta, elsewhere=elsewhere)))
+    except BaseException:
+        owned.release()
+        raise

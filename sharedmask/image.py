@@ -1,9 +1,8 @@
 """The shared image: where sources, segments and requests meet.
 
-Covers: when an image is loaded, where its rows live, when it is closed; what each call projects
-to take. Does not cover: the calls' parameters (``parameters``), their work (``masking``), the
-filling of its store (``holding``), who cleans up after a crash (``registry``), a single pass that
-holds no image (``extraction``).
+Covers: when an image is loaded, where its rows live, when it is closed, how others get it. Does not
+cover: what may be asked of it (``requests``), the filling of its store (``holding``), who cleans up
+after a crash (``registry``), a single pass that holds no image (``extraction``).
 """
 
 import contextlib
@@ -11,17 +10,17 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import holding, masking, registry, segments, steps, stores, wire
-from sharedmask.budget import MemoryBudget, mib
+from sharedmask import holding, masking, monitor, recall, registry, segments, steps, wire
+from sharedmask.amounts import mib
+from sharedmask.budget import MemoryBudget
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
@@ -29,12 +28,12 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
-from sharedmask.holding import geometry_of, load_shared
+from sharedmask.holding import geometry_of, hold
 from sharedmask.masking import Rows
-from sharedmask.parameters import Parameters, Request, check_strategy
-from sharedmask.pool import Shared
-from sharedmask.regions import Grid, Regions, ResamplingTarget, matching
+from sharedmask.monitor import MemoryReport
+from sharedmask.regions import Grid, Regions
 from sharedmask.registry import Owned
+from sharedmask.requests import Requests
 from sharedmask.segments import Handle
 from sharedmask.sources import Facts, Source, open_source
 
@@ -42,11 +41,10 @@ if TYPE_CHECKING:
     from sharedmask.niimgs import SharedNifti
 
 Array = NDArray[Any]
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class SharedImage:
+class SharedImage(Requests):
     """One fMRI run, decoded once into shared memory, for any number of masks.
 
     The image is loaded when it is first used (or by :meth:`load`) and its memory is released by
@@ -60,10 +58,11 @@ class SharedImage:
     mask_img : mask, optional
         Keep only the voxels inside it (a brain is about a third of its box). Masks that reach
         outside are refused.
-    store : {"auto", "shm", "memfd"}
-        Where the bytes live: named shared memory, or sealed anonymous memory (Linux), of which no
-        kill leaves anything. ``"auto"`` is the first, but the second in a batch job or where
-        /dev/shm is too small; :attr:`store` tells which and why.
+    store : {"auto", "shm", "memfd", "disk", "file"}
+        Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
+        that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
+        the second in a batch job or where /dev/shm is too small, the third if the image does not
+        fit in memory; :attr:`store` tells which and why.
     smoothing_fwhm : float, optional
         Smooth each volume by a Gaussian of this full width at half maximum, in mm, while it is loaded:
         the values of nilearn's ``smooth_img``, as float32 or float64. The store holds these.
@@ -93,13 +92,13 @@ class SharedImage:
         source: Any,
         *,
         mask_img: Any = None,
-        store: Literal["auto", "shm", "memfd"] = "auto",
+        store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
         smoothing_fwhm: float | None = None,
         memory_limit: int | float | str | None = None,
         name: str | None = None,
     ) -> None:
-        if store not in ("auto", *stores.KINDS):
-            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, stores.KINDS))}")
+        if store not in ("auto", *holding.STORES):
+            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, holding.STORES))}")
         self._source: Source | None = steps.smoothed(open_source(source), smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
@@ -119,6 +118,7 @@ class SharedImage:
         self._owned: Owned | None = None
         self._lease: socket.socket | None = None
         self._rows: Rows | None = None
+        self._fingerprint: str | None = None
         self._store: tuple[str, str] | None = None
         self._closed = False
 
@@ -162,7 +162,11 @@ class SharedImage:
     @property
     def store(self) -> tuple[str, str]:
         """Where the bytes live or would live now, and why there."""
-        return self._store or stores.choose(self._asked_store, self.nbytes)
+        if self._store is None:
+            assert self._source is not None  # an attached image knows its owner's choice
+            budget = MemoryBudget.here(self._memory_limit)
+            return holding.choose(self._asked_store, self._source, self._voxels, budget)
+        return self._store
 
     @property
     def closed(self) -> bool:
@@ -193,11 +197,15 @@ class SharedImage:
 
     def _loaded(self) -> Rows:
         with self._lock:
-            if self._closed:
-                raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
+            self._check_open()
             if self._rows is None:
-                self._rows = self._load()
+                with monitor.operation("load", f"loading {self._name}", self.nbytes):
+                    self._rows = self._load()
             return self._rows
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[Rows]:
@@ -211,19 +219,37 @@ class SharedImage:
 
     def _load(self) -> Rows:
         assert self._source is not None  # an attached image has its rows
+        if self._source.paths:
+            self._fingerprint = recall.identity(self._source)
         budget = MemoryBudget.here(self._memory_limit)
         store, reason = self.store
         _log.info("%s goes to %s: %s", self._name, store, reason)
-        self._owned, rows = load_shared(self._source, self._voxels, self._name, budget, store)
+        self._owned, rows = hold(self._source, self._voxels, self._name, budget, store)
         self._store = store, reason
         return rows
+
+    def _budget(self) -> MemoryBudget:
+        return MemoryBudget.here(self._memory_limit, self.nbytes if holding.in_memory(self.store[0]) else 0)
+
+    def _read_as(self) -> str | None:
+        with self._lock:
+            self._check_open()
+            if self._source is None:
+                return None
+            if self._rows is None or self.store[0] == "file":
+                self._fingerprint = self._source.fingerprint
+            return self._fingerprint
+
+    def memory_report(self) -> MemoryReport:
+        """What the image takes and where, what this process and its workers hold, what they may."""
+        return monitor.report(self._rows is not None, self.nbytes, self.store, self._budget())
 
     def close(self) -> None:
         """Release the memory; results and views that are still in use keep theirs. Idempotent."""
         with self._lock:
             self._closed, self._rows = True, None
             if self._owned is not None:
-                self._owned.release()
+                holding.let_go(self._owned)
                 self._owned = None
             if self._lease is not None:
                 self._lease.close()
@@ -243,7 +269,8 @@ class SharedImage:
     def handle(self) -> Handle:
         """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
         shared = self._loaded().shared
-        assert shared is not None
+        if shared is None:
+            raise ParameterError(f"{self._name} is held by this process alone: shared_memory is off")
         if self._owned is not None:
             self._owned.keep_record()
         return shared.handle
@@ -256,7 +283,8 @@ class SharedImage:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
             handle = self._owned.rename(name)
             self._name = name
-            self._rows = replace(rows, shared=Shared(handle, "rows"))
+            assert rows.shared is not None
+            self._rows = replace(rows, shared=replace(rows.shared, handle=handle))
             return handle
 
     @classmethod
@@ -280,7 +308,8 @@ class SharedImage:
         image._source = None
         image._begin(rows.facts, handle.label)
         image._voxels, image._rows = rows.voxels, rows
-        image._store = handle.store, "its owner's choice"
+        assert rows.attachment is not None
+        image._store = rows.attachment.kind, "its owner's choice"
         return image
 
     @classmethod
@@ -339,198 +368,6 @@ class SharedImage:
         self._loaded()
         return SharedNifti.of(self.handle)
 
-    # --- requests ---
-
-    def mask_parallel(
-        self,
-        masks: Any,
-        *,
-        resampling_target: ResamplingTarget = None,
-        **parameters: Unpack[Parameters],
-    ) -> Any:
-        """The signals of all voxels of each mask.
-
-        Parameters
-        ----------
-        masks : list, dict, glob pattern, 4D image, :class:`Regions`, or one mask
-            Masks as paths, niimgs or 3D arrays, overlapping or not; non-zero is inside. Label
-            atlases: ``Regions.from_labels(atlas)``.
-        n_jobs : int, optional
-            Workers, by joblib's convention (-1: every CPU).
-        prefer : {"threads", "processes"}, optional
-            By default rows are copied by threads, which memory limits and not the interpreter,
-            and cleaned by processes.
-        dtype : "auto", None or dtype
-            ``"auto"``: as nilearn's NiftiMasker (floats keep theirs, integers become float32,
-            scaled ones float64). None: as nibabel gives the values, untouched.
-        nan_policy : {"zero", "propagate", "raise"}, optional
-            Non-finite values: 0 as nilearn does (the default, unless ``dtype=None``), kept, or
-            refused.
-        standardize : {"zscore_sample", "psc"}, optional
-        detrend : bool
-        confounds : array (n_timepoints, n_confounds), data frame, path, or list of those, optional
-        sample_mask : array of volume numbers or booleans, optional
-            The volumes to keep.
-        low_pass, high_pass : float, optional
-            Cut-off frequencies in Hz.
-        t_r : float, optional
-            Repetition time in seconds; default: the image's.
-            These seven are :func:`nilearn.signal.clean`'s; each voxel is cleaned once.
-        resampling_target : {"data", "mask"}, optional
-            ``"data"``: masks on another grid are resampled to the image, nearest neighbour.
-            ``"mask"``, or ``"labels"``: the image is resampled to the one grid of all masks, cubic
-            spline, as NiftiMasker does. That takes far longer than masking, at each call, and
-            holds the masks' voxels besides their signals. By default masks on another grid are
-            refused, unless axes are only flipped or permuted.
-        progress : bool or callable, optional
-            True draws a bar; a function is called with (done, total).
-        on_result : callable, optional
-            Called with (key, signals) for each mask, in order of completion.
-
-        Returns
-        -------
-        list, dict or ndarray
-            (n_timepoints, n_voxels) arrays in the container given: a list for a list or 4D
-            image; a dict for a dict, a glob pattern or an atlas; one array for one mask.
-            Voxels are in the C order of the mask. (n_voxels,) for a 3D image.
-
-        Raises
-        ------
-        GridMismatchError, EmptyMaskError, OutsideImageError, ParameterError, MemoryLimitError
-            Each with the file or mask and the number that is wrong.
-        ClosedImageError, WorkerError
-        """
-        request = Request.checked(self._facts, **parameters)
-        regions = self._regions(masks, resampling_target)
-        needed = masking.projected(self._facts, regions, request)
-        with self._rows_for(regions, request, needed) as (rows, regions):
-            budget = MemoryBudget.here(self._memory_limit, self.nbytes)
-            budget.require(f"masking {self._name} with {len(regions)} masks", needed)
-            return regions.pack(masking.mask(rows, regions, request))
-
-    def mask(
-        self,
-        mask: Any,
-        *,
-        resampling_target: ResamplingTarget = None,
-        **parameters: Unpack[Parameters],
-    ) -> Array:
-        """The signals of one mask, (n_timepoints, n_voxels); parameters of :meth:`mask_parallel`."""
-        found: dict[str, Array] = self.mask_parallel(
-            {"mask": mask}, resampling_target=resampling_target, **parameters
-        )
-        return found["mask"]
-
-    def reduce(
-        self,
-        labels_img: Any,
-        strategy: str = "mean",
-        *,
-        resampling_target: ResamplingTarget = None,
-        **parameters: Unpack[Parameters],
-    ) -> Array:
-        """One value per region and volume.
-
-        Parameters
-        ----------
-        labels_img : atlas or masks
-            A label image (path or niimg), :class:`Regions`, or masks as a list, dict, glob
-            pattern or 4D image, which may overlap.
-        strategy : str
-            mean, median, sum, minimum, maximum, variance, standard_deviation (of the population,
-            as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate.
-        nan_policy : {"zero", "omit", "propagate", "raise"}, optional
-            ``"omit"`` leaves non-finite values out; the default counts them as 0, as nilearn.
-        dtype : "auto", None or dtype
-            ``"auto"``: float32 for float32 images, else float64, as nilearn. Sums are in float64.
-
-        Other parameters are those of :meth:`mask_parallel`; cleaning is applied to the regions'
-        signals.
-
-        Returns
-        -------
-        ndarray, (n_timepoints, n_regions)
-            Columns in the order of the labels or masks; ``Regions.table()`` names them.
-            (n_regions,) for a 3D image.
-        """
-        request = Request.checked(self._facts, **parameters)
-        check_strategy(strategy)
-        regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
-        with self._rows_for(regions, request) as (rows, regions):
-            return masking.reduce(rows, regions, strategy, request)
-
-    def map(
-        self,
-        func: Callable[[Array], T],
-        masks: Any,
-        *,
-        resampling_target: ResamplingTarget = None,
-        **parameters: Unpack[Parameters],
-    ) -> Any:
-        """Call ``func`` on each region's (n_timepoints, n_voxels) array, where the data are.
-
-        Workers attach to the image and send back only what ``func`` returns. Functions defined
-        in scripts and notebooks, lambdas and closures are fine. Parameters as in
-        :meth:`mask_parallel`; with ``n_jobs`` above 1 processes are the default.
-
-        Returns
-        -------
-        list, dict or object
-            What ``func`` returned, in the container of ``masks``.
-        """
-        request = Request.checked(self._facts, **parameters)
-        regions = self._regions(masks, resampling_target)
-        with self._rows_for(regions, request) as (rows, regions):
-            return regions.pack(masking.map_regions(rows, regions, func, request))
-
-    def iter_masks(
-        self,
-        masks: Any,
-        *,
-        batch_size: int = 20,
-        resampling_target: ResamplingTarget = None,
-        **parameters: Unpack[Parameters],
-    ) -> Iterator[tuple[Any, Array]]:
-        """The signals of any number of masks, one mask after the other, in constant memory.
-
-        Masks are opened, and their signals made, ``batch_size`` at a time. With
-        ``resampling_target="mask"`` each batch resamples the image anew.
-
-        Parameters
-        ----------
-        masks : list, dict, iterator, or what :meth:`mask_parallel` takes
-        batch_size : int
-        **parameters
-            Those of :meth:`mask_parallel`.
-
-        Yields
-        ------
-        (key, ndarray)
-            The dict's key, the file's name, or the number in a list; (n_timepoints, n_voxels).
-        """
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ParameterError(f"batch_size={batch_size!r} is no number of masks")
-        for batch in _batches(masks, self._grid, batch_size, resampling_target):
-            signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
-            yield from signals.items()
-
-    def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
-        return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
-
-    @contextlib.contextmanager
-    def _rows_for(
-        self, regions: Regions, request: Request, results: int = 0
-    ) -> Iterator[tuple[Rows, Regions]]:
-        """The image's rows, or those of the masks' voxels once the image is resampled to their grid."""
-        with self._in_use() as rows:
-            if regions.fits(self._grid):
-                yield rows, regions.on(self._grid)
-                return
-            source, regions = steps.fitted(holding.as_source(rows), regions)
-            budget = MemoryBudget.here(self._memory_limit, self.nbytes)
-            with holding.union(source, regions, request, budget, results) as resampled:
-                yield resampled, regions
-
     # --- the array ---
 
     @property
@@ -568,14 +405,3 @@ class SharedImage:
         if rows.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
         return masking.volumes(rows, slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
-
-
-def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:
-    """Dicts or regions of at most ``size`` masks, opened only when reached."""
-    masks = matching(masks) or masks
-    if isinstance(masks, str | os.PathLike | Regions) or hasattr(masks, "shape"):
-        yield from Regions.from_any(masks, grid, resampling_target=target).batches(size)
-        return
-    items = iter(masks.items() if isinstance(masks, Mapping) else enumerate(masks))
-    while batch := dict(islice(items, size)):
-        yield batch

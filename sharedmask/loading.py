@@ -99,7 +99,8 @@ def load(
         Whether all values of the voxels that were loaded are finite.
     """
     writer = _Writer(rows, conversion, n_threads)
-    with _Decoder(source, len(rows), select) as blocks, writer:
+    step = block_volumes(len(rows), source.dtype, source.n_timepoints)
+    with decoded(source, len(rows), select, step) as blocks, writer:
         for start, block in blocks:
             writer.write(start, block)
             if on_volumes is not None:
@@ -116,17 +117,28 @@ def blocks(source: Volumes, select: NDArray[np.intp]) -> AbstractContextManager[
         The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
         until the next is asked for.
     """
-    return _Decoder(source, len(select), select)
+    step = block_volumes(len(select), source.dtype, source.n_timepoints)
+    return decoded(source, len(select), select, step)
+
+
+def decoded(
+    source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int
+) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
+    """Blocks of ``step`` volumes as they are decoded: the first one's number, and their values.
+
+    A block, (k, n_selected), is valid until the next one is asked for; there are two of them.
+    """
+    return _Decoder(source, n_selected, select, step)
 
 
 class _Decoder:
     """Decodes in a thread of its own, one block ahead of the reader of its iterator."""
 
-    def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None) -> None:
+    def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int) -> None:
         self._source = source
         self._select = select
-        self._step = block_volumes(n_selected, source.dtype, source.n_timepoints)
-        shape = (self._step, n_selected)
+        self._step = step
+        shape = (step, n_selected)
         self._blocks: list[Array] = [np.empty(shape, source.dtype) for _ in range(_N_BLOCKS)]
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()

@@ -1,22 +1,25 @@
 """Requests on rows: the signals of regions, one value per region, a function on each region.
 
 Covers: cutting work into blocks, threads or processes, outputs. Does not cover: what may be asked
-(``parameters``), how rows came to be (``image``), which voxels make a region (``regions``), the
-arithmetic (``kernels``), the processes (``pool``).
+(``parameters``), the size of blocks and what they take (``plans``), how rows came to be
+(``image``), which voxels make a region (``regions``), the arithmetic (``kernels``), the processes
+(``pool``).
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import kernels, pool
+from sharedmask import kernels, picking, plans, pool
+from sharedmask.budget import MemoryBudget
 from sharedmask.errors import AttachError, OutsideImageError
 from sharedmask.kernels import Conversion
 from sharedmask.parameters import Progress, Request
+from sharedmask.plans import Plan
 from sharedmask.pool import Shared
 from sharedmask.regions import Regions
 from sharedmask.registry import Owned
@@ -25,17 +28,7 @@ from sharedmask.sources import Facts
 
 Array = NDArray[Any]
 
-# Blocks do not depend on n_jobs, so neither do the numbers.
-_BLOCK_BYTES = 8 * 2**20
-_CLEAN_COLUMNS = 512
 _CLEANING_MODULES = ("nilearn.signal",)
-
-# What requests take besides their results, measured: a worker forked from an interpreter with
-# numpy, the one import of nilearn that cleaning workers share, copies of a block in nilearn.
-_WORKER_BYTES = 10 * 2**20
-_CLEANING_IMPORT_BYTES = 200 * 2**20
-_CLEANING_COPIES = 6
-_INDEX_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,8 @@ class Rows:
     shared: Shared | None = None
     attachment: Attachment | None = None
     """Where they are attached; without it a view could not be made once the owner is gone."""
+    volumes: Array | None = None
+    """(n_timepoints, n_voxels), of an image that is mapped volume by volume; ``array`` is a view of it."""
 
     @classmethod
     def attached(cls, attachment: Attachment) -> "Rows":
@@ -63,6 +58,9 @@ class Rows:
         handle, arrays = attachment.handle, attachment.arrays
         try:
             facts, finite = Facts.from_dict(attachment.meta["facts"]), bool(attachment.meta["finite"])
+            if "volumes" in arrays:
+                by_volume, shared = arrays["volumes"], Shared(handle, "volumes")
+                return cls(facts, by_volume.T, finite, None, shared, attachment, by_volume)
             shared = Shared(handle, "rows")
             return cls(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment)
         except (KeyError, TypeError, ValueError) as error:
@@ -117,20 +115,12 @@ def _output(
 
 
 def _for_workers(rows: Rows, request: Request, heavy: bool) -> Shared | None:
-    """The rows as worker processes get them; None if threads of the caller do the work.
-
-    Copying rows is bound by memory, and numpy leaves the interpreter to other threads; processes
-    pay where work is ``heavy`` on the interpreter.
-    """
-    if request.prefer == "threads" or rows.shared is None:
-        return None
-    worthwhile = heavy and request.n_jobs > 1 and pool.can_start_processes()
-    return rows.shared if worthwhile or request.prefer == "processes" else None
+    """The rows as worker processes get them; None if threads of the caller do the work."""
+    return rows.shared if plans.in_processes(request, heavy) else None
 
 
 def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[np.intp], int]]:
-    step = max(1, rows_per_block)
-    return [(index[start : start + step], start) for start in range(0, len(index), step)]
+    return [(index[start : start + rows_per_block], start) for start in range(0, len(index), rows_per_block)]
 
 
 def _run(request: Request, kernel: pool.Kernel, arguments: pool.Item, items: Any, on_done: Any) -> Any:
@@ -156,44 +146,84 @@ def progress_to(progress: Progress, total: int, unit: str) -> Iterator[Callable[
         yield lambda done: None
 
 
-def projected(facts: Facts, regions: Regions, request: Request) -> int:
-    """Bytes that :func:`mask` takes for these regions, its results included."""
-    cleaning, itemsize = request.cleaning, request.conversion(facts).result.itemsize
-    kept = facts.n_timepoints if cleaning.sample_mask is None else len(cleaning.sample_mask)
-    workers = request.n_jobs if request.prefer == "processes" else 0
-    needed = len(regions.indices) * kept * itemsize + _INDEX_COPIES * regions.indices.nbytes
-    if cleaning.needed:
-        n_union = len(regions.union)
-        overlapping = n_union < len(regions.indices)
-        block = min(_CLEAN_COLUMNS, n_union) * facts.n_timepoints * 8
-        needed += overlapping * n_union * kept * itemsize + _CLEANING_COPIES * block * request.n_jobs
-        workers = request.n_jobs if request.n_jobs > 1 and request.prefer != "threads" else workers
-        needed += _CLEANING_IMPORT_BYTES if workers else 0
-    return needed + workers * _WORKER_BYTES
+# --- images that are mapped by volumes -----------------------------------------------------------
+
+
+def with_copies(plan: Plan, rows: Rows, regions: Regions, budget: MemoryBudget) -> Plan:
+    """The plan, and what it takes to pick rows out of volumes first, if that is needed.
+
+    Raises
+    ------
+    MemoryLimitError
+        It is more than may be used.
+    """
+    if rows.volumes is None:
+        return plan
+    n_rows = 0 if _is_one_pass(rows, plan.request) else len(regions.union)
+    row_bytes = rows.facts.n_timepoints * rows.facts.dtype.itemsize
+    copied = n_rows * row_bytes + picking.buffer_bytes(rows.volumes, len(regions.indices))
+    budget.require(plan.operation, plan.needed + copied)
+    return replace(plan, needed=plan.needed + copied)
+
+
+def _is_one_pass(rows: Rows, request: Request) -> bool:
+    """Whether signals can go straight from the volumes to the results."""
+    return rows.volumes is not None and not request.cleaning.needed
+
+
+@contextlib.contextmanager
+def _at_hand(rows: Rows, regions: Regions, request: Request, heavy: bool) -> Iterator[Rows]:
+    """Rows that kernels can pick from: out of volumes those asked for are copied, in one pass."""
+    if rows.volumes is None:
+        yield rows
+        return
+    shape = (len(regions.union), rows.facts.n_timepoints)
+    with _output(shape, rows.facts.dtype, _for_workers(rows, request, heavy)) as (array, out):
+        finite = picking.pick(rows.volumes, regions.union, array, None, pool.n_cpus())
+        shared = out if isinstance(out, Shared) else None
+        yield Rows(rows.facts, array, finite, regions.union, shared)
+
+
+def _picked(rows: Rows, regions: Regions, request: Request) -> list[Array]:
+    """Signals straight from the volumes."""
+    assert rows.volumes is not None
+    conversion = request.conversion(rows.facts)
+    shape = (len(regions.indices), rows.facts.n_timepoints)
+    array = np.empty(shape, conversion.result)
+    with progress_to(request.progress, shape[1], "volume") as tell:
+        picking.pick(rows.volumes, regions.indices, array, conversion, pool.n_cpus(), tell)
+    return reported(split(array, regions, rows.facts), regions, request)
 
 
 # --- the requests --------------------------------------------------------------------------------
 
 
-def mask(rows: Rows, regions: Regions, request: Request) -> list[Array]:
+def mask(rows: Rows, regions: Regions, plan: Plan) -> list[Array]:
     """One (n_timepoints, n_voxels) array per region; (n_voxels,) for a 3D image."""
-    positions = rows.positions(regions)
+    if _is_one_pass(rows, plan.request):
+        return _picked(rows, regions, plan.request)
+    with _at_hand(rows, regions, plan.request, heavy=True) as rows:
+        return _masked(rows, regions, plan)
+
+
+def _masked(rows: Rows, regions: Regions, plan: Plan) -> list[Array]:
+    positions, request = rows.positions(regions), plan.request
     if not request.cleaning.needed:
-        return _gathered(rows, regions, request, positions)
+        return _gathered(rows, regions, plan, positions)
     union, inverse = np.unique(positions, return_inverse=True)
     disjoint = len(union) == len(positions)
-    cleaned = _cleaned(rows, request, positions if disjoint else union)
+    cleaned = _cleaned(rows, plan, positions if disjoint else union)
     # Each voxel is cleaned once, however many masks contain it.
     spread = cleaned if disjoint else cleaned[inverse]
     return reported(split(spread, regions, rows.facts), regions, request)
 
 
-def _gathered(rows: Rows, regions: Regions, request: Request, positions: NDArray[np.intp]) -> list[Array]:
+def _gathered(rows: Rows, regions: Regions, plan: Plan, positions: NDArray[np.intp]) -> list[Array]:
+    request = plan.request
     shared = _for_workers(rows, request, heavy=False)
     conversion = request.conversion(rows.facts)
-    n_timepoints = rows.array.shape[1]
-    items = _blocks(positions, _BLOCK_BYTES // (n_timepoints * conversion.result.itemsize))
-    shape = (len(positions), n_timepoints)
+    items = _blocks(positions, plan.rows)
+    shape = (len(positions), rows.array.shape[1])
     with _output(shape, conversion.result, shared) as (array, out):
         results = split(array, regions, rows.facts)
         arguments = (shared or rows.array, rows.finite, out, conversion)
@@ -235,12 +265,13 @@ def reported(results: list[Array], regions: Regions, request: Request) -> list[A
     return results
 
 
-def _cleaned(rows: Rows, request: Request, positions: NDArray[np.intp]) -> Array:
+def _cleaned(rows: Rows, plan: Plan, positions: NDArray[np.intp]) -> Array:
     """(n_positions, n_timepoints) cleaned rows."""
+    request = plan.request
     cleaning = request.cleaning
     conversion = request.conversion(rows.facts)
     kept = rows.array.shape[1] if cleaning.sample_mask is None else len(cleaning.sample_mask)
-    items = _blocks(positions, _CLEAN_COLUMNS)
+    items = _blocks(positions, plan.rows)
     shared = _for_workers(rows, request, heavy=True)
     with (
         _output((len(positions), kept), conversion.result, shared) as (array, out),
@@ -259,8 +290,14 @@ def split(rows: Array, regions: Regions, facts: Facts) -> list[Array]:
     return [part[:, 0] if facts.ndim == 3 else part.T for part in parts]
 
 
-def reduce(rows: Rows, regions: Regions, strategy: str, request: Request) -> Array:
+def reduce(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
     """(n_timepoints, n_regions), or (n_regions,) for a 3D image."""
+    with _at_hand(rows, regions, plan.request, heavy=False) as rows:
+        return _reduced(rows, regions, strategy, plan)
+
+
+def _reduced(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
+    request = plan.request
     conversion = request.reduction(rows.facts)
     positions = rows.positions(regions)
     items = [(positions[a:b], column) for column, (a, b) in enumerate(_spans(regions))]
@@ -285,10 +322,14 @@ def _spans(regions: Regions) -> list[tuple[int, int]]:
     return list(zip(regions.offsets[:-1].tolist(), regions.offsets[1:].tolist(), strict=True))
 
 
-def map_regions(
-    rows: Rows, regions: Regions, function: Callable[[Array], Any], request: Request
-) -> list[Any]:
+def map_regions(rows: Rows, regions: Regions, function: Callable[[Array], Any], plan: Plan) -> list[Any]:
     """``function`` of each region's array, in the order of the regions."""
+    with _at_hand(rows, regions, plan.request, heavy=True) as rows:
+        return _mapped(rows, regions, function, plan)
+
+
+def _mapped(rows: Rows, regions: Regions, function: Callable[[Array], Any], plan: Plan) -> list[Any]:
+    request = plan.request
     conversion = request.conversion(rows.facts)
     positions = rows.positions(regions)
     items = [(positions[a:b],) for a, b in _spans(regions)]
@@ -308,9 +349,13 @@ def map_regions(
 
 def stored_view(rows: Rows) -> Array:
     """The stored values of all voxels as a read-only (x, y, z, n_timepoints) view that travels."""
-    assert rows.attachment is not None
     x, y, z, n_timepoints = rows.facts.shape
-    return rows.attachment.view("rows").reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+    if rows.volumes is not None:
+        assert rows.attachment is not None
+        by_volume = rows.attachment.view("volumes")
+        return by_volume.reshape(n_timepoints, z, y, x).transpose(3, 2, 1, 0)
+    view = rows.array if rows.attachment is None else rows.attachment.view("rows")
+    return view.reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
 
 
 def volumes(rows: Rows, span: slice) -> Array:

@@ -35,7 +35,7 @@ from nilearn.regions.signal_extraction import (
 from nilearn.signal import clean
 from numpy.typing import NDArray
 
-from sharedmask import holding, kernels, loading, masking, pool, reductions, steps
+from sharedmask import holding, kernels, loading, masking, plans, pool, reductions, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image import SharedImage
@@ -43,6 +43,7 @@ from sharedmask.kernels import Cleaning
 from sharedmask.masking import Rows
 from sharedmask.niimgs import SharedNifti, SourceNifti
 from sharedmask.parameters import Request
+from sharedmask.plans import Plan
 from sharedmask.regions import Grid, Regions
 from sharedmask.segments import Handle
 from sharedmask.sources import Facts, Source, open_source
@@ -99,7 +100,7 @@ def prepared(image: Given, parameters: dict[str, Any], target: Any = None) -> Se
     fwhm = parameters["smoothing_fwhm"]
     if isinstance(image, SharedNifti):
         assert image.rows is not None
-        if grid is None and fwhm is None:
+        if grid is None and fwhm is None and image.rows.volumes is None:
             return image.rows
         source = holding.as_source(image.rows)
     else:
@@ -169,12 +170,15 @@ def reduced(
 ) -> Array:
     """(n_timepoints, n_regions) values, in the dtype of nilearn's NiftiLabelsMasker."""
     if isinstance(series, Rows):
-        signals, finite = _reduced_rows(series, regions, strategy), series.finite
+        plan = _plan(series, regions, strategy, _require(series, 0, 0, parameters))
+        signals, finite = _reduced_rows(series, regions, strategy, plan), series.finite
     elif isinstance(strategy, str) and strategy in reductions.STRATEGIES:
         signals, finite = _reduced_volumes(series, regions, strategy, parameters)
     else:
-        with holding.union(series, regions, _RAW, _require(series, 0, 0, parameters)) as rows:
-            signals, finite = _reduced_rows(rows, regions, strategy), rows.finite
+        budget = _require(series, 0, 0, parameters)
+        plan = _plan(series, regions, strategy, budget)
+        with holding.union(series, regions, plan, budget) as rows:
+            signals, finite = _reduced_rows(rows, regions, strategy, plan), rows.finite
     if not finite:
         _warn_of_nonfinite()
     return signals
@@ -198,10 +202,22 @@ def _reduced_volumes(
     return out, finite
 
 
-def _reduced_rows(rows: Rows, regions: Regions, strategy: str | Callable[[Array], Array]) -> Array:
+def _plan(
+    series: Series, regions: Regions, strategy: str | Callable[[Array], Array], budget: MemoryBudget
+) -> Plan:
+    facts = _facts(series)
+    operation = f"extracting from {facts.name}"
+    if callable(strategy):
+        return plans.map_regions(facts, regions, _RAW, budget, operation)
+    return plans.reduce(facts, regions, strategy, _RAW, budget, operation)
+
+
+def _reduced_rows(
+    rows: Rows, regions: Regions, strategy: str | Callable[[Array], Array], plan: Plan
+) -> Array:
     if not callable(strategy):
-        return np.ascontiguousarray(np.atleast_2d(masking.reduce(rows, regions, strategy, _RAW)))
-    columns = [np.asarray(column) for column in masking.map_regions(rows, regions, strategy, _RAW)]
+        return np.ascontiguousarray(np.atleast_2d(masking.reduce(rows, regions, strategy, plan)))
+    columns = [np.asarray(column) for column in masking.map_regions(rows, regions, strategy, plan)]
     expected = (rows.facts.n_timepoints,)
     for name, column in zip(regions.names, columns, strict=True):
         if column.shape != expected:

@@ -191,6 +191,17 @@ class Regions:
                 container="dict",
             )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Regions]) -> Regions:
+        """The regions of several on one grid, as dicts: the opposite of :meth:`batches`."""
+        names, labels, keys = (
+            tuple(item for part in parts for item in getattr(part, what))
+            for what in ("names", "labels", "keys")
+        )
+        indices = np.concatenate([part.indices for part in parts])
+        offsets = np.cumsum([0, *(size for part in parts for size in part.sizes)])
+        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys)
+
     def table(self, stored: Numbers | None = None) -> list[RegionRow]:
         """One row per region, those in ``missing`` included.
 

@@ -26,7 +26,8 @@ from typing import Any
 
 from sharedmask import segments, stores
 from sharedmask.errors import AttachError, SegmentError
-from sharedmask.segments import Geometry, Handle, Segment
+from sharedmask.places import is_free, is_named, private_directory
+from sharedmask.segments import Elsewhere, Geometry, Handle, Segment
 
 _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
@@ -48,21 +49,8 @@ def directory() -> Path:
 @contextlib.contextmanager
 def _open_directory() -> Iterator[int]:
     """A descriptor of the registry directory, which must be ours and nobody else's."""
-    path = directory()
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise SegmentError(f"the registry {path} cannot be used: {error.strerror}") from error
-    try:
-        facts = os.fstat(fd)
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-            mode = stat.S_IMODE(facts.st_mode)
-            raise SegmentError(f"the registry {path} must be private: uid {facts.st_uid}, mode {mode:o}")
-        yield fd
-    finally:
-        os.close(fd)
+    with private_directory(directory(), "the registry") as folder:
+        yield folder
 
 
 class Record:
@@ -90,7 +78,7 @@ class Record:
     def keep(self) -> None:
         """Make the record again if its name is gone (cleaners of temporary directories do that)."""
         with _open_directory() as folder:
-            present = self._fd < 0 or _is_named(folder, self.name, self._fd)
+            present = self._fd < 0 or is_named(folder, self.name, self._fd)
         if not present:
             self.replace(self.content)
 
@@ -136,7 +124,7 @@ def _named_file(folder: int, name: str, content: str) -> int:
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             _lock_and_fill(fd, content)
-            if _is_named(folder, name, fd):
+            if is_named(folder, name, fd):
                 return fd
         except BaseException:
             os.close(fd)
@@ -150,15 +138,6 @@ def _lock_and_fill(fd: int, content: str) -> None:
         os.write(fd, content.encode())
     except OSError as error:
         raise SegmentError(f"the registry {directory()} cannot be written to: {error.strerror}") from error
-
-
-def _is_named(folder: int, name: str, fd: int) -> bool:
-    try:
-        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 # --- owning --------------------------------------------------------------------------------------
@@ -188,11 +167,16 @@ class Owned:
                 raise
             _kept.add(self)
         self.label = label
+        self.file: str | None = None
+        """The path of the file of ours in which the segment's arrays lie, if they do not lie in it."""
         self._abandoned = weakref.finalize(self, _abandon, os.getpid(), label, self.segment, self._record)
 
-    def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
+    def share(
+        self, meta: Mapping[str, Any], *, writable: bool = False, elsewhere: Elsewhere | None = None
+    ) -> Handle:
         """Seal the segment and publish its handle in the record."""
-        handle = self.segment.share(self.label, meta, writable=writable)
+        handle = self.segment.share(self.label, meta, writable=writable, elsewhere=elsewhere)
+        self.file = elsewhere.file.path if elsewhere is not None and elsewhere.file.ours else None
         self._record.replace(handle.to_json())
         return handle
 
@@ -349,7 +333,7 @@ def reap() -> list[str]:
 
 def _reap_claim(folder: int, name: str) -> None:
     with _opened(folder, name) as fd:
-        if fd is not None and _is_free(fd) and _is_named(folder, name, fd):
+        if fd is not None and is_free(fd) and is_named(folder, name, fd):
             _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
 
 
@@ -382,18 +366,9 @@ def _opened(folder: int, name: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _is_free(fd: int) -> bool:
-    """Whether nobody holds the record's lock; if so we hold it now."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _reap_record(folder: int, name: str) -> list[str]:
     with _opened(folder, name) as fd:
-        if fd is None or not _is_free(fd) or not _is_named(folder, name, fd):
+        if fd is None or not is_free(fd) or not is_named(folder, name, fd):
             return []
         segment = segments.segment_name(name[:32])
         existed = stores.remove(segment)
@@ -406,9 +381,9 @@ def _read(folder: int, name: str) -> Entry | None:
     with _opened(folder, name) as fd:
         if fd is None:
             return None
-        if _is_free(fd):
+        if is_free(fd):
             # Its owner is dead, or has just put a new record in its place.
-            return None if _is_named(folder, name, fd) else _read(folder, name)
+            return None if is_named(folder, name, fd) else _read(folder, name)
         text = os.read(fd, _RECORD_BYTES)
     try:
         facts = json.loads(text)

@@ -1,15 +1,16 @@
 """Segments of shared bytes: their header, their handle, and attaching to them read-only.
 
 Covers: what is in a segment, who may attach and all that is checked, views that travel as
-handles. Does not cover: where the bytes live (``stores``), who owns a segment and what happens
-when the owner dies (``registry``), what the numbers mean (``image``).
+handles. Does not cover: where the bytes live (``stores``, ``mapped``), who owns a segment and what
+happens when the owner dies (``registry``), what the numbers mean (``image``).
 
 A segment is one header page, then arrays at multiples of 64 bytes::
 
     0      16         20            4080      4096
     | magic | length  | JSON facts  | blake2b | array | pad | array ...
 
-The header is written last: a segment without a valid one was never finished.
+The header is written last: a segment without a valid one was never finished. A segment may be a
+header only, whose arrays lie in a file that it names: who attaches to it maps that file.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -33,9 +34,10 @@ from numpy.typing import NDArray
 
 from sharedmask import stores
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.mapped import FileIdentity, map_file
 
-_MAGIC = b"sharedmask\x00\x00\x00\x00\x00\x01"
-_HEADER_BYTES = 4096
+MAGIC = b"sharedmask\x00\x00\x00\x00\x00\x01"
+HEADER_BYTES = 4096
 _DIGEST_BYTES = 16
 _ALIGNMENT = 64
 _VERSION = 1
@@ -45,6 +47,18 @@ _DTYPE = re.compile(r"[<>|=][biuf]\d+")
 
 Array = NDArray[Any]
 Geometry = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+Specs = Mapping[str, Mapping[str, Any]]
+"""Of each array: its offset, shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Arrays of a segment that lie in a file, which stays what it is."""
+
+    file: FileIdentity
+    arrays: Specs
+    kind: str
+    """The store that the file is: what users call it."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,9 @@ def segment_name(token: str) -> str:
 # --- the owner's side ----------------------------------------------------------------------------
 
 
-def _layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
-    arrays, offset = {}, _HEADER_BYTES
+def layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
+    """Where each array begins behind the header, and where the last one ends."""
+    arrays, offset = {}, HEADER_BYTES
     for name, (shape, dtype) in geometry.items():
         arrays[name] = {"offset": offset, "shape": list(shape), "dtype": dtype.str}
         nbytes = math.prod(shape) * dtype.itemsize
@@ -141,7 +156,7 @@ def _layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
 
 def projected(geometry: Geometry) -> int:
     """Bytes of a segment that holds these arrays."""
-    return _layout(geometry)[1]
+    return layout(geometry)[1]
 
 
 class Segment:
@@ -149,7 +164,7 @@ class Segment:
 
     def __init__(self, token: str, geometry: Geometry, store: str) -> None:
         self.token = token
-        self._specs, nbytes = _layout(geometry)
+        self._specs, nbytes = layout(geometry)
         self.store = stores.KINDS[store](segment_name(token), nbytes)
         try:
             with self.store.opened() as fd:
@@ -166,14 +181,25 @@ class Segment:
         """The array ``name``, writable."""
         return _array(self._map, self._specs[name])
 
-    def share(self, label: str, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
+    def share(
+        self,
+        label: str,
+        meta: Mapping[str, Any],
+        *,
+        writable: bool = False,
+        elsewhere: Elsewhere | None = None,
+    ) -> Handle:
         """Write the header; from here on others can attach.
 
         Unless ``writable`` (outputs that workers fill), nobody can write from here on: views of
         :meth:`array` must be gone.
         """
-        facts = {"token": self.token, "nbytes": self.store.nbytes}
-        self._map[:_HEADER_BYTES] = _header({**facts, "arrays": self._specs, "meta": dict(meta)})
+        facts: dict[str, Any] = {"token": self.token, "nbytes": self.store.nbytes, "meta": dict(meta)}
+        if elsewhere is None:
+            facts["arrays"] = self._specs
+        else:
+            facts |= {"arrays": elsewhere.arrays, "file": elsewhere.file.to_dict(), "kind": elsewhere.kind}
+        self._map[:HEADER_BYTES] = header(facts)
         if writable:
             _advise(self._map, "MADV_DOFORK")  # a result is an array like any other
         else:
@@ -226,12 +252,13 @@ def _blind(name: str) -> None:
                     os.dup2(nothing.fileno(), fd, inheritable=False)
 
 
-def _header(facts: dict[str, Any]) -> bytes:
+def header(facts: Mapping[str, Any]) -> bytes:
+    """The header page that says these facts."""
     text = json.dumps(facts).encode()
-    room = _HEADER_BYTES - _DIGEST_BYTES - len(_MAGIC) - 4
+    room = HEADER_BYTES - _DIGEST_BYTES - len(MAGIC) - 4
     if len(text) > room:
         raise SegmentError(f"the facts of the segment take {len(text)} bytes, more than {room}")
-    body = (_MAGIC + len(text).to_bytes(4, "little") + text).ljust(_HEADER_BYTES - _DIGEST_BYTES, b"\0")
+    body = (MAGIC + len(text).to_bytes(4, "little") + text).ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
     return body + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
 
 
@@ -242,9 +269,13 @@ class Attachment:
     """The arrays of a segment in this process, read-only, and the facts of its header."""
 
     def __init__(self, handle: Handle, buffer: mmap.mmap) -> None:
-        facts = _parse_header(buffer[:_HEADER_BYTES])
-        _check_header(handle, facts)
+        facts = parse_header(buffer[:HEADER_BYTES])
+        if "file" in facts:
+            buffer = map_file(FileIdentity.from_dict(facts["file"]))
+        _check_header(handle, facts, len(buffer))
         self.handle = handle
+        self.kind: str = facts.get("kind", handle.store)
+        self.path: str | None = facts["file"]["path"] if "file" in facts else None
         self.meta: dict[str, Any] = facts["meta"]
         self.arrays = {name: _array(buffer, spec) for name, spec in facts["arrays"].items()}
         self._bytes = np.frombuffer(buffer, np.uint8)
@@ -379,38 +410,48 @@ def _check_file(handle: Handle, fd: int, writable: bool) -> None:
         raise AttachError(f"{handle.name} is not sealed: its owner could still change it")
 
 
-def _parse_header(page: bytes) -> dict[str, Any]:
+def parse_header(page: bytes) -> dict[str, Any]:
+    """The facts of a header page.
+
+    Raises
+    ------
+    AttachError
+        It is none of ours, or damaged.
+    """
     body, digest = page[:-_DIGEST_BYTES], page[-_DIGEST_BYTES:]
-    if not body.startswith(_MAGIC):
+    if not body.startswith(MAGIC):
         raise AttachError("the segment was never finished, or is none of ours")
     if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
         raise AttachError("the segment's header is damaged")
-    start = len(_MAGIC) + 4
+    start = len(MAGIC) + 4
     length = int.from_bytes(body[start - 4 : start], "little")
     try:
-        return cast("dict[str, Any]", json.loads(body[start : start + length]))
+        facts = json.loads(body[start : start + length])
     except (ValueError, RecursionError) as error:
         raise AttachError(f"the segment's header is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise AttachError("the segment's header holds no facts")
+    return facts
 
 
-def _check_header(handle: Handle, facts: dict[str, Any]) -> None:
+def _check_header(handle: Handle, facts: dict[str, Any], nbytes: int) -> None:
     try:
         if (facts["token"], facts["nbytes"]) != (handle.token, handle.nbytes):
             raise AttachError(f"{handle.name} is another segment than the handle's")
         for name, spec in facts["arrays"].items():
-            _check_array(handle, name, spec)
+            _check_array(handle, name, spec, 0 if "file" in facts else HEADER_BYTES, nbytes)
         dict(facts["meta"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AttachError(f"the header of {handle.name} is not one of ours: {error!r}") from error
 
 
-def _check_array(handle: Handle, name: str, spec: Mapping[str, Any]) -> None:
+def _check_array(handle: Handle, name: str, spec: Mapping[str, Any], first: int, end: int) -> None:
     sizes = [spec["offset"], *spec["shape"]] if type(spec["shape"]) is list else [-1]
-    possible = all(type(n) is int and 0 <= n <= handle.nbytes for n in sizes)
+    possible = all(type(n) is int and 0 <= n <= end for n in sizes)
     if not _DTYPE.fullmatch(spec["dtype"]) or not possible:
         raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
     nbytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
-    if spec["offset"] < _HEADER_BYTES or spec["offset"] + nbytes > handle.nbytes:
+    if spec["offset"] < first or spec["offset"] + nbytes > end:
         raise AttachError(f"array {name!r} of {handle.name} lies outside of it")
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sharedmask import wire
-from sharedmask.budget import MemoryBudget, mib, parse_bytes
+from sharedmask.amounts import mib, parse_bytes
+from sharedmask.budget import MemoryBudget
 from sharedmask.errors import AttachError, MemoryLimitError, SharedMaskError
 from sharedmask.image import SharedImage
 from sharedmask.registry import Claim, socket_address

@@ -152,12 +152,12 @@ class Source(Facts, ABC):
         """Memory that :meth:`volumes` takes besides what it is read into, where that is much."""
         return 0
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Digest that changes when the image does.
+        """Digest that changes when the image does; taken anew each time.
 
-        For files: of their real paths, sizes, times of modification and first and last 64 KiB. For an
-        image in memory: of all its values, which it reads.
+        For files: of their real paths, inodes, sizes, times of modification and first and last 64 KiB. For
+        an image in memory: of all its values, which it reads.
         """
         digest = blake2b(digest_size=20)
         facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
@@ -215,7 +215,8 @@ class FileSource(Source):
         for path in self.paths:
             with open_raw(path) as file:
                 status = os.fstat(file.fileno())
-                facts = (os.path.realpath(path), self.offset, status.st_size, status.st_mtime_ns)
+                place = (os.path.realpath(path), status.st_ino, self.offset)
+                facts = (*place, status.st_size, status.st_mtime_ns)
                 digest.update(repr(facts).encode() + file.read(EDGE))
                 file.seek(max(status.st_size - EDGE, 0))
                 digest.update(file.read(EDGE))

@@ -7,6 +7,7 @@ BIDS names and sidecars, images.
 import contextlib
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.errors import ParameterError
+from sharedmask import settings
+from sharedmask.errors import ParameterError, SharedMaskWarning
 
 Array = NDArray[Any]
 
@@ -29,7 +31,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if settings.current().cleanup_temporary:
+            temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            warnings.warn(f"left half written: {temporary}", SharedMaskWarning, stacklevel=3)
         raise
 
 

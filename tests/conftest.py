@@ -58,9 +58,10 @@ def _helpers_that_stay(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def registry_dir(tmp_path, monkeypatch):
-    """A registry of the test's own, so that tests see nobody else's images."""
+    """A registry and a disk store of the test's own, so that tests see nobody else's images."""
     folder = tmp_path / "registry"
     monkeypatch.setenv("SHAREDMASK_DIR", str(folder))
+    monkeypatch.setenv("SHAREDMASK_TMPDIR", str(tmp_path))
     return folder
 
 

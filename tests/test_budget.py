@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sharedmask import MemoryBudget, budget
-from sharedmask.budget import mib, parse_bytes
+from sharedmask import MemoryBudget, limits
+from sharedmask.amounts import mib, parse_bytes
 from sharedmask.errors import MemoryLimitError, ParameterError, SharedMaskError
 
 MIB = 2**20
@@ -105,8 +105,8 @@ class Machine:
         self.root.mkdir()
         self.in_groups("")
         read = {"/proc/self/cgroup": self.own}
-        monkeypatch.setattr(budget, "_CGROUPS", self.root)
-        monkeypatch.setattr(budget, "Path", lambda path: read.get(path) or Path(path))
+        monkeypatch.setattr(limits, "_CGROUPS", self.root)
+        monkeypatch.setattr(limits, "Path", lambda path: read.get(path) or Path(path))
         monkeypatch.setattr(psutil, "virtual_memory", lambda: self)
         self.available = self.total = 1000 * MIB
 

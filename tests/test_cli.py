@@ -253,3 +253,63 @@ def test_the_made_run_is_a_real_image(tmp_path):
     assert image.header.get_zooms()[3] == 2.0
     data = image.get_fdata()
     assert 0.1 < (data[..., 0] > 0).mean() < 0.5
+
+
+# ---- memory and settings
+
+
+def test_a_timeline_and_its_picture(study, tmp_path):
+    pytest.importorskip("matplotlib")
+    mprof = pytest.importorskip("mprof")
+    timeline = tmp_path / "mem.dat"
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "out.tsv", "--profile-memory", timeline)
+    done = run("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "extract" in mprof.read_mprofile_file(str(timeline))["func_timestamp"]
+    assert (tmp_path / "mem.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "code"), [("mem.png", 64), ("nowhere/mem.dat", 73)])
+def test_a_timeline_that_has_no_place(name, code, study):
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "out.tsv", "--profile-memory", name)
+    done = run("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == code
+    assert name in done.stderr
+    assert not (study / "out.tsv").exists()
+
+
+def test_memory_is_logged_to_standard_error(study):
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "-", "--log-memory")
+    done = run("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == 0
+    assert done.stderr.startswith("extracting from bold.nii.gz: projected ")
+    assert "projected" not in done.stdout
+
+
+def test_settings_by_option_before_environment_before_file(study):
+    (study / "mine.toml").write_text('memory_limit = "100M"\nspill_limit = "7G"\nlog_memory = false\n')
+    environment = {**os.environ, "SHAREDMASK_MEMORY_LIMIT": "90M"}
+    arguments = ("--config", "mine.toml", "--profile", "small", "--set", "memory_buffer=0")
+    said = run("info", "bold.nii.gz", *arguments, cwd=study, env=environment).stdout
+    assert "90 MiB (memory_limit='90M')" in said
+    assert "(SHAREDMASK_MEMORY_LIMIT)" in said
+    assert "(the configuration file mine.toml)" in said
+    assert "disk_threshold           536870912 (profile small)" in said
+    assert "0.0 (given)" in said
+    said = run("info", "bold.nii.gz", *arguments, "--memory-limit", "80M", cwd=study, env=environment).stdout
+    assert "80 MiB (memory_limit='80M')" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--set", "use_disc=1"), "use_disc=1"),
+        (("--set", "use_disk=maybe"), "use_disk"),
+        (("--config", "none.toml"), "none.toml"),
+        (("--profile", "huge"), "huge"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments, named, study):
+    done = run("info", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == 64
+    assert named in done.stderr

@@ -30,7 +30,7 @@ def test_every_test_that_the_reliability_page_names_exists():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/migrating.md", "docs/reliability.md"]
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 )
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
@@ -88,3 +88,13 @@ def _signals_of(block, names):
     names.pop("signals", None)
     exec(block, names)
     return names.get("signals")
+
+
+def test_the_memory_page_has_every_setting_and_profile():
+    from dataclasses import fields
+
+    from sharedmask.settings import PROFILES, Settings
+
+    text = (ROOT / "docs/memory.md").read_text()
+    for name in [*(field.name for field in fields(Settings)), *PROFILES]:
+        assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name

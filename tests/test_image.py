@@ -24,6 +24,7 @@ from sharedmask import (
     kernels,
     loading,
     masking,
+    plans,
     pool,
     registry,
     stores,
@@ -500,7 +501,7 @@ def test_reduce_a_3d_image(tmp_path, labels):
 @every_worker
 @pytest.mark.parametrize("container", [list, dict])
 def test_results_are_told_once_and_complete(workers, container, path, masks, monkeypatch):
-    monkeypatch.setattr(masking, "_BLOCK_BYTES", 12 * 4 * 7)
+    monkeypatch.setattr(plans, "_BLOCK_BYTES", 12 * 4 * 7)
     given = masks if container is dict else list(masks.values())
     told = {}
 
@@ -625,12 +626,12 @@ def test_disjoint_masks_are_cleaned_once(path, labels, monkeypatch):
 
 
 def test_many_voxels_are_cleaned_in_parts(path, brain, monkeypatch):
-    monkeypatch.setattr(masking, "_CLEAN_COLUMNS", 10)
+    monkeypatch.setattr(plans, "_CLEAN_COLUMNS", 10)
     columns = count_columns(monkeypatch)
     with SharedImage(path) as opened:
         in_parts = opened.mask(brain, standardize="zscore_sample")
         assert set(columns[:-1]) == {10}
-        monkeypatch.setattr(masking, "_CLEAN_COLUMNS", 10**6)
+        monkeypatch.setattr(plans, "_CLEAN_COLUMNS", 10**6)
         same_bits(in_parts, opened.mask(brain, standardize="zscore_sample"))
 
 
@@ -1172,7 +1173,7 @@ LARGE_MASKS = [np.ones((64, 64, 16), bool)] * 4
 
 @pytest.mark.parametrize("limit", ["1M", 2**20, 1e-9])
 def test_an_image_over_the_limit_is_not_loaded(limit, large, no_segment):
-    said = refused(MemoryLimitError, SharedImage(large, memory_limit=limit).load)
+    said = refused(MemoryLimitError, SharedImage(large, store="shm", memory_limit=limit).load)
     assert said.startswith("loading large.nii.gz needs 8 MiB and ")
     assert f"(memory_limit={limit!r})" in said
 
@@ -1189,7 +1190,7 @@ def test_an_image_over_the_limit_is_not_loaded(limit, large, no_segment):
 )
 def test_an_image_over_the_limit_is_not_used(use, large, no_segment):
     with pytest.raises(MemoryLimitError, match=r"^loading large\.nii\.gz"):
-        use(SharedImage(large, memory_limit="1M"))
+        use(SharedImage(large, store="shm", memory_limit="1M"))
 
 
 @pytest.mark.parametrize(

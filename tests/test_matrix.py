@@ -1016,7 +1016,7 @@ class _Shared:
 
     def header(self):
         with open(f"/dev/shm/{self.handle.name}", "rb") as file:
-            return segments._parse_header(file.read(4096))
+            return segments.parse_header(file.read(4096))
 
     def close(self):
         self._segment.store.release()
@@ -1039,7 +1039,7 @@ def test_sec_forged_headers_are_refused(cases):
         def try_it(change):
             changed = {**facts, **change} if isinstance(change, dict) else change
             try:
-                shared.write(segments._header(changed))
+                shared.write(segments.header(changed))
             except (SegmentError, UnicodeEncodeError):
                 return
             segments._attached.clear()
@@ -1075,7 +1075,7 @@ def test_sec_an_empty_array_of_impossible_extent_is_refused(shape):
     with contextlib.closing(_Shared()) as shared:
         facts = shared.header()
         facts["arrays"]["rows"]["shape"] = shape
-        shared.write(segments._header(facts))
+        shared.write(segments.header(facts))
         try:
             raised = type(attach(shared.handle))
         except Exception as error:  # its traceback would hold the map
@@ -1166,7 +1166,7 @@ RACE = '''
         """Whether our record and our name are as we made them."""
         name = owned._record.name
         with registry._open_directory() as there:
-            mine = registry._is_named(there, name, owned._record._fd)
+            mine = registry.is_named(there, name, owned._record._fd)
         named = owned.segment.store.kind == "memfd" or os.path.exists("/dev/shm/" + owned.segment.store.name)
         return mine and named
 

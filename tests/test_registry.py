@@ -195,8 +195,8 @@ def test_the_reaper_spares_a_record_replaced_under_its_hands(registry_dir):
     (name,) = os.listdir(registry_dir)
     with registry._open_directory() as folder, registry._opened(folder, name) as old:
         owned.share({})
-        assert registry._is_free(old)
-        assert not registry._is_named(folder, name, old)
+        assert registry.is_free(old)
+        assert not registry.is_named(folder, name, old)
     assert reap() == []
     owned.release()
 

@@ -281,10 +281,10 @@ def _with_header(named, change):
     path = path_of(named)
     os.chmod(path, 0o600)
     with open(path, "r+b") as file:
-        facts = segments._parse_header(file.read(4096))
+        facts = segments.parse_header(file.read(4096))
         change(facts)
         file.seek(0)
-        file.write(segments._header(facts))
+        file.write(segments.header(facts))
     return handle
 
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save
 
-from sharedmask import SharedImage, extract, masking
+from sharedmask import SharedImage, banding, extract, plans
+from sharedmask.sources import open_source
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests/data"
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -79,6 +80,16 @@ def eigenvariate(signals):
     courses, scales, weights = np.linalg.svd(centred, full_matrices=False)
     sign = 1 if weights[0].sum() > 0 else -1
     return sign * courses[:, 0] * scales[0] / np.sqrt(signals.shape[1])
+
+
+@pytest.fixture(scope="session")
+def kept_rows(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows")
+
+
+@pytest.fixture(autouse=True)
+def _each_image_goes_to_disk_once(registry_dir, kept_rows, monkeypatch):
+    monkeypatch.setenv("SHAREDMASK_TMPDIR", str(kept_rows))
 
 
 # ---- encodings: each writes a run and says how it is given
@@ -285,6 +296,29 @@ def resident(image, masks, mask_img=None, **parameters):
         return shared.mask_parallel(masks, **parameters)
 
 
+def stored(image, masks, store, **parameters):
+    with SharedImage(image, store=store) as shared:
+        assert shared.store[0] == store
+        return shared.mask_parallel(masks, **parameters)
+
+
+def in_bands(image, masks, **parameters):
+    """On disk, in bands so small that every image has several, and so a copy if it is compressed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(banding, "_LEAST_ROWS", 64)
+        patch.setattr(banding, "_BAND_BYTES", 1)
+        return stored(image, masks, "disk", **parameters)
+
+
+def in_file(image):
+    """The store "file", where that is possible; else the disk."""
+    return "file" if banding.is_plain(open_source(image)) else "disk"
+
+
+def by_file(image, masks, **parameters):
+    return stored(image, masks, in_file(image), **parameters)
+
+
 def masked_on_loading(image, masks, **parameters):
     return resident(image, masks, mask_img=np.logical_or.reduce(list(masks.values())), **parameters)
 
@@ -299,6 +333,11 @@ PATHS = {
     "threads": partial(resident, n_jobs=2, prefer="threads"),
     "every CPU": partial(resident, n_jobs=-1),
     "processes": partial(resident, n_jobs=2, prefer="processes"),
+    "memfd": partial(stored, store="memfd"),
+    "disk": in_bands,
+    "disk, processes": partial(stored, store="disk", n_jobs=2, prefer="processes"),
+    "file": by_file,
+    "file, processes": partial(by_file, n_jobs=2, prefer="processes"),
     "mask_img": masked_on_loading,
     "mask_img, threads": partial(masked_on_loading, n_jobs=3, prefer="threads"),
     "mask_img, processes": partial(masked_on_loading, n_jobs=3, prefer="processes"),
@@ -470,9 +509,13 @@ def test_omitting_by_numpy(name, strategy, by_numpy, write):
     np.testing.assert_allclose(got[:, 0], by_numpy(signals, axis=1), rtol=1e-6)
 
 
-def reduced(image, masks, strategy, mask_img=None, **parameters):
-    with SharedImage(image, mask_img=mask_img) as shared:
+def reduced(image, masks, strategy, mask_img=None, store="auto", **parameters):
+    with SharedImage(image, mask_img=mask_img, store=store) as shared:
         return shared.reduce(masks, strategy, **parameters)
+
+
+def reduced_by_file(image, masks, strategy, **parameters):
+    return reduced(image, masks, strategy, store=in_file(image), **parameters)
 
 
 def reduced_in_mask(image, masks, strategy, **parameters):
@@ -486,6 +529,9 @@ def extracted(image, masks, strategy, **parameters):
 REDUCING_PATHS = {
     "threads": partial(reduced, n_jobs=2, prefer="threads"),
     "processes": partial(reduced, n_jobs=2, prefer="processes"),
+    "disk": partial(reduced, store="disk"),
+    "file": reduced_by_file,
+    "file, processes": partial(reduced_by_file, n_jobs=2, prefer="processes"),
     "mask_img": reduced_in_mask,
     "mask_img, processes": partial(reduced_in_mask, n_jobs=3, prefer="processes"),
     "extract": extracted,
@@ -537,6 +583,8 @@ CLEANING_PATHS = {
     "caller": resident,
     "threads": partial(resident, n_jobs=2, prefer="threads"),
     "processes": partial(resident, n_jobs=2, prefer="processes"),
+    "file": by_file,
+    "file, processes": partial(by_file, n_jobs=2),
     "mask_img": masked_on_loading,
     "extract": extract,
     "extract, processes": partial(extract, n_jobs=2),
@@ -582,7 +630,7 @@ class Cleaned:
 def run_to_clean(folder, dtype):
     shape = (11, 10, 9)
     masks = some_masks(shape) | {"overlapping": np.indices(shape)[0] > 6}
-    run = save(folder / "run.nii.gz", bold((*shape, N_TIMEPOINTS), dtype))
+    run = save(folder / "run.nii", bold((*shape, N_TIMEPOINTS), dtype))
     return Cleaned(run, masks, some_labels(shape))
 
 
@@ -702,7 +750,7 @@ def any_masks(data, shape):
 def test_any_run_by_any_path(run, path, data, block_bytes, tmp_path):
     image, masks = run.write(tmp_path), any_masks(data, run.shape[:3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masking, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(plans, "_BLOCK_BYTES", block_bytes)
         signals = path(image, masks, dtype=None)
     for key, mask in masks.items():
         same_bits(signals[key], by_nibabel(image, mask))

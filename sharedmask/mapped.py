@@ -1,0 +1,103 @@
+"""Files mapped read-only: which file it was, and its bytes as memory.
+
+Covers: the identity of a file, refusing another one in its place, locks that last as long as the
+map. Does not cover: what the bytes are (``segments``), files that are kept for later (``disk``).
+"""
+
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sharedmask.errors import AttachError
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells a file from others, and from itself at another time."""
+
+    path: str
+    dev: int
+    ino: int
+    nbytes: int
+    mtime_ns: int
+    """0 for a file of ours: it never changes, and its time says when it was last used."""
+    ours: bool
+
+    @classmethod
+    def of(cls, path: str, fd: int, *, ours: bool) -> "FileIdentity":
+        """That of the file behind ``fd``, which was opened as ``path``."""
+        facts = os.fstat(fd)
+        changed = 0 if ours else facts.st_mtime_ns
+        return cls(path, facts.st_dev, facts.st_ino, facts.st_size, changed, ours)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "FileIdentity":
+        """The opposite of :meth:`to_dict`.
+
+        Raises
+        ------
+        AttachError
+            If it is none.
+        """
+        try:
+            identity = cls(**given)
+        except TypeError as error:
+            raise AttachError(f"not the identity of a file: {error}") from error
+        for name, kind in cls.__annotations__.items():
+            if type(getattr(identity, name)) is not kind:
+                raise AttachError(f"not the identity of a file: {name} is no {kind.__name__}")
+        return identity
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON has."""
+        return asdict(self)
+
+    def check(self, fd: int) -> None:
+        """Refuse another file.
+
+        Raises
+        ------
+        AttachError
+            The file behind ``fd`` is not this one, or has changed since.
+        """
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise AttachError(f"{self.path} is no file")
+        if self.ours and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
+            raise AttachError(f"{self.path} is open to other users")
+        if FileIdentity.of(self.path, fd, ours=self.ours) != self:
+            raise AttachError(f"{self.path} is another file now, or has changed, since it was shared")
+
+
+def map_file(identity: FileIdentity) -> mmap.mmap:
+    """The bytes of the file, read-only.
+
+    A file of ours stays locked (shared) for as long as the map exists: a map of Python keeps a
+    copy of the descriptor, and with it the lock.
+
+    Raises
+    ------
+    AttachError
+        The file is gone, is another one, or has changed.
+    """
+    try:
+        fd = os.open(identity.path, _OPEN | (os.O_NOFOLLOW if identity.ours else 0))
+    except OSError as error:
+        raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
+    try:
+        if identity.ours:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        identity.check(fd)
+        buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    if identity.ours and hasattr(mmap, "MADV_RANDOM"):
+        # Rows are picked out here and there: what the kernel reads ahead is mostly not wanted.
+        buffer.madvise(mmap.MADV_RANDOM)
+    return buffer

@@ -1,0 +1,114 @@
+"""Usage: the memory that a tree of processes holds, each byte counted once.
+
+Covers: what counts, on Linux. Does not cover: sampling over time (``monitor``), how much there is
+(``limits``).
+
+What counts:
+
+- of each process in the tree, its proportional share (PSS) of private pages;
+- of each shared memory object that the tree maps, all of its bytes, once. PSS would miss those
+  that no page table shows: reserved and not touched yet, or written by a worker that has left;
+- apart from that, mapped pages of files (PSS): the kernel drops them when memory is short.
+
+Summed resident sizes are no measure: they count a shared page once per process.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_SHARE = re.compile(rb"^(Pss|Pss_Anon|Pss_Shmem): +(\d+) kB", re.MULTILINE)
+_SHARED_OBJECT = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +((?:/dev/shm/|/memfd:|/dev/zero|/SYSV).*)$",
+    re.MULTILINE,
+)
+_SPILL = "/sharedmask-disk-"  # the directory of the disk store
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes that processes hold at one moment."""
+
+    private: dict[int, int]
+    """PSS of private pages of each process, by its pid."""
+    shared: int
+    """Shared memory, once."""
+    files: int
+    """PSS of pages of mapped files: programs, and images on disk."""
+    spilled: int
+    """On disk: files of the disk store that are in use, once."""
+
+    @property
+    def held(self) -> int:
+        """Memory that stays in use until it is released."""
+        return sum(self.private.values()) + self.shared
+
+    @property
+    def total(self) -> int:
+        return self.held + self.files
+
+
+def of_tree(pid: int | None = None) -> Usage:
+    """What process ``pid`` (None: this one) and its descendants hold."""
+    return of_processes(tree(os.getpid() if pid is None else pid))
+
+
+def tree(pid: int) -> list[int]:
+    """The process and its descendants; empty once it has ended."""
+    import psutil  # here, because requests that nobody watches need not wait for it
+
+    with suppress(psutil.NoSuchProcess):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return []
+
+
+def of_processes(pids: Sequence[int]) -> Usage:
+    """What these processes hold together."""
+    shared: dict[tuple[bytes, bytes], int] = {}
+    private: dict[int, int] = {}
+    spilled: dict[tuple[int, int], int] = {}
+    files = 0
+    for pid in pids:
+        with suppress(OSError):  # it left meanwhile
+            private[pid], of_files = _shares(pid)
+            files += of_files
+            for key, nbytes in _shared_objects(pid):
+                shared[key] = max(shared.get(key, 0), nbytes)
+            spilled.update(_spilled_files(pid))
+    return Usage(private, sum(shared.values()), files, sum(spilled.values()))
+
+
+def _shares(pid: int) -> tuple[int, int]:
+    """PSS of private pages, and of files."""
+    found = _SHARE.findall(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
+    kib = {name: int(value) for name, value in found}
+    private = kib.get(b"Pss_Anon", 0)
+    return private * 1024, (kib.get(b"Pss", 0) - private - kib.get(b"Pss_Shmem", 0)) * 1024
+
+
+def _shared_objects(pid: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
+    """(device and inode, bytes) of the shared memory that a process maps."""
+    for start, stop, offset, device, inode, name in _SHARED_OBJECT.findall(
+        Path(f"/proc/{pid}/maps").read_bytes()
+    ):
+        extent = int(offset, 16) + int(stop, 16) - int(start, 16)
+        yield (device, inode), _allocated(name, extent)
+
+
+def _spilled_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """(device and inode, bytes) of the files of the disk store that a process has open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if _SPILL in os.readlink(link):
+                facts = link.stat()
+                yield (facts.st_dev, facts.st_ino), facts.st_blocks * 512
+
+
+def _allocated(name: bytes, extent: int) -> int:
+    """Bytes behind a mapping: those of its file or, of a file without a name, those mapped."""
+    with suppress(OSError):
+        return Path(name.decode()).stat().st_blocks * 512
+    return extent
