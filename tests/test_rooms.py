@@ -13,12 +13,12 @@ PACKAGE = Path(sharedmask.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"kernels", "streams", "budget", "stores", "writing", "luts"},
+    {"kernels", "streams", "budget", "stores", "writing", "luts", "bids", "figures"},
     {"sources", "segments", "loading"},
     {"regions", "registry", "pool", "demo"},
     {"parameters", "wire", "doctor"},
     {"masking"},
-    {"niimgs", "holding"},
+    {"niimgs", "holding", "derivatives", "report"},
     {"image", "extraction"},
     {"service"},
     {"cli"},
