@@ -22,9 +22,10 @@ _ROOMS = {
     "Grid": "regions",
     "MemoryBudget": "budget",
     "Coordinator": "service",
+    "extract_many": "cohort",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract", "extract_many"]
 
 
 def __getattr__(name: str) -> object:

@@ -68,17 +68,43 @@ def extract(
     grid = Grid(opened.shape[:3], opened.affine)
     request = Request.checked(opened, **parameters)
     budget = MemoryBudget.here(memory_limit)
+    regions = regions_of(masks, grid, strategy, resampling_target)
     if strategy is not None:
-        check_strategy(strategy)
-        regions = Regions.from_atlas_or_masks(masks, grid, resampling_target=resampling_target)
         with _union(opened, regions, request, budget, 0) as rows:
             return masking.reduce(rows, regions, strategy, request)
-    regions = Regions.from_any(masks, grid, resampling_target=resampling_target)
     if request.cleaning.needed:
         results = masking.projected(opened, regions, request)
         with _union(opened, regions, request, budget, results) as rows:
             return regions.pack(masking.mask(rows, regions, request))
     return regions.pack(_streamed(opened, regions, request, budget))
+
+
+def regions_of(
+    masks: Any, grid: Grid, strategy: str | None, resampling_target: Literal["data"] | None
+) -> Regions:
+    """What :func:`extract` makes of ``masks``: with a ``strategy`` one image is an atlas."""
+    if strategy is None:
+        return Regions.from_any(masks, grid, resampling_target=resampling_target)
+    check_strategy(strategy)
+    return Regions.from_atlas_or_masks(masks, grid, resampling_target=resampling_target)
+
+
+def projected(source: Source, regions: Regions, strategy: str | None, request: Request) -> int:
+    """Bytes that :func:`extract` takes for these regions at its peak."""
+    if strategy is None and not request.cleaning.needed:
+        return _streaming_bytes(source, regions, request)
+    results = 0 if strategy is not None else masking.projected(source, regions, request)
+    return _union_bytes(source, regions) + results
+
+
+def _streaming_bytes(source: Source, regions: Regions, request: Request) -> int:
+    itemsize, n_rows = request.conversion(source).result.itemsize, len(regions.indices)
+    return n_rows * source.n_timepoints * itemsize + loading.buffer_bytes(source, n_rows)
+
+
+def _union_bytes(source: Source, regions: Regions) -> int:
+    n_rows = len(regions.union)
+    return n_rows * source.n_timepoints * source.dtype.itemsize + loading.buffer_bytes(source, n_rows)
 
 
 @contextlib.contextmanager

@@ -61,12 +61,12 @@ def _upright(volume: Array, affine: Array) -> Array:
     return turned
 
 
-def _upright_sizes(affine: Array) -> Array:
+def _upright_sizes(affine: Array) -> NDArray[np.float64]:
     """Voxel sizes in mm along left-right, back-front, down-up."""
     from nibabel.affines import voxel_sizes
     from nibabel.orientations import io_orientation
 
-    sizes: Array = np.empty(3)
+    sizes = np.empty(3)
     sizes[io_orientation(affine)[:, 0].astype(int)] = voxel_sizes(affine)
     return sizes
 
@@ -93,7 +93,8 @@ def _slices(regions: Array, axis: int) -> NDArray[np.intp]:
 
 def _turned(volume: Array, axis: int, number: int) -> Array:
     """A slice as it is looked at: up is superior or anterior."""
-    return np.take(volume, number, axis=axis).T[::-1]
+    across: Array = np.take(volume, number, axis=axis)
+    return across.T[::-1]
 
 
 def carpet(signals: Array, t_r: float | None) -> str:

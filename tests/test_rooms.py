@@ -13,14 +13,14 @@ PACKAGE = Path(sharedmask.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"kernels", "streams", "budget", "stores", "writing", "luts", "bids", "figures"},
+    {"kernels", "streams", "budget", "stores", "writing", "luts", "bids", "figures", "journal"},
     {"sources", "segments", "loading"},
     {"regions", "registry", "pool", "demo"},
     {"parameters", "wire", "doctor"},
     {"masking"},
     {"niimgs", "holding", "derivatives", "report"},
     {"image", "extraction"},
-    {"service"},
+    {"service", "cohort"},
     {"cli"},
     {"__main__"},
 ]
