@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
+    from sharedmask.cohort import extract_many
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
     from sharedmask.regions import Grid, Regions
@@ -25,7 +26,16 @@ _ROOMS = {
     "extract_many": "cohort",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract", "extract_many"]
+__all__ = [
+    "Coordinator",
+    "Grid",
+    "MemoryBudget",
+    "Regions",
+    "SharedImage",
+    "__version__",
+    "extract",
+    "extract_many",
+]
 
 
 def __getattr__(name: str) -> object:

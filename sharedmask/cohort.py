@@ -109,6 +109,7 @@ def extract_many(
     on_result: OnResult = None,
     on_error: OnError = None,
     resume: str | Path | None = None,
+    variant: str = "",
     shard: str | None = None,
     retries: int = 1,
     progress: Progress = None,
@@ -139,10 +140,13 @@ def extract_many(
         Called here with (key, signals) in order of completion; nothing is kept then. What it
         returns, a path or several, is recorded as the image's outputs.
     on_error : callable, optional
-        Called here with (key, exception). By default a warning tells how many images failed.
+        Called here with (key, exception); one that raises stops the study. By default a warning
+        tells how many images failed.
     resume : path, optional
         A file that records complete images. Those it has, with the same inputs and parameters and
         with their outputs still there, are skipped. Needs ``on_result``.
+    variant : str
+        What else the outputs depend on: an image is done again when this changes.
     shard : str, optional
         ``"3/16"``: the third of 16 parts of the images; for array jobs.
     retries : int
@@ -175,7 +179,7 @@ def extract_many(
     chosen = _shard(list(keyed), shard)
     journal = _journal(resume, on_result)
     budget = MemoryBudget.here(memory_limit)
-    prepare = _Preparer(masks, asked, memory_limit, needs_digest=journal is not None)
+    prepare = _Preparer(masks, asked, memory_limit, None if journal is None else variant)
     with _engine(executor, n_jobs, cleans) as engine, progress_to(progress, len(chosen), "image") as tell:
         run = _Run(engine, budget, journal, on_result, on_error, retries, tell)
         return run.all(prepare, [(key, keyed[key], each[key]) for key in chosen])
@@ -242,11 +246,13 @@ def _journal(resume: str | Path | None, on_result: OnResult) -> Journal | None:
 class _Preparer:
     """Makes the tasks: regions are made once per grid, here, and travel to the workers."""
 
-    def __init__(self, masks: Any, options: Mapping[str, Any], memory_limit: Any, needs_digest: bool) -> None:
+    def __init__(
+        self, masks: Any, options: Mapping[str, Any], memory_limit: Any, variant: str | None
+    ) -> None:
         self._masks = masks
         self._options = {**options, "memory_limit": memory_limit}
         self._regions: dict[bytes, Regions] = {}
-        self._needs_digest = needs_digest
+        self._variant = variant
 
     def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
         source = open_source(given)
@@ -255,7 +261,7 @@ class _Preparer:
         asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
         request = Request.checked(source, **asked)
         needed = extraction.projected(source, regions, options["strategy"], request)
-        digest = _digest(source, regions, options) if self._needs_digest else ""
+        digest = "" if self._variant is None else _digest(source, regions, options, self._variant)
         travels = given if isinstance(given, str | Path) else source
         return Task(key, travels, regions, options, digest, needed)
 
@@ -269,17 +275,17 @@ class _Preparer:
         return self._regions[place]
 
 
-def _digest(source: Source, regions: Regions, options: Mapping[str, Any]) -> str:
-    """Of all that the signals depend on."""
-    import pickle
+def _digest(source: Source, regions: Regions, options: Mapping[str, Any], variant: str) -> str:
+    """Of all that the outputs depend on."""
+    import joblib  # knows arrays and data frames by their content
 
     silent = ("n_jobs", "prefer", "progress", "on_result", "memory_limit")
     said = {name: value for name, value in sorted(options.items()) if name not in silent}
-    digest = blake2b(repr(_FORMAT).encode(), digest_size=16)
+    digest = blake2b(repr((_FORMAT, variant)).encode(), digest_size=16)
     digest.update(source.fingerprint.encode() + regions.digest.encode())
     for name, value in said.items():
         content = Path(value).read_bytes() if name in _PER_IMAGE and isinstance(value, str | Path) else b""
-        digest.update(name.encode() + pickle.dumps(value) + content)
+        digest.update(name.encode() + joblib.hash(value).encode() + content)
     return digest.hexdigest()
 
 

@@ -27,7 +27,6 @@ Array = NDArray[Any]
 _BIDS_VERSION = "1.11.1"
 _SOURCE = "preprocessed"
 FORMATS = ("tsv", "parquet")
-LAYOUTS = ("bids", "legacy")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Journals: which runs of a study are complete, and of which inputs.
+"""Journals: which runs of a study are complete, of which inputs, and which failed.
 
-Covers: one line of JSON per run that is done, appended by any number of processes, and what a
-later pass may skip. Does not cover: what the inputs are (``cohort``), the outputs themselves.
+Covers: one line of JSON per run that is done, appended by any number of processes; one file per
+run that failed. Does not cover: what the inputs are (``cohort``), the outputs themselves.
 """
 
 import contextlib
@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError
+from sharedmask.writing import whole_file
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Journal:
         except OSError as error:
             raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The last one of each key."""
+        return list(self._entries.values())
+
     def has(self, key: str, digest: str) -> bool:
         """Whether ``key`` is complete for inputs of this digest."""
         entry = self._entries.get(key)
@@ -91,3 +98,43 @@ def _read(path: Path) -> Iterator[Entry]:
 def _parsed(facts: dict[str, Any]) -> Entry:
     outputs: Sequence[str] = facts["outputs"]
     return Entry(str(facts["key"]), str(facts["digest"]), tuple(map(str, outputs)), float(facts["seconds"]))
+
+
+@dataclass(frozen=True)
+class Failures:
+    """A folder with one file per run that failed, for people and programs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     failures = Failures(Path(folder))
+    ...     failures.add("sub-01", ValueError("cut short"))
+    ...     failures.all()
+    {'sub-01': 'ValueError: cut short'}
+    """
+
+    folder: Path
+
+    def add(self, key: str, error: Exception) -> None:
+        facts = {"run": key, "kind": type(error).__name__, "error": str(error), "time": time.time()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._path(key)) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def remove(self, key: str) -> None:
+        """The run is complete now."""
+        self._path(key).unlink(missing_ok=True)
+
+    def all(self) -> dict[str, str]:
+        """Run -> its error."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json")):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            found[facts["run"]] = f"{facts['kind']}: {facts['error']}"
+        return found
+
+    def _path(self, key: str) -> Path:
+        # A key may be a path; its digest keeps two of one name apart.
+        mark = blake2b(key.encode(), digest_size=4).hexdigest()
+        return self.folder / f"{os.path.basename(key)}.{mark}.json"

@@ -36,12 +36,6 @@ addEventListener("load", () => {{
 </script>"""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fonts_opened():
-    """matplotlib keeps the fonts it has used open; they are no leak of a test's."""
-    figures.coverage([1.0])
-
-
 @pytest.fixture
 def run(tmp_path):
     image = niimg(bold())

@@ -13,15 +13,17 @@ PACKAGE = Path(sharedmask.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"kernels", "streams", "budget", "stores", "writing", "luts", "bids", "figures", "journal"},
-    {"sources", "segments", "loading"},
+    {"kernels", "streams", "budget", "stores", "writing", "luts", "bids", "figures"},
+    {"sources", "segments", "loading", "journal", "submission"},
     {"regions", "registry", "pool", "demo"},
-    {"parameters", "wire", "doctor"},
+    {"parameters", "wire", "doctor", "coverage"},
     {"masking"},
     {"niimgs", "holding", "derivatives", "report"},
     {"image", "extraction"},
     {"service", "cohort"},
+    {"study", "folders"},
     {"cli"},
+    {"bids_cli"},
     {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
