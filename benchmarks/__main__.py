@@ -10,6 +10,7 @@ from importlib import import_module
 
 _COMMANDS = {
     "core": "time and memory against the bars, in one run",
+    "cohort": "many runs at a time, beside what the cores allow",
     "sharing": "attaching, publishing, travelling as a handle",
 }
 
