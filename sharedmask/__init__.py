@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
+    from sharedmask.cohort import extract_many
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
@@ -30,6 +31,7 @@ _ROOMS = {
     "SharedLabelsMasker": "maskers",
     "SharedMapsMasker": "maskers",
     "SharedMultiMasker": "multimask",
+    "extract_many": "cohort",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "SharedNiftiMasker",
     "__version__",
     "extract",
+    "extract_many",
 ]
 
 

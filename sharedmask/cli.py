@@ -3,8 +3,9 @@
 Covers: options, exit codes, what is printed where. Does not cover: any of the work.
 
 Data go to files or standard output, everything else to standard error. Exit codes follow the BIDS
-execution specification: 0 done, 64 wrong usage, 65 bad data, 66 input missing, 73 output cannot be
-made, 74 input or output failed, 75 try again with more memory or later, 1 anything else.
+execution specification: 0 done, 16 no BIDS data set, 18 nothing selected, 64 wrong usage, 65 bad
+data, 66 input missing, 73 output cannot be made, 74 input or output failed, 75 try again with more
+memory or later, 1 anything else.
 """
 
 import contextlib
@@ -21,8 +22,10 @@ import click
 from sharedmask import __version__
 from sharedmask.errors import (
     DamagedImageError,
+    DatasetError,
     MemoryLimitError,
     MissingFileError,
+    NoInputError,
     ParameterError,
     SegmentError,
     SharedMaskError,
@@ -32,6 +35,8 @@ from sharedmask.errors import (
 _EXIT_CODES: list[tuple[type[BaseException] | tuple[type[BaseException], ...], int]] = [
     (click.UsageError, 64),
     (ParameterError, 64),
+    (DatasetError, 16),
+    (NoInputError, 18),
     (MissingFileError, 66),
     (DamagedImageError, 65),
     ((MemoryLimitError, SegmentError, WorkerError, MemoryError), 75),
@@ -45,17 +50,20 @@ _INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Verb(click.Command):
-    """A command whose option ``--mask`` takes several values, as in ``--mask a.nii b.nii -o out``."""
+class Verb(click.Command):
+    """A command whose repeatable options take several values, as in ``--mask a.nii b.nii -o out``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        several = {
+            name for option in self.params if getattr(option, "multiple", False) for name in option.opts
+        }
         repeated: list[str] = []
-        within = False
+        option = ""
         for arg in args:
             if arg.startswith("-") and arg != "-":
-                within = arg == "--mask"
-            elif within and repeated[-1] != "--mask":
-                repeated.append("--mask")
+                option = arg.replace("_", "-") if arg.startswith("--") else arg
+            elif option in several and repeated[-1].replace("_", "-") != option:
+                repeated.append(option)
             repeated.append(arg)
         return super().parse_args(ctx, repeated)
 
@@ -74,10 +82,15 @@ def commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; one line per error, and its exit code."""
+    """The program ``sharedmask``."""
+    run(commands)
+
+
+def run(command: click.Command) -> None:
+    """Run a command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
     try:
-        code = commands([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+        code = command([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -178,7 +191,7 @@ _cache_dir = click.option(
 )
 
 
-@commands.command(cls=_Verb)
+@commands.command(cls=Verb)
 @click.argument("bold")
 @click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks.")
 @click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")

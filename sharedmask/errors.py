@@ -14,6 +14,8 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
     │   ├── GridMismatchError
     │   └── OutsideImageError              voxels are asked for that the image does not hold
     ├── ParameterError (ValueError)        a parameter that makes no sense for this image
+    ├── DatasetError (ValueError)          a folder that is no BIDS data set
+    ├── NoInputError (ValueError)          a data set has nothing of what is asked for
     ├── ClosedImageError (ValueError)      the image was closed
     ├── MemoryLimitError (MemoryError)     refused before allocating
     ├── SegmentError (OSError)             a shared segment cannot be made
@@ -58,6 +60,14 @@ class OutsideImageError(MaskError):
 
 class ParameterError(SharedMaskError, ValueError):
     """A parameter makes no sense, alone or for this image."""
+
+
+class DatasetError(SharedMaskError, ValueError):
+    """A folder is no BIDS data set, or one of its files cannot be read."""
+
+
+class NoInputError(SharedMaskError, ValueError):
+    """A data set has nothing of what is asked for."""
 
 
 class ClosedImageError(SharedMaskError, ValueError):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sharedmask import loading, masking, monitor, plans, recall, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
-from sharedmask.holding import FEWER, transposing_threads, union
+from sharedmask.holding import FEWER, transposing_threads, union, union_bytes
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.regions import Grid, Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
@@ -96,6 +96,31 @@ def regions_of(masks: Any, grid: Grid, strategy: str | None, target: ResamplingT
     return Regions.from_atlas_or_masks(masks, grid, resampling_target=target)
 
 
+def projected(
+    source: Source, regions: Regions, strategy: str | None, request: Request, budget: MemoryBudget
+) -> int:
+    """Bytes that :func:`extract` takes for these regions at its peak.
+
+    Raises
+    ------
+    MemoryLimitError
+        They are more than may be used.
+    """
+    operation = f"extracting from {source.name}"
+    if strategy is None and not request.cleaning.needed:
+        return _streaming_bytes(source, regions, request)
+    if strategy is None:
+        plan = plans.mask(source, regions, request, budget, operation)
+    else:
+        plan = plans.reduce(source, regions, strategy, request, budget, operation)
+    return union_bytes(source, regions) + plan.needed
+
+
+def _streaming_bytes(source: Source, regions: Regions, request: Request) -> int:
+    itemsize, n_rows = request.conversion(source).result.itemsize, len(regions.indices)
+    return n_rows * source.n_timepoints * itemsize + loading.buffer_bytes(source, n_rows)
+
+
 def _extracted(
     source: Source, regions: Regions, request: Request, strategy: str | None, budget: MemoryBudget
 ) -> list[Array]:
@@ -116,8 +141,7 @@ def _streamed(source: Source, regions: Regions, request: Request, budget: Memory
     """Signals of voxels, written on the way: each volume's values go straight to their results."""
     conversion, operation = request.conversion(source), f"extracting from {source.name}"
     shape = (len(regions.indices), source.n_timepoints)
-    nbytes = shape[0] * shape[1] * conversion.result.itemsize
-    needed = nbytes + loading.buffer_bytes(source, shape[0])
+    needed = _streaming_bytes(source, regions, request)
     budget.require(operation, needed, FEWER)
     with (
         monitor.operation("extract", operation, needed),

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sharedmask import pool, stores
+from sharedmask import cohort, figures, pool, stores
 from sharedmask.registry import Owned
 
 SHM = Path("/dev/shm")
@@ -48,9 +48,10 @@ def _helpers_that_stay(tmp_path_factory):
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     owned = Owned("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
-    for preload in ((), ("nilearn.signal",)):
+    for preload in ((), ("nilearn.signal",), cohort.EXTRACTING, cohort.CLEANING):
         pool.run_processes(len, (), [((),)], 1, preload=preload)
     pool.shutdown()
+    figures.coverage([1.0])  # matplotlib keeps its fonts open
     import nilearn.maskers  # noqa: F401
 
     gc.freeze()  # what these imports made is not looked through after each test

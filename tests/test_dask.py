@@ -1,0 +1,97 @@
+"""Cohorts on a real Dask cluster of processes; each in a program of its own, with its own cluster."""
+
+import os
+import textwrap
+
+import pytest
+from children import python
+from images import bold, random_masks, save
+
+pytest.importorskip("distributed")
+
+BEFORE = """
+    import os, signal, sys, tempfile
+    import nibabel, numpy as np
+    from distributed import Client, LocalCluster
+    from sharedmask import extract_many
+
+    folder = sys.argv[1]
+    runs = sorted(f"{folder}/{name}" for name in os.listdir(folder) if name.endswith("_bold.nii.gz"))
+    masks = {name: f"{folder}/{name}.nii.gz" for name in "abc"}
+    inside = {name: np.asarray(nibabel.load(path).dataobj) != 0 for name, path in masks.items()}
+    done = []
+
+    def keep(path, signals):
+        values = np.asarray(nibabel.load(path).dataobj)
+        for name, mask in inside.items():
+            np.testing.assert_array_equal(signals[name], values[mask].T)
+        done.append(path)
+
+    def cluster():
+        return LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+                            local_directory=tempfile.mkdtemp(dir=folder))
+"""
+
+KILLED = """
+    if __name__ == "__main__":
+        with cluster() as local, Client(local) as client:
+            def take(path, signals):
+                keep(path, signals)
+                if len(done) == 10:
+                    os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+            study = extract_many(runs, masks, executor=client.get_executor(), n_jobs=4, retries=3,
+                                 on_result=take, on_error=lambda *_: None)
+        print(len(done), len(set(done)), *sorted(os.path.basename(path) for path in study.errors))
+"""
+
+RESTARTED = """
+    if __name__ == "__main__":
+        for attempt in range(2):
+            done.clear()
+            with cluster() as local, Client(local, timeout=5) as client:
+                def take(path, signals):
+                    keep(path, signals)
+                    if attempt == 0 and len(done) == 20:
+                        client.shutdown()
+
+                study = extract_many(runs, masks, executor=client.get_executor(), n_jobs=4, retries=0,
+                                     on_result=take, on_error=lambda *_: None, resume=f"{folder}/done.jsonl")
+            print(len(done), len(study.skipped), *sorted(os.path.basename(path) for path in study.errors)[:2])
+"""
+
+CUT = ["sub-07_bold.nii.gz", "sub-40_bold.nii.gz"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder of 64 runs, two of them cut short, and masks."""
+    shape = (20, 20, 10)
+    for number in range(64):
+        path = save(tmp_path / f"sub-{number:02}_bold.nii.gz", bold((*shape, 10), seed=number))
+        if path.name in CUT:
+            os.truncate(path, path.stat().st_size // 2)
+    for name, mask in zip("abc", random_masks(3, shape=shape), strict=True):
+        save(tmp_path / f"{name}.nii.gz", mask.astype("uint8"))
+    return tmp_path
+
+
+def run(script, study, tmp_path):
+    path = tmp_path / "program.py"
+
+    path.write_text(textwrap.dedent(BEFORE) + textwrap.dedent(script))
+    answer = python(str(path), study, how="-u")
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return [line.split() for line in answer.stdout.splitlines()]
+
+
+def test_a_killed_worker_costs_nothing(study, tmp_path):
+    ((done, different, *failed),) = run(KILLED, study, tmp_path)
+    assert done == different == "62" and failed == CUT
+
+
+def test_a_scheduler_that_ends_costs_only_what_was_not_done(study, tmp_path):
+    """A new cluster and the same call do what is left, and nothing twice."""
+    (first, none, *_), (second, skipped, *failed) = run(RESTARTED, study, tmp_path)
+    assert 20 <= int(first) < 62 and none == "0"
+    assert skipped == first and int(first) + int(second) == 62 and failed == CUT
