@@ -7,7 +7,7 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
 
     SharedMaskError
     ├── ImageError (ValueError)            an image of a kind that cannot be served
-    │   ├── DamagedImageError (OSError, EOFError)  truncated, wrong checksum, or not what its name says
+    │   ├── DamagedImageError (OSError)    truncated, wrong checksum, or not what its name says
     │   └── MissingFileError (FileNotFoundError)
     ├── MaskError (ValueError)             a mask, atlas or look-up table that cannot be used
     │   ├── EmptyMaskError
@@ -34,7 +34,7 @@ class ImageError(SharedMaskError, ValueError):
     """The image is of a kind that cannot be served."""
 
 
-class DamagedImageError(ImageError, OSError, EOFError):
+class DamagedImageError(ImageError, OSError):
     """The file is truncated, its checksum is wrong, or it is not what its name says."""
 
 
