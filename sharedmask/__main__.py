@@ -1,5 +1,5 @@
 """``python -m sharedmask`` is the command ``sharedmask``."""
 
-from sharedmask.cli import main
+from sharedmask.program import main
 
 main()

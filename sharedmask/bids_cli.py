@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sharedmask import __version__
-from sharedmask.cli import Verb, run
+from sharedmask.cli import Verb, run, tell_study
 from sharedmask.errors import ParameterError
 
 _UNKNOWN_LEVEL = 17
@@ -143,13 +143,7 @@ def _participants(
         progress=sys.stderr.isatty(),
         **options,
     )
-    for key, error in study.errors.items():
-        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
-    click.echo(
-        f"{len(study.complete)} runs complete, {len(study.skipped)} were already, {len(study.errors)} failed"
-    )
-    if study.errors:
-        raise click.exceptions.Exit(1)
+    tell_study(study, "runs")
 
 
 def _memory(size: str | None) -> int | str | None:

@@ -81,11 +81,6 @@ def commands() -> None:
     """Mask one large fMRI run with many regions, from one copy in memory."""
 
 
-def main() -> None:
-    """The program ``sharedmask``."""
-    run(commands)
-
-
 def run(command: click.Command) -> None:
     """Run a command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
@@ -123,7 +118,10 @@ def _with_settings(verb: F) -> F:
 
         given = settings.of_texts(set_knobs)
         given |= {"profile": options.pop("profile"), "log_memory": options.pop("log_memory") or None}
-        with settings.using(config=config, **given) as knobs, _logging(knobs.log_memory):
+        with (
+            settings.using(config=config, **given) as knobs,
+            logging_to_stderr(knobs.log_memory, "sharedmask.monitor"),
+        ):
             return verb(**options)
 
     return cast(F, _settings(run))
@@ -138,14 +136,14 @@ _settings = _options(
 
 
 @contextlib.contextmanager
-def _logging(on: bool) -> Iterator[None]:
-    """What monitors log, on standard error."""
+def logging_to_stderr(on: bool, name: str) -> Iterator[None]:
+    """What the logger ``name`` says, on standard error."""
     if not on:
         yield
         return
     import logging
 
-    logger, handler = logging.getLogger("sharedmask.monitor"), logging.StreamHandler()
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -192,7 +190,7 @@ _cache_dir = click.option(
 
 
 @commands.command(cls=Verb)
-@click.argument("bold")
+@click.argument("images", nargs=-1, required=True, metavar="BOLD...")
 @click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks.")
 @click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
 @click.option("--atlas", metavar="A", help="Label image.")
@@ -203,7 +201,14 @@ _cache_dir = click.option(
     help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
     "standard_deviation or pc1. Without it a .tsv holds means, .npz and .h5 the series of all voxels.",
 )
-@click.option("-o", "--output", required=True, metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
+@click.option("-o", "--output", metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
+@click.option("--out-dir", metavar="DIR", help="One file per BOLD, named like it; complete ones are skipped.")
+@click.option(
+    "--format", "form", type=click.Choice(["tsv", "npz", "h5"]), default="tsv", help="In --out-dir."
+)
+@click.option("--overwrite", is_flag=True, help="Do complete ones in --out-dir again.")
+@click.option("--shard", metavar="I/N", help="The I-th of N parts of the images, for array jobs.")
+@click.option("--dask", metavar="ADDRESS", help="Work on this Dask cluster; local starts one of --n-jobs.")
 @click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
 @click.option("--smoothing-fwhm", type=float, metavar="MM", help="Smooth BOLD first.")
 @click.option(
@@ -221,52 +226,79 @@ _cache_dir = click.option(
 @_cleaning
 @_with_settings
 def extract(
-    bold: str,
+    images: tuple[str, ...],
     mask_list: tuple[str, ...],
     masks: str | None,
     atlas: str | None,
     lut: str | None,
-    stat: str | None,
-    output: str,
-    confounds: tuple[str, ...],
+    output: str | None,
+    out_dir: str | None,
     cache_dir: str | None,
     no_cache: bool,
     profile_memory: str | None,
-    **parameters: Any,
+    confounds: tuple[str, ...],
+    **options: Any,
 ) -> None:
-    """Extract the signals of regions from BOLD, in one pass."""
-    from sharedmask.extraction import extract as extract_signals
-    from sharedmask.regions import Regions
-    from sharedmask.sources import open_source
-    from sharedmask.writing import series_writer, write_series, write_table
-
+    """Extract the signals of regions from each BOLD, in one pass."""
     given = [what for what in (list(mask_list), masks, atlas) if what]
     if len(given) != 1:
         raise click.UsageError("give one of --mask, --masks and --atlas")
     if lut and not atlas:
         raise click.UsageError("--lut names the labels of an --atlas")
+    if bool(output) == bool(out_dir) or (output and len(images) > 1):
+        raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
+    options["memory"] = False if no_cache else cache_dir
+    regions_on = regions_maker(given[0], atlas, lut, options["resampling_target"])
+    with _profiled(profile_memory):
+        if out_dir:
+            _extract_many(out_dir, list(images), regions_on, list(confounds), **options)
+        else:
+            _extract_one(cast(str, output), images[0], regions_on, list(confounds), **options)
+
+
+_MANY_ONLY = ("form", "overwrite", "shard", "dask")
+
+
+def regions_maker(
+    given: Any, atlas: str | None, lut: str | None, target: Any, labels: Any = None
+) -> Callable[[Any], Any]:
+    """What makes the regions asked for, on the grid that it is given."""
+
+    def regions_on(grid: Any) -> Any:
+        from sharedmask.regions import Regions
+
+        if atlas:
+            return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
+        return Regions.from_any(given, grid, resampling_target=target)
+
+    return regions_on
+
+
+def _extract_one(
+    output: str, bold: str, regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
+) -> None:
+    from sharedmask.extraction import extract as extract_signals
+    from sharedmask.sources import open_source
+    from sharedmask.writing import series_writer, write_series, write_table
+
+    stat = options.pop("stat")
     as_table = stat is not None or output == "-" or output.endswith(".tsv")
     _check_output(output)
     if not as_table:
         series_writer(output)
+    for name in _MANY_ONLY:
+        options.pop(name)
     source = open_source(bold)
-    target = parameters["resampling_target"]
-    grid = _grid(source)
-    if atlas:
-        regions = Regions.from_labels(atlas, grid, lut=lut, resampling_target=target)
-    else:
-        regions = Regions.from_any(given[0], grid, resampling_target=target)
+    regions = regions_on(_grid(source))
     start = time.monotonic()
-    with _profiled(profile_memory):
-        signals = extract_signals(
-            source,
-            regions,
-            strategy=(stat or "mean").replace("-", "_") if as_table else None,
-            confounds=list(confounds) or None,
-            memory=False if no_cache else cache_dir,
-            progress=sys.stderr.isatty(),
-            **parameters,
-        )
+    signals = extract_signals(
+        source,
+        regions,
+        strategy=strategy_of(stat) if as_table else None,
+        confounds=confounds or None,
+        progress=sys.stderr.isatty(),
+        **options,
+    )
     if as_table:
         write_table(output, signals, regions.names)
     else:
@@ -274,6 +306,46 @@ def extract(
         write_series(output, dict(zip(regions.names, series, strict=True)))
     took = time.monotonic() - start
     _say(f"{bold}: {len(regions)} regions x {source.n_timepoints} volumes in {took:.1f} s")
+
+
+def strategy_of(stat: str | None) -> str:
+    """The reduction that ``--stat`` asks for."""
+    return (stat or "mean").replace("-", "_")
+
+
+def _extract_many(
+    folder: str, images: list[str], regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
+) -> None:
+    from sharedmask.cohort import on_dask
+    from sharedmask.folders import extract_to
+    from sharedmask.pool import effective_n_jobs
+
+    stat, dask = options.pop("stat"), options.pop("dask")
+    n_jobs = effective_n_jobs(options.pop("n_jobs"))
+    with on_dask(dask, n_jobs) if dask else contextlib.nullcontext() as executor:
+        study = extract_to(
+            folder,
+            images,
+            regions_on,
+            form=f".{options.pop('form')}",
+            strategy=strategy_of(stat),
+            confounds=confounds or None,
+            executor=executor,
+            n_jobs=None if dask else n_jobs,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+    tell_study(study, "images")
+
+
+def tell_study(study: Any, what: str) -> None:
+    """Each failure on a line, what was done, and exit code 1 if something failed."""
+    for key, error in study.errors.items():
+        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
+    done = f"{len(study.complete)} {what} complete, {len(study.skipped)} were already"
+    click.echo(f"{done}, {len(study.errors)} failed")
+    if study.errors:
+        raise click.exceptions.Exit(1)
 
 
 def _grid(source: Any) -> Any:
@@ -474,7 +546,12 @@ def cache(action: str, cache_dir: str | None) -> None:
         n_entries = found.clear()
         _say(f"{n_entries} entries removed from {found.folder}")
         return
-    stats = found.stats()
+    tell_cache(found)
+
+
+def tell_cache(cache: Any) -> None:
+    """What is in a cache, and how it was used."""
+    stats = cache.stats()
     rows = {"folder": stats.folder, "entries": stats.n_entries, "bytes": stats.nbytes, "limit": stats.limit}
     for name, value in (rows | vars(stats.counts)).items():
         click.echo(f"{name.replace('_', ' '):<13}  {value}")

@@ -334,6 +334,36 @@ def _engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iter
         own.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def on_dask(address: str, n_workers: int) -> Iterator[Executor]:
+    """An executor on the Dask cluster at ``address``, or on one of ``n_workers`` processes here.
+
+    Parameters
+    ----------
+    address : str
+        Of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
+    n_workers : int
+
+    Raises
+    ------
+    ParameterError
+        Dask is not installed, or nobody answers at that address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ParameterError("--dask needs Dask: install sharedmask[cohort]") from error
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(cluster)
+        try:
+            client = stack.enter_context(Client(address))
+        except OSError as error:
+            raise ParameterError(f"no Dask scheduler answers at {address}: {error}") from error
+        yield client.get_executor()
+
+
 # --- the study -----------------------------------------------------------------------------------
 
 

@@ -5,16 +5,21 @@ runs at the same time (``cohort``), how files are written (``writing``).
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sharedmask import steps
+from sharedmask.budget import MemoryBudget
 from sharedmask.cohort import Study, extract_many
 from sharedmask.errors import ParameterError
-from sharedmask.extraction import regions_of
+from sharedmask.extraction import projected, regions_of
+from sharedmask.image import SharedImage
 from sharedmask.journal import Failures
+from sharedmask.parameters import Request
 from sharedmask.regions import Grid, Regions
 from sharedmask.sources import open_source
 from sharedmask.writing import series_writer, write_series, write_table
@@ -84,26 +89,84 @@ def extract_to(
     Study
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
-    if form != ".tsv":
-        series_writer(f"x{form}")
-        strategy = None
-    paths = outputs(images, folder, form)
-    private = Path(folder) / _PRIVATE
-    private.mkdir(parents=True, exist_ok=True)
-    journal = private / "complete.jsonl"
-    if overwrite:
-        journal.unlink(missing_ok=True)
-    work = _Work(paths, masks, strategy, Failures(private / "failed"))
+    work = _Work.begin(folder, images, masks, form, strategy, overwrite)
     return extract_many(
         dict(zip(images, images, strict=True)),
         work.regions,
-        strategy=strategy,
+        strategy=work.strategy,
         on_result=work.keep,
         on_error=work.failures.add,
-        resume=journal,
+        resume=work.private / "complete.jsonl",
         variant=f"{form} {Path(folder).resolve()}",
         **options,
     )
+
+
+def hold_each(
+    folder: str | Path,
+    images: Sequence[str],
+    masks: Any,
+    *,
+    form: str = ".tsv",
+    strategy: str | None = "mean",
+    store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
+    **options: Any,
+) -> Study:
+    """Hold one image after the other in a store, and let several workers mask it; one file each.
+
+    For images that are asked for again and again: with ``store="disk"`` the next call finds their
+    rows. :func:`extract_to` reads each image once and holds none.
+
+    Parameters
+    ----------
+    folder, images, masks, form, strategy
+        As for :func:`extract_to`.
+    store : {"auto", "shm", "memfd", "disk", "file"}
+        As for :class:`sharedmask.SharedImage`.
+    **options
+        Of :meth:`sharedmask.SharedImage.mask_parallel`.
+    """
+    work = _Work.begin(folder, images, masks, form, strategy, overwrite=False)
+    study = Study()
+    for path in images:
+        try:
+            with SharedImage(path, store=store) as image:
+                regions = work.regions(path)
+                if work.strategy is None:
+                    signals = image.mask_parallel(regions, **options)
+                else:
+                    signals = image.reduce(regions, work.strategy, **options)
+            work.keep(path, signals)
+            study.complete.append(path)
+        except Exception as error:
+            work.failures.add(path, error)
+            study.errors[path] = error
+    return study
+
+
+def largest(
+    images: Sequence[str], masks: Any, strategy: str | None, smoothing_fwhm: float | None, **options: Any
+) -> int:
+    """Bytes that :func:`extract_to` needs for the image that needs most; their headers are read."""
+    return max(_needed(path, masks, strategy, smoothing_fwhm, options) for path in images)
+
+
+def _needed(
+    path: str, masks: Any, strategy: str | None, fwhm: float | None, options: Mapping[str, Any]
+) -> int:
+    source = open_source(path)
+    regions = _regions_on(masks, Grid(source.shape[:3], source.affine), strategy)
+    read, fitted = steps.fitted(steps.smoothed(source, fwhm), regions)
+    request = Request.checked(read, **options)
+    # What another machine has is its own business: here nothing is refused.
+    return projected(read, fitted, strategy, request, MemoryBudget(sys.maxsize, "the job's own"))
+
+
+def _regions_on(masks: Any, grid: Grid, strategy: str | None) -> Regions:
+    if callable(masks):
+        made: Regions = masks(grid)
+        return made
+    return regions_of(masks, grid, strategy, None)
 
 
 @dataclass
@@ -113,15 +176,37 @@ class _Work:
     paths: Mapping[str, Path]
     masks: Any
     strategy: str | None
-    failures: Failures
+    private: Path
     _names: dict[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        folder: str | Path,
+        images: Sequence[str],
+        masks: Any,
+        form: str,
+        strategy: str | None,
+        overwrite: bool,
+    ) -> "_Work":
+        """Check what can be checked, and make the folder."""
+        if form != ".tsv":
+            series_writer(f"x{form}")
+            strategy = None
+        private = Path(folder) / _PRIVATE
+        work = cls(outputs(images, folder, form), masks, strategy, private)
+        private.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            (private / "complete.jsonl").unlink(missing_ok=True)
+        return work
+
+    @property
+    def failures(self) -> Failures:
+        return Failures(self.private / "failed")
 
     def regions(self, key: str) -> Regions:
         source = open_source(key)
-        grid = Grid(source.shape[:3], source.affine)
-        regions: Regions = (
-            self.masks(grid) if callable(self.masks) else regions_of(self.masks, grid, self.strategy, None)
-        )
+        regions = _regions_on(self.masks, Grid(source.shape[:3], source.affine), self.strategy)
         self._names[key] = regions.names
         return regions
 

@@ -29,7 +29,7 @@ FLOORS = [
         "bids",
         "figures",
     },
-    {"monitor", "sources", "segments", "loading", "cache", "reductions"} | {"bids", "figures", "journal", "submission"},
+    {"monitor", "sources", "segments", "loading", "cache", "reductions", "journal", "submission"},
     {"regions", "registry", "pool", "demo", "disk", "picking"},
     {"parameters", "wire", "doctor", "banding", "steps", "coverage"},
     {"plans"},
@@ -41,7 +41,8 @@ FLOORS = [
     {"maskers", "study", "folders"},
     {"multimask"},
     {"cli"},
-    {"bids_cli"},
+    {"bids_cli", "cohort_cli"},
+    {"program"},
     {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,186 @@
+"""The verbs for many images: ``sharedmask submit | run``.
+
+Covers: array jobs of ``extract``, and the flags of memory-efficient pipelines. Does not cover:
+``extract`` itself (``cli``), BIDS (``bids_cli``), any of the work (``folders``, ``submission``).
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharedmask import cli
+from sharedmask.cli import Verb, regions_maker, tell_study
+from sharedmask.errors import NoInputError
+
+_SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
+
+
+# --- submit --------------------------------------------------------------------------------------
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--array", "n_tasks", type=int, metavar="N", help="Tasks; default: one per image.")
+@click.option("--sbatch", "directives", metavar="OPTION", multiple=True, help="As --sbatch=--partition=long.")
+@click.option("--log-dir", metavar="DIR", default="sharedmask-logs", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the script and submit nothing.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- extract BOLD... --out-dir DIR ...")
+def submit(
+    n_tasks: int | None, directives: tuple[str, ...], log_dir: str, dry_run: bool, command: tuple[str, ...]
+) -> None:
+    """Submit extract as an array job of SLURM, with the memory that its largest image needs."""
+    from sharedmask.submission import Submission, task_bytes
+
+    if command[:1] != ("extract",):
+        raise click.UsageError("after -- comes the command to submit: extract BOLD... --out-dir DIR ...")
+    options = cli.extract.make_context("extract", list(command[1:])).params
+    if not options["out_dir"] or options["shard"] or options["dask"]:
+        raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
+    images, n_jobs = options["images"], max(options["n_jobs"], 1)
+    job = Submission(
+        arguments=command,
+        n_tasks=min(n_tasks or len(images), len(images)),
+        memory=task_bytes(_largest(options), n_jobs, _cleans(options)),
+        folder=Path(log_dir).absolute(),
+        n_cpus=n_jobs,
+        directives=directives,
+    )
+    click.echo(job.script if dry_run else job.submit())
+
+
+def _cleans(options: dict[str, Any]) -> bool:
+    names = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
+    return any(options[name] not in (None, False, ()) for name in names)
+
+
+def _largest(options: dict[str, Any]) -> int:
+    from sharedmask.folders import largest
+
+    given = next(options[name] for name in ("mask_list", "masks", "atlas") if options[name])
+    regions_on = regions_maker(given, options["atlas"], options["lut"], options["resampling_target"])
+    strategy = None if options["form"] != "tsv" else cli.strategy_of(options["stat"])
+    asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
+    return largest(options["images"], regions_on, strategy, options["smoothing_fwhm"], **asked)
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+@click.command("run", cls=Verb)
+@click.argument("images", nargs=-1, metavar="BOLD...")
+@click.option("--rois", "names", multiple=True, metavar="NAME...", help="Of the masks; default: all.")
+@click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
+@click.option("--atlas", metavar="A", help="Label image.")
+@click.option("--lut", metavar="TSV")
+@click.option("--stat", metavar="NAME", help="As in extract; default: mean.")
+@click.option("--subjects", multiple=True, metavar="L...", help="Of the images; with or without sub-.")
+@click.option("--output-dir", default="output", show_default=True, metavar="DIR")
+@click.option("--format", "form", type=click.Choice(["tsv", "npz", "h5"]), default="tsv", show_default=True)
+@click.option("--standard", is_flag=True, help="One worker and no cache: the default, said aloud.")
+@click.option("--parallel", is_flag=True, help="--n-jobs workers.")
+@click.option("--n-jobs", type=int, default=1, show_default=True)
+@click.option("--cached", is_flag=True, help="Keep results in --cache-dir for the next run.")
+@click.option("--cache-dir", default="cache", show_default=True, metavar="DIR")
+@click.option("--clear-cache", is_flag=True, help="Remove our entries in --cache-dir first.")
+@click.option("--cache-stats", is_flag=True, help="At the end, print how the cache was used.")
+@click.option("--memory-efficient", is_flag=True, help="Images in shared memory, or on disk if too large.")
+@click.option("--memory-threshold", type=float, metavar="GB", help="Larger images go to the disk.")
+@click.option("--memory-buffer", type=float, metavar="FRACTION", help="Of the limit; stays free.")
+@click.option("--max-memory-per-process", type=float, metavar="GB")
+@click.option("--force-memmap", is_flag=True, help="Images on disk, whatever their size.")
+@click.option("--disable-shared-memory", is_flag=True, help="Workers are threads.")
+@click.option("--auto-configure", is_flag=True, help="Numbers for this machine; explicit flags win.")
+@click.option("--slurm", is_flag=True, help="Numbers of the job; explicit flags win.")
+@click.option("--log-memory", is_flag=True, help="One line per operation.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
+def run_pipeline(images: tuple[str, ...], subjects: tuple[str, ...], **options: Any) -> None:
+    """Mask each BOLD, held in memory or on disk, with the flags of memory-efficient pipelines."""
+    from sharedmask import settings
+
+    if options["standard"] and (options["parallel"] or options["cached"]):
+        raise click.UsageError("--standard is neither --parallel nor --cached")
+    if bool(options["masks"]) == bool(options["atlas"]):
+        raise click.UsageError("give --masks or --atlas")
+    chosen = _of_subjects(images, subjects)
+    with (
+        settings.using(**_knobs(options)),
+        cli.logging_to_stderr(options["log_memory"], "sharedmask.monitor"),
+        cli.logging_to_stderr(options["verbose"], "sharedmask"),
+    ):
+        _run(chosen, options)
+
+
+def _of_subjects(images: Sequence[str], subjects: Sequence[str]) -> list[str]:
+    """The images of these subjects; each must have one."""
+    if not images:
+        raise click.UsageError("no BOLD is given")
+    if not subjects:
+        return list(images)
+    found = {image: _SUBJECT.findall(image) for image in images}
+    wanted = {f"sub-{subject.removeprefix('sub-')}" for subject in subjects}
+    if unknown := wanted - {subject for those in found.values() for subject in those}:
+        raise NoInputError(f"no image of {', '.join(sorted(unknown))} among {len(images)}")
+    return [image for image, those in found.items() if wanted & set(those)]
+
+
+def _knobs(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings that the flags stand for; None leaves one to profile and default."""
+    gib = 2**30
+    shared = options["memory_efficient"] or options["force_memmap"]
+    threshold, bound = options["memory_threshold"], options["max_memory_per_process"]
+    return {
+        "profile": "slurm" if options["slurm"] else "auto" if options["auto_configure"] else None,
+        "use_disk": shared,
+        "shared_memory": not options["disable_shared_memory"],
+        "disk_threshold": None if threshold is None else int(threshold * gib),
+        "memory_buffer": options["memory_buffer"],
+        "max_memory_per_process": None if bound is None else int(bound * gib),
+        "log_memory": options["log_memory"] or None,
+    }
+
+
+def _run(images: list[str], options: dict[str, Any]) -> None:
+    from sharedmask.cache import Cache
+    from sharedmask.folders import hold_each
+
+    cache = Cache(options["cache_dir"]) if options["cached"] or options["clear_cache"] else None
+    if cache is not None and options["clear_cache"]:
+        click.echo(f"{cache.clear()} results removed from {options['cache_dir']}")
+    study = hold_each(
+        options["output_dir"],
+        images,
+        _chosen_regions(options),
+        form=f".{options['form']}",
+        strategy=cli.strategy_of(options["stat"]),
+        store="disk" if options["force_memmap"] else "auto",
+        n_jobs=options["n_jobs"] if options["parallel"] else 1,
+        memory=options["cache_dir"] if options["cached"] else False,
+    )
+    if options["cache_stats"]:
+        cli.tell_cache(Cache(options["cache_dir"]))
+    tell_study(study, "images")
+
+
+def _chosen_regions(options: dict[str, Any]) -> Any:
+    """The regions on a grid, of these names only; an unknown name is an error."""
+    from sharedmask import luts
+    from sharedmask.regions import matching
+
+    names, masks, atlas, lut = (options[key] for key in ("names", "masks", "atlas", "lut"))
+    if not names:
+        return regions_maker(masks, atlas, lut, "data")
+    if masks:
+        found: dict[str, Any] = matching(masks)
+        return regions_maker({name: found[name] for name in _known(names, found)}, None, None, "data")
+    values = {name: value for value, name in luts.read(lut).items()}
+    return regions_maker(None, atlas, lut, "data", [values[name] for name in _known(names, values)])
+
+
+def _known(names: Sequence[str], there: Collection[str]) -> Sequence[str]:
+    if unknown := sorted(set(names) - set(there)):
+        raise NoInputError(
+            f"no region {unknown[0]}; there are: {', '.join(sorted(there)[:20]) or 'none named'}"
+        )
+    return names
