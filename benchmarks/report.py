@@ -78,8 +78,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _amount(number: float | None, unit: str) -> str:
     if number is None:
         return ""
-    if unit == "MB":
-        return f"{number:,.0f} MB"
+    if unit != "s":
+        return f"{number:,.0f} {unit}"
     return f"{number:.2f} s" if number >= 1 else f"{number * 1000:.1f} ms"
 
 
