@@ -9,6 +9,10 @@ import sys
 from importlib import import_module
 
 _COMMANDS = {
+    "experiment": "every way to mask one run with many regions, in time and memory",
+    "limits": "what masking costs beside what nothing can be faster than",
+    "scaling": "how the cost grows with masks, voxels, volumes, jobs and images",
+    "kernels": "array functions beside a copy, against the stored ratios",
     "core": "time and memory against the bars, in one run",
     "maskers": "the drop-in maskers beside nilearn's, in one run",
     "cohort": "many runs at a time, beside what the cores allow",
@@ -19,7 +23,7 @@ _COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    listed = "\n".join(f"  {name:<10}{summary}" for name, summary in _COMMANDS.items())
+    listed = "\n".join(f"  {name:<12}{summary}" for name, summary in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         epilog=f"commands:\n{listed}\n\nEach has its own --help.",

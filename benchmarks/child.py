@@ -6,7 +6,7 @@ Who talks to whom::
 
     child   runs the variant, holds the signals, prints "done"   -> the parent samples until here
     parent  closes the child's input                             -> what follows is not measured
-    child   prints one line of JSON: seconds, peak, digests
+    child   prints one line of JSON: when it began, seconds, peak, digests
 """
 
 import json
@@ -18,6 +18,7 @@ from benchmarks.variants import VARIANTS, digests
 
 
 def main(name: str, n_jobs: str, n_timepoints: str, run: str, *masks: str) -> None:
+    before = {"began": time.time(), "cpu_before": time.process_time()}
     started = time.perf_counter()
     signals = VARIANTS[name](Path(run), [Path(mask) for mask in masks], int(n_jobs))
     seconds = time.perf_counter() - started
@@ -25,7 +26,8 @@ def main(name: str, n_jobs: str, n_timepoints: str, run: str, *masks: str) -> No
     print("done", flush=True)
     sys.stdin.read()
     found = digests(signals, int(n_timepoints))
-    print(json.dumps({"seconds": seconds, "peak_rss": peak, "digests": found}), flush=True)
+    said = {**before, "seconds": seconds, "peak_rss": peak, "digests": found}
+    print(json.dumps(said), flush=True)
 
 
 def _peak_rss() -> int:

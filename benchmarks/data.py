@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 _VERSION = 2  # of the generator: older files are not taken for newer ones
@@ -33,6 +34,14 @@ class Spec:
     def name(self) -> str:
         shape = "x".join(map(str, self.shape))
         return f"{shape}-{self.n_masks}x{self.mask_voxels}-{self.n_regions}-seed{self.seed}-v{_VERSION}"
+
+
+class Sizes(Protocol):
+    """What a projection has to know of a run and its masks."""
+
+    @property
+    def image_bytes(self) -> int: ...
+    def signal_bytes(self, n_masks: int) -> int: ...
 
 
 @dataclass(frozen=True)

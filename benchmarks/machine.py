@@ -11,7 +11,7 @@ import psutil
 # nibabel reads through indexed_gzip where that is installed: with less memory, at another speed.
 _PACKAGES = (
     *("sharedmask", "numpy", "nibabel", "indexed_gzip", "nilearn", "isal", "joblib"),
-    *("scikit-learn", "psutil"),
+    *("scikit-learn", "psutil", "memory-profiler", "rapidgzip"),
 )
 _SPARED = 0.2  # of what is available
 
@@ -50,9 +50,13 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def room() -> float:
+    """Bytes that a measurement may take now."""
+    return psutil.virtual_memory().available * (1 - _SPARED)
+
+
 def lacking(projected: float) -> str | None:
     """Why a measurement that needs ``projected`` bytes cannot be made here; None if it can."""
-    room = psutil.virtual_memory().available * (1 - _SPARED)
-    if projected <= room:
+    if projected <= room():
         return None
-    return f"needs {projected / 1e6:,.0f} MB, {room / 1e6:,.0f} MB may be used"
+    return f"needs {projected / 1e6:,.0f} MB, {room() / 1e6:,.0f} MB may be used"

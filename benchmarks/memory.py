@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import machine
-from benchmarks.data import ROOT, Dataset
+from benchmarks.data import ROOT, Dataset, Sizes
 from sharedmask import usage
 
 INTERVAL = 0.01
@@ -33,7 +36,7 @@ class Cost:
     images_per_job: float = 0.0
     bytes_per_job: float = 0.0
 
-    def projected(self, dataset: Dataset, n_jobs: int, n_masks: int) -> float:
+    def projected(self, dataset: Sizes, n_jobs: int, n_masks: int) -> float:
         images = self.images + self.images_per_job * n_jobs
         results = 2 * dataset.signal_bytes(n_masks)
         return images * dataset.image_bytes + results + self.bytes_per_job * n_jobs
@@ -45,9 +48,17 @@ COSTS = {
     "resident_processes": Cost(1.1, bytes_per_job=10e6),
     "numpy_indexing": Cost(2.1),
     "shared_recipe": Cost(6.5, bytes_per_job=40e6),
+    "shared_array": Cost(3.2, bytes_per_job=40e6),
+    "indexing_loop": Cost(0.0, images_per_job=2.05, bytes_per_job=60e6),
+    "indexing_loop_memory": Cost(2.1, bytes_per_job=60e6),
+    "shm": Cost(1.1),
+    "memfd": Cost(1.1),
+    "disk": Cost(1.1),
+    "file": Cost(1.1),
+    "masker_loop_memory": Cost(2.1, images_per_job=1.25, bytes_per_job=230e6),
     "union_masker": Cost(3.0),
-    "masker_loop": Cost(0.0, images_per_job=2.5, bytes_per_job=300e6),
-    "masker_loop_shared": Cost(1.1, images_per_job=1.5, bytes_per_job=300e6),
+    "masker_loop": Cost(0.0, images_per_job=2.05, bytes_per_job=230e6),
+    "masker_loop_shared": Cost(1.1, images_per_job=1.25, bytes_per_job=230e6),
     "indexing_loop_shared": Cost(1.3, bytes_per_job=60e6),
     "labels_masker": Cost(2.5, bytes_per_job=300e6),
     "one_masker": Cost(2.5, bytes_per_job=300e6),
@@ -58,7 +69,7 @@ COSTS = {
 }
 
 
-def lacking(name: str, dataset: Dataset, n_jobs: int, n_masks: int) -> str | None:
+def lacking(name: str, dataset: Sizes, n_jobs: int, n_masks: int) -> str | None:
     """Why ``name`` cannot be run here; None if it can."""
     return machine.lacking(COSTS[name].projected(dataset, n_jobs, n_masks))
 
@@ -94,11 +105,14 @@ def measure(name: str, dataset: Dataset, n_jobs: int, masks: Sequence[Path], bar
     """Run the variant ``name`` in a fresh process and watch it."""
     arguments = [name, str(n_jobs), str(dataset.shape[3]), str(dataset.run), *map(str, masks)]
     peak = _sampled([sys.executable, "-m", "benchmarks.child", *arguments])
+    said = peak.said
     return Measured(
         peak=peak.nbytes - bare,
+        peak_rss=said["peak_rss"],
         n_processes=peak.n_processes,
         n_samples=peak.n_samples,
-        **peak.said,
+        seconds=said["seconds"],
+        digests=said["digests"],
     )
 
 
@@ -109,8 +123,8 @@ def _sampled(command: list[str], at_least: int = 1) -> _Peak:
         peak, n_processes, n_samples, done = 0, 0, 0, False
         while not done or n_samples < at_least:
             done = done or bool(select.select([process.stdout], [], [], 0)[0])
-            now = usage.of_tree(process.pid)
-            peak, n_processes = max(peak, now.total), max(n_processes, len(now.private))
+            nbytes, count = look(process.pid)
+            peak, n_processes = max(peak, nbytes), max(n_processes, count)
             n_samples += 1
             time.sleep(INTERVAL)
         first = process.stdout.readline()
@@ -119,3 +133,17 @@ def _sampled(command: list[str], at_least: int = 1) -> _Peak:
     if first != b"done\n":
         raise RuntimeError(f"{' '.join(command[:4])} failed with exit code {process.returncode}")
     return _Peak(peak, n_processes, n_samples, json.loads(rest))
+
+
+def look(pid: int) -> tuple[int, int]:
+    """Bytes that the tree of ``pid`` holds at this moment, and its number of processes."""
+    now = usage.of_tree(pid)
+    return now.total, len(now.private)
+
+
+def processes(pid: int) -> list[psutil.Process]:
+    """``pid`` and its descendants; empty once it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []

@@ -52,6 +52,19 @@ def resident_processes(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals
     return signals
 
 
+def in_store(store: Any) -> Run:
+    """The way that holds the run in this store."""
+
+    def masked(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+        from sharedmask import SharedImage
+
+        with SharedImage(run, store=store) as image:
+            signals: Signals = image.mask_parallel(list(masks), n_jobs=n_jobs)
+        return signals
+
+    return masked
+
+
 # --- theirs --------------------------------------------------------------------------------------
 
 
@@ -61,6 +74,21 @@ def numpy_indexing(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     return [data[mask].T for mask in load_masks(masks)]
 
 
+def indexing_loop(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """``np.asanyarray(dataobj)[mask]``, each mask in a job that is given the path of the run."""
+    return _in_jobs(_indexed_path, run, masks, n_jobs)
+
+
+def indexing_loop_memory(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """The same in jobs that are given the loaded array, which joblib puts into a file in memory."""
+    return _in_jobs(_indexed, load_array(run), load_masks(masks), n_jobs)
+
+
+def shared_array(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """:func:`shared_recipe` without its float64: the values as they are on disk."""
+    return _through_shared_memory(load_array, run, masks, n_jobs)
+
+
 def shared_recipe(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     """nilearn's example of masking a large run through ``SharedMemory``, with its result.
 
@@ -68,9 +96,17 @@ def shared_recipe(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     on its buffer; with the clean-up in a ``finally``.
     """
     import nibabel as nib
+
+    return _through_shared_memory(lambda path: nib.load(path).get_fdata(), run, masks, n_jobs)
+
+
+def _through_shared_memory(
+    load: Callable[[Path], Array], run: Path, masks: Sequence[Path], n_jobs: int
+) -> Signals:
+    import nibabel as nib
     from joblib import Parallel, delayed
 
-    data = nib.load(run).get_fdata()
+    data = load(run)
     shm = SharedMemory(create=True, size=data.nbytes)
     try:
         shared = np.ndarray(data.shape, dtype=data.dtype, buffer=shm.buf)
@@ -89,6 +125,17 @@ def _indexed(data: Array, mask: Array) -> Array:
     return data[mask]
 
 
+def _indexed_path(run: Path, mask: Path) -> Array:
+    return _indexed(load_array(run), load_masks([mask])[0])
+
+
+def _in_jobs(job: Callable[..., Array], image: Any, masks: Sequence[Any], n_jobs: int) -> Signals:
+    from joblib import Parallel, delayed
+
+    found: Signals = Parallel(n_jobs=n_jobs)(delayed(job)(image, mask) for mask in masks)
+    return found
+
+
 def union_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     """One NiftiMasker over the union of the masks, then the columns of each."""
     import nibabel as nib
@@ -104,34 +151,31 @@ def union_masker(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
 
 def masker_loop(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     """One NiftiMasker per mask, each given the path of the run."""
-    from joblib import Parallel, delayed
+    return _in_jobs(_masker, run, masks, n_jobs)
 
-    found: Signals = Parallel(n_jobs=n_jobs)(delayed(_masker)(run, mask) for mask in masks)
-    return found
+
+def masker_loop_memory(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
+    """The same, given the loaded image instead of the path."""
+    import nibabel as nib
+
+    loaded = nib.Nifti1Image(load_array(run), nib.load(run).affine)
+    return _in_jobs(_masker, loaded, masks, n_jobs)
 
 
 def masker_loop_shared(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
-    """The same loop, given the shared image as a niimg instead of the path."""
-    from joblib import Parallel, delayed
-
+    """The same, given the shared image as a niimg."""
     from sharedmask import SharedImage
 
     with SharedImage(run) as image:
-        shared = image.as_nifti()
-        found: Signals = Parallel(n_jobs=n_jobs)(delayed(_masker)(shared, mask) for mask in masks)
-    return found
+        return _in_jobs(_masker, image.as_nifti(), masks, n_jobs)
 
 
 def indexing_loop_shared(run: Path, masks: Sequence[Path], n_jobs: int) -> Signals:
     """A loop of ``data[mask]`` over the shared image."""
-    from joblib import Parallel, delayed
-
     from sharedmask import SharedImage
 
-    inside = load_masks(masks)
     with SharedImage(run) as image:
-        found: Signals = Parallel(n_jobs=n_jobs)(delayed(_indexed)(image.array, mask) for mask in inside)
-    return found
+        return _in_jobs(_indexed, image.array, load_masks(masks), n_jobs)
 
 
 # --- one masker with one image: ours and nilearn's, which differ in their names only ----------------
@@ -255,6 +299,11 @@ VARIANTS: dict[str, Run] = {
     "resident_processes": resident_processes,
     "numpy_indexing": numpy_indexing,
     "shared_recipe": shared_recipe,
+    "shared_array": shared_array,
+    "indexing_loop": indexing_loop,
+    "indexing_loop_memory": indexing_loop_memory,
+    "masker_loop_memory": masker_loop_memory,
+    **{store: in_store(store) for store in ("shm", "memfd", "disk", "file")},
     "union_masker": union_masker,
     "masker_loop": masker_loop,
     "masker_loop_shared": masker_loop_shared,
