@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sharedmask.batches import batch_process
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
     from sharedmask.image import SharedImage
+    from sharedmask.network import FunctionalNetworkMapper
     from sharedmask.regions import Grid, Regions
     from sharedmask.service import Coordinator
 
@@ -22,9 +24,21 @@ _ROOMS = {
     "Grid": "regions",
     "MemoryBudget": "budget",
     "Coordinator": "service",
+    "FunctionalNetworkMapper": "network",
+    "batch_process": "batches",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = [
+    "Coordinator",
+    "FunctionalNetworkMapper",
+    "Grid",
+    "MemoryBudget",
+    "Regions",
+    "SharedImage",
+    "__version__",
+    "batch_process",
+    "extract",
+]
 
 
 def __getattr__(name: str) -> object:

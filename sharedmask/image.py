@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 T = TypeVar("T")
+_BATCH_SHARE = 0.5  # of the memory that is left: what a batch of masks may take
 _log = logging.getLogger(__name__)
 
 
@@ -472,7 +473,7 @@ class SharedImage:
         self,
         masks: Any,
         *,
-        batch_size: int = 20,
+        batch_size: int | None = 20,
         resampling_target: Literal["data"] | None = None,
         **parameters: Unpack[Parameters],
     ) -> Iterator[tuple[Any, Array]]:
@@ -483,7 +484,8 @@ class SharedImage:
         Parameters
         ----------
         masks : list, dict, iterator, or what :meth:`mask_parallel` takes
-        batch_size : int
+        batch_size : int, optional
+            None: as many as fit in memory.
         **parameters
             Those of :meth:`mask_parallel`.
 
@@ -492,11 +494,33 @@ class SharedImage:
         (key, ndarray)
             The dict's key, the file's name, or the number in a list; (n_timepoints, n_voxels).
         """
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
             raise ParameterError(f"batch_size={batch_size!r} is no number of masks")
-        for batch in _batches(masks, self._grid, batch_size, resampling_target):
+        batches = _batches(masks, self._grid, batch_size or 1, resampling_target)
+        if batch_size is None:
+            request = Request.checked(self._facts, **parameters)
+            batches = self._fitting(batches, resampling_target, request)
+        for batch in batches:
             signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
             yield from signals.items()
+
+    def _fitting(
+        self, singles: Iterator[Any], target: Literal["data"] | None, request: Request
+    ) -> Iterator[Regions]:
+        """Masks, opened one by one, whose signals together take a share of the memory that is left."""
+        self._loaded()
+        room = MemoryBudget.here(self._memory_limit, self.nbytes).limit * _BATCH_SHARE
+        batch, taken = list[Regions](), 0
+        for single in singles:
+            regions = self._regions(single, target)
+            needed = masking.projected(self._facts, regions, request)
+            if batch and taken + needed > room:
+                yield Regions.joined(batch)
+                batch, taken = [], 0
+            batch.append(regions)
+            taken += needed
+        if batch:
+            yield Regions.joined(batch)
 
     def _regions(self, masks: Any, resampling_target: Literal["data"] | None) -> Regions:
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)

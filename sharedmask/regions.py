@@ -191,6 +191,17 @@ class Regions:
                 container="dict",
             )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Regions]) -> Regions:
+        """The regions of several on one grid, as dicts: the opposite of :meth:`batches`."""
+        names, labels, keys = (
+            tuple(item for part in parts for item in getattr(part, what))
+            for what in ("names", "labels", "keys")
+        )
+        indices = np.concatenate([part.indices for part in parts])
+        offsets = np.cumsum([0, *(size for part in parts for size in part.sizes)])
+        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys)
+
     def table(self, stored: Numbers | None = None) -> list[RegionRow]:
         """One row per region, those in ``missing`` included.
 
@@ -411,6 +422,15 @@ def matching(masks: Any) -> dict[str, str]:
     if not files:
         raise errors.MissingFileError(f"no file matches {path}")
     return dict(zip(_unique(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
+
+
+def named(masks: Any) -> dict[str, Any]:
+    """Name -> mask, of a dict, list, pattern or one mask; names are unique, nothing is read."""
+    masks = matching(masks) or masks
+    if isinstance(masks, Mapping):
+        return dict(zip(_unique(map(str, masks)), masks.values(), strict=True))
+    items = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+    return dict(zip(_unique(_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True))
 
 
 def _n_volumes(image: Any) -> int:

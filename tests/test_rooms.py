@@ -14,13 +14,13 @@ PACKAGE = Path(sharedmask.__file__).parent
 FLOORS = [
     {"errors"},
     {"kernels", "streams", "budget", "stores", "writing", "luts"},
-    {"sources", "segments", "loading"},
+    {"sources", "segments", "loading", "correlation", "subjects"},
     {"regions", "registry", "pool", "demo"},
-    {"parameters", "wire", "doctor"},
+    {"parameters", "wire", "doctor", "connectomes", "maps"},
     {"masking"},
-    {"niimgs", "holding"},
-    {"image", "extraction"},
-    {"service"},
+    {"niimgs", "holding", "batches"},
+    {"image", "extraction", "network"},
+    {"service", "runs"},
     {"cli"},
     {"__main__"},
 ]
