@@ -7,13 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sharedmask.batches import batch_process
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
+    from sharedmask.grids import Grid
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
     from sharedmask.monitor import MemoryMonitor
     from sharedmask.multimask import SharedMultiMasker
-    from sharedmask.regions import Grid, Regions
+    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.regions import Regions
     from sharedmask.service import Coordinator
 
 __version__ = "0.1.0"
@@ -22,7 +25,7 @@ _ROOMS = {
     "SharedImage": "image",
     "extract": "extraction",
     "Regions": "regions",
-    "Grid": "regions",
+    "Grid": "grids",
     "MemoryBudget": "budget",
     "MemoryMonitor": "monitor",
     "Coordinator": "service",
@@ -30,10 +33,13 @@ _ROOMS = {
     "SharedLabelsMasker": "maskers",
     "SharedMapsMasker": "maskers",
     "SharedMultiMasker": "multimask",
+    "FunctionalNetworkMapper": "network",
+    "batch_process": "batches",
 }
 
 __all__ = [
     "Coordinator",
+    "FunctionalNetworkMapper",
     "Grid",
     "MemoryBudget",
     "MemoryMonitor",
@@ -44,6 +50,7 @@ __all__ = [
     "SharedMultiMasker",
     "SharedNiftiMasker",
     "__version__",
+    "batch_process",
     "extract",
 ]
 

@@ -103,12 +103,17 @@ def transposing_threads(source: Source) -> int:
     return 1 if source.compressed else pool.n_cpus()
 
 
+def union_bytes(source: Source, regions: Regions) -> int:
+    """What :func:`union` takes, its loading included."""
+    n_voxels = len(regions.union)
+    return n_voxels * source.n_timepoints * source.dtype.itemsize + loading.buffer_bytes(source, n_voxels)
+
+
 @contextlib.contextmanager
 def union(source: Source, regions: Regions, plan: Plan, budget: MemoryBudget) -> Iterator[Rows]:
     """The rows of all regions' voxels, for one call; shared only if workers will read them."""
     voxels = regions.union
-    held = len(voxels) * source.n_timepoints * source.dtype.itemsize
-    needed = held + loading.buffer_bytes(source, len(voxels)) + plan.needed
+    needed = union_bytes(source, regions) + plan.needed
     budget.require(plan.operation, needed, FEWER)
     with monitor.operation("extract", plan.operation, needed):
         if plans.in_processes(plan.request, heavy=plan.request.cleaning.needed):
@@ -199,9 +204,7 @@ def _working_memory(budget: MemoryBudget) -> int:
 
 def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Owned, Rows]:
     if not (isinstance(source, FileSource) and banding.is_plain(source)):
-        why = (
-            "is compressed" if source.compressed else "is processed, or foreign, or several files"
-        )
+        why = "is compressed" if source.compressed else "is processed, or foreign, or several files"
         raise ImageError(f"{source.name} cannot be used as it is, because it {why}: take another store")
     if voxels is not None:
         raise ParameterError(f'{source.name} is used as it is with store="file": mask_img selects nothing')
