@@ -78,7 +78,10 @@ def main() -> None:
     """Run the command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
     try:
-        code = commands([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+        # Not commands.main(), which takes every EOFError, such as a damaged image, for an interrupt.
+        arguments = [arg for arg in sys.argv[1:] if arg != "--debug"]
+        with commands.make_context("sharedmask", arguments) as context:
+            code = commands.invoke(context)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort):
