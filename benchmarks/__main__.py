@@ -19,6 +19,7 @@ _COMMANDS = {
     "sharing": "attaching, publishing, travelling as a handle",
     "disk": "writing the disk store, and what a cold region reads from it",
     "cache": "a result found again against computing it",
+    "network": "lesions on a connectome, beside the prior approach",
 }
 
 

@@ -7,14 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sharedmask.batches import batch_process
     from sharedmask.budget import MemoryBudget
     from sharedmask.cohort import extract_many
     from sharedmask.extraction import extract
+    from sharedmask.grids import Grid
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
     from sharedmask.monitor import MemoryMonitor
     from sharedmask.multimask import SharedMultiMasker
-    from sharedmask.regions import Grid, Regions
+    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.regions import Regions
     from sharedmask.service import Coordinator
 
 __version__ = "0.1.0"
@@ -23,7 +26,7 @@ _ROOMS = {
     "SharedImage": "image",
     "extract": "extraction",
     "Regions": "regions",
-    "Grid": "regions",
+    "Grid": "grids",
     "MemoryBudget": "budget",
     "MemoryMonitor": "monitor",
     "Coordinator": "service",
@@ -32,10 +35,13 @@ _ROOMS = {
     "SharedMapsMasker": "maskers",
     "SharedMultiMasker": "multimask",
     "extract_many": "cohort",
+    "FunctionalNetworkMapper": "network",
+    "batch_process": "batches",
 }
 
 __all__ = [
     "Coordinator",
+    "FunctionalNetworkMapper",
     "Grid",
     "MemoryBudget",
     "MemoryMonitor",
@@ -46,6 +52,7 @@ __all__ = [
     "SharedMultiMasker",
     "SharedNiftiMasker",
     "__version__",
+    "batch_process",
     "extract",
     "extract_many",
 ]

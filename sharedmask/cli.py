@@ -1,11 +1,11 @@
-"""The verbs: ``sharedmask extract | info | demo | ls | cache | gc``.
+"""The verbs: ``sharedmask extract | network | info | demo | ls | cache | gc``.
 
 Covers: options, exit codes, what is printed where. Does not cover: any of the work.
 
 Data go to files or standard output, everything else to standard error. Exit codes follow the BIDS
 execution specification: 0 done, 16 no BIDS data set, 18 nothing selected, 64 wrong usage, 65 bad
 data, 66 input missing, 73 output cannot be made, 74 input or output failed, 75 try again with more
-memory or later, 1 anything else.
+memory or later, 1 anything else, or some of many items failed.
 """
 
 import contextlib
@@ -349,7 +349,7 @@ def tell_study(study: Any, what: str) -> None:
 
 
 def _grid(source: Any) -> Any:
-    from sharedmask.regions import Grid
+    from sharedmask.grids import Grid
 
     return Grid(source.shape[:3], source.affine)
 
@@ -400,6 +400,41 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+@commands.command()
+@click.argument("lesions", nargs=-1, required=True, metavar="LESION...")
+@click.option("--connectome", required=True, metavar="DIR", help="An .h5 file or a folder of them.")
+@click.option("--out", required=True, metavar="DIR", help="Where each lesion's maps go.")
+@click.option("--method", type=click.Choice(["boes", "pini"]), default="boes", show_default=True)
+@click.option("--pini-percentile", type=float, default=20, show_default=True, metavar="P")
+@click.option("--t-threshold", type=float, metavar="T", help="Write maps of the voxels with larger t.")
+@click.option("--fdr-alpha", type=float, default=0.05, show_default=True, metavar="A")
+@click.option("--output-space", type=click.Choice(["connectome", "lesion"]), default="connectome")
+@click.option("--resampling-target", type=click.Choice(["data"]), help="Resample lesions on other grids.")
+@click.option("--batch-size", type=int, metavar="N", help="Lesions that go together; default: by memory.")
+@click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
+@click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+@click.option("--resume", is_flag=True, help="Take up a run that stopped: leave out what is complete.")
+@_with_settings
+def network(
+    lesions: tuple[str, ...], connectome: str, out: str, batch_size: int | None, resume: bool, **settings: Any
+) -> None:
+    """Map what each LESION (a file, or a quoted pattern) is connected to.
+
+    Exit code 1: some lesions failed; OUT/errors.json names them.
+    """
+    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.runs import run
+
+    mapper = FunctionalNetworkMapper(**settings).fit(connectome)
+    given = lesions[0] if len(lesions) == 1 else list(lesions)
+    report = run(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
+    for name, error in report.errors.items():
+        click.echo(f"sharedmask: {name}: {' '.join(str(error).split())}", err=True)
+    _say(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")
+    if report.errors:
+        raise click.exceptions.Exit(1)
 
 
 @commands.command()

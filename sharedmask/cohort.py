@@ -35,10 +35,11 @@ from typing import Any
 from sharedmask import extraction, pool, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning, WorkerError
+from sharedmask.grids import Grid
 from sharedmask.journal import Entry, Journal
 from sharedmask.masking import progress_to
 from sharedmask.parameters import Parameters, Progress, Request
-from sharedmask.regions import Grid, Regions, ResamplingTarget
+from sharedmask.regions import Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
 
 Key = Any

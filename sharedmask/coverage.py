@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import EmptyMaskError, ParameterError
-from sharedmask.regions import Grid, RegionRow, Regions
+from sharedmask.grids import Grid
+from sharedmask.regions import RegionRow, Regions
 
 Array = NDArray[Any]
 T = TypeVar("T")

@@ -13,6 +13,7 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
     │   ├── EmptyMaskError
     │   ├── GridMismatchError
     │   └── OutsideImageError              voxels are asked for that the image does not hold
+    ├── ConnectomeError (ValueError)       a file is no connectome, or not the same one as the others
     ├── ParameterError (ValueError)        a parameter that makes no sense for this image
     ├── DatasetError (ValueError)          a folder that is no BIDS data set
     ├── NoInputError (ValueError)          a data set has nothing of what is asked for
@@ -20,7 +21,8 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
     ├── MemoryLimitError (MemoryError)     refused before allocating
     ├── SegmentError (OSError)             a shared segment cannot be made
     │   └── AttachError                    a handle that does not lead to its segment
-    └── WorkerError (RuntimeError)         a worker process died or its function raised
+    ├── WorkerError (RuntimeError)         a worker process died or its function raised
+    └── CallbackError (RuntimeError)       the caller's function for a batch raised
 
 Each also inherits the builtin that a caller already catches.
 """
@@ -58,6 +60,10 @@ class OutsideImageError(MaskError):
     """Voxels are asked for that the image does not hold."""
 
 
+class ConnectomeError(SharedMaskError, ValueError):
+    """A file is no connectome, or belongs to another one than the other files."""
+
+
 class ParameterError(SharedMaskError, ValueError):
     """A parameter makes no sense, alone or for this image."""
 
@@ -88,6 +94,12 @@ class AttachError(SegmentError):
 
 class WorkerError(SharedMaskError, RuntimeError):
     """A worker process died, or the function it ran raised."""
+
+
+class CallbackError(SharedMaskError, RuntimeError):
+    """The caller's function for a batch raised; ``outcome`` holds all that was done until then."""
+
+    outcome: object = None
 
 
 class SharedMaskWarning(UserWarning):

@@ -1,9 +1,12 @@
 """Extraction: the signals of masks in one pass over an image that is never held.
 
-Covers: what is kept on the way (results, or the rows of the masks' voxels), and what that takes.
+Covers: what is kept on the way (results, or the rows of the masks' voxels), and what that takes; batches
+of masks, handed over one after the other.
 Does not cover: images that several calls share (``image``), the work itself (``masking``).
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,12 +15,18 @@ from numpy.typing import NDArray
 from sharedmask import loading, masking, monitor, plans, recall, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
+from sharedmask.errors import MemoryLimitError, ParameterError
+from sharedmask.grids import Grid
 from sharedmask.holding import FEWER, transposing_threads, union, union_bytes
 from sharedmask.parameters import Parameters, Request, check_strategy
-from sharedmask.regions import Grid, Regions, ResamplingTarget
+from sharedmask.plans import Plan
+from sharedmask.regions import Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
 
 Array = NDArray[Any]
+OnBatch = Callable[[dict[Any, Array]], object]
+
+_HELD_SHARE = 0.5  # of the limit: the union of all masks, for which the image is read once
 
 
 def extract(
@@ -29,6 +38,8 @@ def extract(
     resampling_target: ResamplingTarget = None,
     memory: Any = None,
     memory_limit: int | float | str | None = None,
+    batch_size: int | None = None,
+    on_batch: OnBatch | None = None,
     **parameters: Unpack[Parameters],
 ) -> Any:
     """The signals of masks, in one pass over the image, which is never held.
@@ -50,9 +61,15 @@ def extract(
     resampling_target : {"data", "mask"}, optional
         As in :meth:`SharedImage.mask_parallel`; the image is smoothed before it is resampled.
     memory : str, path, joblib.Memory or False, optional
-        Where results are kept, as in :meth:`SharedImage.mask_parallel`.
+        Where results are kept, as in :meth:`SharedImage.mask_parallel`; with ``on_batch`` nowhere.
     memory_limit : int, float or str, optional
         Bytes, ``"8G"``, or a fraction of the RAM.
+    batch_size : int, optional
+        Masks per call of ``on_batch``; default: as many as fit.
+    on_batch : callable, optional
+        Called with ``{key: signals}``, batch after batch; then no signals are kept. The image is
+        read once if the union of the masks fits in memory, else once per batch. What it raises
+        ends the call.
 
     Other parameters are those of :meth:`SharedImage.mask_parallel`.
 
@@ -60,7 +77,7 @@ def extract(
     -------
     list, dict or ndarray
         (n_timepoints, n_voxels) per mask, in the container given; with a ``strategy`` one
-        (n_timepoints, n_regions) array.
+        (n_timepoints, n_regions) array. With ``on_batch`` a dict of the signals' shapes.
 
     Examples
     --------
@@ -73,8 +90,11 @@ def extract(
     opened = steps.smoothed(open_source(source), smoothing_fwhm)
     grid = Grid(opened.shape[:3], opened.affine)
     request = Request.checked(opened, **parameters)
+    _check_batches(strategy, memory, batch_size, on_batch)
     regions = regions_of(masks, grid, strategy, resampling_target)
     opened, regions = steps.fitted(opened, regions)
+    if on_batch is not None:
+        return _in_batches(opened, regions, request, MemoryBudget.here(memory_limit), batch_size, on_batch)
 
     def compute() -> list[Array]:
         return _extracted(opened, regions, request, strategy, MemoryBudget.here(memory_limit))
@@ -157,3 +177,88 @@ def _streamed(source: Source, regions: Regions, request: Request, budget: Memory
             on_volumes=tell,
         )
     return masking.reported(masking.split(rows, regions, source), regions, request)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def _check_batches(
+    strategy: str | None, memory: Any, batch_size: int | None, on_batch: OnBatch | None
+) -> None:
+    number = isinstance(batch_size, int | np.integer) and batch_size > 0
+    if batch_size is not None and (on_batch is None or not number):
+        raise ParameterError(f"batch_size={batch_size!r}: give a number of masks, and on_batch to take them")
+    if on_batch is None:
+        return
+    if strategy is not None:
+        raise ParameterError("on_batch takes signals of voxels: a strategy gives one small table")
+    if memory not in (None, False):
+        raise ParameterError(f"memory={memory!r} is to keep results, and with on_batch none are kept")
+
+
+def _in_batches(
+    source: Source,
+    regions: Regions,
+    request: Request,
+    budget: MemoryBudget,
+    batch_size: int | None,
+    on_batch: OnBatch,
+) -> dict[Any, tuple[int, ...]]:
+    """Hand over the signals of some masks at a time; their shapes."""
+    once = union_bytes(source, regions) <= budget.limit * _HELD_SHARE
+    held = regions if once else None
+    size = batch_size or _fitting(source, regions, request, budget, held)
+    work = _planned(source, regions.batches(size), request, budget, held)
+    if not once:
+        return _handed_over(work, lambda batch, plan: _of_batch(source, batch, plan, budget), on_batch)
+    most = max((plan for _, plan in work), key=lambda plan: plan.needed)  # workers read one union: one plan
+    with union(source, regions, most, budget) as rows:
+        return _handed_over(work, lambda batch, _: masking.mask(rows, batch, most), on_batch)
+
+
+def _planned(
+    source: Source,
+    batches: Iterable[Regions],
+    request: Request,
+    budget: MemoryBudget,
+    held: Regions | None,
+) -> list[tuple[Regions, Plan]]:
+    """Each batch's plan, while the union of ``held``, or its own, is in memory."""
+
+    def plan(batch: Regions) -> Plan:
+        left = replace(budget, limit=budget.limit - union_bytes(source, held or batch))
+        return plans.mask(source, batch, request, left, f"extracting {len(batch)} masks from {source.name}")
+
+    return [(batch, plan(batch)) for batch in batches]
+
+
+def _fitting(
+    source: Source, regions: Regions, request: Request, budget: MemoryBudget, held: Regions | None
+) -> int:
+    """How many masks go together: at first what signals alone would allow, then half of it, and so on."""
+    largest = max(plans.signals_bytes(source, one, request) for one in regions.batches(1))
+    size = min(max(1, budget.limit // largest), len(regions))
+    while size > 1:
+        try:
+            _planned(source, regions.batches(size), request, budget, held)
+            break
+        except MemoryLimitError:
+            size //= 2
+    return size
+
+
+def _of_batch(source: Source, batch: Regions, plan: Plan, budget: MemoryBudget) -> list[Array]:
+    with union(source, batch, plan, budget) as rows:
+        return masking.mask(rows, batch, plan)
+
+
+def _handed_over(
+    work: list[tuple[Regions, Plan]], signals_of: Callable[[Regions, Plan], list[Array]], on_batch: OnBatch
+) -> dict[Any, tuple[int, ...]]:
+    shapes: dict[Any, tuple[int, ...]] = {}
+    for batch, plan in work:
+        signals = dict(zip(batch.keys, signals_of(batch, plan), strict=True))
+        shapes |= {key: one.shape for key, one in signals.items()}
+        on_batch(signals)
+        del signals  # before the next are made
+    return shapes

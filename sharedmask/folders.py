@@ -17,10 +17,11 @@ from sharedmask.budget import MemoryBudget
 from sharedmask.cohort import Study, extract_many
 from sharedmask.errors import ParameterError
 from sharedmask.extraction import projected, regions_of
+from sharedmask.grids import Grid
 from sharedmask.image import SharedImage
 from sharedmask.journal import Failures
 from sharedmask.parameters import Request
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.sources import open_source
 from sharedmask.writing import series_writer, write_series, write_table
 

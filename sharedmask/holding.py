@@ -104,9 +104,9 @@ def transposing_threads(source: Source) -> int:
 
 
 def union_bytes(source: Source, regions: Regions) -> int:
-    """Bytes of memory that the rows of all regions' voxels take while they are loaded."""
-    n_rows = len(regions.union)
-    return n_rows * source.n_timepoints * source.dtype.itemsize + loading.buffer_bytes(source, n_rows)
+    """What :func:`union` takes, its loading included."""
+    n_voxels = len(regions.union)
+    return n_voxels * source.n_timepoints * source.dtype.itemsize + loading.buffer_bytes(source, n_voxels)
 
 
 @contextlib.contextmanager

@@ -28,10 +28,11 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
+from sharedmask.grids import Grid
 from sharedmask.holding import geometry_of, hold
 from sharedmask.masking import Rows
 from sharedmask.monitor import MemoryReport
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.registry import Owned
 from sharedmask.requests import Requests
 from sharedmask.segments import Handle

@@ -340,3 +340,11 @@ def apply(
     """What the user's function makes of one region's (n_timepoints, n_voxels) array."""
     signals = signals_of(rows, finite, conversion, index)
     return function(cleaning.apply(signals) if cleaning.needed else signals)
+
+
+def attempt(function: Callable[[Any], Any], item: Any) -> Any:
+    """What the user's function makes of ``item``, or the exception that it raises."""
+    try:
+        return function(item)
+    except Exception as error:
+        return error

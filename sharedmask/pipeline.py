@@ -38,13 +38,14 @@ from numpy.typing import NDArray
 from sharedmask import holding, kernels, loading, masking, plans, pool, reductions, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.grids import Grid
 from sharedmask.image import SharedImage
 from sharedmask.kernels import Cleaning
 from sharedmask.masking import Rows
 from sharedmask.niimgs import SharedNifti, SourceNifti
 from sharedmask.parameters import Request
 from sharedmask.plans import Plan
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.segments import Handle
 from sharedmask.sources import Facts, Source, open_source
 

@@ -116,9 +116,10 @@ def mask(facts: Facts, regions: Regions, request: Request, budget: MemoryBudget,
     kept = _kept(facts, request)
     fixed = signals_bytes(facts, regions, request) + _INDEX_COPIES * regions.indices.nbytes
     if not cleaning.needed:
-        rows = max(1, _BLOCK_BYTES // (facts.n_timepoints * itemsize))
-        base = _gathering(facts, len(regions.indices))
-        work = _Work("mask", operation, fixed, base, 8, rows, len(regions.indices), heavy=False)
+        n_voxels = len(regions.indices)
+        rows = max(1, min(n_voxels, _BLOCK_BYTES // (facts.n_timepoints * itemsize)))
+        base = _gathering(facts, n_voxels)
+        work = _Work("mask", operation, fixed, base, 8, rows, n_voxels, heavy=False)
         return _plan(work, request, budget, _fewer(regions, fixed, budget))
     n_union = len(regions.union)
     fixed += (n_union < len(regions.indices)) * n_union * kept * itemsize + _cleaning_import(request)

@@ -1,8 +1,8 @@
-"""Grid (shape + affine) and Regions: masks and atlases as voxel index sets on one grid.
+"""Regions: masks and atlases as voxel index sets on one grid.
 
 Covers: reading masks and label images, putting them on the image's grid, names, the region table. Does not
-cover: the voxels' values (``kernels``), reading images (``sources``), look-up tables (``luts``). A voxel's
-number is its on-disk position, x fastest: ``x + X * (y + Y * z)``.
+cover: comparing grids, and a voxel's number (``grids``), the voxels' values (``kernels``), reading images
+(``sources``), look-up tables (``luts``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
-from sharedmask import errors, luts
+from sharedmask import errors, grids, luts
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
+from sharedmask.grids import Grid
 from sharedmask.sources import open_source
 
 T = TypeVar("T")
@@ -40,43 +41,6 @@ ResamplingTarget = Literal["data", "mask", "labels"] | None
 _SUFFIX = re.compile(r"(?<=.)(\.(nii|img|hdr)(\.(gz|bz2|zst))?|\.mg[hz])$", re.IGNORECASE)
 _BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
 _UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where the voxels of an image lie: shape (X, Y, Z) and (4, 4) affine, from voxels to millimetres.
-
-    Examples
-    --------
-    >>> print(Grid((50, 59, 50), np.diag([3, 3, 4, 1])))
-    50 x 59 x 50 voxels of 3 x 3 x 4 mm, axes RAS, affine [3 0 0 0] [0 3 0 0] [0 0 4 0]
-    """
-
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        affine = np.array(self.affine, dtype=np.float64)
-        if len(self.shape) != 3 or affine.shape != (4, 4):
-            given = f"{self.shape} and {affine.shape}"
-            raise errors.ParameterError(f"a grid is 3 sizes and a (4, 4) affine, not {given}")
-        affine.flags.writeable = False
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "affine", affine)
-
-    @property
-    def n_voxels(self) -> int:
-        """Number of voxels of the box."""
-        return int(np.prod(self.shape))
-
-    def matches(self, other: Grid) -> bool:
-        """Whether shape and affine are the same, with numpy's default tolerances, as in nilearn."""
-        return self.shape == other.shape and np.allclose(self.affine, other.affine)
-
-    def __str__(self) -> str:
-        sizes = " x ".join(f"{size:.6g}" for size in np.linalg.norm(self.affine[:3, :3], axis=0))
-        rows = " ".join("[" + " ".join(f"{v + 0.0:.9g}" for v in row) + "]" for row in self.affine[:3])
-        return f"{_times(self.shape)} voxels of {sizes} mm, axes {_axis_codes(self.affine)}, affine {rows}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +181,7 @@ class Regions:
 
     def fits(self, grid: Grid) -> bool:
         """Whether the regions can be put :meth:`on` ``grid``."""
-        return _steps(self.grid, grid) is not None
+        return grids.steps(self.grid, grid) is not None
 
     def on(self, grid: Grid) -> Regions:
         """The same regions, each in its own order, on an image's grid.
@@ -226,12 +190,12 @@ class Regions:
         """
         if self.grid.matches(grid):
             return self if np.array_equal(self.grid.affine, grid.affine) else replace(self, grid=grid)
-        steps = _steps(self.grid, grid)
+        steps = grids.steps(self.grid, grid)
         if steps is None:
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
-            raise _mismatch(f"region {self.names[0]!r}{more}", self.grid, grid)
+            raise grids.mismatch(f"region {self.names[0]!r}{more}", self.grid, grid)
         coordinates = np.unravel_index(self.indices, self.grid.shape, order="F")
-        return replace(self, grid=grid, indices=_numbers(coordinates, *steps))
+        return replace(self, grid=grid, indices=grids.numbers(coordinates, *steps))
 
     @classmethod
     def from_any(
@@ -337,64 +301,6 @@ class Regions:
         return make(given, grid, resampling_target=resampling_target)
 
 
-# ---- grids
-
-
-def _times(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _axis_codes(affine: Array) -> str:
-    try:
-        return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
-    except np.linalg.LinAlgError:  # not finite
-        return "???"
-
-
-def _mismatch(what: str, own: Grid, target: Grid, whose: str = "image") -> GridMismatchError:
-    hint = 'resampling_target="data" resamples masks (nearest neighbour), "mask" the image to their grid'
-    return GridMismatchError(f"{what} lies on another grid:\n  mask:  {own}\n  {whose}: {target}\n{hint}")
-
-
-def _steps(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
-    """Start and steps: voxel c of ``own`` is number ``start + c @ steps`` of ``target``, if there is one."""
-    strides = np.cumprod([1, *target.shape[:2]])
-    if own.matches(target):
-        return 0, strides
-    turn = _turn(own, target)
-    if turn is None or tuple(np.abs(turn) @ own.shape) != target.shape:
-        return None
-    start = np.where(turn.sum(axis=1) < 0, np.array(target.shape) - 1, 0)
-    if not _same_place(own, target.affine[:3, :3] @ turn, target.affine[:3] @ [*start, 1]):
-        return None
-    return int(strides @ start), strides @ turn
-
-
-def _turn(own: Grid, target: Grid) -> Numbers | None:
-    """The signed permutation from the axes of ``own`` to those of ``target``, if there is one to make."""
-    try:
-        turn = np.rint(np.linalg.solve(target.affine, own.affine)[:3, :3])
-    except np.linalg.LinAlgError:
-        return None
-    if not np.all(np.abs(turn) <= 1) or not np.array_equal(turn @ turn.T, np.eye(3)):
-        return None
-    return None if np.array_equal(turn, np.eye(3)) else turn.astype(np.intp)
-
-
-def _same_place(grid: Grid, axes: Array, origin: Array) -> bool:
-    # The origin at the other end of an axis is a difference of large numbers, each rounded to float32 in its
-    # file: it is compared at the scale of the box, since it may itself be near 0.
-    reach = np.max(np.abs(grid.affine[:3]) @ [*grid.shape, 1])
-    same_origin = np.allclose(grid.affine[:3, 3], origin, rtol=0, atol=1e-5 * reach)
-    return same_origin and np.allclose(grid.affine[:3, :3], axes)
-
-
-def _numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:
-    i, j, k = coordinates
-    numbers: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start
-    return numbers
-
-
 # ---- what the caller gives, and reading it
 
 
@@ -427,6 +333,15 @@ def matching(masks: Any) -> dict[str, str]:
     if not files:
         raise errors.MissingFileError(f"no file matches {path}")
     return dict(zip(_unique(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
+
+
+def named(masks: Any) -> dict[str, Any]:
+    """Name -> mask, of a dict, list, pattern or one mask; names are unique, nothing is read."""
+    masks = matching(masks) or masks
+    if isinstance(masks, Mapping):
+        return dict(zip(_unique(map(str, masks)), masks.values(), strict=True))
+    items = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+    return dict(zip(_unique(_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True))
 
 
 def _n_volumes(image: Any) -> int:
@@ -476,13 +391,13 @@ def _target(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
     """The grid to put the volume on: the image's, else (or if asked for) its own."""
     shape = volume.data.shape
     if len(shape) != 3:
-        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({_times(shape)}); 3 are needed")
+        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({grids.times(shape)}); 3 are needed")
     if volume.grid is not None:
         return volume.grid if own or grid is None else grid
     if grid is None:
         raise MaskError(f"{volume.where} is an array and has no affine: give grid=, the image's grid")
     if shape != grid.shape:
-        shapes = f"{_times(shape)}, the image {_times(grid.shape)}"
+        shapes = f"{grids.times(shape)}, the image {grids.times(grid.shape)}"
         raise GridMismatchError(f"{volume.where} is an array of {shapes}")
     return grid
 
@@ -526,7 +441,7 @@ def _volume(where: str, data: Array, affine: Array | None) -> _Volume:
     if data.ndim > 3 and set(data.shape[3:]) == {1}:
         data = data.reshape(data.shape[:3])
     if data.ndim not in (3, 4):
-        raise MaskError(f"{where} has {data.ndim} dimensions ({_times(data.shape)}); 3 are needed")
+        raise MaskError(f"{where} has {data.ndim} dimensions ({grids.times(data.shape)}); 3 are needed")
     return _Volume(where, data, None if affine is None else Grid(data.shape[:3], affine))
 
 
@@ -571,16 +486,16 @@ def _label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDA
 def _place(volume: _Volume, codes: Array, grid: Grid, resampling_target: str | None) -> tuple[Numbers, Array]:
     """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
     own = volume.grid or grid
-    steps = _steps(own, grid)
+    steps = grids.steps(own, grid)
     if steps is None and resampling_target != "data":
-        raise _mismatch(volume.where, own, grid, "first" if resampling_target else "image")
+        raise grids.mismatch(volume.where, own, grid, "first" if resampling_target else "image")
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
     if steps is None:
         codes, steps = _resample(volume.where, codes, own, grid), (0, np.cumprod([1, *grid.shape[:2]]))
     positions = np.flatnonzero(codes)  # of the flat array, which is several times faster than of the 3D one
     coordinates = np.unravel_index(positions, codes.shape)
-    return _numbers(coordinates, *steps), codes.reshape(-1)[positions]
+    return grids.numbers(coordinates, *steps), codes.reshape(-1)[positions]
 
 
 def _to_masks(resampling_target: object) -> bool:

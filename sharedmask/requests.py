@@ -19,10 +19,11 @@ from sharedmask import holding, masking, plans, recall, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
 from sharedmask.errors import ParameterError
+from sharedmask.grids import Grid
 from sharedmask.masking import Rows
 from sharedmask.parameters import Parameters, Request, check_strategy
 from sharedmask.plans import Plan
-from sharedmask.regions import Grid, Regions, ResamplingTarget, matching
+from sharedmask.regions import Regions, ResamplingTarget, matching
 from sharedmask.sources import Facts, Source
 
 Array = NDArray[Any]

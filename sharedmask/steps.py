@@ -29,9 +29,10 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.errors import EmptyMaskError, GridMismatchError, ParameterError
+from sharedmask.grids import Grid
 from sharedmask.kernels import all_finite
 from sharedmask.pool import n_cpus
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.sources import Source, VolumeReader
 
 Array = NDArray[Any]

@@ -23,9 +23,10 @@ from sharedmask.cohort import Study, extract_many
 from sharedmask.coverage import Coverage
 from sharedmask.derivatives import Derivatives
 from sharedmask.errors import ParameterError
+from sharedmask.grids import Grid
 from sharedmask.journal import Entry, Failures, Journal
 from sharedmask.parameters import Progress
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.report import RunReport, RunRow, StudyReport
 from sharedmask.sources import Source, open_source
 

@@ -25,8 +25,9 @@ from images import bold, niimg, random_masks, same_bits, save
 from sharedmask import SharedImage, cache, entries, extract, recall
 from sharedmask.cache import Cache
 from sharedmask.errors import ClosedImageError, OutsideImageError, ParameterError, SharedMaskWarning
+from sharedmask.grids import Grid
 from sharedmask.parameters import Parameters, Request
-from sharedmask.regions import Grid, Regions
+from sharedmask.regions import Regions
 from sharedmask.settings import using
 from sharedmask.sources import FileSource, open_source
 
@@ -409,6 +410,7 @@ def test_every_parameter_is_in_the_key_unless_it_only_says_how():
 # number depends on it. A new argument belongs here, and in the key if numbers depend on it.
 ARGUMENTS = {
     "source": "fingerprint",
+    "smoothing_fwhm": "fingerprint",
     "masks": "regions",
     "labels_img": "regions",
     "resampling_target": "regions",
@@ -418,6 +420,8 @@ ARGUMENTS = {
     "memory_limit": None,
     "store": None,
     "name": None,
+    "batch_size": None,
+    "on_batch": None,
 }
 
 

@@ -131,7 +131,7 @@ def test_cleaning_options_and_underscores(study):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ([], 64, "Missing argument 'BOLD'"),
+        ([], 64, "Missing argument 'BOLD...'"),
         (["bold.nii.gz", "-o", "o.tsv"], 64, "give one of --mask, --masks and --atlas"),
         (["bold.nii.gz", "--masks", "r*", "--atlas", "a", "-o", "o.tsv"], 64, "give one of"),
         (["bold.nii.gz", "--masks", "roi*", "--lut", "a.tsv", "-o", "o.npz"], 64, "--lut"),

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from sharedmask import errors, regions
-from sharedmask.regions import Grid, RegionRow, Regions
+from sharedmask.grids import Grid
+from sharedmask.regions import RegionRow, Regions
 
 SHAPE = (4, 5, 3)
 OBLIQUE = nib.affines.from_matvec(

@@ -12,7 +12,8 @@ from images import AFFINE, SHAPE, bold, niimg
 
 from sharedmask import figures
 from sharedmask.errors import ParameterError
-from sharedmask.regions import Grid, Regions
+from sharedmask.grids import Grid
+from sharedmask.regions import Regions
 from sharedmask.report import RunReport, RunRow, StudyReport, Timeline
 from sharedmask.sources import open_source
 

@@ -1,0 +1,81 @@
+"""Small connectomes and lesions for tests, and the mathematics in eight lines of float64."""
+
+import nibabel as nib
+import numpy as np
+from images import AFFINE
+
+SHAPE = (9, 8, 7)
+
+
+def mask(shape=SHAPE, seed=0, density=0.6):
+    return np.random.default_rng(seed).random(shape) < density
+
+
+def series(n_subjects=6, n_timepoints=40, n_voxels=None, seed=1):
+    """Signals that share a few courses, so that some correlations are large."""
+    rng = np.random.default_rng(seed)
+    n_voxels = int(mask().sum()) if n_voxels is None else n_voxels
+    shared = rng.normal(size=(n_subjects, n_timepoints, 3)) @ rng.normal(size=(3, n_voxels))
+    return (shared + 2 * rng.normal(size=(n_subjects, n_timepoints, n_voxels))).astype("f4")
+
+
+def write(path, data, inside=None, affine=AFFINE, indices=None, **storage):
+    """One file as Lacuna writes it: a chunk per subject, gzip 1."""
+    import h5py
+
+    inside = mask() if inside is None else inside
+    indices = np.array(np.nonzero(inside)) if indices is None else indices
+    options = {"chunks": (1, *data.shape[1:]), "compression": "gzip", "compression_opts": 1, **storage}
+    with h5py.File(path, "w") as file:
+        file.create_dataset("timeseries", data=data, **options)
+        file.create_dataset("mask_indices", data=indices)
+        file.create_dataset("mask_affine", data=affine)
+        file.attrs["mask_shape"] = inside.shape
+        file.attrs["n_subjects"], file.attrs["n_timepoints"], file.attrs["n_voxels"] = data.shape
+    return path
+
+
+def write_split(folder, data, sizes, **options):
+    """The same subjects over several files."""
+    folder.mkdir(exist_ok=True)
+    for number, part in enumerate(np.split(data, np.cumsum(sizes)[:-1])):
+        write(folder / f"connectome_batch_{number:03d}.h5", part, **options)
+    return folder
+
+
+def lesion(seed=0, n_voxels=12, inside=None, affine=AFFINE):
+    """An image of voxels within the mask, and their positions in its C order."""
+    inside = mask() if inside is None else inside
+    chosen = np.sort(np.random.default_rng(seed).choice(int(inside.sum()), n_voxels, replace=False))
+    data = np.zeros(inside.shape, "u1")
+    data[tuple(np.array(np.nonzero(inside))[:, chosen])] = 1
+    return nib.Nifti1Image(data, affine), chosen
+
+
+def correlations(course, voxels):
+    """Pearson's r of a (t,) course with (t, v) voxels; 0 where one is constant."""
+    course, voxels = course - course.mean(), voxels - voxels.mean(axis=0)
+    lengths = np.sqrt((course**2).sum()) * np.sqrt((voxels**2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(np.clip(course @ voxels / lengths, -1, 1), nan=0.0)
+
+
+def reference(data, chosen, cap=10.0):
+    """z of each subject, their mean and t, from the formulas."""
+    data = data.astype("f8")
+    with np.errstate(divide="ignore"):
+        z = np.array([np.arctanh(correlations(one[:, chosen].mean(axis=1), one)) for one in data])
+    z = np.clip(z, -cap, cap)
+    error = z.std(axis=0, ddof=1) / np.sqrt(len(z))
+    t = np.divide(z.mean(axis=0), error, out=np.zeros_like(error), where=error > 0)
+    return z, z.mean(axis=0), t
+
+
+def reference_kept(data, chosen, percentile=20):
+    """The voxels that method "pini" keeps."""
+    from sklearn.decomposition import PCA
+
+    data = data.astype("f8")
+    own = np.array([correlations(one[:, chosen].mean(axis=1), one[:, chosen]) for one in data])
+    loadings = np.abs(PCA(1, svd_solver="full").fit(own).components_[0])
+    return chosen[loadings >= np.percentile(loadings, percentile)]
