@@ -11,6 +11,7 @@ from importlib import import_module
 _COMMANDS = {
     "core": "time and memory against the bars, in one run",
     "sharing": "attaching, publishing, travelling as a handle",
+    "frames": "one frame of a long run, all of them, and all folds",
 }
 
 

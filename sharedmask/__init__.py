@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
+    from sharedmask.frames import FrameDataset
     from sharedmask.image import SharedImage
     from sharedmask.regions import Grid, Regions
     from sharedmask.service import Coordinator
@@ -18,13 +19,23 @@ __version__ = "0.1.0"
 _ROOMS = {
     "SharedImage": "image",
     "extract": "extraction",
+    "FrameDataset": "frames",
     "Regions": "regions",
     "Grid": "regions",
     "MemoryBudget": "budget",
     "Coordinator": "service",
 }
 
-__all__ = ["Coordinator", "Grid", "MemoryBudget", "Regions", "SharedImage", "__version__", "extract"]
+__all__ = [
+    "Coordinator",
+    "FrameDataset",
+    "Grid",
+    "MemoryBudget",
+    "Regions",
+    "SharedImage",
+    "__version__",
+    "extract",
+]
 
 
 def __getattr__(name: str) -> object:

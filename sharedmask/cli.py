@@ -338,12 +338,30 @@ def doctor() -> None:
         raise SharedMaskError("this machine cannot share images")
 
 
+@commands.group()
+def frames() -> None:
+    """Runs as data sets of volumes."""
+
+
+@frames.command()
+@click.argument("source", metavar="A")
+@click.argument("target", metavar="B")
+@click.option("--gzip", "level", type=click.IntRange(0, 9), metavar="LEVEL", help="Compress B, an .h5 file.")
+def convert(source: str, target: str, level: int | None) -> None:
+    """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
+    from sharedmask.converting import convert as convert_frames
+
+    _check_output(target)
+    compression = None if level is None else "gzip"
+    convert_frames(source, target, compression=compression, compression_opts=level)
+
+
 @commands.command()
 def gc() -> None:
-    """Remove the shared memory of processes that died."""
+    """Remove the shared memory and the unfinished files of processes that died."""
     from sharedmask import registry
 
     removed = registry.reap()
     for name in removed:
         click.echo(f"removed {name}")
-    _say(f"{len(removed)} segments of dead processes removed")
+    _say(f"{len(removed)} segments and files of dead processes removed")

@@ -24,7 +24,9 @@ def test_every_test_that_the_reliability_page_names_exists():
     assert named <= written, named - written
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/architecture.md", "docs/reliability.md", "docs/frames.md"]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
