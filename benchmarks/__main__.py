@@ -14,6 +14,7 @@ _COMMANDS = {
     "sharing": "attaching, publishing, travelling as a handle",
     "disk": "writing the disk store, and what a cold region reads from it",
     "cache": "a result found again against computing it",
+    "frames": "one frame of a long run, all of them, and all folds",
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
     from sharedmask.extraction import extract
+    from sharedmask.frames import FrameDataset
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
     from sharedmask.monitor import MemoryMonitor
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "SharedImage": "image",
     "extract": "extraction",
+    "FrameDataset": "frames",
     "Regions": "regions",
     "Grid": "regions",
     "MemoryBudget": "budget",
@@ -34,6 +36,7 @@ _ROOMS = {
 
 __all__ = [
     "Coordinator",
+    "FrameDataset",
     "Grid",
     "MemoryBudget",
     "MemoryMonitor",

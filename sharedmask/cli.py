@@ -434,17 +434,35 @@ def doctor() -> None:
         raise SharedMaskError("this machine cannot share images")
 
 
+@commands.group()
+def frames() -> None:
+    """Runs as data sets of volumes."""
+
+
+@frames.command()
+@click.argument("source", metavar="A")
+@click.argument("target", metavar="B")
+@click.option("--gzip", "level", type=click.IntRange(0, 9), metavar="LEVEL", help="Compress B, an .h5 file.")
+def convert(source: str, target: str, level: int | None) -> None:
+    """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
+    from sharedmask.converting import convert as convert_frames
+
+    _check_output(target)
+    compression = None if level is None else "gzip"
+    convert_frames(source, target, compression=compression, compression_opts=level)
+
+
 @commands.command()
 @click.option("--disk", "kept", is_flag=True, help="And the rows kept on disk that nobody uses now.")
 def gc(kept: bool) -> None:
-    """Remove the shared memory of processes that died, and what they left half written on disk."""
+    """Remove the shared memory of processes that died, and the files they left half written."""
     from sharedmask import disk, registry
 
-    segments, files = registry.reap(), disk.sweep()
-    files += disk.remove_unused() if kept else []
-    for name in segments + files:
+    removed = registry.reap() + disk.sweep()
+    removed += disk.remove_unused() if kept else []
+    for name in removed:
         click.echo(f"removed {name}")
-    _say(f"{len(segments)} segments of dead processes removed, {len(files)} files")
+    _say(f"{len(removed)} segments and files removed")
 
 
 @commands.command()

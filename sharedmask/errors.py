@@ -14,6 +14,7 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
     │   ├── GridMismatchError
     │   └── OutsideImageError              voxels are asked for that the image does not hold
     ├── ParameterError (ValueError)        a parameter that makes no sense for this image
+    │   └── FrameIndexError (IndexError)   there is no such frame
     ├── ClosedImageError (ValueError)      the image was closed
     ├── MemoryLimitError (MemoryError)     refused before allocating
     ├── SegmentError (OSError)             a shared segment cannot be made
@@ -58,6 +59,10 @@ class OutsideImageError(MaskError):
 
 class ParameterError(SharedMaskError, ValueError):
     """A parameter makes no sense, alone or for this image."""
+
+
+class FrameIndexError(ParameterError, IndexError):
+    """There is no such frame."""
 
 
 class ClosedImageError(SharedMaskError, ValueError):
