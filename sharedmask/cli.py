@@ -60,12 +60,23 @@ class _Verb(click.Command):
         return super().parse_args(ctx, repeated)
 
 
+class _Verbs(click.Group):
+    """Hands errors of ours past click, which takes each EOFError, as of a truncated image, for Ctrl-D."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SharedMaskError as error:
+            return error
+
+
 @click.group(
+    cls=_Verbs,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "max_content_width": 100,
-    }
+    },
 )
 @click.version_option(__version__, prog_name="sharedmask")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -77,7 +88,7 @@ def main() -> None:
     """Run the command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
     try:
-        code = commands([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+        code = _run([arg for arg in sys.argv[1:] if arg != "--debug"])
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -90,6 +101,13 @@ def main() -> None:
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
         code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
     sys.exit(code)
+
+
+def _run(arguments: list[str]) -> Any:
+    result = commands(arguments, standalone_mode=False)
+    if isinstance(result, SharedMaskError):
+        raise result
+    return result
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
