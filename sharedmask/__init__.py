@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sharedmask.budget import MemoryBudget
     from sharedmask.cohort import extract_many
     from sharedmask.extraction import extract
+    from sharedmask.frames import FrameDataset
     from sharedmask.grids import Grid
     from sharedmask.image import SharedImage
     from sharedmask.maskers import SharedLabelsMasker, SharedMapsMasker, SharedNiftiMasker
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "SharedImage": "image",
     "extract": "extraction",
+    "FrameDataset": "frames",
     "Regions": "regions",
     "Grid": "grids",
     "MemoryBudget": "budget",
@@ -41,6 +43,7 @@ _ROOMS = {
 
 __all__ = [
     "Coordinator",
+    "FrameDataset",
     "FunctionalNetworkMapper",
     "Grid",
     "MemoryBudget",

@@ -62,6 +62,21 @@ class MemoryBudget:
         """
         return cls.here()
 
+    def why_on_disk(self, held: int, needed: int) -> str:
+        """Why an image goes to the disk that takes ``held`` bytes, and ``needed`` while it is loaded.
+
+        Empty if it goes to memory, or has to.
+        """
+        knobs = settings.current()
+        if not knobs.use_disk:
+            return ""
+        if knobs.disk_threshold is not None and held > knobs.disk_threshold:
+            return f"{mib(held)} are more than disk_threshold, {mib(knobs.disk_threshold)}"
+        if needed > self.limit:
+            may = mib(max(self.limit, 0))
+            return f"{mib(needed)} are more than the {may} that may be used ({self.reason})"
+        return ""
+
     def require(self, operation: str, needed: int, hint: str = "") -> None:
         """Refuse ``operation`` if it needs more bytes than there are.
 

@@ -1,4 +1,4 @@
-"""The verbs: ``sharedmask extract | network | info | demo | ls | cache | gc``.
+"""The verbs on images: ``sharedmask extract | network | info | demo | frames``.
 
 Covers: options, exit codes, what is printed where. Does not cover: any of the work.
 
@@ -73,7 +73,7 @@ class Verb(click.Command):
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "max_content_width": 100,
-    }
+    },
 )
 @click.version_option(__version__, prog_name="sharedmask")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -109,7 +109,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def _with_settings(verb: F) -> F:
+def with_settings(verb: F) -> F:
     """Options that set knobs while a verb runs, before the environment and the configuration file."""
 
     @functools.wraps(verb)
@@ -184,7 +184,7 @@ _cleaning = _options(
     click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
 )
 
-_cache_dir = click.option(
+cache_dir_option = click.option(
     "--cache-dir", metavar="DIR", help="Where results are kept for the next time; default: the setting."
 )
 
@@ -218,13 +218,13 @@ _cache_dir = click.option(
 )
 @click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"]))
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
-@_cache_dir
+@cache_dir_option
 @click.option("--no-cache", is_flag=True, help="Compute, and keep nothing, whatever the settings say.")
 @click.option(
     "--profile-memory", metavar="FILE", help="Memory over time, for `mprof plot`, and its picture (.png)."
 )
 @_cleaning
-@_with_settings
+@with_settings
 def extract(
     images: tuple[str, ...],
     mask_list: tuple[str, ...],
@@ -305,7 +305,7 @@ def _extract_one(
         series = signals.values() if isinstance(signals, dict) else signals
         write_series(output, dict(zip(regions.names, series, strict=True)))
     took = time.monotonic() - start
-    _say(f"{bold}: {len(regions)} regions x {source.n_timepoints} volumes in {took:.1f} s")
+    say(f"{bold}: {len(regions)} regions x {source.n_timepoints} volumes in {took:.1f} s")
 
 
 def strategy_of(stat: str | None) -> str:
@@ -363,7 +363,7 @@ def _check_output(output: str) -> None:
     raise click.exceptions.Exit(_CANNOT_CREATE)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     if sys.stderr.isatty():
         click.echo(text, err=True)
 
@@ -372,7 +372,7 @@ def _say(text: str) -> None:
 @click.argument("bold")
 @click.option("--mask-img", metavar="M", help="Count the voxels inside it only.")
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
-@_with_settings
+@with_settings
 def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     """Print what BOLD is, what it takes in memory and what may be used."""
     from sharedmask import settings, stores
@@ -416,7 +416,7 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
 @click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
 @click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
 @click.option("--resume", is_flag=True, help="Take up a run that stopped: leave out what is complete.")
-@_with_settings
+@with_settings
 def network(
     lesions: tuple[str, ...], connectome: str, out: str, batch_size: int | None, resume: bool, **settings: Any
 ) -> None:
@@ -432,7 +432,7 @@ def network(
     report = run(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
     for name, error in report.errors.items():
         click.echo(f"sharedmask: {name}: {' '.join(str(error).split())}", err=True)
-    _say(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")
+    say(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")
     if report.errors:
         raise click.exceptions.Exit(1)
 
@@ -459,134 +459,19 @@ def demo(bold: str | None, n_jobs: int, volumes: int) -> None:
     click.echo("all signals are equal to NiftiMasker's, bit for bit")
 
 
-@commands.command()
-@click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@click.option("--memory-limit", metavar="SIZE", help="What all images may take together, for example 64G.")
-@click.option("--idle", metavar="TIME", help="End after this long without a client: 90s, 30m, 2h.")
-@click.option(
-    "--store", type=click.Choice(["auto", "shm", "memfd", "disk"]), default="auto", show_default=True
-)
-@_with_settings
-def serve(images: tuple[str, ...], memory_limit: str | None, idle: str | None, store: Any) -> None:
-    """Load images for other programs, each once: SharedImage.connect(IMAGE) finds them."""
-    import signal
-
-    from sharedmask.service import Coordinator
-
-    coordinator = Coordinator(memory_limit=memory_limit, idle=_seconds(idle), store=store)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: coordinator.stop())
-    with coordinator:
-        for image in images:
-            coordinator.open(os.path.abspath(os.path.expanduser(image)))
-        click.echo(f"serving, pid {os.getpid()}, images loaded: {len(images)}")
-        sys.stdout.flush()
-        coordinator.wait()
+@commands.group()
+def frames() -> None:
+    """Runs as data sets of volumes."""
 
 
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        return float(number) * units[unit]
-    except ValueError:
-        raise click.UsageError(f"--idle {text}: write 90s, 30m or 2h") from None
+@frames.command()
+@click.argument("source", metavar="A")
+@click.argument("target", metavar="B")
+@click.option("--gzip", "level", type=click.IntRange(0, 9), metavar="LEVEL", help="Compress B, an .h5 file.")
+def convert(source: str, target: str, level: int | None) -> None:
+    """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
+    from sharedmask.converting import convert as convert_frames
 
-
-@commands.command("ls")
-def list_images() -> None:
-    """List the shared images of living processes, and the rows that are kept on disk."""
-    from sharedmask import disk, registry, wire
-    from sharedmask.amounts import mib
-    from sharedmask.image import SharedImage
-
-    held: dict[str, int] = {}
-    connection = wire.connect()
-    if connection is not None:
-        with connection:
-            held = {image["token"]: image["clients"] for image in wire.ask(connection, "list")["images"]}
-    head = ("name", "shape", "size", "store", "owner", "age", "clients")
-    lines = [head]
-    for entry in registry.entries():
-        shape, size, store, clients = "loading", "", "", str(held.get(entry.token, ""))
-        if entry.handle is not None:
-            size, store = mib(entry.handle.nbytes), entry.handle.store
-            try:
-                image = SharedImage.attach(entry.handle)
-                shape, size, store = "x".join(map(str, image.shape)), mib(image.nbytes), image.store[0]
-            except SharedMaskError:
-                shape = "output"
-        age = f"{time.time() - entry.created:.0f} s"
-        lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
-    for kept in disk.entries():
-        age = f"{time.time() - kept.used:.0f} s"
-        lines.append((kept.label, "kept", mib(kept.nbytes), "disk", "", age, ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-@commands.command()
-@click.argument("name")
-def drop(name: str) -> None:
-    """Have the coordinator close the image NAME; programs that use it keep what they have."""
-    from sharedmask import wire
-
-    connection = wire.connect()
-    if connection is None:
-        raise click.UsageError("no coordinator is running: an image goes with the process that owns it")
-    with connection:
-        if not wire.ask(connection, "drop", name=name)["dropped"]:
-            raise ParameterError(f"the coordinator holds no image {name!r}: `sharedmask ls` lists them")
-
-
-@commands.command()
-def doctor() -> None:
-    """Test what this machine can do: stores, attaching, limits."""
-    from sharedmask.doctor import examine
-
-    findings = examine()
-    for finding in findings:
-        click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.detail}")
-    if not all(finding.ok for finding in findings if finding.needed):
-        raise SharedMaskError("this machine cannot share images")
-
-
-@commands.command()
-@click.option("--disk", "kept", is_flag=True, help="And the rows kept on disk that nobody uses now.")
-def gc(kept: bool) -> None:
-    """Remove the shared memory of processes that died, and what they left half written on disk."""
-    from sharedmask import disk, registry
-
-    segments, files = registry.reap(), disk.sweep()
-    files += disk.remove_unused() if kept else []
-    for name in segments + files:
-        click.echo(f"removed {name}")
-    _say(f"{len(segments)} segments of dead processes removed, {len(files)} files")
-
-
-@commands.command()
-@click.argument("action", type=click.Choice(["stats", "clear"]))
-@_cache_dir
-def cache(action: str, cache_dir: str | None) -> None:
-    """Tell what is in the cache of results and how it was used, or empty it."""
-    from sharedmask.cache import Cache
-
-    found = Cache.of(cache_dir)
-    if found is None:
-        raise click.UsageError("there is no cache: give --cache-dir, or set SHAREDMASK_CACHE_DIR")
-    if action == "clear":
-        n_entries = found.clear()
-        _say(f"{n_entries} entries removed from {found.folder}")
-        return
-    tell_cache(found)
-
-
-def tell_cache(cache: Any) -> None:
-    """What is in a cache, and how it was used."""
-    stats = cache.stats()
-    rows = {"folder": stats.folder, "entries": stats.n_entries, "bytes": stats.nbytes, "limit": stats.limit}
-    for name, value in (rows | vars(stats.counts)).items():
-        click.echo(f"{name.replace('_', ' '):<13}  {value}")
+    _check_output(target)
+    compression = None if level is None else "gzip"
+    convert_frames(source, target, compression=compression, compression_opts=level)

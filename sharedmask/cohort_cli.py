@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from sharedmask import cli
-from sharedmask.cli import Verb, regions_maker, tell_study
+from sharedmask.cli import Verb, commands, regions_maker, tell_study
 from sharedmask.errors import NoInputError
+from sharedmask.upkeep_cli import tell_cache
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
 
@@ -21,7 +22,7 @@ _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
 # --- submit --------------------------------------------------------------------------------------
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--array", "n_tasks", type=int, metavar="N", help="Tasks; default: one per image.")
 @click.option("--sbatch", "directives", metavar="OPTION", multiple=True, help="As --sbatch=--partition=long.")
 @click.option("--log-dir", metavar="DIR", default="sharedmask-logs", show_default=True)
@@ -68,7 +69,7 @@ def _largest(options: dict[str, Any]) -> int:
 # --- run -----------------------------------------------------------------------------------------
 
 
-@click.command("run", cls=Verb)
+@commands.command("run", cls=Verb)
 @click.argument("images", nargs=-1, metavar="BOLD...")
 @click.option("--rois", "names", multiple=True, metavar="NAME...", help="Of the masks; default: all.")
 @click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
@@ -159,7 +160,7 @@ def _run(images: list[str], options: dict[str, Any]) -> None:
         memory=options["cache_dir"] if options["cached"] else False,
     )
     if options["cache_stats"]:
-        cli.tell_cache(Cache(options["cache_dir"]))
+        tell_cache(Cache(options["cache_dir"]))
     tell_study(study, "images")
 
 

@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -35,7 +34,7 @@ from sharedmask import segments, settings
 from sharedmask.amounts import mib
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.mapped import FileIdentity
-from sharedmask.places import is_free, is_named, private_directory
+from sharedmask.places import is_free, is_named, private_directory, spill_folder
 from sharedmask.segments import Elsewhere, Geometry
 
 Array = NDArray[Any]
@@ -58,13 +57,8 @@ _log = logging.getLogger(__name__)
 
 
 def directory() -> Path:
-    """Where this user's files are: in ``$SHAREDMASK_TMPDIR``, else in ``$TMPDIR``, else in /var/tmp.
-
-    A directory of our own in there, so that the one given may hold anything else.
-    """
-    chosen = settings.current().spill_dir or os.environ.get("TMPDIR")
-    usual = Path("/var/tmp") if os.access("/var/tmp", os.W_OK) else Path(tempfile.gettempdir())
-    return (Path(chosen) if chosen else usual).absolute() / f"sharedmask-disk-{os.geteuid()}"
+    """Where this user's files are: a directory of our own, so that the one around it may hold anything."""
+    return spill_folder() / f"sharedmask-disk-{os.geteuid()}"
 
 
 def key_of(fingerprint: str, voxels: NDArray[np.intp] | None, dtype: np.dtype[Any]) -> str:

@@ -15,6 +15,7 @@ messages say (each is written where the fact is known) nor exit codes (``cli``).
     │   └── OutsideImageError              voxels are asked for that the image does not hold
     ├── ConnectomeError (ValueError)       a file is no connectome, or not the same one as the others
     ├── ParameterError (ValueError)        a parameter that makes no sense for this image
+    │   └── FrameIndexError (IndexError)   there is no such frame
     ├── DatasetError (ValueError)          a folder that is no BIDS data set
     ├── NoInputError (ValueError)          a data set has nothing of what is asked for
     ├── ClosedImageError (ValueError)      the image was closed
@@ -66,6 +67,10 @@ class ConnectomeError(SharedMaskError, ValueError):
 
 class ParameterError(SharedMaskError, ValueError):
     """A parameter makes no sense, alone or for this image."""
+
+
+class FrameIndexError(ParameterError, IndexError):
+    """There is no such frame."""
 
 
 class DatasetError(SharedMaskError, ValueError):

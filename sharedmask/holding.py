@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask import banding, disk, loading, masking, monitor, plans, pool, segments, settings, stores
-from sharedmask.amounts import mib
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import DamagedImageError, ImageError, OutsideImageError, ParameterError
 from sharedmask.mapped import FileIdentity
@@ -57,14 +56,10 @@ def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudg
     """
     if asked != "auto":
         return asked, "asked for"
-    knobs, needed = settings.current(), projected(source, voxels)
     held = segments.projected(geometry_of(source, voxels))
-    if knobs.use_disk and knobs.disk_threshold is not None and held > knobs.disk_threshold:
-        return disk.KIND, f"{mib(held)} are more than disk_threshold, {mib(knobs.disk_threshold)}"
-    if knobs.use_disk and needed > budget.limit:
-        may = mib(max(budget.limit, 0))
-        return disk.KIND, f"{mib(needed)} are more than the {may} that may be used ({budget.reason})"
-    if not knobs.shared_memory:
+    if reason := budget.why_on_disk(held, projected(source, voxels)):
+        return disk.KIND, reason
+    if not settings.current().shared_memory:
         return PRIVATE, "shared_memory is off"
     return stores.choose("auto", held)
 

@@ -1,7 +1,8 @@
 """Files mapped read-only: which file it was, and its bytes as memory.
 
 Covers: the identity of a file, refusing another one in its place, locks that last as long as the
-map. Does not cover: what the bytes are (``segments``), files that are kept for later (``disk``).
+map, which files are mapped now. Does not cover: what the bytes are (``segments``, ``filemaps``), files
+that are kept for later (``disk``), when pages are read (``pages``).
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sharedmask.errors import AttachError
 
@@ -58,6 +60,24 @@ class FileIdentity:
         """What JSON has."""
         return asdict(self)
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the path is that of its owner's descriptor."""
+        return self.path.startswith("/proc/")
+
+    def is_written_to(self) -> bool:
+        """Whether the user's file has changed since, in its place.
+
+        A file that was replaced has not: the old one stays until the last map of it goes.
+        """
+        if self.ours:
+            return False
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        return now.st_ino == self.ino and (now.st_size, now.st_mtime_ns) != (self.nbytes, self.mtime_ns)
+
     def check(self, fd: int) -> None:
         """Refuse another file.
 
@@ -75,29 +95,43 @@ class FileIdentity:
             raise AttachError(f"{self.path} is another file now, or has changed, since it was shared")
 
 
+_maps: "WeakKeyDictionary[mmap.mmap, FileIdentity]" = WeakKeyDictionary()
+
+
 def map_file(identity: FileIdentity) -> mmap.mmap:
     """The bytes of the file, read-only.
 
-    A file of ours stays locked (shared) for as long as the map exists: a map of Python keeps a
-    copy of the descriptor, and with it the lock.
+    A file of ours that has a name stays locked (shared) for as long as the map exists: a map of Python
+    keeps a copy of the descriptor, and with it the lock.
 
     Raises
     ------
     AttachError
         The file is gone, is another one, or has changed.
     """
+    kept = identity.ours and not identity.is_nameless
     try:
-        fd = os.open(identity.path, _OPEN | (os.O_NOFOLLOW if identity.ours else 0))
+        fd = os.open(identity.path, _OPEN | (os.O_NOFOLLOW if kept else 0))
     except OSError as error:
         raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
     try:
-        if identity.ours:
+        if kept:
             fcntl.flock(fd, fcntl.LOCK_SH)
         identity.check(fd)
         buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
     finally:
         os.close(fd)
-    if identity.ours and hasattr(mmap, "MADV_RANDOM"):
+    if kept and hasattr(mmap, "MADV_RANDOM"):
         # Rows are picked out here and there: what the kernel reads ahead is mostly not wanted.
         buffer.madvise(mmap.MADV_RANDOM)
+    _maps[buffer] = identity
     return buffer
+
+
+def is_mapped(path: str | os.PathLike[str]) -> bool:
+    """Whether this process looks at the file of that name through a map."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return any((one.dev, one.ino) == (facts.st_dev, facts.st_ino) for one in list(_maps.values()))

@@ -1,17 +1,27 @@
 """Places of our own: directories that are this user's alone, names that still mean the same file.
 
-Covers: opening a private directory, whether a name leads to a descriptor's file, taking a lock or
-not. Does not cover: what is kept there (``registry``, ``disk``).
+Covers: where files that may be large go, opening a private directory, whether a name leads to a
+descriptor's file, taking a lock or not. Does not cover: what is kept there (``registry``, ``disk``,
+``spills``).
 """
 
 import contextlib
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sharedmask import settings
 from sharedmask.errors import SegmentError
+
+
+def spill_folder() -> Path:
+    """Where images and frames on disk are: ``$SHAREDMASK_TMPDIR``, else ``$TMPDIR``, else /var/tmp."""
+    chosen = settings.current().spill_dir or os.environ.get("TMPDIR")
+    usual = Path("/var/tmp") if os.access("/var/tmp", os.W_OK) else Path(tempfile.gettempdir())
+    return (Path(chosen) if chosen else usual).absolute()
 
 
 @contextlib.contextmanager

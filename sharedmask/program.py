@@ -1,13 +1,12 @@
 """The program ``sharedmask``: all its verbs together.
 
-Covers: which modules bring verbs. Does not cover: any verb (``cli``, ``cohort_cli``).
+Covers: which modules bring verbs. Does not cover: any verb (``cli``, ``upkeep_cli``, ``cohort_cli``).
 """
 
-from sharedmask import cohort_cli
+from sharedmask import cohort_cli, upkeep_cli
 from sharedmask.cli import commands, run
 
-commands.add_command(cohort_cli.submit)
-commands.add_command(cohort_cli.run_pipeline)
+__all__ = ["cohort_cli", "main", "upkeep_cli"]  # imported for the verbs that they add
 
 
 def main() -> None:

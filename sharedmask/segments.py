@@ -22,7 +22,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -265,29 +266,23 @@ def header(facts: Mapping[str, Any]) -> bytes:
 # --- attaching -----------------------------------------------------------------------------------
 
 
-class Attachment:
-    """The arrays of a segment in this process, read-only, and the facts of its header."""
+class Origin(ABC):
+    """Bytes that this process maps read-only, and whose views travel as a text and a place in them."""
 
-    def __init__(self, handle: Handle, buffer: mmap.mmap) -> None:
-        facts = parse_header(buffer[:HEADER_BYTES])
-        if "file" in facts:
-            buffer = map_file(FileIdentity.from_dict(facts["file"]))
-        _check_header(handle, facts, len(buffer))
-        self.handle = handle
-        self.kind: str = facts.get("kind", handle.store)
-        self.path: str | None = facts["file"]["path"] if "file" in facts else None
-        self.meta: dict[str, Any] = facts["meta"]
-        self.arrays = {name: _array(buffer, spec) for name, spec in facts["arrays"].items()}
+    def __init__(self, buffer: mmap.mmap) -> None:
         self._bytes = np.frombuffer(buffer, np.uint8)
 
-    def view(self, name: str) -> "SharedArray":
-        """The array ``name`` as one that pickles as a handle."""
-        shared = self.arrays[name].view(SharedArray)
-        shared._origin = self
-        return shared
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For messages."""
+
+    @abstractmethod
+    def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
+        """The function that makes a view again in another process, and the text that it takes first."""
 
     def place(self, array: Array) -> int | None:
-        """Where the first element of ``array`` lies in the segment; None if it is not a view of it."""
+        """Where the first element of ``array`` lies in the bytes; None if it is not a view of them."""
         low, high = np.lib.array_utils.byte_bounds(array)
         start = self._bytes.ctypes.data
         if low < start or high > start + len(self._bytes):
@@ -299,11 +294,40 @@ class Attachment:
     ) -> "SharedArray":
         """The view of that place; the opposite of :meth:`place`."""
         if not _DTYPE.fullmatch(dtype.str):
-            raise AttachError(f"no array of {self.handle.name} has the dtype {dtype}")
+            raise AttachError(f"no array of {self.name} has the dtype {dtype}")
         # The buffer is an array on the map, not the map, so the map lives as long as the view.
         array = np.ndarray(shape, dtype, self._bytes, offset, strides).view(SharedArray)
         array._origin = self
         return array
+
+
+class Attachment(Origin):
+    """The arrays of a segment in this process, read-only, and the facts of its header."""
+
+    def __init__(self, handle: Handle, buffer: mmap.mmap) -> None:
+        facts = parse_header(buffer[:HEADER_BYTES])
+        if "file" in facts:
+            buffer = map_file(FileIdentity.from_dict(facts["file"]))
+        _check_header(handle, facts, len(buffer))
+        super().__init__(buffer)
+        self.handle = handle
+        self.kind: str = facts.get("kind", handle.store)
+        self.path: str | None = facts["file"]["path"] if "file" in facts else None
+        self.meta: dict[str, Any] = facts["meta"]
+        self.arrays = {name: _array(buffer, spec) for name, spec in facts["arrays"].items()}
+
+    @property
+    def name(self) -> str:
+        return self.handle.name
+
+    def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
+        return view_of, self.handle.to_json()
+
+    def view(self, name: str) -> "SharedArray":
+        """The array ``name`` as one that pickles as a handle."""
+        shared = self.arrays[name].view(SharedArray)
+        shared._origin = self
+        return shared
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -313,7 +337,12 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     computed from it, or picked out of it by a list or a mask, is an ordinary array.
     """
 
-    _origin: Attachment | None = None
+    _origin: Origin | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """The bytes that this is a view of; None for a copy."""
+        return self._origin
 
     def __array_finalize__(self, parent: Any) -> None:
         # A copy is no view: it must neither hold the segment nor travel as its handle.
@@ -327,8 +356,8 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         offset = self._origin.place(self) if self._origin is not None and self.size else None
         if offset is None or self._origin is None:
             return np.array(self, subok=False).__reduce_ex__(protocol)
-        handle = self._origin.handle.to_json()
-        return view_of, (handle, offset, self.shape, self.strides, self.dtype.str)
+        reopen, text = self._origin.reopened_by()
+        return reopen, (text, offset, self.shape, self.strides, self.dtype.str)
 
 
 def view_of(

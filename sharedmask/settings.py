@@ -55,7 +55,7 @@ class Settings:
     disk_threshold: int | None = None
     """Size in the store above which ``store="auto"`` takes the disk; None: what memory allows."""
     spill_dir: Path | None = None
-    """Where images on disk are (``SHAREDMASK_TMPDIR``); None: in ``$TMPDIR``, else in /var/tmp."""
+    """Where images and frames on disk are (``SHAREDMASK_TMPDIR``); None: in ``$TMPDIR``, else in /var/tmp."""
     spill_limit: int = 100 * GIB
     """What images on disk may take together; the least recently used go first."""
     keep_disk: bool = True
