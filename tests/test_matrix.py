@@ -1223,6 +1223,13 @@ RACE = '''
                 os._exit(1)
         return pid
 
+    def kill(pid, how):
+        try:
+            how(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
     roles = [owner] * 4 + [reader] * 2 + [reaper] * 2
     running = {start(role, seed): role for seed, role in enumerate(roles)}
     rng, kills = random.Random(0), 0
@@ -1242,14 +1249,12 @@ RACE = '''
         time.sleep(rng.random() * 0.05)
         pid = rng.choice(list(running))
         role = running.pop(pid)
-        (os.killpg if rng.random() < 0.5 else os.kill)(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        kill(pid, os.killpg if rng.random() < 0.5 else os.kill)
         kills += 1
         running[start(role, 1000 + kills)] = role
         drain()
     for pid in running:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        kill(pid, os.killpg)
     drain()
     reap()
     counts = {}
