@@ -188,13 +188,16 @@ class MemoryMonitor:
 
     def sample(self) -> Sample:
         """Look now, besides the regular samples."""
+        with self._lock:
+            # A look takes a while: what it sees does not belong to a phase that begins meanwhile.
+            phases = list(self._open_phases)
         held = usage.of_tree(self._pid)
         children = {pid: nbytes for pid, nbytes in held.private.items() if pid != self._pid}
         sample = Sample(time.time(), held.held, held.shared, held.spilled, children)
         with self._lock:
             self.samples.append(sample)
             self.peak = max(self.peak, sample.held)
-            for phase in self._open_phases:
+            for phase in phases:
                 phase.see(sample)
             if len(self.samples) > _MOST_SAMPLES:  # peaks are kept apart
                 del self.samples[1::2]
