@@ -1,6 +1,7 @@
 """Watching memory: what is counted, phases, thresholds, timelines."""
 
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -30,7 +31,11 @@ def everywhere():
 
 
 def block(nbytes=40 * MIB):
-    return np.ones(nbytes, "u1")
+    """Memory that goes when it is let go of; the allocator may keep or have kept that of an array."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    filled = np.frombuffer(mmap.mmap(-1, nbytes, flags=private), "u1")
+    filled[:] = 1
+    return filled
 
 
 # ---- what counts
