@@ -35,7 +35,7 @@ from typing import Any
 from sharedmask import extraction, pool, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning, WorkerError
-from sharedmask.grids import Grid
+from sharedmask.grids import Grid, per_grid
 from sharedmask.journal import Entry, Journal
 from sharedmask.masking import progress_to
 from sharedmask.parameters import Parameters, Progress, Request
@@ -252,13 +252,14 @@ class _Preparer:
     ) -> None:
         self._masks = masks
         self._options = {**options, "memory_limit": memory_limit}
-        self._regions: dict[bytes, Regions] = {}
+        strategy, target = options["strategy"], options["resampling_target"]
+        self._shared = per_grid(lambda grid: extraction.regions_of(masks, grid, strategy, target))
         self._variant = variant
 
     def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
         source = open_source(given)
         options = {**self._options, **own}
-        regions = self._on(source, key, options["strategy"], options["resampling_target"])
+        regions = self._on(Grid(source.shape[:3], source.affine), key)
         asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
         read, fitted = steps.fitted(steps.smoothed(source, options.get("smoothing_fwhm")), regions)
         request, budget = Request.checked(read, **asked), MemoryBudget.here(options["memory_limit"])
@@ -267,14 +268,11 @@ class _Preparer:
         travels = given if isinstance(given, str | Path) else source
         return Task(key, travels, regions, options, digest, needed)
 
-    def _on(self, source: Source, key: Key, strategy: str | None, target: Any) -> Regions:
-        grid = Grid(source.shape[:3], source.affine)
-        if callable(self._masks):
-            return extraction.regions_of(self._masks(key), grid, strategy, target)
-        place = repr(grid.shape).encode() + grid.affine.tobytes()
-        if place not in self._regions:
-            self._regions[place] = extraction.regions_of(self._masks, grid, strategy, target)
-        return self._regions[place]
+    def _on(self, grid: Grid, key: Key) -> Regions:
+        if not callable(self._masks):
+            return self._shared(grid)
+        strategy, target = self._options["strategy"], self._options["resampling_target"]
+        return extraction.regions_of(self._masks(key), grid, strategy, target)
 
 
 def _digest(source: Source, regions: Regions, options: Mapping[str, Any], variant: str) -> str:

@@ -7,8 +7,9 @@ runs at the same time (``cohort``), how files are written (``writing``).
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from sharedmask.budget import MemoryBudget
 from sharedmask.cohort import Study, extract_many
 from sharedmask.errors import ParameterError
 from sharedmask.extraction import projected, regions_of
-from sharedmask.grids import Grid
+from sharedmask.grids import Grid, per_grid
 from sharedmask.image import SharedImage
 from sharedmask.journal import Failures
 from sharedmask.parameters import Request
@@ -178,7 +179,6 @@ class _Work:
     masks: Any
     strategy: str | None
     private: Path
-    _names: dict[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -207,12 +207,14 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         source = open_source(key)
-        regions = _regions_on(self.masks, Grid(source.shape[:3], source.affine), self.strategy)
-        self._names[key] = regions.names
-        return regions
+        return self._on(Grid(source.shape[:3], source.affine))
+
+    @cached_property
+    def _on(self) -> Callable[[Grid], Regions]:
+        return per_grid(lambda grid: _regions_on(self.masks, grid, self.strategy))
 
     def keep(self, key: str, signals: Any) -> Path:
-        names = self._names.pop(key)
+        names = self.regions(key).names
         if self.strategy is not None:
             write_table(self.paths[key], signals, names)
         else:

@@ -7,9 +7,9 @@ number is its on-disk position, x fastest: ``x + X * (y + Y * z)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +19,7 @@ from sharedmask.errors import GridMismatchError, ParameterError
 
 Array = NDArray[Any]
 Numbers = NDArray[np.intp]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +115,24 @@ def numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers
     i, j, k = coordinates
     found: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start
     return found
+
+
+def per_grid(make: Callable[[Grid], T]) -> Callable[[Grid], T]:
+    """``make``, called once for each grid: the images of a study have few.
+
+    Examples
+    --------
+    >>> made = []
+    >>> count = per_grid(lambda grid: made.append(grid) or grid.n_voxels)
+    >>> [count(Grid((2, 2, 2), np.eye(4))) for _ in range(3)], len(made)
+    ([8, 8, 8], 1)
+    """
+    found: dict[tuple[tuple[int, ...], bytes], T] = {}
+
+    def once(grid: Grid) -> T:
+        key = grid.shape, grid.affine.tobytes()
+        if key not in found:
+            found[key] = make(grid)
+        return found[key]
+
+    return once

@@ -8,9 +8,9 @@ Below the outputs, ``.sharedmask/`` holds what a later pass needs: the journal o
 one file per run that failed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sharedmask.cohort import Study, extract_many
 from sharedmask.coverage import Coverage
 from sharedmask.derivatives import Derivatives
 from sharedmask.errors import ParameterError
-from sharedmask.grids import Grid
+from sharedmask.grids import Grid, per_grid
 from sharedmask.journal import Entry, Failures, Journal
 from sharedmask.parameters import Progress
 from sharedmask.regions import Regions
@@ -159,8 +159,6 @@ class _Work:
     outputs: Outputs
     cleaning: Mapping[str, Any]
     stop: bool
-    _covered: dict[str, tuple[Source, Coverage]] = field(default_factory=dict)
-    _on_grid: dict[bytes, list[Regions]] = field(default_factory=dict)
 
     @cached_property
     def private(self) -> Path:
@@ -183,26 +181,29 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         """What is extracted from a run."""
+        return self._coverage(key)[1].regions
+
+    def _coverage(self, key: str) -> tuple[Source, Coverage]:
+        # Made again when the result is there: kept, it would add up over a thousand runs.
         run = self.runs[key]
         source = open_source(run.bold)
         grid = Grid(source.shape[:3], source.affine)
         brain = None if run.mask is None else Regions.from_any(str(run.mask), grid).union
-        coverage = Coverage.of(self._atlases_on(grid), brain, self.outputs.min_coverage)
-        self._covered[key] = source, coverage
-        return coverage.regions
+        return source, Coverage.of(self._atlases_on(grid), brain, self.outputs.min_coverage)
 
-    def _atlases_on(self, grid: Grid) -> list[Regions]:
-        place = repr(grid.shape).encode() + grid.affine.tobytes()
-        if place not in self._on_grid:
-            self._on_grid[place] = [
+    @cached_property
+    def _atlases_on(self) -> Callable[[Grid], list[Regions]]:
+        def read(grid: Grid) -> list[Regions]:
+            return [
                 Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
                 for atlas in self.atlases
             ]
-        return self._on_grid[place]
+
+        return per_grid(read)
 
     def keep(self, key: str, signals: Any) -> list[Path]:
         """Write a run's outputs; what they are is recorded as complete."""
-        source, coverage = self._covered.pop(key)
+        source, coverage = self._coverage(key)
         run = self.runs[key]
         if self.outputs.voxels:
             written = self._write_voxels(run, coverage, signals)
@@ -249,7 +250,6 @@ class _Work:
         return path
 
     def fail(self, key: str, error: Exception) -> None:
-        self._covered.pop(key, None)
         self.failures.add(key, error)
         if self.stop:
             raise error
