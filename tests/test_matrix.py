@@ -408,13 +408,14 @@ def test_fork_that_outlives_the_owner_holds_neither_lock_nor_bytes(generations, 
         if os.fork() > 0:
             break
     else:
+        print("forked", flush=True)
         os.close(1), os.close(2)
     time.sleep(60)
     """
     )
     with running(script, store) as owner:
         name = handle_of(owner).name
-        time.sleep(0.2)
+        assert owner.stdout.readline() == "forked\n"
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
         reap()
@@ -445,12 +446,15 @@ def test_fork_while_another_thread_publishes_holds_neither_lock_nor_bytes(store,
     thread = threading.Thread(target=publish)
     thread.start()
     reserving.wait(30)
+    forked, tell = os.pipe()
     if os.fork() == 0:
+        os.write(tell, b"1")
         os.close(1), os.close(2)
         time.sleep(60)
         os._exit(0)
     go_on.set()
     thread.join()
+    os.read(forked, 1)
     print("ready", owned.segment.store.name, flush=True)
     time.sleep(60)
     """

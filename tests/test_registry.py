@@ -255,6 +255,7 @@ def test_a_forked_child_that_outlives_the_owner_does_not_hold_its_lock(registry_
         OWNER
         + """
     if os.fork() == 0:
+        print("forked", flush=True)
         os.close(1), os.close(2)
         time.sleep(30)
         os._exit(0)
@@ -262,6 +263,7 @@ def test_a_forked_child_that_outlives_the_owner_does_not_hold_its_lock(registry_
     """
     )
     with running(script) as child:
+        assert child.stdout.readline() == "forked\n"
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         reap()

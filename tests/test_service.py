@@ -318,7 +318,7 @@ def test_closing_releases_it_though_a_forked_child_lives(run):
     """
     with Coordinator(), running(script, run) as child:
         try:
-            until(lambda: clients_of("run.nii.gz") == 0, seconds=3)
+            until(lambda: clients_of("run.nii.gz") == 0)
         finally:
             kill_group(child)
 
@@ -611,10 +611,10 @@ def test_a_forked_child_that_outlives_it_does_not_hold_its_claim(registry_dir):
         from sharedmask import Coordinator
         with Coordinator():
             if os.fork() == 0:
+                print("ready", flush=True)
                 os.close(1), os.close(2)
                 time.sleep(30)
                 os._exit(0)
-            print("ready", flush=True)
             time.sleep(60)
     """
     with running(script) as child:
