@@ -1,6 +1,6 @@
 """Extraction: the signals of masks in one pass over an image that is never held.
 
-Covers: what is kept on the way (results, or the rows of the masks' voxels), and what that takes; batches
+Covers: what is kept on the way (results, or the rows of the masks' voxels), what that takes; batches
 of masks, handed over one after the other.
 Does not cover: images that several calls share (``image``), the work itself (``masking``).
 """
@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import loading, masking, monitor, plans, recall, steps
+from sharedmask import kernels, loading, masking, monitor, plans, recall, reductions, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
 from sharedmask.errors import MemoryLimitError, ParameterError
@@ -45,7 +45,8 @@ def extract(
     """The signals of masks, in one pass over the image, which is never held.
 
     The same numbers as ``SharedImage(source).mask_parallel(masks)``, or ``.reduce(masks,
-    strategy)``, for a single call: memory holds the masks' voxels and nothing else of the image.
+    strategy)``, for a single call: memory holds the masks' voxels and nothing else of the image;
+    with a ``strategy`` a few volumes of them at a time ("pc1" needs their whole series).
 
     Parameters
     ----------
@@ -129,6 +130,8 @@ def projected(
     operation = f"extracting from {source.name}"
     if strategy is None and not request.cleaning.needed:
         return _streaming_bytes(source, regions, request)
+    if strategy in kernels.BY_VOLUME:
+        return _reducing_bytes(source, regions, request)
     if strategy is None:
         plan = plans.mask(source, regions, request, budget, operation)
     else:
@@ -141,11 +144,18 @@ def _streaming_bytes(source: Source, regions: Regions, request: Request) -> int:
     return n_rows * source.n_timepoints * itemsize + loading.buffer_bytes(source, n_rows)
 
 
+def _reducing_bytes(source: Source, regions: Regions, request: Request) -> int:
+    reading = loading.buffer_bytes(source, len(regions.indices))
+    return reading + plans.reduce_volumes(source, regions, request)
+
+
 def _extracted(
     source: Source, regions: Regions, request: Request, strategy: str | None, budget: MemoryBudget
 ) -> list[Array]:
     """The signals of each region; or, with a ``strategy``, a single array of all."""
     operation = f"extracting from {source.name}"
+    if strategy in kernels.BY_VOLUME:
+        return [_reduced(source, regions, strategy, request, budget)]
     if strategy is not None:
         plan = plans.reduce(source, regions, strategy, request, budget, operation)
         with union(source, regions, plan, budget) as rows:
@@ -177,6 +187,21 @@ def _streamed(source: Source, regions: Regions, request: Request, budget: Memory
             on_volumes=tell,
         )
     return masking.reported(masking.split(rows, regions, source), regions, request)
+
+
+def _reduced(
+    source: Source, regions: Regions, strategy: str, request: Request, budget: MemoryBudget
+) -> Array:
+    """One value per region and volume, made on the way."""
+    operation, needed = f"extracting from {source.name}", _reducing_bytes(source, regions, request)
+    budget.require(operation, needed, FEWER)
+    with (
+        monitor.operation("extract", operation, needed),
+        masking.progress_to(request.progress, source.n_timepoints, "volume") as tell,
+    ):
+        conversion = request.reduction(source)
+        signals, _ = reductions.reduced(source, regions, strategy, conversion, tell)
+        return masking.table(signals, source, regions, request)
 
 
 # --- batches -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ region (``regions``). No files and no processes here; nilearn is imported only t
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ NanPolicy = Literal["zero", "propagate", "raise", "omit"]
 # Work goes through pieces that stay in a core's cache: whatever follows the gather then costs
 # arithmetic only, not another trip to memory.
 _PIECE_BYTES = 256 * 1024
-# A median needs all rows of a volume at once, picked out of every row: few, larger pieces.
-_MEDIAN_BYTES = 4 * 2**20
+# What needs all rows of a volume at once, picked out of every row, goes through few, larger pieces.
+_VOLUMES_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -125,78 +125,191 @@ def reduce_region(
     column: int,
 ) -> None:
     """``out[column]`` = one value per volume over the rows of one region."""
-    source = _Pieces(rows, index, conversion)
+    source = _Rows(rows, index, conversion)
     with np.errstate(invalid="ignore"):
         out[column] = STRATEGIES[strategy](source)
 
 
+def reduce_volumes(
+    volumes: Array, out: Array, conversion: Conversion, strategy: str, offsets: NDArray[np.intp]
+) -> bool:
+    """``out[v, i]`` = one value of region ``i`` in volume ``v``, for volumes that pass by.
+
+    Parameters
+    ----------
+    volumes : (n_volumes, n_voxels) array
+        Stored values of the voxels of all regions, one region after the other.
+    out : (n_volumes, n_regions) array
+    conversion : Conversion
+        How stored values become true ones, in float64.
+    strategy : str
+        One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_region`, to the bit.
+    offsets : (n_regions + 1,) array of int
+        Region ``i`` is ``offsets[i]:offsets[i + 1]``.
+
+    Returns
+    -------
+    bool
+        Whether all true values are finite.
+
+    Examples
+    --------
+    >>> plain = Conversion(1.0, 0.0, np.dtype("i2"), np.dtype("f8"))
+    >>> out = np.empty((1, 2))
+    >>> reduce_volumes(np.array([[1, 2, 6]], "i2"), out, plain, "mean", np.array([0, 2, 3]))
+    True
+    >>> out
+    array([[1.5, 6. ]])
+    """
+    finite, reduction = True, STRATEGIES[strategy]
+    omits = conversion.nan_policy == "omit"
+    with np.errstate(invalid="ignore"):
+        for first, last in _groups(offsets, len(volumes)):
+            start, stop = offsets[first], offsets[last]
+            for span in pieces(len(volumes), (stop - start) * 8, _VOLUMES_BYTES):
+                stored = volumes[span, start:stop].T
+                values = np.empty(stored.shape)
+                finite = convert(stored, values, conversion) and finite
+                for column in range(first, last):
+                    own = values[offsets[column] - start : offsets[column + 1] - start]
+                    out[span, column] = reduction(_Values(own, omits))
+    return finite
+
+
+def _groups(offsets: NDArray[np.intp], n_volumes: int) -> Iterator[tuple[int, int]]:
+    """Regions one after the other whose values go through a core's cache together; at least one."""
+    most = _PIECE_BYTES // (8 * n_volumes)
+    first, n_regions = 0, len(offsets) - 1
+    while first < n_regions:
+        fitting = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
+        last = max(fitting, first + 1)
+        yield first, last
+        first = last
+
+
+class _Region(Protocol):
+    """The series of one region's voxels, as float64."""
+
+    def __iter__(self) -> Iterator[Array]:
+        """Rows, piece by piece."""
+        ...
+
+    def volumes(self) -> Iterator[tuple[slice, Array]]:
+        """All rows of some volumes at a time, and which volumes those are."""
+        ...
+
+    @property
+    def omits(self) -> bool: ...
+    @property
+    def n_voxels(self) -> int: ...
+    @property
+    def n_timepoints(self) -> int: ...
+
+
 @dataclass(frozen=True)
-class _Pieces:
-    """The rows of one region, as float64, piece by piece."""
+class _Rows:
+    """A region in an image that is held."""
 
     rows: Array
     index: NDArray[np.intp]
     conversion: Conversion
 
     def __iter__(self) -> Iterator[Array]:
-        n_timepoints = self.rows.shape[1]
-        for piece in pieces(len(self.index), n_timepoints * 8):
-            stored = self.rows[self.index[piece]]
-            values = np.empty(stored.shape)
-            convert(stored, values, self.conversion)
-            yield values
+        for piece in pieces(self.n_voxels, self.n_timepoints * 8):
+            yield self._converted(self.rows[self.index[piece]])
+
+    def volumes(self) -> Iterator[tuple[slice, Array]]:
+        for span in pieces(self.n_timepoints, self.n_voxels * 8, _VOLUMES_BYTES):
+            yield span, self._converted(self.rows[self.index, span])
+
+    def _converted(self, stored: Array) -> Array:
+        values = np.empty(stored.shape)
+        convert(stored, values, self.conversion)
+        return values
 
     @property
     def omits(self) -> bool:
         return self.conversion.nan_policy == "omit"
 
     @property
+    def n_voxels(self) -> int:
+        return len(self.index)
+
+    @property
     def n_timepoints(self) -> int:
         return int(self.rows.shape[1])
 
 
-def _accumulate(parts: Iterator[Array], n_timepoints: int) -> Array:
+@dataclass(frozen=True)
+class _Values:
+    """A region whose values are converted already."""
+
+    values: Array
+    omits: bool
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self.values
+
+    def volumes(self) -> Iterator[tuple[slice, Array]]:
+        yield slice(None), self.values
+
+    @property
+    def n_voxels(self) -> int:
+        return len(self.values)
+
+    @property
+    def n_timepoints(self) -> int:
+        return int(self.values.shape[1])
+
+
+def _accumulate(parts: Iterator[Array]) -> Array:
     """Sum over rows, one row after the other.
 
     The order is that of ``scipy.ndimage``'s reductions, hence nilearn's bits: the sum so far
     goes in as the first row of the next piece, so that pieces leave no trace.
     """
-    total: Array = np.zeros((1, n_timepoints))
+    total: Array = _added(next(parts)) + 0.0  # no sum is -0.0
     for values in parts:
-        total = np.add.reduce(np.concatenate([total, values]), axis=0, keepdims=True)
-    return np.asarray(total[0])
+        total = _added(np.concatenate([total[None], values]))
+    return total
 
 
-def _sum(source: _Pieces) -> Array:
+def _added(rows: Array) -> Array:
+    if rows.shape[1] == 1:  # numpy would add a single column pairwise
+        return np.asarray(np.add.accumulate(rows, axis=0)[-1])
+    return np.asarray(np.add.reduce(rows, axis=0))
+
+
+def _sum(source: _Region) -> Array:
+    return (
+        _accumulate(np.nan_to_num(v, nan=0.0) for v in source) if source.omits else _accumulate(iter(source))
+    )
+
+
+def _count(source: _Region) -> Array | float:
     if source.omits:
-        return _accumulate((np.nan_to_num(v, nan=0.0) for v in source), source.n_timepoints)
-    return _accumulate(iter(source), source.n_timepoints)
+        return _accumulate((~np.isnan(v)).astype(float) for v in source)
+    return float(source.n_voxels)
 
 
-def _count(source: _Pieces) -> Array | float:
-    if source.omits:
-        return _accumulate(((~np.isnan(v)).astype(float) for v in source), source.n_timepoints)
-    return float(len(source.index))
-
-
-def _mean(source: _Pieces) -> Array:
+def _mean(source: _Region) -> Array:
     return np.asarray(_sum(source) / _count(source))
 
 
-def _variance(source: _Pieces) -> Array:
+def _variance(source: _Region) -> Array:
     mean = _mean(source)
     squares = ((v - mean) ** 2 for v in source)
     if source.omits:
         squares = (np.nan_to_num(s, nan=0.0) for s in squares)
-    return np.asarray(_accumulate(squares, source.n_timepoints) / _count(source))
+    return np.asarray(_accumulate(squares) / _count(source))
 
 
-def _standard_deviation(source: _Pieces) -> Array:
+def _standard_deviation(source: _Region) -> Array:
     return np.asarray(np.sqrt(_variance(source)))
 
 
-def _extreme(ufunc: np.ufunc, omitting: np.ufunc) -> Callable[[_Pieces], Array]:
-    def reduction(source: _Pieces) -> Array:
+def _extreme(ufunc: np.ufunc, omitting: np.ufunc) -> Callable[[_Region], Array]:
+    def reduction(source: _Region) -> Array:
         chosen = omitting if source.omits else ufunc
         best: Array | None = None
         for values in source:
@@ -208,14 +321,10 @@ def _extreme(ufunc: np.ufunc, omitting: np.ufunc) -> Callable[[_Pieces], Array]:
     return reduction
 
 
-def _median(source: _Pieces) -> Array:
+def _median(source: _Region) -> Array:
     middle = _nanmedian if source.omits else np.median
-    index, conversion = source.index, source.conversion
     result = np.empty(source.n_timepoints)
-    for span in pieces(source.n_timepoints, len(index) * 8, _MEDIAN_BYTES):
-        stored = source.rows[index, span]
-        values = np.empty(stored.shape)
-        convert(stored, values, conversion)
+    for span, values in source.volumes():
         result[span] = middle(values, axis=0)
     return result
 
@@ -226,7 +335,7 @@ def _nanmedian(values: Array, axis: int) -> Array:
     return np.where(empty, np.nan, np.nanmedian(filled, axis=axis))
 
 
-def _pc1(source: _Pieces) -> Array:
+def _pc1(source: _Region) -> Array:
     """First principal time course, scaled as SPM's first eigenvariate.
 
     Voxel means are removed; the sign makes the voxels' weights sum to a positive number; the
@@ -235,7 +344,7 @@ def _pc1(source: _Pieces) -> Array:
     if source.omits:
         raise ParameterError("strategy='pc1' needs every value: nan_policy='omit' does not apply")
     centred = (values - values.mean(axis=1, keepdims=True) for values in source)
-    n_voxels = len(source.index)
+    n_voxels = source.n_voxels
     if n_voxels <= source.n_timepoints:
         rows = np.concatenate(list(centred))
         if not np.isfinite(rows).all():
@@ -257,7 +366,7 @@ def _pc1(source: _Pieces) -> Array:
     return np.asarray(sign * unit * np.sqrt(max(power[-1], 0.0) / n_voxels))
 
 
-STRATEGIES: dict[str, Callable[[_Pieces], Array]] = {
+STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "mean": _mean,
     "median": _median,
     "sum": _sum,
@@ -267,6 +376,8 @@ STRATEGIES: dict[str, Callable[[_Pieces], Array]] = {
     "standard_deviation": _standard_deviation,
     "pc1": _pc1,
 }
+BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
+"""Strategies whose value of a volume needs no other volume."""
 
 
 # --- cleaning and functions of the user ----------------------------------------------------------

@@ -310,10 +310,14 @@ def _reduced(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
         arguments = (shared or rows.array, rows.finite, out, conversion, strategy)
         count = iter(range(1, len(items) + 1))
         _run(request, kernels.reduce_region, arguments, items, lambda *_: tell(next(count)))
-    signals = array.T
+    return table(array.T, rows.facts, regions, request)
+
+
+def table(signals: Array, facts: Facts, regions: Regions, request: Request) -> Array:
+    """Values of regions, (n_timepoints, n_regions), cleaned as asked, and told."""
     if request.cleaning.needed:
         signals = request.finished(request.cleaning.apply(np.ascontiguousarray(signals)))
-    signals = signals[0] if rows.facts.ndim == 3 else signals
+    signals = signals[0] if facts.ndim == 3 else signals
     reported(list(signals.T), regions, request)
     return signals
 

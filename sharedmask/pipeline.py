@@ -173,8 +173,9 @@ def reduced(
     if isinstance(series, Rows):
         plan = _plan(series, regions, strategy, _require(series, 0, 0, parameters))
         signals, finite = _reduced_rows(series, regions, strategy, plan), series.finite
-    elif isinstance(strategy, str) and strategy in reductions.STRATEGIES:
-        signals, finite = _reduced_volumes(series, regions, strategy, parameters)
+    elif isinstance(strategy, str) and strategy in kernels.BY_VOLUME:
+        _require(series, len(regions.indices), series.n_timepoints * len(regions) * 8, parameters)
+        signals, finite = reductions.reduced(series, regions, strategy, _RAW.reduction(series))
     else:
         budget = _require(series, 0, 0, parameters)
         plan = _plan(series, regions, strategy, budget)
@@ -187,20 +188,6 @@ def reduced(
 
 def _warn_of_nonfinite() -> None:
     _warn("Non-finite values detected. These values will be replaced with zeros.")
-
-
-def _reduced_volumes(
-    source: Source, regions: Regions, strategy: str, parameters: dict[str, Any]
-) -> tuple[Array, bool]:
-    conversion, finite = _RAW.reduction(source), True
-    _require(source, len(regions.indices), source.n_timepoints * len(regions) * 8, parameters)
-    out = np.empty((source.n_timepoints, len(regions)), conversion.result)
-    spans = reductions.Spans(regions.offsets)
-    with loading.blocks(source, regions.indices) as blocks:
-        for start, block in blocks:
-            target = out[start : start + len(block)]
-            finite = reductions.reduce_volumes(block, target, conversion, strategy, spans) and finite
-    return out, finite
 
 
 def _plan(

@@ -33,7 +33,7 @@ _CLEANING_IMPORT_BYTES = 200 * 2**20
 _CLEANING_COPIES = 6
 _PIECE_BYTES = 256 * 1024
 _PIECE_COPIES = 6
-_MEDIAN_BYTES = 4 * 2**20
+_VOLUMES_BYTES = 4 * 2**20
 _INDEX_COPIES = 4
 
 
@@ -132,19 +132,29 @@ def reduce(
     facts: Facts, regions: Regions, strategy: str, request: Request, budget: MemoryBudget, operation: str
 ) -> Plan:
     """For one value per region and volume; refuses as :func:`mask` does."""
-    result = len(regions) * facts.n_timepoints * 8
-    fixed = result * 2 + _INDEX_COPIES * regions.indices.nbytes
-    if request.cleaning.needed:
-        fixed += result * _CLEANING_COPIES + _cleaning_import(request)
+    fixed = _table_bytes(facts, regions, request)
     largest, n_timepoints = max(1, int(regions.sizes.max())), facts.n_timepoints
     base = _PIECE_COPIES * _piece(largest, n_timepoints * 8)
     if strategy == "median":
-        base += _PIECE_COPIES * max(largest * 8, min(_MEDIAN_BYTES, largest * n_timepoints * 8))
+        base += _PIECE_COPIES * max(largest * 8, min(_VOLUMES_BYTES, largest * n_timepoints * 8))
     if strategy == "pc1":
         smaller = min(largest, n_timepoints)
         base += 3 * largest * n_timepoints * 8 * (largest <= n_timepoints) + 4 * smaller**2 * 8
     work = _Work("reduce", operation, fixed, base, 8, largest, len(regions), heavy=False, divisible=False)
     return _plan(work, request, budget)
+
+
+def reduce_volumes(facts: Facts, regions: Regions, request: Request) -> int:
+    """Bytes for one value per region of volumes that pass by, besides what reading them takes."""
+    most = max(_VOLUMES_BYTES, int(regions.sizes.max(initial=1)) * 8)
+    return _table_bytes(facts, regions, request) + _PIECE_COPIES * most
+
+
+def _table_bytes(facts: Facts, regions: Regions, request: Request) -> int:
+    """Of one value per region and volume, and of what cleaning them takes."""
+    result = len(regions) * facts.n_timepoints * 8
+    cleaning = result * _CLEANING_COPIES + _cleaning_import(request) if request.cleaning.needed else 0
+    return result * 2 + _INDEX_COPIES * regions.indices.nbytes + cleaning
 
 
 def map_regions(

@@ -395,6 +395,16 @@ def test_a_dict_for_an_atlas(shared):
     np.testing.assert_array_equal(signals["two"], shared.mask(labels == 2))
 
 
+@pytest.mark.parametrize("strategy", ["mean", "median", "variance", "pc1"])
+@pytest.mark.parametrize("n_timepoints", [1, 16, 17, 65])
+def test_reductions_by_volume_have_the_bits_of_rows(strategy, n_timepoints, masks, tmp_path):
+    """The last block may be a single volume."""
+    path = save(tmp_path / "long.nii.gz", bold((*SHAPE, n_timepoints)), slope=0.3, inter=-7.0)
+    with SharedImage(path) as image:
+        expected = image.reduce(masks, strategy)
+    np.testing.assert_array_equal(extract(path, masks, strategy=strategy), expected)
+
+
 def test_map_and_extract_give_the_same_containers(shared, path, masks, tmp_path):
     for given in (list(masks.values()), masks, write_masks(tmp_path, masks), masks["a"]):
         expected = shared.mask_parallel(given)

@@ -1,10 +1,13 @@
 """The array functions against one line of numpy each."""
 
+import itertools
 import warnings
 from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nibabel.volumeutils import apply_read_scaling
 from scipy import ndimage
 
@@ -273,6 +276,33 @@ def test_sums_have_the_bits_of_scipy(strategy):
     expected = [getattr(ndimage, strategy)(volume, labels, [1])[0] for volume in rows.T]
     got = reduced(strategy, rows, np.arange(3000), conversion("f4", "f8"))
     np.testing.assert_array_equal(got, expected)
+
+
+@given(
+    st.lists(st.sampled_from([1, 2, 7, 300, 9000]), min_size=1, max_size=6),
+    st.sampled_from([1, 2, 3, 16, 70]),
+    st.sampled_from(sorted(kernels.BY_VOLUME)),
+    st.sampled_from(["zero", "propagate", "omit"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, policy):
+    rows = random_rows(sum(sizes), n_volumes, "f4")
+    rows[np.random.default_rng(5).random(rows.shape) < 0.01] = np.nan
+    how = conversion("f4", "f8", nan_policy=policy)
+    offsets = np.cumsum([0, *sizes])
+    expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
+    for column, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        kernels.reduce_region(rows, False, expected, how, strategy, np.arange(start, stop), column)
+    finite = kernels.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets)
+    assert finite == bool(np.isfinite(rows).all())
+    np.testing.assert_array_equal(got, expected.T)
+
+
+@pytest.mark.parametrize("n_volumes", [1, 2, 3])
+def test_sums_have_the_bits_of_scipy_for_few_volumes(n_volumes):
+    rows = random_rows(3000, n_volumes, "f4")
+    expected = [ndimage.sum(volume, np.ones(3000, int), [1])[0] for volume in rows.T]
+    np.testing.assert_array_equal(reduced("sum", rows, np.arange(3000), conversion("f4", "f8")), expected)
 
 
 def eigenvariate(signals):

@@ -17,9 +17,9 @@ FLOORS = [
     "settings",
     "kernels streams budget usage stores writing luts entries mapped places bids figures pages "
     "fields motion niftis streaming",
-    "grids monitor sources segments loading cache reductions journal submission correlation subjects",
+    "grids monitor sources segments loading cache journal submission correlation subjects",
     "regions registry pool demo disk picking maps filemaps nfdh5",
-    "parameters wire doctor banding steps coverage connectomes spills converting",
+    "parameters wire doctor banding steps coverage connectomes spills converting reductions",
     "plans reels",
     "masking films",
     "niimgs holding recall derivatives report batches frames",
