@@ -30,7 +30,7 @@ _PACKAGES = ("sharedmask", "numpy", "nibabel", "nilearn")
 
 @dataclass(frozen=True)
 class Timeline:
-    """Memory of a run's work over time: seconds from its start, bytes, and the limit that held."""
+    """Memory of all processes at work over time: seconds from the start, bytes, and the limit that held."""
 
     seconds: Sequence[float]
     nbytes: Sequence[float]
@@ -82,7 +82,12 @@ class RunReport:
         ]
         if self.timeline is not None and self.timeline.seconds:
             line = self.timeline
-            pictures.append(("Memory", figures.timeline(line.seconds, line.nbytes, line.limit)))
+            pictures.append(
+                (
+                    "Memory, of all processes, while this run was at work",
+                    figures.timeline(line.seconds, line.nbytes, line.limit),
+                )
+            )
         return {
             "title": self.title,
             "facts": self._facts(),
@@ -152,7 +157,9 @@ class StudyReport:
             "failed": failed,
             "done": done,
             "columns": list(dict.fromkeys(name for run in done for name in run.facts)),
-            "memory": figures.timeline(line.seconds, line.nbytes, line.limit) if line else None,
+            "memory": figures.timeline(line.seconds, line.nbytes, line.limit)
+            if line and line.seconds
+            else None,
             "parameters": _texts(self.parameters),
             "versions": versions(),
         }

@@ -4,13 +4,16 @@ Covers: what is extracted from which run, where outputs and failures are recorde
 page. Does not cover: finding runs (``bids``), file names (``derivatives``), what runs at the same
 time (``cohort``), options and exit codes (``cli``).
 
-Below the outputs, ``.sharedmask/`` holds what a later pass needs: the journal of complete runs and
-one file per run that failed.
+Below the outputs, ``.sharedmask/`` holds what a later pass needs: the journal of complete runs,
+one file per run that failed, and what the study's page says of the last pass.
 """
 
+import contextlib
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,21 +21,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask import usage
 from sharedmask.bids import Atlas, Run, find_runs
+from sharedmask.budget import MemoryBudget
 from sharedmask.cohort import Study, extract_many
 from sharedmask.coverage import Coverage
 from sharedmask.derivatives import Derivatives
 from sharedmask.errors import ParameterError
 from sharedmask.grids import Grid, per_grid
 from sharedmask.journal import Entry, Failures, Journal
+from sharedmask.monitor import MemoryMonitor
 from sharedmask.parameters import Progress
 from sharedmask.regions import Regions
-from sharedmask.report import RunReport, RunRow, StudyReport
+from sharedmask.report import RunReport, RunRow, StudyReport, Timeline
 from sharedmask.sources import Source, open_source
+from sharedmask.writing import whole_file
 
 Array = NDArray[Any]
 
 _PRIVATE = ".sharedmask"
+_LAST = "last.json"
 _IGNORED = "*.html\n*_timeseries.*\n*_stat-coverage_bold.tsv\n"
 _PICTURED_VOLUMES = 10
 STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
@@ -109,24 +117,31 @@ def analyse(
         raise ParameterError("no atlas is given")
     runs = {_key(run): run for run in find_runs(dataset, filters)}
     derivatives = Derivatives.begin(output, dataset)
-    work = _Work(derivatives, runs, tuple(atlases), outputs or Outputs(), cleaning, stop_on_first_crash)
-    work.begin(overwrite)
-    study = extract_many(
-        {key: run.bold for key, run in runs.items()},
-        work.regions,
-        strategy=None if work.outputs.voxels else work.outputs.statistic,
-        on_result=work.keep,
-        on_error=work.fail,
-        resume=work.private / "complete.jsonl",
-        variant=repr((work.outputs, work.atlases, work.desc)),
-        shard=shard,
-        executor=executor,
-        n_jobs=n_jobs,
-        memory_limit=memory_limit,
-        progress=progress,
-        **_confounds(runs, denoise_strategy),
-        **cleaning,
+    # What workers elsewhere hold cannot be seen from here.
+    watch = MemoryMonitor() if executor is None else None
+    limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
+    work = _Work(
+        derivatives, runs, tuple(atlases), outputs or Outputs(), cleaning, stop_on_first_crash, watch, limit
     )
+    work.begin(overwrite)
+    with watch or contextlib.nullcontext():
+        study = extract_many(
+            {key: run.bold for key, run in runs.items()},
+            work.regions,
+            strategy=None if work.outputs.voxels else work.outputs.statistic,
+            on_result=work.keep,
+            on_error=work.fail,
+            resume=work.private / "complete.jsonl",
+            variant=repr((work.outputs, work.atlases, work.desc)),
+            shard=shard,
+            executor=executor,
+            n_jobs=n_jobs,
+            memory_limit=memory_limit,
+            progress=progress,
+            **_confounds(runs, denoise_strategy),
+            **cleaning,
+        )
+    work.end()
     if shard is None:
         summarise(output)
     return study
@@ -159,6 +174,12 @@ class _Work:
     outputs: Outputs
     cleaning: Mapping[str, Any]
     stop: bool
+    watch: MemoryMonitor | None
+    limit: int
+    """Of all that is held meanwhile; bytes."""
+    _started: float = field(default_factory=time.time)
+    _begun: dict[str, float] = field(default_factory=dict)
+    """When work on each run began."""
 
     @cached_property
     def private(self) -> Path:
@@ -179,8 +200,24 @@ class _Work:
         if overwrite:
             (self.private / "complete.jsonl").unlink(missing_ok=True)
 
+    def end(self) -> None:
+        """Keep what the study's page says of this pass."""
+        said = {"parameters": self._asked(), "timeline": asdict(self._timeline(self._started))}
+        with whole_file(self.private / _LAST) as temporary:
+            temporary.write_text(json.dumps(said, default=str), encoding="utf-8")
+
+    def _timeline(self, begun: float) -> Timeline:
+        """Memory since then; empty if it was not watched."""
+        if self.watch is None:
+            return Timeline([], [])
+        self.watch.sample()
+        samples = [sample for sample in list(self.watch.samples) if sample.time >= begun]
+        seconds = [round(sample.time - begun, 2) for sample in samples]
+        return Timeline(seconds, [sample.held for sample in samples], self.limit)
+
     def regions(self, key: str) -> Regions:
         """What is extracted from a run."""
+        self._begun[key] = time.time() if self.watch is None else self.watch.sample().time
         return self._coverage(key)[1].regions
 
     def _coverage(self, key: str) -> tuple[Source, Coverage]:
@@ -244,12 +281,15 @@ class _Work:
     def _report(self, key: str, run: Run, source: Source, coverage: Coverage, signals: Array) -> Path:
         path = self.derivatives.root / f"{key}.html"
         table = [row for rows in coverage.tables for row in rows]
-        asked = {**vars(self.outputs), **self.cleaning, "atlases": ", ".join(a.name for a in self.atlases)}
-        picture = _picture(run, source)
-        RunReport(key, source, coverage.regions, signals, table, picture, asked).write(path)
+        picture, line = _picture(run, source), self._timeline(self._begun.pop(key))
+        RunReport(key, source, coverage.regions, signals, table, picture, self._asked(), line).write(path)
         return path
 
+    def _asked(self) -> dict[str, Any]:
+        return {**vars(self.outputs), **self.cleaning, "atlases": ", ".join(a.name for a in self.atlases)}
+
     def fail(self, key: str, error: Exception) -> None:
+        self._begun.pop(key, None)
         self.failures.add(key, error)
         if self.stop:
             raise error
@@ -272,7 +312,7 @@ def _picture(run: Run, source: Source) -> Array:
 
 
 def summarise(output: str | Path) -> Path:
-    """Write the study's page: all runs with outputs, and all that failed.
+    """Write the study's page: all runs with outputs, all that failed, and how the last pass went.
 
     Returns
     -------
@@ -284,8 +324,17 @@ def summarise(output: str | Path) -> Path:
     done = sorted(Journal(root / _PRIVATE / "complete.jsonl").entries, key=lambda entry: entry.key)
     rows += [_done_row(root, entry) for entry in done]
     page = root / "study.html"
-    StudyReport(root.name, rows).write(page)
+    StudyReport(root.name, rows, *_last_pass(root)).write(page)
     return page
+
+
+def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None]:
+    """Its parameters, and its memory over time."""
+    try:
+        said = json.loads((root / _PRIVATE / _LAST).read_text(encoding="utf-8"))
+        return said["parameters"], Timeline(**said["timeline"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, None
 
 
 def _done_row(root: Path, entry: Entry) -> RunRow:

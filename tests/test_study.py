@@ -1,9 +1,11 @@
 """Studies: derivatives of a BIDS data set, from the command line down."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,29 @@ def test_the_app(dataset, toy, out, capsys):
         f"sub-01_task-rest_{SPACE}_desc-preproc_bold.html",
         f"sub-02_task-rest_{SPACE}_desc-preproc_bold.html",
     ]
+
+
+def test_pages_show_memory_and_parameters(dataset, toy, out, tmp_path):
+    given = ("--atlases", toy.image, "--high-pass", "0.013")
+    assert app(dataset, out, "participant", *given, "--nprocs", "2") == 0
+    run, study = (text(page) for page in (next(out.glob("sub-01*.html")), out / "study.html"))
+    assert "peak memory" in run and "while this run was at work" in run
+    assert "Memory of the last pass" in study
+    assert "high_pass 0.013" in run and "high_pass 0.013" in study
+    (out / "study.html").unlink()
+    assert app(dataset, out, "group") == 0
+    assert text(out / "study.html") == study
+
+
+def test_pages_show_no_memory_of_workers_elsewhere(dataset, toy, out):
+    with ThreadPoolExecutor(1) as executor:
+        analyse(dataset, out, [toy], executor=executor)
+    assert "Memory" not in text(out / "study.html")
+    assert "peak memory" not in text(next(out.glob("sub-01*.html")))
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
 
 
 def test_the_apps_exit_codes(dataset, toy, out, tmp_path):
