@@ -110,6 +110,7 @@ def extract_many(
     on_result: OnResult = None,
     on_error: OnError = None,
     resume: str | Path | None = None,
+    overwrite: bool = False,
     variant: str = "",
     shard: str | None = None,
     retries: int = 1,
@@ -146,6 +147,8 @@ def extract_many(
     resume : path, optional
         A file that records complete images. Those it has, with the same inputs and parameters and
         with their outputs still there, are skipped. Needs ``on_result``.
+    overwrite : bool
+        Do again what ``resume`` has; other shards' images stay recorded.
     variant : str
         What else the outputs depend on: an image is done again when this changes.
     shard : str, optional
@@ -178,7 +181,7 @@ def extract_many(
     cleans = any(asked.get(name) is not None for name in _CLEANING)
     each = _per_image(keyed, asked)
     chosen = _shard(list(keyed), shard)
-    journal = _journal(resume, on_result)
+    journal = _journal(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
     prepare = _Preparer(masks, asked, memory_limit, None if journal is None else variant)
     with _engine(executor, n_jobs, cleans) as engine, progress_to(progress, len(chosen), "image") as tell:
@@ -236,12 +239,17 @@ def _shard(keys: list[Key], shard: str | None) -> list[Key]:
     return keys[number - 1 :: count]
 
 
-def _journal(resume: str | Path | None, on_result: OnResult) -> Journal | None:
+def _journal(resume: str | Path | None, on_result: OnResult, overwrite: bool) -> Journal | None:
     if resume is None:
+        if overwrite:
+            raise ParameterError("overwrite does again what resume has recorded: give resume")
         return None
     if on_result is None:
         raise ParameterError("resume skips what is complete, so on_result must have kept it: give on_result")
-    return Journal(Path(resume))
+    journal = Journal(Path(resume))
+    if overwrite:
+        journal.forget()
+    return journal
 
 
 class _Preparer:

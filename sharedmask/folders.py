@@ -64,7 +64,6 @@ def extract_to(
     *,
     form: str = ".tsv",
     strategy: str | None = "mean",
-    overwrite: bool = False,
     **options: Any,
 ) -> Study:
     """Extract ``masks`` from many images, one file each.
@@ -81,8 +80,6 @@ def extract_to(
         A table of one value per region and volume, or the series of all voxels.
     strategy : str
         For tables.
-    overwrite : bool
-        Do images again that are complete with the same inputs and parameters.
     **options
         Those of :func:`sharedmask.extract_many`.
 
@@ -91,7 +88,7 @@ def extract_to(
     Study
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
-    work = _Work.begin(folder, images, masks, form, strategy, overwrite)
+    work = _Work.begin(folder, images, masks, form, strategy)
     return extract_many(
         dict(zip(images, images, strict=True)),
         work.regions,
@@ -128,7 +125,7 @@ def hold_each(
     **options
         Of :meth:`sharedmask.SharedImage.mask_parallel`.
     """
-    work = _Work.begin(folder, images, masks, form, strategy, overwrite=False)
+    work = _Work.begin(folder, images, masks, form, strategy)
     study = Study()
     for path in images:
         try:
@@ -188,7 +185,6 @@ class _Work:
         masks: Any,
         form: str,
         strategy: str | None,
-        overwrite: bool,
     ) -> "_Work":
         """Check what can be checked, and make the folder."""
         if form != ".tsv":
@@ -197,8 +193,6 @@ class _Work:
         private = Path(folder) / _PRIVATE
         work = cls(outputs(images, folder, form), masks, strategy, private)
         private.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            (private / "complete.jsonl").unlink(missing_ok=True)
         return work
 
     @property

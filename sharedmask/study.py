@@ -123,7 +123,7 @@ def analyse(
     work = _Work(
         derivatives, runs, tuple(atlases), outputs or Outputs(), cleaning, stop_on_first_crash, watch, limit
     )
-    work.begin(overwrite)
+    work.begin()
     with watch or contextlib.nullcontext():
         study = extract_many(
             {key: run.bold for key, run in runs.items()},
@@ -132,6 +132,7 @@ def analyse(
             on_result=work.keep,
             on_error=work.fail,
             resume=work.private / "complete.jsonl",
+            overwrite=overwrite,
             variant=repr((work.outputs, work.atlases, work.desc)),
             shard=shard,
             executor=executor,
@@ -194,11 +195,9 @@ class _Work:
         """What the names say was done to the signals."""
         return "cleaned" if any(value not in (None, False) for value in self.cleaning.values()) else None
 
-    def begin(self, overwrite: bool) -> None:
+    def begin(self) -> None:
         self.private.mkdir(exist_ok=True)
         (self.derivatives.root / ".bidsignore").write_text(_IGNORED, encoding="utf-8")
-        if overwrite:
-            (self.private / "complete.jsonl").unlink(missing_ok=True)
 
     def end(self) -> None:
         """Keep what the study's page says of this pass."""

@@ -275,6 +275,8 @@ def test_an_output_that_is_gone_is_made_again(runs, masks, tmp_path):
 def test_resuming_needs_somebody_who_kept_the_results(runs, masks, tmp_path):
     with pytest.raises(ParameterError, match=r"give on_result"):
         extract_many(runs, masks, resume=tmp_path / "done.jsonl")
+    with pytest.raises(ParameterError, match="give resume"):
+        extract_many(runs, masks, overwrite=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -168,6 +168,8 @@ def test_complete_runs_are_skipped_unless_asked(dataset, toy, out):
     assert len(analyse(dataset, out, [toy], PLAIN).complete) == 2
     assert len(analyse(dataset, out, [toy], PLAIN).skipped) == 2
     assert len(analyse(dataset, out, [toy], PLAIN, overwrite=True).complete) == 2
+    assert len(analyse(dataset, out, [toy], PLAIN, overwrite=True, shard="2/2").complete) == 1
+    assert len(analyse(dataset, out, [toy], PLAIN).skipped) == 2  # the other shard's is still recorded
     signals(out).unlink()
     assert len(analyse(dataset, out, [toy], PLAIN).complete) == 1
 
