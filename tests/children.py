@@ -47,7 +47,7 @@ def kill_group(child):
     child.wait()
 
 
-def gone(pids, seconds=10):
+def gone(pids, seconds=60):
     """Whether all these processes end in time; zombies count as ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

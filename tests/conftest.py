@@ -73,7 +73,7 @@ def nothing_left(registry_dir):
     yield
     pool.shutdown()
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (left := _left(registry_dir, *before)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left, left

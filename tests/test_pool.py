@@ -101,7 +101,7 @@ def test_shared_arguments_are_attached_read_only_and_let_go():
     assert run_processes(look, (Shared(handle, "rows"),), [()], 1) == [(24.0, False)]
     (worker,) = pool._pools[()]._idle
     owned.release()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while handle.name in Path(f"/proc/{worker.process.pid}/maps").read_text():
         assert time.monotonic() < deadline, "an idle worker holds the image"
 
