@@ -14,7 +14,15 @@ _FRACTION = re.compile(r"\s*(?:0?\.\d+|1\.0*)\s*")
 
 
 def mib(nbytes: float) -> str:
-    """Bytes as text, in MiB."""
+    """Bytes as text, in MiB, or in KiB if they are less than one.
+
+    Examples
+    --------
+    >>> mib(3 * 2**30), mib(10_000), mib(0)
+    ('3,072 MiB', '10 KiB', '0 MiB')
+    """
+    if 0 < nbytes < 2**20:
+        return f"{nbytes / 2**10:,.0f} KiB"
     return f"{nbytes / 2**20:,.0f} MiB"
 
 

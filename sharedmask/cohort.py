@@ -38,7 +38,7 @@ from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.grids import Grid, per_grid
 from sharedmask.journal import Entry, Journal
 from sharedmask.masking import progress_to
-from sharedmask.parameters import Parameters, Progress, Request
+from sharedmask.parameters import Parameters, Progress, Request, check_names, check_strategy
 from sharedmask.regions import Regions, ResamplingTarget
 from sharedmask.sources import Source, open_source
 
@@ -94,7 +94,7 @@ class Study:
         Keys that were complete before.
     """
 
-    results: dict[Key, Any] = field(default_factory=dict)
+    results: dict[Key, Any] = field(default_factory=dict, repr=False)
     errors: dict[Key, Exception] = field(default_factory=dict)
     complete: list[Key] = field(default_factory=list)
     skipped: list[Key] = field(default_factory=list)
@@ -176,6 +176,9 @@ def extract_many(
     >>> study.results["sub-2"].shape
     (5, 8)
     """
+    check_names(parameters, "smoothing_fwhm", "memory")
+    if strategy is not None:
+        check_strategy(strategy)
     keyed = _keyed(sources)
     asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
     cleans = any(asked.get(name) is not None for name in _CLEANING)

@@ -8,7 +8,7 @@ import contextlib
 import csv
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -74,6 +74,7 @@ class Request:
             raise ParameterError(f"prefer={prefer!r} is none of 'threads', 'processes' and None")
         if nan_policy not in (None, "zero", "propagate", "raise", "omit"):
             raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
+        check_names(cleaning)
         _check_dtype(dtype)
         return cls(
             dtype=dtype,
@@ -130,6 +131,20 @@ def _check_dtype(dtype: DTypeLike | None) -> None:
         raise ParameterError(f"dtype={dtype!r}: {error}") from error
     if kind not in "iuf":
         raise ParameterError(f"dtype={dtype!r} holds no signals: give an integer or float type")
+
+
+def check_names(given: Iterable[str], *more: str) -> None:
+    """Refuse names that are neither among :class:`Parameters` nor ``more``.
+
+    Raises
+    ------
+    TypeError
+        Naming those that there are.
+    """
+    known = {*Parameters.__annotations__, *more}
+    for name in given:
+        if name not in known:
+            raise TypeError(f"there is no parameter {name!r}; there are {', '.join(sorted(known))}")
 
 
 def check_strategy(strategy: str) -> None:

@@ -526,7 +526,8 @@ def _series(name: str, items: Sequence[Source]) -> SeriesSource:
 def _check_member(number: int, item: Source, first: Source) -> None:
     said = f"volume {number} of the series, {item.name},"
     if item.n_timepoints != 1:
-        raise ImageError(f"{said} has {item.n_timepoints} time points; a series is made of 3D images")
+        hint = "a series is made of 3D images, and extract_many() takes several runs"
+        raise ImageError(f"{said} has {item.n_timepoints} time points; {hint}")
     if item.shape != first.shape:
         raise ImageError(f"{said} has shape {item.shape[:3]} where {first.name} has {first.shape[:3]}")
     if not np.allclose(item.affine, first.affine):

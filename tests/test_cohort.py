@@ -124,6 +124,24 @@ def test_failures_are_their_images_own(runs, masks, tmp_path, n_jobs):
     assert set(study.complete) == set(runs) - {runs[1]}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"standardise": True}, TypeError, "there is no parameter 'standardise'"),
+        ({"strategy": "men"}, ParameterError, "strategy='men' is none of mean, median"),
+    ],
+)
+def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, parameters, error, message):
+    with pytest.raises(error, match=message):
+        extract_many(runs, masks, **parameters)
+
+
+def test_a_study_says_what_became_of_it_not_the_signals(runs, masks):
+    said = repr(extract_many(runs, masks, strategy="mean"))
+    assert "results" not in said
+    assert f"complete={list(runs)}" in said
+
+
 def test_failures_nobody_takes_are_warned_of(runs, masks, tmp_path):
     with pytest.warns(SharedMaskWarning, match=r"1 of 6 images failed, the first .*none\.nii"):
         study = extract_many([*runs, str(tmp_path / "none.nii")], masks)

@@ -258,14 +258,14 @@ def test_a_full_disk_is_an_error_with_numbers(path, folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SegmentError, match=r"no room for run\.nii\.gz: .* MiB are needed, .* MiB are free"):
+    with pytest.raises(SegmentError, match=r"no room for run\.nii\.gz: .* are needed, .* MiB are free"):
         written(path)
     assert os.listdir(folder) == []
 
 
 def test_too_little_room_is_an_error_before_anything_is_written(path, folder, monkeypatch):
     monkeypatch.setattr(disk, "_free", lambda _: 1000)
-    with pytest.raises(SegmentError, match="MiB are needed, 0 MiB are free"):
+    with pytest.raises(SegmentError, match="iB are needed, 1 KiB are free"):
         written(path)
     assert os.listdir(folder) == []
 
@@ -386,7 +386,7 @@ def test_an_image_four_times_the_limit_works_by_both_ways(large):
 
 def test_auto_takes_the_disk_above_the_threshold_and_never_if_it_may_not(path):
     with using(disk_threshold=1000):
-        assert SharedImage(path).store == ("disk", "0 MiB are more than disk_threshold, 0 MiB")
+        assert SharedImage(path).store == ("disk", "9 KiB are more than disk_threshold, 1 KiB")
     with using(disk_threshold=1000, use_disk=False):
         assert SharedImage(path).store[0] == "shm"
     with using(use_disk=False), pytest.raises(MemoryLimitError):

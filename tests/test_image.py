@@ -106,7 +106,7 @@ def test_facts_are_known_before_loading(path):
 
 def test_repr_says_the_state(path):
     opened = SharedImage(path)
-    said = "<SharedImage sub-01_bold.nii.gz 7x6x5x12 int16 0 MiB shm (the default) "
+    said = "<SharedImage sub-01_bold.nii.gz 7x6x5x12 int16 9 KiB shm (the default) "
     assert repr(opened) == said + "not loaded>"
     opened.load()
     assert repr(opened) == said + "open>"

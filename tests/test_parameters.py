@@ -80,7 +80,7 @@ def test_jobs(n_jobs, effective, source):
 
 
 def test_unknown_parameters_are_refused(source):
-    with pytest.raises(TypeError, match="smoothing"):
+    with pytest.raises(TypeError, match="there is no parameter 'smoothing'; there are confounds, detrend,"):
         Request.checked(source, smoothing=6)
 
 

@@ -140,7 +140,7 @@ def test_every_operation_is_projected(call, monkeypatch):
         image.load()
         monkeypatch.setattr(image, "_memory_limit", image.nbytes + 10)
         arguments = (len, masks) if call == "map" else (masks,)
-        with pytest.raises(MemoryLimitError, match=r"needs .* MiB and 0 MiB may be used"):
+        with pytest.raises(MemoryLimitError, match=r"needs .* MiB and 0 KiB may be used"):
             getattr(image, call)(*arguments)
 
 
