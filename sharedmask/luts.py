@@ -51,7 +51,7 @@ def _read_file(path: str, where: str) -> dict[str, list[Any]]:
     try:
         return _read_columns(path)
     except FileNotFoundError as error:
-        raise MissingFileError(f"{where}: there is no such file ({error})") from error
+        raise MissingFileError(f"{where} does not exist") from error
     except (OSError, ValueError, csv.Error) as error:
         raise MaskError(f"{where} cannot be read: {error}") from error
 

@@ -407,7 +407,7 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise errors.MissingFileError(f"{where}: there is no such file ({error})") from error
+        raise errors.MissingFileError(f"{where}: {error}") from error
     except _UNREADABLE as error:
         raise MaskError(f"{where} cannot be read: {error or type(error).__name__}") from error
 

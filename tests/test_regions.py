@@ -622,7 +622,7 @@ def test_look_up_tables_refused(tmp_path, grid, text, problem):
 
 
 def test_look_up_tables_missing_or_of_another_kind(tmp_path, grid):
-    with pytest.raises(errors.MissingFileError, match=r"gone\.tsv: there is no such file"):
+    with pytest.raises(errors.MissingFileError, match=r"gone\.tsv does not exist"):
         Regions.from_labels(np.ones(SHAPE), grid, lut=tmp_path / "gone.tsv")
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(errors.MaskError, match=r"binary\.tsv cannot be read"):
