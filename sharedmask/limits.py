@@ -5,6 +5,7 @@ what is kept free (``budget``).
 """
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MIB = 2**20
+_NO_LIMIT = 2**62  # version 1 writes the largest number of pages where version 2 writes "max"
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,30 @@ def _cgroups() -> Iterator[Limit]:
     Batch systems set the limit on an ancestor, while the process's own group says "max": the
     whole way up counts.
     """
-    for base, limit_name, used_name in _cgroup_folders():
-        with contextlib.suppress(OSError, ValueError):
-            limit = int((base / limit_name).read_text())
-            used = int((base / used_name).read_text()) - _reclaimable(base)
-            yield Limit(limit, max(limit - max(used, 0), 0), f"control group {base}")
-
-
-def _cgroup_folders() -> Iterator[tuple[Path, str, str]]:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                root, names = _CGROUPS, ("memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                root, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            else:
-                continue
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    yield folder, *names
+        for base, limit_name, used_name in _cgroup_folders(Path("/proc/self/cgroup").read_text(), _CGROUPS):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((base / limit_name).read_text())
+                if limit < _NO_LIMIT:
+                    used = int((base / used_name).read_text()) - _reclaimable(base)
+                    yield Limit(limit, max(limit - max(used, 0), 0), f"control group {base}")
+
+
+@functools.cache
+def _cgroup_folders(groups: str, mounted: Path) -> list[tuple[Path, str, str]]:
+    """The folders of the memory groups in ``/proc/self/cgroup``, and the names of their files."""
+    found = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mounted, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        found += [(folder, *names) for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return found
 
 
 def _reclaimable(folder: Path) -> int:
