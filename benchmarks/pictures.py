@@ -113,9 +113,14 @@ def curves(found: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], path: 
     drawn = list(figure.subplots(math.ceil(len(panels) / 3), 3, squeeze=False).flat)
     for axes, panel in zip(drawn, panels, strict=False):
         for name, points in ((name, points) for where, name, points in found if where == panel):
-            axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
+            amounts, seconds = zip(*points, strict=True)
+            axes.plot(amounts, seconds, marker="o", ms=3, label=name)
         axes.set(xscale="log", yscale="log", xlabel=panel, ylabel="seconds")
-        axes.legend(fontsize="small", frameon=False)
+        told = amounts[:: math.ceil(len(amounts) / 6)]
+        axes.set_xticks(told, [f"{amount:,}" for amount in told])
+        axes.set_xticks([], minor=True)
+        axes.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
+                    columnspacing=0.8, handlelength=1, handletextpad=0.4)  # fmt: skip
         axes.spines[["top", "right"]].set_visible(False)
     for axes in drawn[len(panels) :]:
         axes.set_axis_off()

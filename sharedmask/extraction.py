@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import kernels, loading, masking, monitor, plans, recall, reductions, steps
+from sharedmask import kernels, loading, masking, monitor, plans, recall, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
 from sharedmask.errors import MemoryLimitError, ParameterError
@@ -195,13 +195,8 @@ def _reduced(
     """One value per region and volume, made on the way."""
     operation, needed = f"extracting from {source.name}", _reducing_bytes(source, regions, request)
     budget.require(operation, needed, FEWER)
-    with (
-        monitor.operation("extract", operation, needed),
-        masking.progress_to(request.progress, source.n_timepoints, "volume") as tell,
-    ):
-        conversion = request.reduction(source)
-        signals, _ = reductions.reduced(source, regions, strategy, conversion, tell)
-        return masking.table(signals, source, regions, request)
+    with monitor.operation("extract", operation, needed):
+        return masking.reduced_in_passing(source, source, regions, strategy, request)
 
 
 # --- batches -------------------------------------------------------------------------------------

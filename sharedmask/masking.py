@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import kernels, picking, plans, pool
+from sharedmask import kernels, picking, plans, pool, reductions
 from sharedmask.budget import MemoryBudget
 from sharedmask.errors import AttachError, OutsideImageError
 from sharedmask.kernels import Conversion
+from sharedmask.loading import Volumes
 from sharedmask.parameters import Progress, Request
 from sharedmask.plans import Plan
 from sharedmask.pool import Shared
@@ -149,8 +150,10 @@ def progress_to(progress: Progress, total: int, unit: str) -> Iterator[Callable[
 # --- images that are mapped by volumes -----------------------------------------------------------
 
 
-def with_copies(plan: Plan, rows: Rows, regions: Regions, budget: MemoryBudget) -> Plan:
-    """The plan, and what it takes to pick rows out of volumes first, if that is needed.
+def with_pass(plan: Plan, rows: Rows, regions: Regions, budget: MemoryBudget, passing: int | None) -> Plan:
+    """The plan, and what a pass over volumes takes besides, if the image lies volume by volume.
+
+    That is ``passing`` where results are made on the way; None: rows are copied first.
 
     Raises
     ------
@@ -159,16 +162,11 @@ def with_copies(plan: Plan, rows: Rows, regions: Regions, budget: MemoryBudget) 
     """
     if rows.volumes is None:
         return plan
-    n_rows = 0 if _is_one_pass(rows, plan.request) else len(regions.union)
     row_bytes = rows.facts.n_timepoints * rows.facts.dtype.itemsize
-    copied = n_rows * row_bytes + picking.buffer_bytes(rows.volumes, len(regions.indices))
-    budget.require(plan.operation, plan.needed + copied)
-    return replace(plan, needed=plan.needed + copied)
-
-
-def _is_one_pass(rows: Rows, request: Request) -> bool:
-    """Whether signals can go straight from the volumes to the results."""
-    return rows.volumes is not None and not request.cleaning.needed
+    kept = len(regions.union) * row_bytes if passing is None else passing
+    taken = kept + picking.buffer_bytes(rows.volumes, len(regions.indices))
+    budget.require(plan.operation, plan.needed + taken)
+    return replace(plan, needed=plan.needed + taken)
 
 
 @contextlib.contextmanager
@@ -184,14 +182,13 @@ def _at_hand(rows: Rows, regions: Regions, request: Request, heavy: bool) -> Ite
         yield Rows(rows.facts, array, finite, regions.union, shared)
 
 
-def _picked(rows: Rows, regions: Regions, request: Request) -> list[Array]:
+def _picked(rows: Rows, volumes: Array, regions: Regions, request: Request) -> list[Array]:
     """Signals straight from the volumes."""
-    assert rows.volumes is not None
     conversion = request.conversion(rows.facts)
     shape = (len(regions.indices), rows.facts.n_timepoints)
     array = np.empty(shape, conversion.result)
     with progress_to(request.progress, shape[1], "volume") as tell:
-        picking.pick(rows.volumes, regions.indices, array, conversion, pool.n_cpus(), tell)
+        picking.pick(volumes, regions.indices, array, conversion, pool.n_cpus(), tell)
     return reported(split(array, regions, rows.facts), regions, request)
 
 
@@ -200,8 +197,8 @@ def _picked(rows: Rows, regions: Regions, request: Request) -> list[Array]:
 
 def mask(rows: Rows, regions: Regions, plan: Plan) -> list[Array]:
     """One (n_timepoints, n_voxels) array per region; (n_voxels,) for a 3D image."""
-    if _is_one_pass(rows, plan.request):
-        return _picked(rows, regions, plan.request)
+    if rows.volumes is not None and not plan.request.cleaning.needed:
+        return _picked(rows, rows.volumes, regions, plan.request)
     with _at_hand(rows, regions, plan.request, heavy=True) as rows:
         return _masked(rows, regions, plan)
 
@@ -292,8 +289,19 @@ def split(rows: Array, regions: Regions, facts: Facts) -> list[Array]:
 
 def reduce(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
     """(n_timepoints, n_regions), or (n_regions,) for a 3D image."""
+    if rows.volumes is not None and strategy in kernels.BY_VOLUME:
+        return reduced_in_passing(picking.Span(rows.volumes), rows.facts, regions, strategy, plan.request)
     with _at_hand(rows, regions, plan.request, heavy=False) as rows:
         return _reduced(rows, regions, strategy, plan)
+
+
+def reduced_in_passing(
+    volumes: Volumes, facts: Facts, regions: Regions, strategy: str, request: Request
+) -> Array:
+    """One value per region and volume, as of :func:`reduce`, of volumes that nobody holds."""
+    with progress_to(request.progress, facts.n_timepoints, "volume") as tell:
+        signals, _ = reductions.reduced(volumes, regions, strategy, request.reduction(facts), tell)
+        return _table(signals, facts, regions, request)
 
 
 def _reduced(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
@@ -310,10 +318,10 @@ def _reduced(rows: Rows, regions: Regions, strategy: str, plan: Plan) -> Array:
         arguments = (shared or rows.array, rows.finite, out, conversion, strategy)
         count = iter(range(1, len(items) + 1))
         _run(request, kernels.reduce_region, arguments, items, lambda *_: tell(next(count)))
-    return table(array.T, rows.facts, regions, request)
+    return _table(array.T, rows.facts, regions, request)
 
 
-def table(signals: Array, facts: Facts, regions: Regions, request: Request) -> Array:
+def _table(signals: Array, facts: Facts, regions: Regions, request: Request) -> Array:
     """Values of regions, (n_timepoints, n_regions), cleaned as asked, and told."""
     if request.cleaning.needed:
         signals = request.finished(request.cleaning.apply(np.ascontiguousarray(signals)))

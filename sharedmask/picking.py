@@ -55,7 +55,7 @@ def pick(
            [ 0,  4,  8]])
     """
     first, last = (int(voxels.min()), int(voxels.max())) if len(voxels) else (0, 0)
-    span = _Span(volumes[:, first : last + 1])
+    span = Span(volumes[:, first : last + 1])
     select = voxels - first
     return loading.load(
         span, out, select=select, conversion=conversion, n_threads=n_threads, on_volumes=on_volumes
@@ -64,12 +64,12 @@ def pick(
 
 def buffer_bytes(volumes: Array, n_picked: int) -> int:
     """Memory that :func:`pick` takes besides ``out``."""
-    return loading.buffer_bytes(_Span(volumes), n_picked)
+    return loading.buffer_bytes(Span(volumes), n_picked)
 
 
 @dataclass(frozen=True)
-class _Span:
-    """The same voxels of every volume, as ``loading`` reads an image."""
+class Span:
+    """The same voxels of every volume, (n_timepoints, n_voxels), as ``loading`` reads an image."""
 
     values: Array
     compressed = False

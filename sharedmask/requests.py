@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask import holding, masking, plans, recall, steps
+from sharedmask import holding, kernels, masking, plans, recall, steps
 from sharedmask.budget import MemoryBudget
 from sharedmask.cache import Cache
 from sharedmask.errors import ParameterError
@@ -124,7 +124,8 @@ class Requests(ABC):
         operation = f"masking {self._name} with {len(regions)} masks"
 
         def compute() -> list[Array]:
-            return self._carry_out(regions, request, operation, plans.mask, masking.mask)
+            passing = None if request.cleaning.needed else 0
+            return self._carry_out(regions, request, operation, plans.mask, masking.mask, passing)
 
         return regions.pack(self._recalled(memory, compute, regions, request, None))
 
@@ -187,7 +188,9 @@ class Requests(ABC):
             return [masking.reduce(rows, regions, strategy, plan)]
 
         def compute() -> list[Array]:
-            return self._carry_out(regions, request, operation, plan, work)
+            in_passing = strategy in kernels.BY_VOLUME
+            passing = plans.reduce_volumes(self._facts, regions, request) if in_passing else None
+            return self._carry_out(regions, request, operation, plan, work, passing)
 
         return self._recalled(memory, compute, regions, request, strategy)[0]
 
@@ -279,9 +282,18 @@ class Requests(ABC):
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
 
     def _carry_out(
-        self, regions: Regions, request: Request, operation: str, planner: _Planner, work: _Work
+        self,
+        regions: Regions,
+        request: Request,
+        operation: str,
+        planner: _Planner,
+        work: _Work,
+        passing: int | None = None,
     ) -> list[Any]:
-        """Do the work on the image's rows, or on those of the image resampled to the masks' grid."""
+        """Do the work on the image's rows, or on those of the image resampled to the masks' grid.
+
+        ``passing`` is what it takes while volumes pass by; None: it needs rows.
+        """
         with self._in_use() as rows:
             budget = self._budget()
             if not regions.fits(self._grid):
@@ -291,7 +303,7 @@ class Requests(ABC):
                     return work(resampled, regions, plan)
             regions = regions.on(self._grid)
             plan = planner(self._facts, regions, request, budget, operation)
-            plan = masking.with_copies(plan, rows, regions, budget)
+            plan = masking.with_pass(plan, rows, regions, budget, passing)
             with plan.running():
                 return work(rows, regions, plan)
 

@@ -139,7 +139,7 @@ def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, paramet
 def test_a_study_says_what_became_of_it_not_the_signals(runs, masks):
     said = repr(extract_many(runs, masks, strategy="mean"))
     assert "results" not in said
-    assert f"complete={list(runs)}" in said
+    assert said.count(".nii.gz") == len(runs)
 
 
 def test_failures_nobody_takes_are_warned_of(runs, masks, tmp_path):

@@ -63,7 +63,7 @@ PASSES = {
     "extract, clean": "result = extract(path, regions, detrend=True)",
     "extract, clean, 2 processes": "result = extract(path, regions, detrend=True, n_jobs=2)",
 }
-FEW = ["load", "mask", "mask, 2 processes", "mean"]
+FEW = ["load", "mask", "mask, 2 processes", "mean", "pc1", "map"]
 
 
 @pytest.fixture(scope="module")
