@@ -94,7 +94,7 @@ def _row(dataset: Dataset, what: str, ask: Callable[..., Any], place: str, n_rou
 @contextlib.contextmanager
 def _unread(run: Path) -> Iterator[None]:
     """Reading a volume of the run is an error meanwhile."""
-    from sharedmask.sources import FileSource
+    from sharedmask.sources.source import FileSource
 
     volumes = FileSource.volumes
 

@@ -111,7 +111,7 @@ def _creation(packed: Path, plain: Path, spill: Path, arguments: argparse.Namesp
 
 def _emptying(spill: Path) -> Callable[[], None]:
     def empty() -> None:
-        from sharedmask import disk
+        from sharedmask.storage import disk
 
         disk.remove_unused()
         (spill / "in-order").unlink(missing_ok=True)
@@ -135,11 +135,11 @@ def _create(run: Path, memory_limit: str) -> None:
 
 
 def _decompress(packed: Path) -> None:
-    from sharedmask import loading
-    from sharedmask.sources import open_source
+    from sharedmask.sources import loader
+    from sharedmask.sources.source import open_source
 
     source = open_source(packed)
-    with loading.decoded(source, source.n_voxels, None, 16) as blocks:
+    with loader.decoded(source, source.n_voxels, None, 16) as blocks:
         for _ in blocks:
             pass
 
@@ -166,7 +166,7 @@ def _second_region(kind: str, plain: Path, first: Path, second: Path, bar: repor
 
 def _empty_page_cache() -> None:
     """Of the rows: what is written and not mapped can be dropped without rights."""
-    from sharedmask import disk
+    from sharedmask.storage import disk
 
     for entry in disk.entries():
         fd = os.open(disk.directory() / entry.name, os.O_RDONLY)

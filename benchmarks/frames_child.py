@@ -16,7 +16,8 @@ import h5py  # noqa: F401
 import nibabel as nib
 import numpy as np
 
-from sharedmask import FrameDataset, converting
+from sharedmask import FrameDataset
+from sharedmask.frames import convert
 
 _ROUNDS = 25
 
@@ -27,9 +28,9 @@ def prepare(folder: Path, x: int, y: int, z: int, n_volumes: int) -> dict[str, f
     if not all((folder / name).exists() for name in ("run.nii", "run.nii.gz", "run.h5", "packed.h5")):
         print(f"generating {folder}", file=sys.stderr, flush=True)
         _write_run(folder / "run.nii", (x, y, z, n_volumes))
-        converting.convert(folder / "run.nii", folder / "run.nii.gz")
-        converting.convert(folder / "run.nii", folder / "run.h5")
-        converting.convert(folder / "run.nii", folder / "packed.h5", compression="gzip", compression_opts=1)
+        convert.convert(folder / "run.nii", folder / "run.nii.gz")
+        convert.convert(folder / "run.nii", folder / "run.h5")
+        convert.convert(folder / "run.nii", folder / "packed.h5", compression="gzip", compression_opts=1)
     return {}
 
 

@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import machine
 from benchmarks.timing import Contender, Times, take_turns
-from sharedmask import kernels, loading
-from sharedmask.kernels import Conversion
+from sharedmask.compute import kernels, reduction
+from sharedmask.sources import loader, values
+from sharedmask.sources.values import Conversion
 
 Array = NDArray[Any]
 
@@ -96,7 +97,7 @@ def _kernels() -> Iterator[_Kernel]:
     rows = rng.standard_normal((_N_ROWS, _N_TIMEPOINTS), np.float32)
     yield from _gathers(rows, rng)
     yield from _reductions(rows, rng)
-    yield _Kernel("all finite", lambda: kernels.all_finite(rows), rows)
+    yield _Kernel("all finite", lambda: values.all_finite(rows), rows)
     yield _transposition(rows)
 
 
@@ -134,10 +135,10 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
     index = np.sort(rng.choice(_N_ROWS, 1000, replace=False))
     conversion = _conversion(rows.dtype, np.dtype(np.float64))
     out = np.empty((1, rows.shape[1]))
-    for strategy in kernels.STRATEGIES:
+    for strategy in reduction.STRATEGIES:
 
         def reduce(strategy: str = strategy) -> None:
-            kernels.reduce_region(rows, True, out, conversion, strategy, index, 0)
+            reduction.reduce_region(rows, True, out, conversion, strategy, index, 0)
 
         yield _Kernel(f"reduce, {strategy}", reduce, rows[: len(index)])
 
@@ -146,7 +147,7 @@ def _transposition(rows: Array) -> _Kernel:
     """Of volumes that are in memory: the pipeline of loading, without a file."""
     source = _InMemory(np.ascontiguousarray(rows.T))
     out = np.empty_like(rows)
-    return _Kernel("load from memory", lambda: loading.load(source, out), rows)
+    return _Kernel("load from memory", lambda: loader.load(source, out), rows)
 
 
 class _InMemory:

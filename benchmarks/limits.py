@@ -25,8 +25,10 @@ from benchmarks import data, floors, inputs, machine, memory, rapid, report, var
 from benchmarks.inputs import Inputs
 from benchmarks.report import Bar, Row
 from benchmarks.timing import Contender, Times, take_turns
-from sharedmask import Grid, Regions, SharedImage, extract, pool, segments
-from sharedmask.registry import Owned
+from sharedmask import Grid, Regions, SharedImage, extract
+from sharedmask.compute import pool
+from sharedmask.storage import segment
+from sharedmask.storage.registry import OwnedSegment
 
 _CALLS = 200
 _GEOMETRY = {"rows": ((1000, 250), np.dtype(np.int16))}
@@ -181,13 +183,13 @@ def _in_memory(
 def _small(stack: ExitStack) -> list[Contender]:
     """Attaching, publishing, asking a worker."""
     image = stack.enter_context(SharedImage(_little_image())).load()
-    owned = Owned("benchmark", _GEOMETRY)
+    owned = OwnedSegment("benchmark", _GEOMETRY)
     stack.callback(owned.release)
     handle = owned.share({})  # attached by nobody: attaching to what is attached costs nothing
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
     echo = stack.enter_context(_echo())
     return [
-        _many("attach", partial(segments.attach, handle)),
+        _many("attach", partial(segment.attach, handle)),
         _many("open and mmap", partial(_open_and_map, handle)),
         _many("publish", partial(image.publish, "benchmark")),
         _many("write and rename", partial(_write_and_rename, Path(folder), image.handle.to_json())),
@@ -210,7 +212,7 @@ def _little_image() -> Any:
     return nib.Nifti1Image(np.ones((8, 8, 8, 50), np.float32), np.eye(4))
 
 
-def _open_and_map(handle: segments.Handle) -> None:
+def _open_and_map(handle: segment.Handle) -> None:
     fd = os.open(f"/dev/shm/{handle.name}", os.O_RDONLY)
     mmap.mmap(fd, handle.nbytes, prot=mmap.PROT_READ).close()
     os.close(fd)

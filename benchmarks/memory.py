@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import machine
 from benchmarks.data import ROOT, Dataset, Sizes
-from sharedmask import usage
+from sharedmask.system import usage
 
 INTERVAL = 0.01
 _BARE = "import sys; {}; print('done', flush=True); sys.stdin.read(); print('{{}}')"

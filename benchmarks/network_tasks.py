@@ -62,7 +62,7 @@ def make(folder: Path, arguments: SimpleNamespace) -> None:
 
 def speed(folder: Path, arguments: SimpleNamespace) -> dict[str, Any]:
     """Seconds of both ways, with the series in memory and from the file."""
-    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.network.mapper import FunctionalNetworkMapper
 
     path, seeds = folder / "connectome.h5", _lesions(arguments.lesions, arguments)
     images = _images(arguments.lesions, arguments)
@@ -101,8 +101,8 @@ def _in_memory(run: Any, series: np.ndarray, seeds: list[np.ndarray], repeats: i
 
 def memory(folder: Path, arguments: SimpleNamespace, who: str, n_lesions: str) -> dict[str, Any]:
     """Peak resident memory of a way from file to maps, above what imports take."""
-    from sharedmask.batches import batch_process
-    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.network.batches import batch_process
+    from sharedmask.network.mapper import FunctionalNetworkMapper
 
     path = folder / "connectome.h5"
     block = arguments.subjects * arguments.timepoints * arguments.voxels * 4
@@ -128,7 +128,7 @@ def _warm_up(folder: Path, arguments: SimpleNamespace) -> None:
     small = SimpleNamespace(**{**vars(arguments), "subjects": 2, "timepoints": 20, "voxels": 500})
     (folder / "small").mkdir(exist_ok=True)
     make(folder / "small", small)
-    from sharedmask.network import FunctionalNetworkMapper
+    from sharedmask.network.mapper import FunctionalNetworkMapper
 
     mapper = FunctionalNetworkMapper(n_jobs=arguments.n_jobs).fit(folder / "small/connectome.h5")
     mapper.transform(_images(2, small))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import variants
-from sharedmask import loading
+from sharedmask.sources import loader
 
 _PIECE = 4 * 2**20
 _DATA_OFFSET = 352
@@ -45,7 +45,7 @@ def _opened(run: Path, n_cores: int) -> Any:
 def extract(run: Path, shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDArray[np.float32]:
     """The series of voxels of a generated run, (n_voxels, n_timepoints)."""
     rows = np.empty((len(voxels), shape[3]), np.float32)
-    loading.load(_Volumes(run, shape), rows, select=voxels)
+    loader.load(_Volumes(run, shape), rows, select=voxels)
     return rows
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from sharedmask import segments
-from sharedmask.registry import Owned
+from sharedmask.storage import segment
+from sharedmask.storage.registry import OwnedSegment
 
 _GEOMETRY = {"rows": ((1000, 250), np.dtype(np.int16))}
 
@@ -50,7 +50,7 @@ def _say(what: str, reached: float, bar: float, unit: str) -> int:
 
 def _attach_ratio(store: str, repeats: int) -> tuple[float, float, float]:
     """Median of validated over bare attach, in turn; the medians in microseconds."""
-    owned = Owned("benchmark", _GEOMETRY, store)
+    owned = OwnedSegment("benchmark", _GEOMETRY, store)
     handle = owned.share({})
     name = f"/dev/shm/{handle.name}" if store == "shm" else f"/proc/{handle.pid}/fd/{handle.fd}"
 
@@ -59,7 +59,7 @@ def _attach_ratio(store: str, repeats: int) -> tuple[float, float, float]:
         mmap.mmap(fd, handle.nbytes, prot=mmap.PROT_READ).close()
         os.close(fd)
 
-    times = [(_microseconds(bare), _microseconds(lambda: segments.attach(handle))) for _ in range(repeats)]
+    times = [(_microseconds(bare), _microseconds(lambda: segment.attach(handle))) for _ in range(repeats)]
     owned.release()
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     return medians[1] / medians[0], medians[0], medians[1]
@@ -72,8 +72,8 @@ def _microseconds(call: Callable[[], object]) -> float:
 
 
 def _pickled_bytes() -> int:
-    owned = Owned("sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz", _GEOMETRY)
-    view = segments.attach(owned.share({})).view("rows")
+    owned = OwnedSegment("sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz", _GEOMETRY)
+    view = segment.attach(owned.share({})).view("rows")
     owned.release()
     return len(pickle.dumps(view[::2, 3:]))
 
@@ -89,8 +89,8 @@ def _growth(store: str, cycles: int) -> tuple[int, int, float]:
 
 def _cycle(store: str, count: int) -> None:
     for _ in range(count):
-        owned = Owned("benchmark", _GEOMETRY, store)
-        segments.attach(owned.share({})).arrays["rows"].sum()
+        owned = OwnedSegment("benchmark", _GEOMETRY, store)
+        segment.attach(owned.share({})).arrays["rows"].sum()
         owned.release()
 
 

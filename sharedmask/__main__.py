@@ -1,5 +1,5 @@
 """``python -m sharedmask`` is the command ``sharedmask``."""
 
-from sharedmask.program import main
+from sharedmask.cli import main
 
 main()

@@ -10,8 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
-from sharedmask import cohort, figures, pool, stores
-from sharedmask.registry import Owned
+from sharedmask.compute import pool
+from sharedmask.storage import memory
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.study import cohort, figures
 
 SHM = Path("/dev/shm")
 
@@ -46,7 +48,7 @@ def real_data():
 def _helpers_that_stay(tmp_path_factory):
     """Start what lives as long as the process (resource tracker, templates), outside of any test."""
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
-    owned = Owned("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
+    owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
     for preload in ((), ("nilearn.signal",), cohort.EXTRACTING, cohort.CLEANING):
         pool.run_processes(len, (), [((),)], 1, preload=preload)
@@ -91,7 +93,7 @@ def _left(registry_dir, descriptors, children, names):
 
 
 def _segments():
-    return {name for name in os.listdir(SHM) if stores.NAME.fullmatch(name)}
+    return {name for name in os.listdir(SHM) if memory.NAME.fullmatch(name)}
 
 
 def _is_of_others(name):

@@ -1,0 +1,35 @@
+from ._version import __version__ as __version__
+from .frames.dataset import FrameDataset as FrameDataset
+from .image.coordinator import Coordinator as Coordinator
+from .image.extraction import extract as extract
+from .image.image import SharedImage as SharedImage
+from .maskers.labels import SharedLabelsMasker as SharedLabelsMasker
+from .maskers.maps import SharedMapsMasker as SharedMapsMasker
+from .maskers.multi import SharedMultiMasker as SharedMultiMasker
+from .maskers.nifti import SharedNiftiMasker as SharedNiftiMasker
+from .network.batches import batch_process as batch_process
+from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
+from .regions.regions import Regions as Regions
+from .sources.grid import Grid as Grid
+from .study.cohort import extract_many as extract_many
+from .system.budget import MemoryBudget as MemoryBudget
+from .system.monitor import MemoryMonitor as MemoryMonitor
+
+__all__ = [
+    "Coordinator",
+    "FrameDataset",
+    "FunctionalNetworkMapper",
+    "Grid",
+    "MemoryBudget",
+    "MemoryMonitor",
+    "Regions",
+    "SharedImage",
+    "SharedLabelsMasker",
+    "SharedMapsMasker",
+    "SharedMultiMasker",
+    "SharedNiftiMasker",
+    "__version__",
+    "batch_process",
+    "extract",
+    "extract_many",
+]

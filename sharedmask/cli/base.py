@@ -1,0 +1,216 @@
+"""The verbs on images: ``sharedmask extract | network | info | demo | frames``.
+
+Covers: options, exit codes, what is printed where. Does not cover: any of the work.
+
+Data go to files or standard output, everything else to standard error. Exit codes follow the BIDS
+execution specification: 0 done, 16 no BIDS data set, 18 nothing selected, 64 wrong usage, 65 bad
+data, 66 input missing, 73 output cannot be made, 74 input or output failed, 75 try again with more
+memory or later, 1 anything else, or some of many items failed.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import click
+
+from sharedmask._version import __version__
+from sharedmask.errors import (
+    DamagedImageError,
+    DatasetError,
+    MemoryLimitError,
+    MissingFileError,
+    NoInputError,
+    ParameterError,
+    SegmentError,
+    SharedMaskError,
+    WorkerError,
+)
+
+_EXIT_CODES: list[tuple[type[BaseException] | tuple[type[BaseException], ...], int]] = [
+    (click.UsageError, 64),
+    (ParameterError, 64),
+    (DatasetError, 16),
+    (NoInputError, 18),
+    (MissingFileError, 66),
+    (DamagedImageError, 65),
+    ((MemoryLimitError, SegmentError, WorkerError, MemoryError), 75),
+    (SharedMaskError, 65),
+    (FileNotFoundError, 66),
+    (OSError, 74),
+]
+CANNOT_CREATE = 73
+_INTERRUPTED = 130
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Verb(click.Command):
+    """A command whose repeatable options take several values, as in ``--mask a.nii b.nii -o out``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        several = {
+            name for option in self.params if getattr(option, "multiple", False) for name in option.opts
+        }
+        repeated: list[str] = []
+        option = ""
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                option = arg.replace("_", "-") if arg.startswith("--") else arg
+            elif option in several and repeated[-1].replace("_", "-") != option:
+                repeated.append(option)
+            repeated.append(arg)
+        return super().parse_args(ctx, repeated)
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="sharedmask")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def commands() -> None:
+    """Mask one large fMRI run with many regions, from one copy in memory."""
+
+
+def run(command: click.Command) -> None:
+    """Run a command line; one line per error, and its exit code."""
+    debug = "--debug" in sys.argv  # wherever it stands
+    try:
+        code = command([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("sharedmask: interrupted", err=True)
+        code = _INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
+        code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+    sys.exit(code)
+
+
+def options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def with_settings(verb: F) -> F:
+    """Options that set knobs while a verb runs, before the environment and the configuration file."""
+
+    @functools.wraps(verb)
+    def run(config: str | None, set_knobs: tuple[str, ...], **options: Any) -> Any:
+        from sharedmask.system import settings
+
+        given = settings.from_texts(set_knobs)
+        given |= {"profile": options.pop("profile"), "log_memory": options.pop("log_memory") or None}
+        with (
+            settings.using(config=config, **given) as knobs,
+            logging_to_stderr(knobs.log_memory, "sharedmask.monitor"),
+        ):
+            return verb(**options)
+
+    return cast(F, _settings_options(run))
+
+
+_settings_options = options(
+    click.option("--config", metavar="FILE", help="Settings in TOML, instead of the usual file."),
+    click.option("--profile", type=click.Choice(["small", "medium", "large", "auto", "slurm"])),
+    click.option("--set", "set_knobs", metavar="NAME=VALUE", multiple=True, help="Any other setting."),
+    click.option("--log-memory", is_flag=True, help="One line per operation: memory projected and in use."),
+)
+
+
+@contextlib.contextmanager
+def logging_to_stderr(on: bool, name: str) -> Iterator[None]:
+    """What the logger ``name`` says, on standard error."""
+    if not on:
+        yield
+        return
+    import logging
+
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+cleaning_options = options(
+    click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]), help="After all other steps."),
+    click.option("--detrend", is_flag=True, help="Remove linear trends."),
+    click.option("--confounds", metavar="TSV", multiple=True, help="Tables with one row per volume."),
+    click.option("--low-pass", type=float, metavar="HZ"),
+    click.option("--high-pass", type=float, metavar="HZ"),
+    click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
+)
+
+cache_dir_option = click.option(
+    "--cache-dir", metavar="DIR", help="Where results are kept for the next time; default: the setting."
+)
+
+
+def regions_maker(
+    given: Any, atlas: str | None, lut: str | None, target: Any, labels: Any = None
+) -> Callable[[Any], Any]:
+    """What makes the regions asked for, on the grid that it is given."""
+
+    def regions_on(grid: Any) -> Any:
+        from sharedmask.regions.regions import Regions
+
+        if atlas:
+            return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
+        return Regions.from_any(given, grid, resampling_target=target)
+
+    return regions_on
+
+
+def strategy_of(stat: str | None) -> str:
+    """The reduction that ``--stat`` asks for."""
+    return (stat or "mean").replace("-", "_")
+
+
+def echo_study(study: Any, what: str) -> None:
+    """Each failure on a line, what was done, and exit code 1 if something failed."""
+    for key, error in study.errors.items():
+        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
+    done = f"{len(study.complete)} {what} complete, {len(study.skipped)} were already"
+    click.echo(f"{done}, {len(study.errors)} failed")
+    if study.errors:
+        raise click.exceptions.Exit(1)
+
+
+def _grid(source: Any) -> Any:
+    from sharedmask.sources.grid import Grid
+
+    return Grid(source.shape[:3], source.affine)
+
+
+def check_output(output: str) -> None:
+    """Learn before the work that its result has no place."""
+    folder = os.path.dirname(output) or "."
+    if output == "-" or (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        return
+    click.echo(f"sharedmask: {output} cannot be created: no folder {folder} to write to", err=True)
+    raise click.exceptions.Exit(CANNOT_CREATE)
+
+
+def echo(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(text, err=True)

@@ -1,0 +1,153 @@
+"""The BIDS app: ``sharedmask-bids BIDS_DIR OUT_DIR participant``.
+
+Covers: the flags that users of BIDS apps type, and what they mean here. Does not cover: any of the
+work (``dataset``), exit codes (``base``).
+
+Exit code 1 means that some runs failed; ``OUT_DIR/.sharedmask/failed`` has a file for each.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharedmask._version import __version__
+from sharedmask.cli.base import Verb, echo_study, run
+from sharedmask.errors import ParameterError
+
+_UNKNOWN_LEVEL = 17
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "max_content_width": 100,
+}
+
+
+def main() -> None:
+    """The program ``sharedmask-bids``."""
+    run(app)
+
+
+@click.command(cls=Verb, context_settings=_SETTINGS)
+@click.version_option(__version__, prog_name="sharedmask-bids")
+@click.argument("bids_dir")
+@click.argument("out_dir")
+@click.argument("level", metavar="{participant,group}")
+@click.option("--participant-label", "sub", multiple=True, metavar="L...", help="With or without sub-.")
+@click.option("--session-label", "--session-id", "ses", multiple=True, metavar="L...")
+@click.option("-t", "--task-id", "--task-label", "task", multiple=True, metavar="L...")
+@click.option("--run-label", "run_label", multiple=True, metavar="L...")
+@click.option("--space", multiple=True, metavar="L...", help="As MNI152NLin2009cAsym.")
+@click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
+@click.option("--atlases", multiple=True, metavar="A...", help="Label images, or names in --atlases-dir.")
+@click.option("--atlases-dir", multiple=True, metavar="DIR", help="Folders with ..._atlas-A_dseg.nii.gz.")
+@click.option("--stat", default="mean", show_default=True, metavar="NAME", help="As in sharedmask extract.")
+@click.option("--min-coverage", type=float, default=0.5, show_default=True, help="Less: n/a.")
+@click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
+@click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
+@click.option("--no-reports", is_flag=True, help="No HTML page per run.")
+@click.option(
+    "--denoise-strategy",
+    type=click.Choice(["simple", "scrubbing", "compcor", "ica_aroma"]),
+    help="Confounds to regress out, as nilearn chooses them.",
+)
+@click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]))
+@click.option("--detrend", is_flag=True)
+@click.option("--low-pass", type=float, metavar="HZ")
+@click.option("--high-pass", type=float, metavar="HZ")
+@click.option(
+    "--nprocs", "--nthreads", "--n-cpus", "-j", "--n-jobs", "n_jobs", type=int, default=1, show_default=True
+)
+@click.option("--low-mem", is_flag=True, help="One run at a time.")
+@click.option("--mem", "--mem-mb", "mem", metavar="SIZE", help="For all runs at work; a number is MB.")
+@click.option("--output-layout", type=click.Choice(["bids", "legacy"]), default="bids", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Do complete runs again.")
+@click.option("--shard", metavar="I/N", help="The I-th of N parts of the runs, for array jobs.")
+@click.option("--stop-on-first-crash", is_flag=True)
+def app(
+    bids_dir: str,
+    out_dir: str,
+    level: str,
+    atlases: tuple[str, ...],
+    atlases_dir: tuple[str, ...],
+    bids_filter_file: str | None,
+    output_layout: str,
+    **options: Any,
+) -> None:
+    """Write the signals of atlas regions of all preprocessed runs below BIDS_DIR to OUT_DIR."""
+    from sharedmask.study.dataset import summarise
+
+    if level not in ("participant", "group"):
+        click.echo(f"sharedmask: {level!r} is no analysis level: participant or group", err=True)
+        raise click.exceptions.Exit(_UNKNOWN_LEVEL)
+    out = Path(out_dir) if output_layout == "bids" else Path(out_dir) / "sharedmask"
+    if level == "group":
+        click.echo(summarise(out))
+        return
+    filters = _filters(options, bids_filter_file)
+    _participants(bids_dir, out, _atlases(atlases, atlases_dir, filters), filters, **options)
+
+
+def _filters(options: dict[str, Any], file: str | None) -> dict[str, Any]:
+    """Taken out of ``options``; what is typed wins over the file."""
+    typed = {"sub": options.pop("sub"), "ses": options.pop("ses"), "task": options.pop("task")}
+    typed |= {"run": options.pop("run_label"), "space": options.pop("space")}
+    return {**_filter_file(file), **{key: list(values) for key, values in typed.items() if values}}
+
+
+def _filter_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return dict(content.get("bold", content))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ParameterError(f"{path} holds no BIDS filters: {error}") from error
+
+
+def _atlases(given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]) -> list[Any]:
+    from sharedmask.study.bids import find_atlas
+
+    if not given:
+        raise click.UsageError("--atlases: give at least one")
+    spaces = filters.get("space", [None])
+    return [find_atlas(name, folders, spaces[0] if isinstance(spaces, list) else spaces) for name in given]
+
+
+def _participants(
+    bids_dir: str, out: Path, atlases: list[Any], filters: dict[str, Any], **options: Any
+) -> None:
+    from sharedmask.study.dataset import Outputs, analyse
+
+    outputs = Outputs(
+        statistic=options.pop("stat").replace("-", "_"),
+        min_coverage=options.pop("min_coverage"),
+        form=options.pop("form"),
+        voxels=options.pop("voxels"),
+        reports=not options.pop("no_reports"),
+    )
+    n_jobs = 1 if options.pop("low_mem") else options.pop("n_jobs")
+    options.pop("n_jobs", None)
+    study = analyse(
+        bids_dir,
+        out,
+        atlases,
+        outputs,
+        filters=filters,
+        n_jobs=n_jobs,
+        memory_limit=_memory(options.pop("mem")),
+        progress=sys.stderr.isatty(),
+        **options,
+    )
+    echo_study(study, "runs")
+
+
+def _memory(size: str | None) -> int | str | None:
+    """BIDS apps take megabytes; we also take ``8G``."""
+    with suppress(ValueError, TypeError):
+        return int(float(size or "")) * 10**6
+    return size

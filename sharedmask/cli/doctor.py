@@ -1,0 +1,125 @@
+"""A live test of this machine: what is there, and whether sharing works.
+
+Covers: stores, room, attaching from another process, limits, what ``auto`` would choose. Does not
+cover: repairing anything (``registry.reap`` cleans up).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+import numpy as np
+
+from sharedmask.cli.base import commands
+from sharedmask.errors import SharedMaskError
+from sharedmask.storage import memory, registry
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.units import format_bytes
+
+
+@commands.command()
+def doctor() -> None:
+    """Test what this machine can do: stores, attaching, limits."""
+
+    findings = examine()
+    for finding in findings:
+        click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings if finding.needed):
+        raise SharedMaskError("this machine cannot share images")
+
+
+_READER = """
+import sys
+from sharedmask.storage.segment import Handle, attach
+print(int(attach(Handle.from_json(sys.argv[1])).arrays["rows"].sum()))
+"""
+_VALUES = np.arange(1000, dtype=np.int16).reshape(10, 100)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried, and how it went; without a ``needed`` one nothing works."""
+
+    what: str
+    ok: bool
+    detail: str
+    needed: bool = False
+
+
+def examine() -> list[Finding]:
+    """Try everything; nothing is left behind."""
+    tests: list[Callable[[], Finding]] = [
+        _registry,
+        _room,
+        _memfd,
+        *map(_sharing, memory.KINDS),
+        _choice,
+        _limit,
+    ]
+    return [test() for test in tests]
+
+
+def _registry() -> Finding:
+    try:
+        n_images = len(registry.entries())
+    except (SharedMaskError, OSError) as error:
+        return Finding("registry", False, str(error), needed=True)
+    return Finding("registry", True, f"{registry.directory()}, {n_images} images", needed=True)
+
+
+def _room() -> Finding:
+    free = memory.free_bytes()
+    if free is None:
+        return Finding("named shared memory", False, f"{memory.SHM} cannot be examined")
+    return Finding(
+        "named shared memory", free > 64 * 2**20, f"{memory.SHM} has room for {format_bytes(free)}"
+    )
+
+
+def _memfd() -> Finding:
+    there = memory.has_memfd()
+    return Finding("anonymous memory", there, "sealed memfd" if there else "not on this system")
+
+
+def _sharing(kind: str) -> Callable[[], Finding]:
+    def test() -> Finding:
+        what = f"attaching from another process ({kind})"
+        try:
+            total = _read_elsewhere(kind)
+        except (SharedMaskError, OSError, subprocess.SubprocessError, ValueError) as error:
+            return Finding(what, False, " ".join(str(error).split()), needed=kind == "shm")
+        right = total == int(_VALUES.sum())
+        return Finding(
+            what, right, "the same numbers arrive" if right else "other numbers arrive", kind == "shm"
+        )
+
+    return test
+
+
+def _read_elsewhere(kind: str) -> int:
+    owned = OwnedSegment("doctor", {"rows": (_VALUES.shape, _VALUES.dtype)}, kind)
+    try:
+        owned.segment.array("rows")[:] = _VALUES
+        handle = owned.share({}).to_json()
+        command = [sys.executable, "-c", _READER, handle]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise SharedMaskError((done.stderr.strip().splitlines() or ["no message"])[-1])
+        return int(done.stdout)
+    finally:
+        owned.release()
+
+
+def _choice() -> Finding:
+    small = "{} ({})".format(*memory.choose("auto", 2**20))
+    return Finding('store="auto"', True, f"{small} for an image of 1 MiB")
+
+
+def _limit() -> Finding:
+    budget = MemoryBudget.here()
+    cpus = len(os.sched_getaffinity(0))
+    return Finding("limits", True, f"{format_bytes(budget.limit)} ({budget.reason}), {cpus} CPUs")

@@ -1,0 +1,178 @@
+"""Submissions: a command line as an array job of SLURM.
+
+Covers: the batch script, its size in memory, handing it to ``sbatch``. Does not cover: what the
+command does, its parts (``--shard``, see ``cohort``), what a job may use (``budget``).
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharedmask.cli import base, extract
+from sharedmask.cli.base import commands, regions_maker
+from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.system.files import atomic_write
+
+# --- submit --------------------------------------------------------------------------------------
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.option("--array", "n_tasks", type=int, metavar="N", help="Tasks; default: one per image.")
+@click.option("--sbatch", "directives", metavar="OPTION", multiple=True, help="As --sbatch=--partition=long.")
+@click.option("--log-dir", metavar="DIR", default="sharedmask-logs", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the script and submit nothing.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- extract BOLD... --out-dir DIR ...")
+def submit(
+    n_tasks: int | None, directives: tuple[str, ...], log_dir: str, dry_run: bool, command: tuple[str, ...]
+) -> None:
+    """Submit extract as an array job of SLURM, with the memory that its largest image needs."""
+
+    if command[:1] != ("extract",):
+        raise click.UsageError("after -- comes the command to submit: extract BOLD... --out-dir DIR ...")
+    options = extract.extract.make_context("extract", list(command[1:])).params
+    if not options["out_dir"] or options["shard"] or options["dask"]:
+        raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
+    images, n_jobs = options["images"], max(options["n_jobs"], 1)
+    job = Submission(
+        arguments=command,
+        n_tasks=min(n_tasks or len(images), len(images)),
+        memory=task_bytes(_largest(options), n_jobs, _cleans(options)),
+        folder=Path(log_dir).absolute(),
+        n_cpus=n_jobs,
+        directives=directives,
+    )
+    click.echo(job.script if dry_run else job.submit())
+
+
+def _cleans(options: dict[str, Any]) -> bool:
+    names = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
+    return any(options[name] not in (None, False, ()) for name in names)
+
+
+def _largest(options: dict[str, Any]) -> int:
+    from sharedmask.study.output import largest
+
+    given = next(options[name] for name in ("mask_list", "masks", "atlas") if options[name])
+    regions_on = regions_maker(given, options["atlas"], options["lut"], options["resampling_target"])
+    strategy = None if options["form"] != "tsv" else base.strategy_of(options["stat"])
+    asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
+    return largest(options["images"], regions_on, strategy, options["smoothing_fwhm"], **asked)
+
+
+# What a task takes besides its images, measured: Python with numpy and nibabel, and with nilearn.
+_INTERPRETER_BYTES = 100 * 2**20
+_CLEANING_BYTES = 300 * 2**20
+_SPARE = 1.25
+
+_SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=1-{n_tasks}
+#SBATCH --mem={megabytes}M
+#SBATCH --cpus-per-task={n_cpus}
+#SBATCH --output={folder}/%A_%a.log
+{directives}set -eu
+exec {command} --shard "$SLURM_ARRAY_TASK_ID/{n_tasks}"
+"""
+
+
+def task_bytes(largest: int, n_jobs: int, cleans: bool) -> int:
+    """Memory for a task whose images need at most ``largest`` bytes each, ``n_jobs`` at a time."""
+    own = _INTERPRETER_BYTES + (_CLEANING_BYTES if cleans else 0)
+    return int(_SPARE * (own + max(n_jobs, 1) * (largest + (own if n_jobs > 1 else 0))))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An array job.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Of ``python -m sharedmask``; each task adds its ``--shard``.
+    n_tasks : int
+    memory : int
+        Bytes per task.
+    folder : path
+        For the script and the tasks' logs.
+    n_cpus : int
+        Per task.
+    directives : sequence of str
+        Further options of ``sbatch``, as ``"--partition=long"``.
+    name : str
+
+    Examples
+    --------
+    >>> job = Submission(["extract", "a b.nii"], 4, 2**30, Path("/scratch/logs"), directives=["--time=60"])
+    >>> print(job.script)  # doctest: +ELLIPSIS
+    #!/bin/bash
+    #SBATCH --job-name=sharedmask
+    #SBATCH --array=1-4
+    #SBATCH --mem=1024M
+    #SBATCH --cpus-per-task=1
+    #SBATCH --output=/scratch/logs/%A_%a.log
+    #SBATCH --time=60
+    set -eu
+    exec ... -m sharedmask extract 'a b.nii' --shard "$SLURM_ARRAY_TASK_ID/4"
+    <BLANKLINE>
+    """
+
+    arguments: Sequence[str]
+    n_tasks: int
+    memory: int
+    folder: Path
+    n_cpus: int = 1
+    directives: Sequence[str] = ()
+    name: str = "sharedmask"
+
+    @property
+    def script(self) -> str:
+        """The text of the batch script."""
+        if self.n_tasks < 1:
+            raise ParameterError(f"an array of {self.n_tasks} tasks has nothing to do")
+        for directive in self.directives:
+            if not re.fullmatch(r"-\S.*", directive):
+                raise ParameterError(f"{directive!r} is no option of sbatch: write --partition=long")
+        return _SCRIPT.format(
+            name=self.name,
+            n_tasks=self.n_tasks,
+            megabytes=-(-self.memory // 2**20),
+            n_cpus=self.n_cpus,
+            folder=self.folder,
+            directives="".join(f"#SBATCH {directive}\n" for directive in self.directives),
+            command=shlex.join([sys.executable, "-m", "sharedmask", *self.arguments]),
+        )
+
+    def submit(self) -> str:
+        """Write the script and hand it to SLURM.
+
+        Returns
+        -------
+        str
+            The job's number.
+
+        Raises
+        ------
+        SharedMaskError
+            With what ``sbatch`` says, or that there is none.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.name}.sbatch"
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.script, encoding="utf-8")
+        try:
+            answer = subprocess.run(
+                ["sbatch", "--parsable", path], capture_output=True, text=True, check=True
+            )
+        except FileNotFoundError as error:
+            raise SharedMaskError(f"this machine has no sbatch; the script is {path}") from error
+        except subprocess.CalledProcessError as error:
+            raise SharedMaskError(f"sbatch refused {path}: {error.stderr.strip()}") from error
+        return answer.stdout.strip().partition(";")[0]

@@ -1,0 +1,9 @@
+"""A request, its plan, and the work.
+
+Covers: parameters, memory plans, kernels, workers, signals of rows and of streams.
+Does not cover: paths, images that users hold (``image``).
+
+From the bottom up::
+
+    progress  journal  cleaning  reduction  kernels  confounds  request  plan  pool  signals
+"""

@@ -1,0 +1,49 @@
+"""Cleaning: what :func:`nilearn.signal.clean` is asked for.
+
+Covers: the parameters by nilearn's names, and applying them. Does not cover: checking them (``request``).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedmask.typing import Array
+
+# --- cleaning and functions of the user ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """The parameters of :func:`nilearn.signal.clean`, by its names."""
+
+    standardize: str | None = None
+    detrend: bool = False
+    confounds: Array | None = None
+    sample_mask: NDArray[np.intp] | None = None
+    low_pass: float | None = None
+    high_pass: float | None = None
+    t_r: float | None = None
+
+    @property
+    def needed(self) -> bool:
+        filters = self.low_pass is not None or self.high_pass is not None
+        series = self.confounds is not None or self.sample_mask is not None
+        return self.standardize is not None or self.detrend or filters or series
+
+    def apply(self, signals: Array) -> Array:
+        """Clean ``signals`` of shape (n_timepoints, n_columns)."""
+        from nilearn.signal import clean
+
+        return np.asarray(
+            clean(
+                signals,
+                standardize=self.standardize,
+                detrend=self.detrend,
+                confounds=self.confounds,
+                sample_mask=self.sample_mask,
+                low_pass=self.low_pass,
+                high_pass=self.high_pass,
+                t_r=self.t_r,
+            )
+        )

@@ -1,0 +1,144 @@
+"""Journals: which runs of a study are complete, of which inputs, and which failed.
+
+Covers: one line of JSON per run that is done, appended by any number of processes; one file per
+run that failed. Does not cover: what the inputs are (``cohort``), the outputs themselves.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import ParameterError
+from sharedmask.system.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that was complete: its key, the digest of its inputs, the files it left."""
+
+    key: str
+    digest: str
+    outputs: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def holds(self, digest: str) -> bool:
+        """Whether the run is complete for these inputs, its files still there."""
+        return self.digest == digest and all(os.path.exists(path) for path in self.outputs)
+
+
+@dataclass
+class Journal:
+    """The file of a study's complete runs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     journal = Journal(Path(folder, "done.jsonl"))
+    ...     journal.add(Entry("sub-01", "abc"))
+    ...     Journal(Path(folder, "done.jsonl")).has("sub-01", "abc")
+    True
+    """
+
+    path: Path
+    _entries: dict[str, Entry] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path).expanduser()
+        try:
+            self._entries = {entry.key: entry for entry in _read(self.path)}
+        except OSError as error:
+            raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The last one of each key."""
+        return list(self._entries.values())
+
+    def has(self, key: str, digest: str) -> bool:
+        """Whether ``key`` is complete for inputs of this digest."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.holds(digest)
+
+    def forget(self) -> None:
+        """Take no run for complete that was so before; the file keeps them, for others."""
+        self._entries = {}
+
+    def add(self, entry: Entry) -> None:
+        """Record a complete run; on the disk when this returns."""
+        line = json.dumps({**vars(entry), "finished": time.time()}, separators=(",", ":")) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # A process that was killed may have left half a line.
+            os.write(fd, ("" if _ends_a_line(fd) else "\n").encode() + line.encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._entries[entry.key] = entry
+
+
+def _ends_a_line(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
+
+
+def _read(path: Path) -> Iterator[Entry]:
+    """The entries; a line that is none was never finished, and its run is not complete."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                yield _parsed(json.loads(line))
+
+
+def _parsed(facts: dict[str, Any]) -> Entry:
+    outputs: Sequence[str] = facts["outputs"]
+    return Entry(str(facts["key"]), str(facts["digest"]), tuple(map(str, outputs)), float(facts["seconds"]))
+
+
+@dataclass(frozen=True)
+class Failures:
+    """A folder with one file per run that failed, for people and programs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     failures = Failures(Path(folder))
+    ...     failures.add("sub-01", ValueError("cut short"))
+    ...     failures.all()
+    {'sub-01': 'ValueError: cut short'}
+    """
+
+    folder: Path
+
+    def add(self, key: str, error: Exception) -> None:
+        facts = {"run": key, "kind": type(error).__name__, "error": str(error), "time": time.time()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._path(key)) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def remove(self, key: str) -> None:
+        """The run is complete now."""
+        self._path(key).unlink(missing_ok=True)
+
+    def all(self) -> dict[str, str]:
+        """Run -> its error."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json")):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            found[facts["run"]] = f"{facts['kind']}: {facts['error']}"
+        return found
+
+    def _path(self, key: str) -> Path:
+        # A key may be a path; its digest keeps two of one name apart.
+        mark = blake2b(key.encode(), digest_size=4).hexdigest()
+        return self.folder / f"{os.path.basename(key)}.{mark}.json"

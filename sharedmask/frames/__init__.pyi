@@ -1,0 +1,5 @@
+from .dataset import FrameDataset as FrameDataset
+
+__all__ = [
+    "FrameDataset",
+]

@@ -1,0 +1,148 @@
+"""A reel: the frames of a run in a store, one after the other.
+
+Covers: which store suits, mapping the user's file as it is, loading frames into shared memory or into
+an unnamed file. Does not cover: files (``source``, ``nfdh5``), maps (``mapped_file``, ``segment``), what
+becomes of frames (``store``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sharedmask.errors import ParameterError
+from sharedmask.frames.nfdh5 import Nfdh5Source
+from sharedmask.sources.source import FileSource, Source
+from sharedmask.storage import container, mapped_file, memory, segment
+from sharedmask.storage.container import Geometry
+from sharedmask.storage.mapped_file import FileMap, map_users_file
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.spill import Spill
+from sharedmask.storage.views import SharedArray
+from sharedmask.system import settings
+from sharedmask.system.budget import MemoryBudget
+from sharedmask.typing import Array
+
+Order = Literal["C", "F"]
+
+STORES = ("auto", "file", *memory.KINDS, "disk")
+
+
+@dataclass(frozen=True)
+class Backing:
+    """Frames as they are stored."""
+
+    rows: SharedArray
+    """(N, voxels), read-only."""
+    order: Order
+    """Of the voxels of a frame: x fastest as in NIfTI ("F"), or z as in HDF5."""
+    store: tuple[str, str]
+    """Where they live, and why there."""
+    owned: OwnedSegment | Spill | None = None
+    """What is released at the end; None for a file of the user's, or another process's."""
+
+    def check(self) -> None:
+        """Learn that the user's file, if frames are in it, was written to."""
+        if isinstance(self.rows.origin, FileMap):
+            self.rows.origin.check()
+
+
+def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
+    """Map or load the frames of ``source``."""
+    if asked not in STORES:
+        raise ParameterError(f"store={asked!r} is none of {', '.join(map(repr, STORES))}")
+    obstacle = _why_not_mapped(source)
+    if asked == "file" and obstacle:
+        raise ParameterError(f"{source.name} cannot be mapped as it is ({obstacle}): use another store")
+    if asked in ("auto", "file") and not obstacle:
+        return _map(source)
+    if asked == "disk":
+        return _spill(source, "asked for")
+    budget = MemoryBudget.here(memory_limit)
+    if asked == "auto" and (reason := _why_on_disk(source, budget)):
+        return _spill(source, reason)
+    return _share(source, asked, budget)
+
+
+def _why_not_mapped(source: Source) -> str:
+    """Empty if its file holds frames as an array does."""
+    if isinstance(source, Nfdh5Source):
+        return "" if source.offset is not None else "its frames are compressed or interleaved"
+    if not isinstance(source, FileSource):
+        return "it is not one file"
+    if source.compressed:
+        return "it is compressed"
+    if source.foreign or source.offset % source.dtype.itemsize:
+        return "its values are in foreign byte order, or not aligned"
+    return ""
+
+
+def _map(source: Source) -> Backing:
+    assert isinstance(source, FileSource | Nfdh5Source) and source.offset is not None
+    path = source.file if isinstance(source, FileSource) else source.paths[0]
+    mapped = map_users_file(path, os.path.basename(source.name))
+    shape, itemsize = (source.n_timepoints, source.n_voxels), source.dtype.itemsize
+    rows = mapped.at(source.offset, shape, (shape[1] * itemsize, itemsize), source.dtype)
+    order: Order = "F" if isinstance(source, FileSource) else "C"
+    return Backing(rows, order, ("file", "uncompressed: mapped as it is"))
+
+
+def _why_on_disk(source: Source, budget: MemoryBudget) -> str:
+    """Empty if frames go to shared memory."""
+    held = container.projected(_geometry(source))
+    if reason := budget.why_on_disk(held, held + _volume_bytes(source)):
+        return reason
+    if settings.current().shared_memory:
+        return ""
+    if not settings.current().use_disk:
+        raise ParameterError(f"{source.name} has no store: shared_memory and use_disk are off")
+    return "shared_memory is off"
+
+
+def _volume_bytes(source: Source) -> int:
+    return source.nbytes // source.n_timepoints
+
+
+def _geometry(source: Source) -> Geometry:
+    return {"frames": ((source.n_timepoints, source.n_voxels), source.dtype)}
+
+
+def _share(source: Source, asked: str, budget: MemoryBudget) -> Backing:
+    label, geometry = os.path.basename(source.name), _geometry(source)
+    nbytes = container.projected(geometry)
+    store, reason = memory.choose(asked, nbytes)
+    needed = nbytes + _volume_bytes(source)
+    budget.require(f"loading the frames of {label}", needed, "store='disk' takes a volume only")
+    owned = OwnedSegment(label, geometry, store)
+    try:
+        _fill(source, owned.segment.array("frames"))
+        attachment = segment.attach(owned.share({}))
+    except BaseException:
+        owned.release()
+        raise
+    return Backing(attachment.view("frames"), "F", (store, reason), owned)
+
+
+def _fill(source: Source, rows: Array) -> None:
+    with source.volumes() as reader:
+        for row in rows:
+            reader.readinto(row)
+            mapped_file.dont_need(row)
+
+
+def _spill(source: Source, reason: str) -> Backing:
+    spill = Spill(os.path.basename(source.name), _geometry(source))
+    try:
+        spill.reserve()
+        row = np.empty(source.n_voxels, source.dtype)
+        with source.volumes() as reader:
+            for number in range(source.n_timepoints):
+                reader.readinto(row)
+                spill.write("frames", number, row)
+        return Backing(spill.array("frames"), "F", ("disk", reason), spill)
+    except BaseException:
+        spill.release()
+        raise

@@ -1,0 +1,119 @@
+"""Converting: frames from one file to another, one at a time.
+
+Covers: NIfTI to NFDH5 and back, files that appear whole or not at all, refusing to replace a file that
+is mapped. Does not cover: the layouts (``nfdh5``, ``nifti``), frames that are held (``store``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.volumeutils import apply_read_scaling
+
+from sharedmask.errors import ParameterError
+from sharedmask.frames import nfdh5, nifti
+from sharedmask.frames.metadata import Metadata
+from sharedmask.frames.nfdh5 import Nfdh5Source, open_nfdh5
+from sharedmask.sources.source import Facts, Source, open_source
+from sharedmask.storage import mapped_file, registry
+from sharedmask.typing import Array
+
+
+def open_frames(source: Any) -> Source:
+    """The source of an NFDH5 file, or of an image."""
+    return open_nfdh5(source) if nfdh5.is_nfdh5(source) else open_source(source)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What is known of frames that are to be written."""
+
+    facts: Facts
+    fields: Metadata
+    header: Any
+    dtype: np.dtype[Any]
+
+    def write_h5(
+        self,
+        path: Path,
+        frames: Iterable[Array],
+        compression: str | None = None,
+        compression_opts: Any = None,
+    ) -> None:
+        """Write an NFDH5 file."""
+        _check_target(path)
+        with registry.draft(path) as temporary:
+            nfdh5.write(
+                temporary,
+                self.facts,
+                self.fields,
+                self.header,
+                frames,
+                dtype=self.dtype,
+                compression=compression,
+                compression_opts=compression_opts,
+            )
+
+    def write_nifti(self, path: Path, frames: Iterable[Array]) -> None:
+        """Write a ``.nii`` or ``.nii.gz``."""
+        nifti.check_ending(path)
+        _check_target(path)
+        shape = (*self.facts.shape[:3], len(self.fields.numbers))
+        header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine)
+        with registry.draft(path) as temporary:
+            nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    compression: str | None = None,
+    compression_opts: Any = None,
+) -> None:
+    """Write the frames of a file to another one, holding one at a time.
+
+    Parameters
+    ----------
+    source : str or path
+        NIfTI, Analyze or NFDH5 (``.h5``).
+    target : str or path
+        ``.h5``, ``.nii`` or ``.nii.gz``.
+    compression, compression_opts
+        Of an ``.h5`` file, as in :meth:`FrameDataset.to_filename`.
+
+    Raises
+    ------
+    ImageError, ParameterError
+        Nothing is left behind, and an old target stays as it was.
+    """
+    opened, path = open_frames(source), Path(target)
+    fields = opened.fields if isinstance(opened, Nfdh5Source) else Metadata.checked(opened.shape)
+    writer = Writer(opened, fields, opened.header, opened.scaled_dtype)
+    if nfdh5.is_nfdh5(path):
+        writer.write_h5(path, _frames(opened), compression, compression_opts)
+        return
+    if compression is not None:
+        raise ParameterError(f"{path}: compression is for .h5 files; a NIfTI file's name says it")
+    writer.write_nifti(path, _frames(opened))
+
+
+def _frames(source: Source) -> Iterator[Array]:
+    """True values, (X, Y, Z); each in the place of the one before."""
+    row = np.empty(source.n_voxels, source.dtype)
+    with source.volumes() as reader:
+        while reader.remaining:
+            reader.readinto(row)
+            yield np.asarray(
+                apply_read_scaling(row.reshape(source.shape[:3], order="F"), source.slope, source.inter)
+            )
+
+
+def _check_target(path: Path) -> None:
+    if mapped_file.is_mapped(path):
+        raise ParameterError(f"{path} is mapped: its frames are in use; write to another file, or close it")

@@ -1,0 +1,319 @@
+"""A film: all frames of a run, those that were transformed, and what is known of them.
+
+Covers: the values of single frames and of blocks, the film's own copies of transformed frames, how
+another process finds all this. Does not cover: where frames live (``backing``), choosing and walking
+them (``dataset``).
+
+::
+
+    reel    (N, voxels)   the user's file as it is | a segment of shared memory | an unnamed file
+    moved   (N, voxels)   an unnamed file, in which only transformed frames take room
+    sheet                 a segment with what is known of them; its handle is all that travels
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from nibabel.volumeutils import apply_read_scaling
+from numpy.typing import NDArray
+
+from sharedmask.errors import AttachError, ClosedImageError, ParameterError
+from sharedmask.frames import kernels, nifti
+from sharedmask.frames.backing import Backing, open_backing
+from sharedmask.frames.metadata import Metadata
+from sharedmask.sources.source import Facts, Source
+from sharedmask.storage import container, mapped_file, memory, segment
+from sharedmask.storage import spill as spills
+from sharedmask.storage.container import Geometry
+from sharedmask.storage.mapped_file import FileHandle
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.segment import Handle
+from sharedmask.storage.spill import Spill
+from sharedmask.typing import Array
+
+_REOPEN = {"segment": segment.view_of, "file": mapped_file.file_view_of}
+
+
+@dataclass(frozen=True)
+class TransformedFrames:
+    """The data set's own copies of frames; what is written to them is seen by all who attached."""
+
+    origin: FileHandle
+    specs: dict[str, dict[str, Any]]
+    frames: Array
+    is_moved: Array
+    affines: Array
+
+    @classmethod
+    def attached(cls, origin: FileHandle, specs: dict[str, dict[str, Any]]) -> TransformedFrames:
+        mapped = mapped_file.attach_file(origin)
+        return cls(origin, specs, *(spills.array_in(mapped, specs[name]) for name in _TRANSFORMED))
+
+
+_TRANSFORMED = ("frames", "is_moved", "motion_affines")
+
+
+class FrameStore:
+    """All frames of a run; what selections of them share."""
+
+    def __init__(self, facts: Facts, header: Any, fields: Metadata, reel: Backing) -> None:
+        self.facts, self.header, self.reel = facts, header, reel
+        self._fields = fields
+        self._moved: TransformedFrames | None = None
+        self._spill: Spill | None = None
+        self._sheets: dict[bool, _Sheet] = {}
+        self._handle: str | None = None
+        self.total: NDArray[np.float64] | None = None
+        """The sum of all frames, once it was needed; until one is transformed."""
+        self._lock = threading.RLock()
+        self.closed = False
+
+    @classmethod
+    def opened(cls, source: Source, fields: Metadata, store: str, memory_limit: Any) -> FrameStore:
+        """Map or load the frames of ``source``."""
+        return cls(source, source.header, fields, open_backing(source, store, memory_limit))
+
+    # --- facts ---
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the true values."""
+        return self.facts.scaled_dtype
+
+    @property
+    def fields(self) -> Metadata:
+        """What is known of the frames now."""
+        if self._moved is None:
+            return self._fields
+        return replace(self._fields, motion_affines=np.array(self._moved.affines))
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether nobody else transforms frames."""
+        return self._handle is None
+
+    @property
+    def label(self) -> str:
+        return os.path.basename(self.facts.name)
+
+    # --- frames ---
+
+    def row(self, number: int) -> Array:
+        """The current values of a frame as they lie in their store, for the kernel's sake."""
+        reel = self._usable()
+        if self._moved is not None and self._moved.is_moved[number]:
+            return np.asanyarray(self._moved.frames[number])
+        return np.asanyarray(reel.rows[number])
+
+    def frame(self, number: int) -> Array:
+        """True values, (X, Y, Z): a read-only view, or a fresh array of a scaled image."""
+        if self._is_moved(number):
+            return self.row(number).reshape(self.facts.shape[:3], order="F")
+        return self.original(number)
+
+    def original(self, number: int) -> Array:
+        """True values before any transform."""
+        volume = self._usable().rows[number].reshape(self.facts.shape[:3], order=self.reel.order)
+        if not self.facts.is_scaled:
+            return np.asanyarray(volume)
+        return np.asarray(apply_read_scaling(volume, self.facts.slope, self.facts.inter))
+
+    def stored(self, numbers: NDArray[np.intp]) -> Array | None:
+        """The stored values of these frames, (X, Y, Z, k), if a view has them."""
+        steps = _as_slice(numbers)
+        return None if steps is None else self._volumes(self._usable().rows[steps])
+
+    def view(self, numbers: NDArray[np.intp]) -> Array | None:
+        """The true values of these frames, (X, Y, Z, k), if a view has them."""
+        if self.facts.is_scaled or any(map(self._is_moved, numbers.tolist())):
+            return None
+        return self.stored(numbers)
+
+    def copy(self, numbers: NDArray[np.intp]) -> Array:
+        """The true values of these frames in a fresh array, (X, Y, Z, k), volume after volume."""
+        self._usable()
+        block = self._volumes(np.empty((len(numbers), self.facts.n_voxels), self.dtype))
+        for place, number in enumerate(numbers.tolist()):
+            block[..., place] = self.frame(number)
+        return block
+
+    def _volumes(self, rows: Array) -> Array:
+        shape = self.facts.shape[:3]
+        if self.reel.order == "F":
+            return rows.reshape(-1, *shape[::-1]).T
+        return np.moveaxis(rows.reshape(-1, *shape), 0, 3)
+
+    def _is_moved(self, number: int) -> bool:
+        return self._moved is not None and bool(self._moved.is_moved[number])
+
+    def _usable(self) -> Backing:
+        if self.closed:
+            raise ClosedImageError(f"{self.label} is closed: open it again with FrameDataset(...)")
+        self.reel.check()
+        return self.reel
+
+    # --- transforms ---
+
+    def transform(self, number: int, affine: Any, order: int) -> None:
+        """Resample the original frame into the data set's own copy; the identity brings it back."""
+        matrix = kernels.checked_affine(affine)
+        with self._lock:
+            original = self.original(number)
+            spill = self._own_frames()
+            moves = not np.array_equal(matrix, np.eye(4))
+            if moves:
+                values = kernels.resample(original, self.facts.affine, matrix, order, self.dtype)
+                spill.write("frames", number, values.ravel(order="F"))
+            spill.write("motion_affines", number, matrix)
+            self.total = None
+            spill.write("is_moved", number, np.array([moves], np.uint8))
+
+    def _own_frames(self) -> Spill:
+        if not self.is_owned:
+            raise ParameterError(f"{self.label} is another process's: only its owner transforms frames")
+        if self._spill is None:
+            self._spill = self._new_spill()
+            self._moved = TransformedFrames.attached(self._spill.handle, self._spill.specs)
+        return self._spill
+
+    def _new_spill(self) -> Spill:
+        n_frames = self.facts.n_timepoints
+        geometry: Geometry = {
+            "motion_affines": ((n_frames, 4, 4), np.dtype(np.float64)),
+            "is_moved": ((n_frames,), np.dtype(np.uint8)),
+            "frames": ((n_frames, self.facts.n_voxels), self.dtype),
+        }
+        spill = Spill(f"the transformed frames of {self.label}", geometry)
+        given = self._fields.motion_affines
+        known = np.broadcast_to(np.eye(4), (n_frames, 4, 4)) if given is None else given
+        spill.write("motion_affines", 0, known)
+        return spill
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Release what this process made; views keep their bytes. Idempotent."""
+        with self._lock:
+            self.closed = True
+            held = [self.reel.owned, self._spill, *(sheet.owned for sheet in self._sheets.values())]
+            self._spill, self._sheets = None, {}
+            for one in held:
+                if one is not None:
+                    one.release()
+
+    @property
+    def handle(self) -> str:
+        """What leads another process of this user to the film; a few hundred bytes."""
+        self._usable()
+        if self._handle is not None:
+            return self._handle
+        with self._lock:
+            # What is told changes once: when the first frame is transformed.
+            key = self._moved is not None
+            if key not in self._sheets:
+                self._sheets[key] = self._write_sheet()
+            return self._sheets[key].handle.to_json()
+
+    def _write_sheet(self) -> _Sheet:
+        arrays = {"numbers": self._fields.numbers}
+        for name in ("motion_affines", "brainmask"):
+            if getattr(self._fields, name) is not None:
+                arrays[name] = getattr(self._fields, name)
+        arrays |= {f"p{i}": values for i, values in enumerate(self._fields.per_frame.values())}
+        arrays |= {f"o{i}": values for i, values in enumerate(self._fields.overall.values())}
+        kind, content = nifti.pack_header(self.header)
+        arrays["header"] = np.frombuffer(content, np.uint8)
+        arrays["text"] = np.frombuffer(json.dumps(self._told(kind)).encode(), np.uint8)
+        return _Sheet.written(self.label, arrays, self.reel.store[0])
+
+    def _told(self, header_class: str) -> dict[str, Any]:
+        reopen, place = self.reel.rows.__reduce_ex__(2)
+        moved = self._moved
+        return {
+            "facts": self.facts.to_dict(),
+            "header": header_class,
+            "per_frame": list(self._fields.per_frame),
+            "overall": list(self._fields.overall),
+            "rows": ["file" if reopen is mapped_file.file_view_of else "segment", *place],
+            "order": self.reel.order,
+            "store": self.reel.store,
+            "moved": None if moved is None else [moved.origin.to_json(), moved.specs],
+        }
+
+    @classmethod
+    def attached(cls, handle: str) -> FrameStore:
+        """The film that another process owns.
+
+        Raises
+        ------
+        AttachError
+            It is gone, or the handle is of another machine, boot or user.
+        """
+        sheet = segment.attach(Handle.from_json(handle))
+        try:
+            film = cls._of_sheet(sheet)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, AttachError):
+                raise
+            raise AttachError(f"{sheet.handle.label} is no shared data set of frames: {error!r}") from error
+        film._handle = handle
+        return film
+
+    @classmethod
+    def _of_sheet(cls, sheet: segment.Attachment) -> FrameStore:
+        arrays = {name: sheet.view(name) for name in sheet.arrays}
+        told = json.loads(arrays["text"].tobytes())
+        kind, text, offset, shape, strides, dtype = told["rows"]
+        rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
+        fields = Metadata(
+            arrays["numbers"].view(np.ndarray),
+            arrays.get("motion_affines"),
+            arrays.get("brainmask"),
+            {name: arrays[f"p{i}"] for i, name in enumerate(told["per_frame"])},
+            {name: arrays[f"o{i}"] for i, name in enumerate(told["overall"])},
+        )
+        header = nifti.unpack_header(told["header"], arrays["header"].tobytes())
+        reel = Backing(rows, told["order"], tuple(told["store"]))
+        film = cls(Facts.from_dict(told["facts"]), header, fields, reel)
+        if told["moved"] is not None:
+            origin, specs = told["moved"]
+            film._moved = TransformedFrames.attached(FileHandle.from_json(origin), specs)
+        return film
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """What is known of a film, in a segment."""
+
+    owned: OwnedSegment
+    handle: Handle
+
+    @classmethod
+    def written(cls, label: str, arrays: dict[str, Array], store: str) -> _Sheet:
+        geometry = {name: (values.shape, values.dtype) for name, values in arrays.items()}
+        if store not in memory.KINDS:
+            store, _ = memory.choose("auto", container.projected(geometry))
+        owned = OwnedSegment(label, geometry, store)
+        try:
+            for name, values in arrays.items():
+                owned.segment.array(name)[...] = values
+            return cls(owned, owned.share({}))
+        except BaseException:
+            owned.release()
+            raise
+
+
+def _as_slice(numbers: NDArray[np.intp]) -> slice | None:
+    """The slice that gives these numbers, in this order."""
+    steps = np.unique(np.diff(numbers))
+    if len(steps) > 1 or not len(numbers) or (len(steps) and steps[0] == 0):
+        return None
+    first, step = int(numbers[0]), int(steps[0]) if len(steps) else 1
+    stop = int(numbers[-1]) + (1 if step > 0 else -1)
+    return slice(first, None if stop < 0 else stop, step)

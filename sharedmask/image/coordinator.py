@@ -1,0 +1,295 @@
+"""The coordinator: a process that loads images for others, each once, and keeps them in its limit.
+
+Covers: which images are held, for whom, which goes when room is needed, when the process ends.
+Does not cover: messages (``protocol``), loading (``image``), cleaning up after a kill (``registry``).
+
+Who holds what::
+
+    client ──connection──> _Held ──> SharedImage (one load, under the entry's own lock)
+
+    A client holds an image from the moment it asked for it, before the loading starts, until its
+    connection ends. Only images that nobody holds make room for others, least recently used first.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sharedmask.errors import AttachError, MemoryLimitError, SharedMaskError
+from sharedmask.image import protocol
+from sharedmask.image.image import SharedImage
+from sharedmask.sources.source import open_source
+from sharedmask.storage.registry import Claim, socket_address
+from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.units import format_bytes, parse_bytes
+
+Key = tuple[str, str]
+
+_TICK_SECONDS = 0.2
+
+
+@dataclass(eq=False)
+class _Held:
+    """One image and who holds it."""
+
+    key: Key
+    image: SharedImage
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    clients: set[int] = field(default_factory=set)
+    used: float = field(default_factory=time.monotonic)
+    admitted: bool = False
+    """Whether room was made for it: it counts from then on, loaded or not."""
+    loaded: bool = False
+
+
+class Coordinator:
+    """Loads images on request, once each, and shares them with all processes of this user.
+
+    Parameters
+    ----------
+    memory_limit : int, float or str, optional
+        What all its images may take together (``"64G"``); default: the memory free at the start.
+    idle : float, optional
+        End after so many seconds without a client; None: never.
+    store : {"auto", "shm", "memfd"}
+        Where images live, as for :class:`~sharedmask.SharedImage`.
+
+    Examples
+    --------
+    >>> with Coordinator(memory_limit="1G") as coordinator:
+    ...     coordinator.n_loads
+    0
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_limit: int | float | str | None = None,
+        idle: float | None = None,
+        store: Literal["auto", "shm", "memfd"] = "auto",
+    ) -> None:
+        self._limit = MemoryBudget.here().limit if memory_limit is None else parse_bytes(memory_limit)
+        self._idle = idle
+        self._store = store
+        self._lock = threading.Lock()
+        self._images: dict[Key, _Held] = {}
+        self._clients: dict[int, socket.socket] = {}
+        self._stopping = threading.Event()
+        self._ended = False
+        self._threads: list[threading.Thread] = []
+        self.n_loads = 0
+
+    # --- life ---
+
+    def __enter__(self) -> "Coordinator":
+        self._claim = Claim(protocol.ROLE, {"pid": os.getpid()})
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with socket_address(protocol.ROLE) as address:
+                self._socket.bind(address)
+                os.chmod(address, 0o600)
+            self._socket.listen(128)
+            self._socket.settimeout(_TICK_SECONDS)
+        except BaseException:
+            self._socket.close()
+            self._claim.release()
+            raise
+        self._accepting = threading.Thread(target=self._accept, name="sharedmask-accept", daemon=True)
+        self._accepting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._accepting.join()
+        self._socket.close()
+        self._claim.release()
+        with self._lock:
+            self._ended = True  # nobody adds an image from here on
+            clients, images = list(self._clients.values()), list(self._images.values())
+            self._images.clear()
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        for held in images:
+            with held.loading:
+                held.image.close()
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """Ask the coordinator to end; safe in a signal handler."""
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Return when it was asked to stop, or nobody came for ``idle`` seconds."""
+        alone_since = time.monotonic()
+        while not self._stopping.wait(_TICK_SECONDS):
+            with self._lock:
+                alone = not self._clients
+            alone_since = alone_since if alone else time.monotonic()
+            if self._idle is not None and time.monotonic() - alone_since > self._idle:
+                return
+
+    # --- clients ---
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            connection.settimeout(None)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        client = id(connection)
+        with connection:
+            if not protocol.is_ours(connection):
+                return
+            with self._lock:
+                self._clients[client] = connection
+            try:
+                self._answer_all(client, connection)
+            finally:
+                self._forget(client)
+
+    def _answer_all(self, client: int, connection: socket.socket) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionError, AttachError):
+            while not self._stopping.is_set():
+                request = protocol.receive(connection)
+                if request is None:
+                    return
+                protocol.send(connection, self._answer(client, request))
+
+    def _answer(self, client: int, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            verb = request.get("verb")
+            if verb == "open":
+                if "name" in request:
+                    return {"handle": self.find(str(request["name"]), client)}
+                return {"handle": self.open(str(request.get("path")), client)}
+            if verb == "drop":
+                return {"dropped": self.drop(str(request.get("name")))}
+            if verb == "list":
+                return {"images": self.images(), "n_loads": self.n_loads}
+            raise SharedMaskError(f"the coordinator knows no {verb!r}")
+        except Exception as error:
+            return {"error": type(error).__name__, "message": str(error)}
+
+    def _forget(self, client: int) -> None:
+        with self._lock:
+            self._clients.pop(client, None)
+            for held in self._images.values():
+                held.clients.discard(client)
+
+    # --- images ---
+
+    def find(self, name: str, client: int = 0) -> str | None:
+        """The handle, as JSON, of an image already asked for, by its name; None if there is none."""
+        with self._lock:
+            held = next((held for held in self._images.values() if held.image.name == name), None)
+            if held is None:
+                return None
+            self._held_by(held, client)
+        return self._handle(held)
+
+    def open(self, path: str, client: int = 0) -> str:
+        """The handle, as JSON, of the image at an absolute path.
+
+        Raises
+        ------
+        SharedMaskError
+            Whatever loading it raises; MemoryLimitError if clients hold all that would make room.
+        """
+        return self._handle(self._hold(path, client))
+
+    def _handle(self, held: _Held) -> str:
+        with held.loading:
+            if not held.loaded:
+                self._load(held)
+        held.used = time.monotonic()
+        return held.image.handle.to_json()
+
+    def _hold(self, path: str, client: int) -> _Held:
+        found = open_source(path)
+        key = (os.path.realpath(path), found.fingerprint)
+        with self._lock:
+            if self._ended:
+                raise AttachError("the coordinator is ending")
+            if key not in self._images:
+                self._images[key] = _Held(key, SharedImage(found, store=self._store))
+            return self._held_by(self._images[key], client)
+
+    @staticmethod
+    def _held_by(held: _Held, client: int) -> _Held:
+        if client:
+            held.clients.add(client)
+        return held
+
+    def _load(self, held: _Held) -> None:
+        try:
+            self._make_room(held)
+            held.image.load()
+        except BaseException:
+            with self._lock:
+                held.admitted = False
+                self._images.pop(held.key, None)
+            raise
+        held.loaded = True
+        with self._lock:
+            self.n_loads += 1
+            if not self._ended:
+                self._images.setdefault(held.key, held)  # another client's failed attempt removed it
+                return
+        held.image.close()
+
+    def _make_room(self, wanted: _Held) -> None:
+        """Close images that nobody holds until ``wanted`` fits."""
+        with self._lock:
+            others = [held for held in self._images.values() if held is not wanted and held.admitted]
+            missing = sum(held.image.nbytes for held in others) + wanted.image.nbytes - self._limit
+            unused = (held for held in others if held.loaded and not held.clients)
+            free = sorted(unused, key=lambda held: held.used)
+            leaving = []
+            while missing > 0 and free:
+                leaving.append(free.pop(0))
+                missing -= leaving[-1].image.nbytes
+            if missing > 0:
+                taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
+                taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
+                raise MemoryLimitError(
+                    f"{wanted.image.name} takes {taken}: with the images that clients hold that is {more} "
+                    f"more than the coordinator's limit of {limit}"
+                )
+            wanted.admitted = True
+            for held in leaving:
+                del self._images[held.key]
+        for held in leaving:
+            held.image.close()
+
+    def drop(self, name: str) -> int:
+        """Close the images of this name; clients keep what they have. How many there were."""
+        with self._lock:
+            leaving = [held for held in self._images.values() if held.image.name == name and held.loaded]
+            for held in leaving:
+                del self._images[held.key]
+        for held in leaving:
+            held.image.close()
+        return len(leaving)
+
+    def images(self) -> list[dict[str, Any]]:
+        """Segment, name and number of clients of each image held."""
+        with self._lock:
+            loaded = [(held, len(held.clients)) for held in self._images.values() if held.loaded]
+        return [
+            {"token": held.image.handle.token, "name": held.image.name, "clients": clients}
+            for held, clients in loaded
+        ]

@@ -1,0 +1,409 @@
+"""The shared image: where sources, segments and requests meet.
+
+Covers: when an image is loaded, where its rows live, when it is closed, how others get it. Does not
+cover: what may be asked of it (``operations``), the filling of its store (``rows``), who cleans up
+after a crash (``registry``), a single pass that holds no image (``extraction``).
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedmask.errors import (
+    AttachError,
+    ClosedImageError,
+    MissingFileError,
+    OutsideImageError,
+    ParameterError,
+)
+from sharedmask.image import protocol, results
+from sharedmask.image.operations import Operations
+from sharedmask.regions.regions import Regions
+from sharedmask.sources import transform
+from sharedmask.sources.grid import Grid
+from sharedmask.sources.source import Facts, Source, open_source
+from sharedmask.storage import container, registry, segment
+from sharedmask.storage import rows as masking
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.rows import Rows, geometry_of, load
+from sharedmask.storage.segment import Handle
+from sharedmask.system import monitor
+from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.monitor import MemoryReport
+from sharedmask.system.units import format_bytes
+from sharedmask.typing import Array
+
+if TYPE_CHECKING:
+    from sharedmask.image.niimg import SharedNifti
+_log = logging.getLogger(__name__)
+
+
+class SharedImage(Operations):
+    """One fMRI run, decoded once into shared memory, for any number of masks.
+
+    The image is loaded when it is first used (or by :meth:`load`) and its memory is released by
+    :meth:`close`, by leaving the ``with`` block, or when the process ends in whatever way.
+
+    Parameters
+    ----------
+    source : str, path, niimg, or list of those
+        A NIfTI or Analyze file, compressed or not; a list or glob pattern of 3D volumes; a
+        nibabel image.
+    mask_img : mask, optional
+        Keep only the voxels inside it (a brain is about a third of its box). Masks that reach
+        outside are refused.
+    store : {"auto", "shm", "memfd", "disk", "file"}
+        Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
+        that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
+        the second in a batch job or where /dev/shm is too small, the third if the image does not
+        fit in memory; :attr:`store` tells which and why.
+    smoothing_fwhm : float, optional
+        Smooth each volume by a Gaussian of this full width at half maximum, in mm, while it is loaded:
+        the values of nilearn's ``smooth_img``, as float32 or float64. The store holds these.
+    memory_limit : int, float or str, optional
+        What this image and the results of a call may take together: bytes, ``"8G"``, or a
+        fraction of the RAM. Free RAM and control groups limit it anyway.
+    name : str, optional
+        For messages and ``sharedmask ls``; default: the file's name.
+
+    Examples
+    --------
+    >>> import nibabel as nib, numpy as np
+    >>> bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
+    >>> left, right = np.zeros((2, 3, 4), bool), np.zeros((2, 3, 4), bool)
+    >>> left[0], right[1] = True, True
+    >>> with SharedImage(bold) as image:
+    ...     signals = image.mask_parallel({"left": left, "right": right})
+    >>> signals["left"].shape
+    (10, 12)
+    """
+
+    _voxels: NDArray[np.intp] | None
+    _memory_limit: int | float | str | None
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        mask_img: Any = None,
+        store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
+        smoothing_fwhm: float | None = None,
+        memory_limit: int | float | str | None = None,
+        name: str | None = None,
+    ) -> None:
+        if store not in ("auto", *masking.STORES):
+            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, masking.STORES))}")
+        self._source: Source | None = transform.smoothed(open_source(source), smoothing_fwhm)
+        self._begin(self._source, name or os.path.basename(self._source.name))
+        if mask_img is not None:
+            self._voxels = Regions.from_any(mask_img, self._grid).union
+        self._asked_store = store
+        self._memory_limit = memory_limit
+
+    def _begin(self, facts: Facts, name: str) -> None:
+        """The state of an image, read from a file or attached, before it has rows."""
+        self._facts = facts
+        self._grid = Grid(facts.shape[:3], facts.affine)
+        self._voxels = None
+        self._asked_store = "auto"
+        self._memory_limit = None
+        self._name = name
+        self._lock = threading.RLock()
+        self._owned: OwnedSegment | None = None
+        self._lease: socket.socket | None = None
+        self._rows: Rows | None = None
+        self._fingerprint: str | None = None
+        self._store: tuple[str, str] | None = None
+        self._closed = False
+
+    # --- facts ---
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(x, y, z, n_timepoints)."""
+        return self._facts.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored values' dtype."""
+        return self._facts.dtype
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to millimetres, (4, 4)."""
+        return self._facts.affine
+
+    @property
+    def t_r(self) -> float | None:
+        """Repetition time in seconds, of the BIDS sidecar or the header."""
+        return self._facts.t_r
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept of the stored values; (1.0, 0.0) if they are the true ones."""
+        return self._facts.slope, self._facts.inter
+
+    @property
+    def name(self) -> str:
+        """What ``sharedmask ls`` calls it."""
+        return self._name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the image takes in its store."""
+        return container.projected(geometry_of(self._facts, self._voxels))
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """Where the bytes live or would live now, and why there."""
+        if self._store is None:
+            assert self._source is not None  # an attached image knows its owner's choice
+            budget = MemoryBudget.here(self._memory_limit)
+            return masking.choose(self._asked_store, self._source, self._voxels, budget)
+        return self._store
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._rows else "not loaded"
+        shape = "x".join(map(str, self.shape))
+        store, reason = self.store
+        facts = f"{shape} {self.dtype} {format_bytes(self.nbytes)}"
+        return f"<SharedImage {self._name} {facts} {store} ({reason}) {state}>"
+
+    # --- life ---
+
+    def load(self) -> "SharedImage":
+        """Decode the image now, instead of at its first use.
+
+        Raises
+        ------
+        MemoryLimitError
+            Before anything is allocated.
+        DamagedImageError
+            The file is truncated or its checksum is wrong; nothing is left behind.
+        """
+        self._loaded()
+        return self
+
+    def _loaded(self) -> Rows:
+        with self._lock:
+            self._check_open()
+            if self._rows is None:
+                with monitor.operation("load", f"loading {self._name}", self.nbytes):
+                    self._rows = self._load()
+            return self._rows
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[Rows]:
+        """The rows; if another thread closes the image before workers attach, that is what is said."""
+        try:
+            yield self._loaded()
+        except AttachError as error:
+            if self._closed:
+                raise ClosedImageError(f"{self._name} was closed while it was in use") from error
+            raise
+
+    def _load(self) -> Rows:
+        assert self._source is not None  # an attached image has its rows
+        if self._source.paths:
+            self._fingerprint = results.identity(self._source)
+        budget = MemoryBudget.here(self._memory_limit)
+        store, reason = self.store
+        _log.info("%s goes to %s: %s", self._name, store, reason)
+        self._owned, rows = load(self._source, self._voxels, self._name, budget, store)
+        self._store = store, reason
+        return rows
+
+    def _budget(self) -> MemoryBudget:
+        return MemoryBudget.here(self._memory_limit, self.nbytes if masking.in_memory(self.store[0]) else 0)
+
+    def _read_as(self) -> str | None:
+        with self._lock:
+            self._check_open()
+            if self._source is None:
+                return None
+            if self._rows is None or self.store[0] == "file":
+                self._fingerprint = self._source.fingerprint
+            return self._fingerprint
+
+    def memory_report(self) -> MemoryReport:
+        """What the image takes and where, what this process and its workers hold, what they may."""
+        return monitor.report(self._rows is not None, self.nbytes, self.store, self._budget())
+
+    def close(self) -> None:
+        """Release the memory; results and views that are still in use keep theirs. Idempotent."""
+        with self._lock:
+            self._closed, self._rows = True, None
+            if self._owned is not None:
+                masking.release(self._owned)
+                self._owned = None
+            if self._lease is not None:
+                self._lease.close()
+                self._lease = None
+
+    def __enter__(self) -> "SharedImage":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- sharing ---
+
+    @property
+    def handle(self) -> Handle:
+        """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
+        shared = self._loaded().shared
+        if shared is None:
+            raise ParameterError(f"{self._name} is held by this process alone: shared_memory is off")
+        if self._owned is not None:
+            self._owned.keep_record()
+        return shared.handle
+
+    def publish(self, name: str) -> Handle:
+        """Load the image and let others find it by ``name`` (:meth:`attach`, ``sharedmask ls``)."""
+        with self._lock:
+            rows = self._loaded()
+            if self._owned is None:
+                raise ParameterError(f"{self._name} is another process's image: only its owner names it")
+            handle = self._owned.rename(name)
+            self._name = name
+            assert rows.shared is not None
+            self._rows = replace(rows, shared=replace(rows.shared, handle=handle))
+            return handle
+
+    @classmethod
+    def attach(cls, handle: Handle | str) -> "SharedImage":
+        """The image that another process shares; nothing is loaded or copied.
+
+        Parameters
+        ----------
+        handle : Handle or str
+            Its :attr:`handle`, the handle as JSON, or the name under which it is published.
+
+        Raises
+        ------
+        AttachError
+            There is no such image, or the handle is of another machine, boot or user.
+        """
+        if isinstance(handle, str):
+            handle = Handle.from_json(handle) if handle.lstrip().startswith("{") else registry.find(handle)
+        rows = Rows.attached(segment.attach(handle))
+        image = cls.__new__(cls)
+        image._source = None
+        image._begin(rows.facts, handle.label)
+        image._voxels, image._rows = rows.voxels, rows
+        assert rows.attachment is not None
+        image._store = rows.attachment.kind, "its owner's choice"
+        return image
+
+    @classmethod
+    def connect(cls, source: str | os.PathLike[str], *, start: bool = False) -> "SharedImage":
+        """The image as this machine's coordinator holds it, loaded once for all who ask.
+
+        The coordinator (``sharedmask serve``) keeps the image at least until :meth:`close`, or
+        until this process ends. Where there is none, the image is loaded here, or attached if
+        ``source`` is the name of a published one.
+
+        Parameters
+        ----------
+        source : str or path
+            A file, or the name of an image that is loaded already.
+        start : bool
+            Start a coordinator if there is none; it ends after half an hour without clients.
+
+        Raises
+        ------
+        SharedMaskError
+            What loading it raises, there or here.
+        """
+        path = os.path.abspath(os.path.expanduser(os.fspath(source)))
+        asked = {"path": path} if os.path.exists(path) else {"name": os.fspath(source)}
+        if "name" in asked and os.sep in asked["name"]:
+            raise MissingFileError(f"{asked['name']} does not exist")
+        lease = protocol.connect()
+        if lease is None and start:
+            protocol.start()
+            lease = protocol.connect()
+        if lease is not None:
+            try:
+                handle = protocol.ask(lease, "open", **asked)["handle"]
+                if handle is not None:
+                    image = cls.attach(handle)
+                    image._lease = lease
+                    return image
+            except BaseException:
+                lease.close()
+                raise
+            lease.close()
+        return cls(path) if "path" in asked else cls.attach(asked["name"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).attach, (self.handle.to_json(),)
+
+    def as_nifti(self) -> "SharedNifti":
+        """The image as a nibabel image that travels to other processes as a handle.
+
+        Loops written for nibabel images share the one copy without a changed line:
+        ``Parallel(n_jobs=20)(delayed(f)(image.as_nifti(), mask) for mask in masks)``. It is valid
+        for as long as this image is open, or until its last view goes.
+        """
+        from sharedmask.image.niimg import SharedNifti
+
+        self._loaded()
+        return SharedNifti.of(self.handle)
+
+    # --- the array ---
+
+    @property
+    def stored(self) -> Array:
+        """The stored values as a read-only (x, y, z, n_timepoints) view; before scaling.
+
+        Like :attr:`array` it travels to other processes as a handle, and so do its slices.
+        """
+        rows = self._loaded()
+        if rows.voxels is not None:
+            raise OutsideImageError(
+                f"{self._name} holds the voxels of its mask_img only: use frame() or mask()"
+            )
+        return masking.stored_view(rows)
+
+    @property
+    def array(self) -> Array:
+        """The image as a read-only (x, y, z, n_timepoints) view; no copy."""
+        if self._facts.is_scaled:
+            slope, inter = self.scaling
+            raise ParameterError(
+                f"the values of {self._name} are stored values times {slope:g} plus {inter:g}, "
+                "so no view has them: use mask(), frame(), as_nifti(), or stored"
+            )
+        return self.stored
+
+    def frame(self, t: int) -> Array:
+        """Volume ``t``, (x, y, z), with true values; 0 outside of the ``mask_img``.
+
+        A read-only view where the values are stored as they are, else a fresh array.
+        """
+        rows = self._loaded()
+        if not isinstance(t, int | np.integer) or not -self.shape[3] <= t < self.shape[3]:
+            raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t!r}")
+        if rows.voxels is None and not self._facts.is_scaled:
+            return self.stored[..., t]
+        return masking.volumes(rows, slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]

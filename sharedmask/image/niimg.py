@@ -1,0 +1,182 @@
+"""Images as nibabel images, for code that knows nothing of sharedmask.
+
+Covers: an image whose data are views of shared rows and which pickles as a handle; one whose values are
+read from its source when they are asked for, and whose identity is the source's fingerprint. Does not
+cover: reading files (``source``), sharing (``image``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from nibabel import Nifti1Image
+from nibabel.volumeutils import apply_read_scaling
+from numpy.typing import DTypeLike
+
+from sharedmask.sources.source import Facts, Source
+from sharedmask.storage import rows as masking
+from sharedmask.storage import segment
+from sharedmask.storage.rows import Rows
+from sharedmask.storage.segment import Handle
+from sharedmask.typing import Array
+
+
+class _Lent(Nifti1Image):
+    """What nibabel and nilearn derive from it is an ordinary image."""
+
+    @property
+    def slicer(self) -> Any:
+        """nibabel's; it knows by class on which axis time is, and does not know these."""
+        return Nifti1Image(self.dataobj, self.affine, self.header).slicer
+
+
+class SharedNifti(_Lent):
+    """A NIfTI image over shared memory; a few hundred bytes when pickled.
+
+    Where the stored values are the true ones, its data are a read-only view, so nothing is copied
+    on the way to a masker. Scaled images, and those that hold the voxels of a mask only, give
+    nibabel's values in a fresh array each time, as nibabel does for a file.
+    """
+
+    # None for what nibabel and nilearn derive from it by calling its class: an ordinary image.
+    _handle: Handle | None = None
+    rows: Rows | None = None
+    """The series behind the image, as it was attached."""
+
+    @classmethod
+    def of(cls, handle: Handle | str) -> SharedNifti:
+        """The image behind a handle."""
+        handle = Handle.from_json(handle) if isinstance(handle, str) else handle
+        rows = Rows.attached(segment.attach(handle))
+        facts = rows.facts
+        image = cls(_data_of(rows), facts.affine, dtype=facts.scaled_dtype)
+        image._handle, image.rows = handle, rows
+        image.header.set_xyzt_units("mm", "sec")
+        if facts.ndim == 4 and facts.t_r:
+            image.header.set_zooms((*image.header.get_zooms()[:3], facts.t_r))
+        return image
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._handle is None:
+            return super().__reduce_ex__(protocol)
+        return SharedNifti.of, (self._handle.to_json(),)
+
+
+class SourceNifti(_Lent):
+    """A source as a NIfTI image: its values are read, into a fresh array, each time they are asked for.
+
+    Whatever is done with the values does not reach the image that the caller gave. Pickled, and so in
+    the keys of joblib's caches, it carries the source's fingerprint, which changes when a file does.
+    """
+
+    # None for what nibabel and nilearn derive from it by calling its class: an ordinary image.
+    source: Source | None = None
+
+    @classmethod
+    def of(cls, source: Source, fingerprint: str | None = None) -> SourceNifti:
+        """The image that ``source`` reads; a ``fingerprint`` only distinguishes pickles."""
+        image = cls(_SourceValues(source), source.affine, dtype=source.scaled_dtype)
+        image.source = source
+        return image
+
+    def later(self, t: int) -> Nifti1Image:
+        """Volume ``t`` of a 4D image, read when it is first looked at."""
+        assert self.source is not None
+        return Nifti1Image(_LaterVolume(self.source, t), self.affine, dtype=self.source.scaled_dtype)
+
+    def __repr__(self) -> str:
+        name = self.source.name if self.source else f"{self.shape}"
+        return f"{type(self).__name__}({name!r})"
+
+    def __deepcopy__(self, memo: Any) -> SourceNifti | Nifti1Image:
+        if self.source is None:
+            return Nifti1Image(np.array(self.dataobj), self.affine, self.header)
+        return SourceNifti.of(self.source)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        return SourceNifti.of, (self.source, self.source.fingerprint)
+
+
+def _data_of(rows: Rows) -> Any:
+    if rows.facts.is_scaled or rows.voxels is not None:
+        return _RowValues(rows)
+    view = masking.stored_view(rows)
+    return view[..., 0] if rows.facts.ndim == 3 else view
+
+
+class _Values(ABC):
+    """What nibabel calls a proxy: the values of volumes when they are asked for."""
+
+    is_proxy = True
+    slope, inter = 1.0, 0.0  # of what is given, which has been scaled
+
+    def __init__(self, facts: Facts) -> None:
+        self.shape = facts.shape[: facts.ndim]
+        self.ndim = facts.ndim
+        self.dtype = facts.scaled_dtype
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        values = self._all()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __getitem__(self, slicer: Any) -> Array:
+        if isinstance(slicer, tuple) and len(slicer) == 4 and isinstance(slicer[3], (int, np.integer)):
+            return np.asarray(self._volume(int(slicer[3]) % self.shape[3])[slicer[:3]])
+        return np.asarray(np.asarray(self)[slicer])
+
+    @abstractmethod
+    def _all(self) -> Array: ...
+
+    @abstractmethod
+    def _volume(self, t: int) -> Array: ...
+
+
+class _RowValues(_Values):
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows.facts)
+        self._rows = rows
+
+    def _all(self) -> Array:
+        return masking.volumes(self._rows, slice(None)).reshape(self.shape, order="F")
+
+    def _volume(self, t: int) -> Array:
+        return masking.volumes(self._rows, slice(t, t + 1))[..., 0]
+
+
+class _SourceValues(_Values):
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._source = source
+
+    def _all(self) -> Array:
+        return self._source.read()
+
+    def _volume(self, t: int) -> Array:
+        source = self._source
+        stored = np.empty(source.n_voxels, source.dtype)
+        with source.volumes() as reader:
+            for _ in range(t + 1):
+                reader.readinto(stored)
+        values = apply_read_scaling(stored, source.slope, source.inter)
+        return np.asarray(values.reshape(source.shape[:3], order="F"))
+
+
+class _LaterVolume(_SourceValues):
+    """One volume, read once."""
+
+    def __init__(self, source: Source, t: int) -> None:
+        super().__init__(source)
+        self.shape, self.ndim = source.shape[:3], 3
+        self._t = t
+
+    @cached_property
+    def _read(self) -> Array:
+        return self._volume(self._t)
+
+    def _all(self) -> Array:
+        return self._read.copy()

@@ -1,0 +1,11 @@
+from .labels import SharedLabelsMasker as SharedLabelsMasker
+from .maps import SharedMapsMasker as SharedMapsMasker
+from .multi import SharedMultiMasker as SharedMultiMasker
+from .nifti import SharedNiftiMasker as SharedNiftiMasker
+
+__all__ = [
+    "SharedLabelsMasker",
+    "SharedMapsMasker",
+    "SharedMultiMasker",
+    "SharedNiftiMasker",
+]

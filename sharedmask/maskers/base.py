@@ -1,0 +1,160 @@
+"""nilearn's maskers over shared and streamed images: the same parameters, the same numbers.
+
+Covers: `SharedNiftiMasker`, `SharedLabelsMasker` and `SharedMapsMasker`, subclasses of nilearn's that load
+and extract by themselves. Does not cover: what is done to an image (``_nilearn``), many masks at once
+(``multi``). Fitting, parameter checks, cleaning, reports and the way back are nilearn's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy as shallow_copy
+from copy import deepcopy
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from nibabel import Nifti1Image
+from nilearn.image import high_variance_confounds
+from nilearn.maskers.base_masker import filter_and_extract
+from nilearn.maskers.nifti_masker import filter_and_mask
+from sklearn.base import TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from sharedmask.image.niimg import SourceNifti
+from sharedmask.maskers import _nilearn
+from sharedmask.maskers._nilearn import as_niimg, check_clean_args
+
+Masker = TypeVar("Masker", bound=type)
+
+_STAND_INS: dict[Any, Callable[..., Any]] = {
+    filter_and_mask: _nilearn.filter_and_mask,
+    filter_and_extract: _nilearn.filter_and_extract,
+    high_variance_confounds: _nilearn.high_variance_confounds,
+}
+_HEADING = re.compile(r"^([A-Z]\w*(?: \w+)?)\n-+\n", re.MULTILINE)
+
+
+def documented(masker: Masker) -> Masker:
+    """The class with nilearn's description of what it inherits, and its own parameters after those."""
+    own, parents = _sections(masker), _sections(masker.__mro__[2])
+    parents["Parameters"] += "\n\n" + own.pop("Parameters")
+    merged = parents | own
+    order = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
+    texts = [f"{name}\n{'-' * len(name)}\n{merged[name]}" if name else merged[name] for name in order]
+    masker.__doc__ = "\n\n".join(texts) + "\n"
+    return masker
+
+
+def _sections(documented_class: type) -> dict[str, str]:
+    """Heading -> text of a numpydoc docstring; the summary is under the empty heading."""
+    parts = _HEADING.split(inspect.cleandoc(documented_class.__doc__ or ""))
+    return {"": parts[0].strip()} | {
+        name: text.strip("\n ") for name, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+class SharedMasker(TransformerMixin):
+    """What the maskers do unlike nilearn's."""
+
+    _SHOWN: ClassVar[dict[str, str]]
+    """What reports show besides the image, and the attribute that has it."""
+
+    def fit(self, imgs: Any = None, y: Any = None) -> Any:
+        """Prepare the mask or the regions.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones, optional
+            What the mask is computed from, if none was given, and what reports show.
+        y : None
+            Not used.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ParameterError
+            ``clean_args`` has a key that :func:`nilearn.signal.clean` does not know.
+        """
+        check_clean_args(self.clean_args)
+        image = as_niimg(imgs)
+        if self.reports and self._can_wait(image):
+            with self._as_if(reports=False):
+                super().fit(image, y)
+            self._report_later(image)
+        else:
+            super().fit(image, y)
+            self._own_report_volume()
+        return self
+
+    def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """Extract signals.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
+            A file is read once, forward, and only what is asked for is kept. Of a shared image nothing is
+            loaded. An image in memory is not altered.
+        confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`; (n_timepoints, n_confounds).
+        sample_mask : array, or list of one, optional
+            The volumes to keep, by number or as booleans.
+
+        Returns
+        -------
+        ndarray or data frame, (n_timepoints, n_elements)
+            (n_elements,) for a 3D image.
+        """
+        check_is_fitted(self)
+        return super().transform(as_niimg(imgs), confounds=confounds, sample_mask=sample_mask)
+
+    def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """The same as :meth:`transform`, without its checks and high variance confounds."""
+        check_is_fitted(self)
+        return super().transform_single_imgs(as_niimg(imgs), confounds=confounds, sample_mask=sample_mask)
+
+    def _cache(self, func: Any, *args: Any, **options: Any) -> Any:
+        # nilearn calls whatever is costly through this method: here its way with images becomes ours.
+        return super()._cache(_STAND_INS.get(func, func), *args, **options)
+
+    def _load_mask(self, imgs: Any) -> Any:
+        # nilearn writes zeros where the mask is not finite: into a copy, and not into the caller's.
+        lent = shallow_copy(self)
+        lent.mask_img = deepcopy(self.mask_img)
+        return super(SharedMasker, lent)._load_mask(imgs)
+
+    @contextmanager
+    def _as_if(self, **parameters: Any) -> Iterator[None]:
+        """Other parameters, for nilearn to see meanwhile."""
+        own = {name: getattr(self, name) for name in parameters}
+        self.set_params(**parameters)
+        try:
+            yield
+        finally:
+            self.set_params(**own)
+
+    def _can_wait(self, image: Any) -> bool:
+        """Whether the volume that reports show need not be read before there is a report.
+
+        It is the middle one: to read it costs half of the time of reading the file.
+        """
+        of_file = isinstance(image, SourceNifti) and image.source is not None and image.source.paths
+        resampled = getattr(self, "target_affine", None) is not None or getattr(self, "target_shape", None)
+        return bool(of_file) and len(image.shape) == 4 and not resampled
+
+    def _report_later(self, image: SourceNifti) -> None:
+        """What nilearn's ``fit`` keeps for reports."""
+        self._report_content["reports_at_fit_time"] = True
+        shown = {key: getattr(self, attribute) for key, attribute in self._SHOWN.items()}
+        self._reporting_data = shown | {"dim": 4, "images": image.later(image.shape[3] // 2)}
+
+    def _own_report_volume(self) -> None:
+        """The volume that reports show, in an array of its own: it holds no image, and can be pickled."""
+        kept = getattr(self, "_reporting_data", None) or {}
+        if isinstance(image := kept.get("images"), Nifti1Image):
+            kept["images"] = Nifti1Image(np.array(image.dataobj), image.affine, image.header)

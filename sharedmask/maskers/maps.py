@@ -1,0 +1,92 @@
+"""SharedMapsMasker: nilearn's NiftiMapsMasker over shared and streamed images.
+
+Covers: weights of maps. Does not cover: what all maskers share (``base``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from nilearn.maskers import NiftiMapsMasker
+
+from sharedmask.maskers.base import SharedMasker, documented
+
+
+@documented
+class SharedMapsMasker(SharedMasker, NiftiMapsMasker):
+    """nilearn's ``NiftiMapsMasker`` over shared or streamed images.
+
+    The least squares fit of the maps to each volume is made as the volumes pass by. Parameters, values (to
+    1e-6), dtypes and warnings are those of :class:`nilearn.maskers.NiftiMapsMasker`.
+
+    Parameters
+    ----------
+    memory_limit : int, float, str or None, default=None
+        What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
+        groups limit it anyway.
+
+    Notes
+    -----
+    Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
+    fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
+    and pairs of files are accepted, complex images refused; values have native byte order.
+
+    Examples
+    --------
+    >>> import nibabel as nib
+    >>> rng = np.random.default_rng(0)
+    >>> bold = nib.Nifti1Image(rng.normal(size=(4, 4, 4, 10)), np.eye(4))
+    >>> maps = nib.Nifti1Image(rng.random((4, 4, 4, 3)), np.eye(4))
+    >>> SharedMapsMasker(maps, standardize=None).fit_transform(bold).shape
+    (10, 3)
+    """
+
+    _SHOWN: ClassVar[dict[str, str]] = {"maps_image": "maps_img_", "mask": "mask_img_"}
+
+    def __init__(
+        self,
+        maps_img: Any = None,
+        mask_img: Any = None,
+        allow_overlap: bool = True,
+        smoothing_fwhm: float | None = None,
+        standardize: Any = False,
+        standardize_confounds: bool = True,
+        high_variance_confounds: bool = False,
+        detrend: bool = False,
+        low_pass: float | None = None,
+        high_pass: float | None = None,
+        t_r: float | None = None,
+        dtype: Any = None,
+        resampling_target: str | None = "data",
+        keep_masked_maps: bool = False,
+        memory: Any = None,
+        memory_level: int = 0,
+        verbose: int = 0,
+        reports: bool = True,
+        cmap: str = "CMRmap_r",
+        clean_args: dict[str, Any] | None = None,
+        memory_limit: int | float | str | None = None,
+    ) -> None:
+        super().__init__(
+            maps_img=maps_img,
+            mask_img=mask_img,
+            allow_overlap=allow_overlap,
+            smoothing_fwhm=smoothing_fwhm,
+            standardize=standardize,
+            standardize_confounds=standardize_confounds,
+            high_variance_confounds=high_variance_confounds,
+            detrend=detrend,
+            low_pass=low_pass,
+            high_pass=high_pass,
+            t_r=t_r,
+            dtype=dtype,
+            resampling_target=resampling_target,
+            keep_masked_maps=keep_masked_maps,
+            memory=memory,
+            memory_level=memory_level,
+            verbose=verbose,
+            reports=reports,
+            cmap=cmap,
+            clean_args=clean_args,
+        )
+        self.memory_limit = memory_limit

@@ -1,0 +1,106 @@
+"""SharedNiftiMasker: nilearn's NiftiMasker over shared and streamed images.
+
+Covers: the voxels of one mask. Does not cover: what all maskers share (``base``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from nilearn.maskers import NiftiMasker
+
+from sharedmask.maskers.base import SharedMasker, documented
+
+
+@documented
+class SharedNiftiMasker(SharedMasker, NiftiMasker):
+    """nilearn's ``NiftiMasker`` over shared or streamed images.
+
+    Signals of a file are read in one pass that holds the mask's voxels only; those of a ``SharedImage`` (or
+    of its handle) are gathered from shared memory. Parameters, order of operations, values, dtypes and
+    warnings are those of :class:`nilearn.maskers.NiftiMasker`.
+
+    Parameters
+    ----------
+    memory_limit : int, float, str or None, default=None
+        What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
+        groups limit it anyway.
+
+    Notes
+    -----
+    Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
+    fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
+    and pairs of files are accepted, complex images refused; values have native byte order.
+
+    nilearn's decoders and ``SecondLevelModel`` build a plain ``NiftiMasker`` from the parameters of the
+    masker that they are given: they work with this one, and gain nothing. ``FirstLevelModel`` uses a masker
+    that is fitted as it is.
+
+    The volume that a report shows is read from the file when the report is made.
+
+    Examples
+    --------
+    >>> import nibabel as nib
+    >>> bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
+    >>> mask = nib.Nifti1Image(np.ones((2, 3, 4), dtype="uint8"), np.eye(4))
+    >>> SharedNiftiMasker(mask, standardize=None).fit().transform(bold).shape
+    (10, 24)
+    """
+
+    _SHOWN: ClassVar[dict[str, str]] = {"mask": "mask_img_"}
+
+    def __init__(
+        self,
+        mask_img: Any = None,
+        runs: Any = None,
+        smoothing_fwhm: float | None = None,
+        standardize: Any = False,
+        standardize_confounds: bool = True,
+        detrend: bool = False,
+        high_variance_confounds: bool = False,
+        low_pass: float | None = None,
+        high_pass: float | None = None,
+        t_r: float | None = None,
+        target_affine: Any = None,
+        target_shape: Any = None,
+        mask_strategy: str = "background",
+        mask_args: dict[str, Any] | None = None,
+        dtype: Any = None,
+        memory: Any = None,
+        memory_level: int = 1,
+        verbose: int = 0,
+        reports: bool = True,
+        cmap: str = "gray",
+        clean_args: dict[str, Any] | None = None,
+        memory_limit: int | float | str | None = None,
+    ) -> None:
+        super().__init__(
+            mask_img=mask_img,
+            runs=runs,
+            smoothing_fwhm=smoothing_fwhm,
+            standardize=standardize,
+            standardize_confounds=standardize_confounds,
+            detrend=detrend,
+            high_variance_confounds=high_variance_confounds,
+            low_pass=low_pass,
+            high_pass=high_pass,
+            t_r=t_r,
+            target_affine=target_affine,
+            target_shape=target_shape,
+            mask_strategy=mask_strategy,
+            mask_args=mask_args,
+            dtype=dtype,
+            memory=memory,
+            memory_level=memory_level,
+            verbose=verbose,
+            reports=reports,
+            cmap=cmap,
+            clean_args=clean_args,
+        )
+        self.memory_limit = memory_limit
+
+    def transform_single_imgs(
+        self, imgs: Any, confounds: Any = None, sample_mask: Any = None, copy: bool = True
+    ) -> Any:
+        """The same as :meth:`transform`, without its checks and high variance confounds."""
+        return super().transform_single_imgs(imgs, confounds=confounds, sample_mask=sample_mask)

@@ -1,0 +1,59 @@
+"""Fitting: an image and regions on one grid, for masks that lie on another than the image.
+
+Covers: resampling the image to the box of the masks. Does not cover: the arithmetic (``source``),
+resampling masks (``masks``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sharedmask.errors import EmptyMaskError
+from sharedmask.regions.regions import Regions
+from sharedmask.sources.grid import Grid
+from sharedmask.sources.source import Source
+from sharedmask.sources.transform import resampled, voxel_transform
+from sharedmask.typing import Array
+
+# --- an image and its masks ----------------------------------------------------------------------
+
+
+def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
+    """The image on the grid of its masks, as far as they reach, and the masks there.
+
+    If that grid is the image's but for flipped or permuted axes, nothing is resampled.
+
+    Raises
+    ------
+    EmptyMaskError
+        Naming a region that lies beyond the image.
+    """
+    own = Grid(source.shape[:3], source.affine)
+    if regions.fits(own):
+        return source, regions.on(own)
+    coordinates = np.array(np.unravel_index(regions.indices, regions.grid.shape, order="F"))
+    _check_reached(source, regions, coordinates)
+    start = np.maximum(coordinates.min(axis=1) - 1, 0)
+    stop = np.minimum(coordinates.max(axis=1) + 2, regions.grid.shape)
+    box = _box(regions.grid, start, stop)
+    indices = np.ravel_multi_index(tuple(coordinates - start[:, None]), box.shape, order="F")
+    return resampled(source, box), replace(regions, grid=box, indices=indices)
+
+
+def _box(grid: Grid, start: Array, stop: Array) -> Grid:
+    """Part of a grid; in the arithmetic with which nilearn's masker crops its mask."""
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.affine[:3, 3] + grid.affine[:3, :3].dot(start)
+    return Grid(tuple((stop - start).tolist()), affine)
+
+
+def _check_reached(source: Source, regions: Regions, coordinates: Array) -> None:
+    matrix, offset = voxel_transform(source, regions.grid)
+    there = (np.diag(matrix) if matrix.ndim == 1 else matrix) @ coordinates + offset[:, None]
+    middle = (np.array(source.shape[:3])[:, None] - 1) / 2
+    inside = np.all(np.abs(there - middle) < middle + 0.5, axis=0)
+    for name, start, stop in zip(regions.names, regions.offsets, regions.offsets[1:], strict=False):
+        if not inside[start:stop].any():
+            raise EmptyMaskError(f"mask {name!r} lies beyond {source.name}: no voxel of it is in the image")

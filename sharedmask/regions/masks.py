@@ -1,0 +1,270 @@
+"""Masks as callers give them: paths, images, arrays, patterns, 4D images; which voxels are inside.
+
+Covers: reading masks and label images, refusing what is none. Does not cover: regions as voxel numbers
+(``regions``), names of labels (``lut``).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from sharedmask import errors
+from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
+from sharedmask.sources import grid as grids
+from sharedmask.sources.grid import Grid
+from sharedmask.sources.source import open_source
+from sharedmask.typing import Array, Numbers
+
+Container = Literal["single", "list", "dict"]
+ResamplingTarget = Literal["data", "mask", "labels"] | None
+_SUFFIX = re.compile(r"(?<=.)(\.(nii|img|hdr)(\.(gz|bz2|zst))?|\.mg[hz])$", re.IGNORECASE)
+_BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
+_UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
+
+
+# ---- what the caller gives, and reading it
+
+
+class _Volume(NamedTuple):
+    """A mask or label image as it was given; an array has no grid of its own."""
+
+    where: str
+    data: Array
+    grid: Grid | None
+
+
+def _path(thing: Any) -> str | None:
+    if not isinstance(thing, (str, os.PathLike)):
+        return None
+    return os.path.expanduser(os.fsdecode(thing))
+
+
+def file_stem(thing: Any) -> str | None:
+    """The file's name without its image suffix; None if there is no file."""
+    path = _path(thing.get_filename() if isinstance(thing, SpatialImage) else thing)
+    return None if path is None else _SUFFIX.sub("", Path(path).name)
+
+
+def matching(masks: Any) -> dict[str, str]:
+    """Name -> file of a pattern's matches, sorted; empty if ``masks`` is no pattern."""
+    path = _path(masks)
+    if not path or not glob.has_magic(path) or Path(path).exists():
+        return {}
+    files = sorted(glob.glob(path, recursive=True))
+    if not files:
+        raise errors.MissingFileError(f"no file matches {path}")
+    return dict(zip(unique_names(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
+
+
+def named_masks(masks: Any) -> dict[str, Any]:
+    """Name -> mask, of a dict, list, pattern or one mask; names are unique, nothing is read."""
+    masks = matching(masks) or masks
+    if isinstance(masks, Mapping):
+        return dict(zip(unique_names(map(str, masks)), masks.values(), strict=True))
+    items = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+    return dict(
+        zip(unique_names(file_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True)
+    )
+
+
+def count_volumes(image: Any) -> int:
+    """How many 3D images there are in one; 1 if that cannot be told, for the reader to say why."""
+    path = _path(image)
+    with suppress(*_UNREADABLE):
+        shape = (image if path is None else open_source(_file(path))).shape
+        return int(np.prod(shape[3:]))
+    return 1
+
+
+def unique_names(given: Iterable[str]) -> tuple[str, ...]:
+    """The names, with _2, _3, ... appended to those that were there before."""
+    names, seen = list(given), set[str]()
+    taken, suffixes = set(names), defaultdict[str, Iterator[int]](lambda: count(2))
+    for i, name in enumerate(names):
+        if name in seen:
+            names[i] = next(new for n in suffixes[name] if (new := f"{name}_{n}") not in taken)
+        seen.add(name)
+    return tuple(names)
+
+
+def unpack(masks: Any) -> tuple[Container, list[Any], list[Any]]:
+    """Container, keys and masks; only a single mask is read already."""
+    container: Container = "list"
+    masks = matching(masks) or masks
+    if isinstance(masks, Mapping):
+        container, keys, items = "dict", list(masks), list(masks.values())
+    elif isinstance(masks, (list, tuple)):
+        keys, items = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(masks)], list(masks)
+    else:
+        container, keys, items = _unpack_one(
+            read_volume(masks, file_stem(masks) or "mask_000"), file_stem(masks)
+        )
+    if not items:
+        raise MaskError("no mask was given")
+    return container, keys, items
+
+
+def _unpack_one(volume: _Volume, stem: str | None) -> tuple[Container, list[Any], list[Any]]:
+    if volume.data.ndim == 3:
+        return "single", [stem or "mask_000"], [volume]
+    names = [f"{stem or 'mask'}_{i:03d}" for i in range(volume.data.shape[3])]
+    where, masks = volume.where, np.moveaxis(volume.data, 3, 0)
+    return "list", names, [_Volume(f"{where}, volume {i}", m, volume.grid) for i, m in enumerate(masks)]
+
+
+def target_grid(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
+    """The grid to put the volume on: the image's, else (or if asked for) its own."""
+    shape = volume.data.shape
+    if len(shape) != 3:
+        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({grids.times(shape)}); 3 are needed")
+    if volume.grid is not None:
+        return volume.grid if own or grid is None else grid
+    if grid is None:
+        raise MaskError(f"{volume.where} is an array and has no affine: give grid=, the image's grid")
+    if shape != grid.shape:
+        shapes = f"{grids.times(shape)}, the image {grids.times(grid.shape)}"
+        raise GridMismatchError(f"{volume.where} is an array of {shapes}")
+    return grid
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise errors.MissingFileError(f"{where}: {error}") from error
+    except _UNREADABLE as error:
+        raise MaskError(f"{where} cannot be read: {error or type(error).__name__}") from error
+
+
+def read_volume(mask: Any, name: str, what: str = "mask") -> _Volume:
+    """The values and the grid of a mask; nothing is cached on the caller's objects."""
+    where, path = f"{what} {name!r}", _path(mask)
+    if isinstance(mask, _Volume):
+        return mask
+    if isinstance(mask, np.ndarray):
+        return _volume(where, mask, None)
+    if path is not None:
+        where = f"{where} ({path})"
+    elif not isinstance(mask, SpatialImage):
+        raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
+    with _reading(where):
+        source = open_source(mask if path is None else _file(path))
+        values = source.read()
+    return _volume(where, values, source.affine)
+
+
+def _file(path: str) -> Any:
+    """What to open: formats that only nibabel reads, and reads whole, are fine for a mask."""
+    streamed = re.search(r"\.(nii|img|hdr)(\.gz|\.bz2)?$", path, re.IGNORECASE)
+    return path if streamed or not Path(path).is_file() else nib.load(path)
+
+
+def _volume(where: str, data: Array, affine: Array | None) -> _Volume:
+    if data.dtype.kind not in "biuf":
+        raise MaskError(f"{where} holds {data.dtype}, not real numbers")
+    if data.ndim > 3 and set(data.shape[3:]) == {1}:
+        data = data.reshape(data.shape[:3])
+    if data.ndim not in (3, 4):
+        raise MaskError(f"{where} has {data.ndim} dimensions ({grids.times(data.shape)}); 3 are needed")
+    return _Volume(where, data, None if affine is None else Grid(data.shape[:3], affine))
+
+
+def voxels_inside(volume: _Volume) -> NDArray[np.bool_]:
+    """Nonzero and finite, with a warning if it looks like an atlas."""
+    if volume.data.dtype.kind == "b":
+        return volume.data
+    inside: NDArray[np.bool_] = volume.data != 0
+    if volume.data.dtype.kind == "f":
+        inside &= np.isfinite(volume.data)
+    values = volume.data[inside]
+    if _looks_like_labels(values, has_zero=values.size < inside.size):
+        warnings.warn(
+            f"{volume.where} holds more than two values, {values.min():g} to {values.max():g}; all but 0 are "
+            "inside. For one region per value use Regions.from_labels, or --atlas on the command line",
+            errors.SharedMaskWarning,
+            stacklevel=3,
+        )
+    return inside
+
+
+def _looks_like_labels(values: Array, has_zero: bool) -> bool:
+    if values.dtype.kind == "b" or not values.size or (low := values.min()) == (high := values.max()):
+        return False
+    more = has_zero or bool(np.any((values != low) & (values != high)))
+    return more and bool(np.all(values == np.rint(values)))
+
+
+def label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDArray[np.int32]]:
+    """The sorted values; and for each voxel 0 if background, else 1 + the position of its value."""
+    inside = (volume.data != background_label) & np.isfinite(volume.data)
+    labels = volume.data[inside]
+    fractional = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else labels[:0]
+    if fractional.size:
+        raise MaskError(f"{volume.where} holds {fractional[0]}: not an atlas, whose values are integers")
+    values, positions = np.unique(labels, return_inverse=True)
+    codes = np.zeros(inside.shape, dtype=np.int32)
+    codes[inside] = positions + 1
+    return [int(value) for value in values], codes
+
+
+def place_on(
+    volume: _Volume, codes: Array, grid: Grid, resampling_target: str | None
+) -> tuple[Numbers, Array]:
+    """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
+    own = volume.grid or grid
+    steps = grids.strides_to(own, grid)
+    if steps is None and resampling_target != "data":
+        raise grids.mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
+    if not codes.any():
+        raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
+    if steps is None:
+        codes, steps = _resample(volume.where, codes, own, grid), (0, np.cumprod([1, *grid.shape[:2]]))
+    positions = np.flatnonzero(codes)  # of the flat array, which is several times faster than of the 3D one
+    coordinates = np.unravel_index(positions, codes.shape)
+    return grids.numbers(coordinates, *steps), codes.reshape(-1)[positions]
+
+
+def moves_the_image(resampling_target: object) -> bool:
+    """Whether it is the image that goes to the grid of the masks; nilearn has two words for that."""
+    if resampling_target not in (None, "data", "mask", "labels"):
+        raise errors.ParameterError(f'resampling_target is "data", "mask" or None, not {resampling_target!r}')
+    return resampling_target in ("mask", "labels")
+
+
+def _resample(where: str, codes: Array, own: Grid, target: Grid) -> Array:
+    from nilearn.image import resample_img  # costs 200 MB and seconds
+
+    image = nib.Nifti1Image(codes.astype(np.int32), own.affine)
+    nearest = {"interpolation": "nearest", "force_resample": True, "copy_header": True}
+    try:
+        resampled: Array = resample_img(image, target.affine, target.shape, **nearest).dataobj
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise GridMismatchError(f"{where} cannot be resampled to the image: {error}") from error
+    if not resampled.any():
+        raise EmptyMaskError(f"{where} is empty once resampled to the image: they do not overlap")
+    return resampled
+
+
+def wanted_labels(asked: Any, available: set[int], names: Mapping[int, str], where: str) -> dict[int, str]:
+    """Value -> unique name of the regions to make, sorted by value."""
+    wanted = available if asked is None else set(asked)
+    if unknown := wanted - available:
+        raise MaskError(f"{where} and its look-up table have no label {', '.join(sorted(map(str, unknown)))}")
+    values = sorted(int(value) for value in wanted)
+    return dict(zip(values, unique_names(names.get(value, str(value)) for value in values), strict=True))

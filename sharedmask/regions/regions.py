@@ -1,0 +1,301 @@
+"""Regions: masks and atlases as voxel index sets on one grid.
+
+Covers: reading masks and label images, putting them on the image's grid, names, the region table. Does not
+cover: comparing grids, and a voxel's number (``grid``), the voxels' values (``kernels``), reading images
+(``source``), look-up tables (``lut``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sharedmask import errors
+from sharedmask.errors import EmptyMaskError
+from sharedmask.regions import lut as luts
+from sharedmask.regions.masks import (
+    Container,
+    ResamplingTarget,
+    count_volumes,
+    file_stem,
+    label_codes,
+    matching,
+    moves_the_image,
+    place_on,
+    read_volume,
+    target_grid,
+    unique_names,
+    unpack,
+    voxels_inside,
+    wanted_labels,
+)
+from sharedmask.sources import grid as grids
+from sharedmask.sources.grid import Grid
+from sharedmask.typing import Numbers
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """One row of the region table; ``column`` is the region's position, None for a region without voxels."""
+
+    index: int
+    name: str
+    n_voxels: int
+    n_voxels_in_mask: int
+    coverage: float
+    column: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Sets of voxels on one grid, from masks (:meth:`from_any`) or an atlas (:meth:`from_labels`).
+
+    Attributes
+    ----------
+    grid : Grid
+    indices : (n,) intp array
+        The voxel numbers of all regions, one region after the other. Within a region the order is the C order
+        of the mask as it was given: that of ``data[mask]`` and of nilearn.
+    offsets : (n_regions + 1,) intp array
+        Region ``i`` is ``indices[offsets[i]:offsets[i + 1]]``.
+    names, labels : tuple of str, tuple of int (the atlas' values, or 1 to n for masks)
+    container, keys : {"single", "list", "dict"}, tuple
+        What the caller gave, and the dict's keys (the names by default).
+    missing : tuple of (index, name)
+        Rows of the look-up table, or labels lost in resampling, that have no voxel here.
+
+    Examples
+    --------
+    >>> mask = np.zeros((2, 3, 2), bool)
+    >>> mask[1, 0, 1] = mask[0, 2, 0] = True
+    >>> regions = Regions.from_any({"roi": mask}, Grid((2, 3, 2), np.eye(4)))
+    >>> regions[0]
+    array([4, 7])
+    >>> regions.pack(["its signals"])
+    {'roi': 'its signals'}
+    """
+
+    grid: Grid
+    indices: Numbers
+    offsets: Numbers
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    container: Container
+    keys: tuple[Hashable, ...] = ()
+    missing: tuple[tuple[int, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("indices", "offsets"):
+            view = np.asarray(getattr(self, field), dtype=np.intp).view()
+            view.flags.writeable = False
+            object.__setattr__(self, field, view)
+        object.__setattr__(self, "keys", self.keys or self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Numbers:
+        i = range(len(self))[i]
+        return self.indices[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[Numbers]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def sizes(self) -> Numbers:
+        """Number of voxels of each region."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def union(self) -> Numbers:
+        """Numbers of the voxels that are in any region, sorted, each once."""
+        union = np.unique(self.indices)
+        union.flags.writeable = False
+        return union
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal digest of grid, voxels, names and labels."""
+        heading = json.dumps([self.grid.shape, self.names, self.labels, len(self.indices)])
+        digest = hashlib.blake2b(heading.encode(), digest_size=16)
+        digest.update((self.grid.affine + 0.0).astype("<f8").tobytes())  # + 0.0 makes -0 0
+        digest.update(self.indices.astype("<i8", copy=False).tobytes())
+        digest.update(self.offsets.astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
+
+    def pack(self, results: Sequence[T]) -> T | list[T] | dict[Any, T]:
+        """Put one result per region into the caller's container."""
+        if len(results) != len(self):
+            raise errors.ParameterError(f"{len(results)} results for {len(self)} regions")
+        if self.container == "single":
+            return results[0]
+        return list(results) if self.container == "list" else dict(zip(self.keys, results, strict=True))
+
+    def batches(self, size: int) -> Iterator[Regions]:
+        """The same regions, at most ``size`` at a time, as dicts."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            offsets = self.offsets[start : start + size + 1]
+            yield replace(
+                self,
+                indices=self.indices[offsets[0] : offsets[-1]],
+                offsets=offsets - offsets[0],
+                names=self.names[part],
+                labels=self.labels[part],
+                keys=self.keys[part],
+                container="dict",
+            )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Regions]) -> Regions:
+        """The regions of several on one grid, as dicts: the opposite of :meth:`batches`."""
+        names, labels, keys = (
+            tuple(item for part in parts for item in getattr(part, what))
+            for what in ("names", "labels", "keys")
+        )
+        indices = np.concatenate([part.indices for part in parts])
+        offsets = np.cumsum([0, *(size for part in parts for size in part.sizes)])
+        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys)
+
+    def table(self, stored: Numbers | None = None) -> list[RegionRow]:
+        """One row per region, those in ``missing`` included.
+
+        ``stored`` are the numbers of the voxels that an image holds (its ``mask_img``; all by default), and a
+        row's ``coverage`` is the share of the region's voxels that are among them.
+        """
+        inside = np.ones(len(self.indices), bool) if stored is None else np.isin(self.indices, stored)
+        held = np.diff(np.cumsum(np.append(False, inside))[self.offsets])
+        columns = zip(self.labels, self.names, self.sizes.tolist(), held.tolist(), strict=True)
+        rows = [RegionRow(k, name, n, m, m / n if n else 0.0, i) for i, (k, name, n, m) in enumerate(columns)]
+        absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
+        return sorted(rows + absent, key=lambda row: row.index) if absent else rows
+
+    def fits(self, grid: Grid) -> bool:
+        """Whether the regions can be put :meth:`on` ``grid``."""
+        return grids.strides_to(self.grid, grid) is not None
+
+    def on(self, grid: Grid) -> Regions:
+        """The same regions, each in its own order, on an image's grid.
+
+        That is the same grid, or the same with axes flipped or permuted; GridMismatchError for any other.
+        """
+        if self.grid.matches(grid):
+            return self if np.array_equal(self.grid.affine, grid.affine) else replace(self, grid=grid)
+        steps = grids.strides_to(self.grid, grid)
+        if steps is None:
+            more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
+            raise grids.mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
+        coordinates = np.unravel_index(self.indices, self.grid.shape, order="F")
+        return replace(self, grid=grid, indices=grids.numbers(coordinates, *steps))
+
+    @classmethod
+    def from_any(
+        cls, masks: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
+    ) -> Regions:
+        """Regions from one or many binary masks.
+
+        Parameters
+        ----------
+        masks : path, glob pattern, nibabel image, 3D array, list or dict of these, or Regions
+            Nonzero and finite is inside. One 4D image or array is a stack of masks along its last axis.
+        grid : Grid, optional
+            The image's; by default that of the first mask. Arrays are taken to lie on it.
+        resampling_target : {None, "data", "mask", "labels"}
+            A mask on another grid is refused, or with ``"data"`` resampled to ``grid`` (nearest neighbour). A
+            mask whose axes are flipped or permuted needs neither. With ``"mask"``, or ``"labels"``, ``grid``
+            is only that of arrays: the regions lie on the first mask's, which the others must share.
+
+        Raises
+        ------
+        MaskError, EmptyMaskError, GridMismatchError, MissingFileError, ParameterError
+
+        Examples
+        --------
+        >>> grid = Grid((4, 4, 4), np.eye(4))
+        >>> Regions.from_any([np.ones((4, 4, 4)), np.eye(4)[:, :, None] * np.ones(4)], grid).sizes
+        array([64, 16])
+        """
+        to_masks = moves_the_image(resampling_target)
+        if isinstance(masks, Regions):
+            return masks if grid is None or to_masks else masks.on(grid)
+        container, keys, items = unpack(masks)
+        names, parts = unique_names(str(key) for key in keys), list[Numbers]()
+        for name, item in zip(names, items, strict=True):
+            volume = read_volume(item, name)
+            grid = target_grid(volume, grid, own=to_masks and not parts)
+            parts.append(place_on(volume, voxels_inside(volume), grid, resampling_target)[0])
+            del volume  # before the next is read
+        assert grid is not None  # there is at least one item
+        offsets = np.cumsum([0, *map(len, parts)])
+        given = tuple(keys) if isinstance(masks, Mapping) else names
+        labels = tuple(range(1, len(names) + 1))
+        return cls(grid, np.concatenate(parts), offsets, names, labels, container, given)
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels_img: Any,
+        grid: Grid | None = None,
+        *,
+        lut: Any = None,
+        labels: Iterable[int] | None = None,
+        background_label: int = 0,
+        resampling_target: ResamplingTarget = None,
+    ) -> Regions:
+        """One region per value of a label image, sorted by value.
+
+        Parameters
+        ----------
+        labels_img : path, nibabel image or 3D array
+            Integers of any size and sign, also as floats; not finite is background.
+        grid, resampling_target
+            As in :meth:`from_any`, errors as well.
+        lut : path of a TSV or CSV file, DataFrame or mapping, optional
+            Names: columns ``index`` and ``name``, or ``{value: name}``; by default ``str(value)``.
+        labels : iterable of int, optional
+            Keep only these values.
+        background_label : int
+            The value that is no region.
+
+        Examples
+        --------
+        >>> atlas = np.arange(4).reshape(4, 1, 1)
+        >>> Regions.from_labels(atlas, Grid((4, 1, 1), np.eye(4)), lut={2: "insula"}).names
+        ('1', 'insula', '3')
+        """
+        to_masks = moves_the_image(resampling_target)
+        volume = read_volume(labels_img, file_stem(labels_img) or "labels", "label image")
+        grid, known = target_grid(volume, grid, own=to_masks), luts.read(lut)
+        values, codes = label_codes(volume, background_label)
+        names = wanted_labels(labels, {*values, *known} - {background_label}, known, volume.where)
+        numbers, found = place_on(volume, codes, grid, resampling_target)
+        small = found.astype(np.min_scalar_type(len(values)))  # sorts faster by far in 16 bits than in 32
+        order = np.argsort(small, kind="stable")  # stable: C order within a label
+        counts = np.bincount(found, minlength=len(values) + 1)[1:]
+        kept = np.array([value in names for value in values]) & (counts > 0)
+        here = {value: names[value] for value in compress(values, kept)}
+        if not here:
+            raise EmptyMaskError(f"{volume.where}: none of the labels asked for has a voxel")
+        missing = tuple((value, name) for value, name in names.items() if value not in here)
+        indices, offsets = numbers[order][np.repeat(kept, counts)], np.cumsum([0, *counts[kept]])
+        return cls(grid, indices, offsets, tuple(here.values()), tuple(here), "dict", missing=missing)
+
+    @classmethod
+    def from_atlas_or_masks(
+        cls, given: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
+    ) -> Regions:
+        """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks."""
+        several = (
+            isinstance(given, (list, tuple, Mapping, Regions)) or matching(given) or count_volumes(given) > 1
+        )
+        make = cls.from_any if several else cls.from_labels
+        return make(given, grid, resampling_target=resampling_target)

@@ -1,0 +1,9 @@
+"""An image: what it is, and its volumes as a stream.
+
+Covers: formats, decompression, scaling, smoothing and resampling, rows out of volumes. Does not cover: masks
+(``regions``), parameters (``compute``).
+
+From the bottom up::
+
+    grid  codecs  values  source  transform  loader  rechunk
+"""

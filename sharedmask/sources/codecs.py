@@ -1,0 +1,128 @@
+"""The bytes of a file, plain or compressed, read once and forward.
+
+Covers: gzip (ISA-L) and bzip2, files of several members, checksums, what may follow the data. Does
+not cover: what the bytes mean (``source``). Nothing is held but a piece of input and of output.
+"""
+
+import bz2
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isal import igzip_lib
+
+from sharedmask.errors import DamagedImageError, MissingFileError
+
+CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
+
+
+class Codec(NamedTuple):
+    name: str
+    magic: bytes
+    new: Callable[[], Any]
+
+
+GZIP = Codec("gzip", b"\x1f\x8b", partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
+BZIP2 = Codec("bzip2", b"BZh", bz2.BZ2Decompressor)
+CODECS = {".gz": GZIP, ".mgz": GZIP, ".bz2": BZIP2}
+
+
+def codec_of(path: str | Path) -> Codec | None:
+    return CODECS.get(os.path.splitext(path)[1].lower())
+
+
+class Stream:
+    """A plain file, read forward."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view`; less only at the end of the file."""
+        done = 0
+        while done < len(view) and (got := self._some(view[done:])):
+            done += got
+        return done
+
+    def take(self, n_bytes: int) -> bytes:
+        """The next `n_bytes` bytes, or what is left of them."""
+        taken, piece = bytearray(), bytearray(CHUNK)
+        while got := self.readinto(memoryview(piece)[: max(n_bytes - len(taken), 0)]):
+            taken += piece[:got]
+        return bytes(taken)
+
+    def finish(self) -> None:
+        """Verify what is left to verify; a plain file has no checksum."""
+
+    def _some(self, view: memoryview) -> int:
+        return self._file.readinto(view) or 0
+
+
+class MemberStream(Stream):
+    """Concatenated gzip or bzip2 members, decompressed piece by piece; the decoder compares checksums."""
+
+    def __init__(self, file: FileIO, codec: Codec, name: str) -> None:
+        super().__init__(file)
+        self._codec, self._name = codec, name
+        self._decoder, self._input = codec.new(), b""
+        self._done = 0
+
+    def finish(self) -> None:
+        """Read to the end of this member, where its checksum is. Members after it are not the image."""
+        while not self._decoder.eof:
+            if not self._piece(CHUNK) and not self._decoder.eof:
+                said = f"after all {self._done} bytes the end of its {self._codec.name} data is missing"
+                raise DamagedImageError(f"{self._name} is truncated: {said}, and with it the checksum")
+
+    def _some(self, view: memoryview) -> int:
+        piece = self._piece(min(CHUNK, len(view)))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def _piece(self, limit: int) -> bytes:
+        """Up to `limit` bytes; none where the file ends, complete or not."""
+        while not self._decoder.eof or self._next_member():
+            data = b""
+            if self._decoder.needs_input:
+                data, self._input = self._input or self._file.read(CHUNK), b""
+                if not data:
+                    break
+            if piece := self._decode(data, limit):
+                self._done += len(piece)
+                return piece
+        return b""
+
+    def _decode(self, data: bytes, limit: int) -> bytes:
+        try:
+            return bytes(self._decoder.decompress(data, limit))
+        except (igzip_lib.IsalError, OSError, EOFError) as error:  # type: ignore[misc]
+            said = f"its {self._codec.name} data fail after {self._done} bytes ({error})"
+            raise DamagedImageError(f"{self._name} is damaged: {said}") from error
+
+    def _next_member(self) -> bool:
+        """Begin the next member. Padding with zeros is skipped; anything else ends the image."""
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while len(rest) < len(self._codec.magic) and (more := self._file.read(CHUNK)):
+            rest = (rest + more).lstrip(b"\0")
+        if not rest.startswith(self._codec.magic):
+            return False
+        self._decoder, self._input = self._codec.new(), rest
+        return True
+
+
+def open_raw(path: str | Path) -> FileIO:
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist") from error
+
+
+@contextmanager
+def open_stream(path: str, name: str) -> Iterator[Stream]:
+    with open_raw(path) as file:
+        codec = codec_of(path)
+        yield MemberStream(file, codec, name) if codec else Stream(file)

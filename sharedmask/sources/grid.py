@@ -1,0 +1,138 @@
+"""Grids: where an image's voxels are.
+
+Covers: shape and affine, comparing two grids, the voxels of one as numbers on another.
+Does not cover: which voxels are meant (``regions``), resampling (``regions``, ``transform``), reading
+images (``source``). A voxel's number is its on-disk position, x fastest: ``x + X * (y + Y * z)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedmask.errors import GridMismatchError, ParameterError
+from sharedmask.typing import Array
+
+Numbers = NDArray[np.intp]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an image lie: shape (X, Y, Z) and (4, 4) affine, from voxels to millimetres.
+
+    Examples
+    --------
+    >>> print(Grid((50, 59, 50), np.diag([3, 3, 4, 1])))
+    50 x 59 x 50 voxels of 3 x 3 x 4 mm, axes RAS, affine [3 0 0 0] [0 3 0 0] [0 0 4 0]
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if len(self.shape) != 3 or affine.shape != (4, 4):
+            given = f"{self.shape} and {affine.shape}"
+            raise ParameterError(f"a grid is 3 sizes and a (4, 4) affine, not {given}")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels of the box."""
+        return int(np.prod(self.shape))
+
+    def matches(self, other: Grid) -> bool:
+        """Whether shape and affine are the same, with numpy's default tolerances, as in nilearn."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine)
+
+    def __str__(self) -> str:
+        sizes = " x ".join(f"{size:.6g}" for size in np.linalg.norm(self.affine[:3, :3], axis=0))
+        rows = " ".join("[" + " ".join(f"{v + 0.0:.9g}" for v in row) + "]" for row in self.affine[:3])
+        return f"{times(self.shape)} voxels of {sizes} mm, axes {_axis_codes(self.affine)}, affine {rows}"
+
+
+def times(shape: Iterable[int]) -> str:
+    """A shape as messages write it: ``4 x 4 x 3``."""
+    return " x ".join(map(str, shape))
+
+
+def _axis_codes(affine: Array) -> str:
+    try:
+        return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
+    except np.linalg.LinAlgError:  # not finite
+        return "???"
+
+
+def mismatch_error(what: str, own: Grid, target: Grid, whose: str = "image") -> GridMismatchError:
+    """What to raise for ``what``, on its grid ``own``, where ``target`` is needed."""
+    hint = 'resampling_target="data" resamples masks (nearest neighbour), "mask" the image to their grid'
+    return GridMismatchError(f"{what} lies on another grid:\n  mask:  {own}\n  {whose}: {target}\n{hint}")
+
+
+def strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
+    """Start and steps: voxel c of ``own`` is number ``start + c @ steps`` of ``target``, if there is one."""
+    strides = np.cumprod([1, *target.shape[:2]])
+    if own.matches(target):
+        return 0, strides
+    turn = _turn(own, target)
+    if turn is None or tuple(np.abs(turn) @ own.shape) != target.shape:
+        return None
+    start = np.where(turn.sum(axis=1) < 0, np.array(target.shape) - 1, 0)
+    if not _same_place(own, target.affine[:3, :3] @ turn, target.affine[:3] @ [*start, 1]):
+        return None
+    return int(strides @ start), strides @ turn
+
+
+def _turn(own: Grid, target: Grid) -> Numbers | None:
+    """The signed permutation from the axes of ``own`` to those of ``target``, if there is one to make."""
+    try:
+        turn = np.rint(np.linalg.solve(target.affine, own.affine)[:3, :3])
+    except np.linalg.LinAlgError:
+        return None
+    if not np.all(np.abs(turn) <= 1) or not np.array_equal(turn @ turn.T, np.eye(3)):
+        return None
+    return None if np.array_equal(turn, np.eye(3)) else turn.astype(np.intp)
+
+
+def _same_place(grid: Grid, axes: Array, origin: Array) -> bool:
+    # The origin at the other end of an axis is a difference of large numbers, each rounded to float32 in its
+    # file: it is compared at the scale of the box, since it may itself be near 0.
+    reach = np.max(np.abs(grid.affine[:3]) @ [*grid.shape, 1])
+    same_origin = np.allclose(grid.affine[:3, 3], origin, rtol=0, atol=1e-5 * reach)
+    return same_origin and np.allclose(grid.affine[:3, :3], axes)
+
+
+def numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:
+    """Numbers of the voxels at ``coordinates``, three arrays, on the grid that :func:`strides_to` led to."""
+    i, j, k = coordinates
+    found: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start
+    return found
+
+
+def per_grid(make: Callable[[Grid], T]) -> Callable[[Grid], T]:
+    """``make``, called once for each grid: the images of a study have few.
+
+    Examples
+    --------
+    >>> made = []
+    >>> count = per_grid(lambda grid: made.append(grid) or grid.n_voxels)
+    >>> [count(Grid((2, 2, 2), np.eye(4))) for _ in range(3)], len(made)
+    ([8, 8, 8], 1)
+    """
+    found: dict[tuple[tuple[int, ...], bytes], T] = {}
+
+    def once(grid: Grid) -> T:
+        key = grid.shape, grid.affine.tobytes()
+        if key not in found:
+            found[key] = make(grid)
+        return found[key]
+
+    return once

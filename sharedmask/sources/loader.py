@@ -1,0 +1,206 @@
+"""Source to voxel-major rows: volumes are decoded in one thread while others transpose.
+
+Covers: the pipeline, its buffers and their size. Does not cover: decoding (``source``), where
+the rows live (the caller gives them), what is done with them.
+
+::
+
+    decode ──> block of volumes  (k, n_voxels) ──> transpose, tile by tile ──> rows (n_voxels, t)
+               two of them, in turn
+
+A block holds only the voxels asked for: without a selection volumes are decoded straight into it,
+with one each volume passes through a buffer that stays in the cache.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedmask.sources.source import Volumes, VolumesReader
+from sharedmask.sources.values import Conversion, all_finite, convert
+from sharedmask.typing import Array
+
+# Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte
+# values: from 16 volumes on the transposition keeps pace with the decompression.
+_BLOCK_BYTES = 16 * 2**20
+_BLOCK_VOLUMES = (16, 64)
+_TILE_VOXELS = 512
+_N_BLOCKS = 2
+
+
+def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> int:
+    """Volumes per block."""
+    fitting = _BLOCK_BYTES // max(n_selected * dtype.itemsize, 1)
+    least, most = _BLOCK_VOLUMES
+    return min(max(least, min(fitting, most)), n_timepoints)
+
+
+def buffer_bytes(source: Volumes, n_selected: int) -> int:
+    """Memory that :func:`load` takes besides the rows it fills."""
+    k = block_volumes(n_selected, source.dtype, source.n_timepoints)
+    blocks = (_N_BLOCKS * k * n_selected + source.n_voxels) * source.dtype.itemsize
+    return blocks + source.reading_bytes
+
+
+def load(
+    source: Volumes,
+    rows: Array,
+    *,
+    select: NDArray[np.intp] | None = None,
+    conversion: Conversion | None = None,
+    n_threads: int = 1,
+    on_volumes: Callable[[int], None] | None = None,
+) -> bool:
+    """Fill ``rows``, shape (n_selected, n_timepoints), in one pass over ``source``.
+
+    Parameters
+    ----------
+    source : Source
+    rows : ndarray
+        Row ``i`` becomes the series of voxel ``select[i]``, or of voxel ``i``.
+    select : ndarray of int, optional
+        Voxel numbers; any order, repeats allowed.
+    conversion : Conversion, optional
+        Applied on the way; None keeps the stored values, and then ``rows.dtype`` is theirs.
+    n_threads : int
+        Threads that transpose; more than one pays only where decoding costs nothing.
+    on_volumes : callable, optional
+        Told how many volumes are done.
+
+    Returns
+    -------
+    bool
+        Whether all values of the voxels that were loaded are finite.
+    """
+    writer = _Writer(rows, conversion, n_threads)
+    step = block_volumes(len(rows), source.dtype, source.n_timepoints)
+    with decoded(source, len(rows), select, step) as blocks, writer:
+        for start, block in blocks:
+            writer.write(start, block)
+            if on_volumes is not None:
+                on_volumes(start + len(block))
+    return writer.finite
+
+
+def blocks(source: Volumes, select: NDArray[np.intp]) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
+    """Blocks of the voxels ``select`` of consecutive volumes, decoded one ahead: for work volume by volume.
+
+    Yields
+    ------
+    (int, ndarray)
+        The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
+        until the next is asked for.
+    """
+    step = block_volumes(len(select), source.dtype, source.n_timepoints)
+    return decoded(source, len(select), select, step)
+
+
+def decoded(
+    source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int
+) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
+    """Blocks of ``step`` volumes as they are decoded: the first one's number, and their values.
+
+    A block, (k, n_selected), is valid until the next one is asked for; there are two of them.
+    """
+    return _Decoder(source, n_selected, select, step)
+
+
+class _Decoder:
+    """Decodes in a thread of its own, one block ahead of the reader of its iterator."""
+
+    def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int) -> None:
+        self._source = source
+        self._select = select
+        self._step = step
+        shape = (step, n_selected)
+        self._blocks: list[Array] = [np.empty(shape, source.dtype) for _ in range(_N_BLOCKS)]
+        self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
+
+    def __enter__(self) -> Iterator[tuple[int, Array]]:
+        for block in self._blocks:
+            self._free.put(block)
+        self._thread.start()
+        return self._decoded()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+        self._thread.join()
+
+    def _decoded(self) -> Iterator[tuple[int, Array]]:
+        while (message := self._full.get()) is not None:
+            if isinstance(message, BaseException):
+                raise message
+            start, block = message
+            yield start, block
+            self._free.put(block.base if block.base is not None else block)
+
+    def _decode(self) -> None:
+        try:
+            with self._source.volumes() as reader:
+                for start in range(0, self._source.n_timepoints, self._step):
+                    block = self._free.get()
+                    if block is None:
+                        return
+                    block = block[: self._source.n_timepoints - start]
+                    self._fill(reader, block)
+                    self._full.put((start, block))
+            self._full.put(None)
+        except BaseException as error:
+            self._full.put(error)
+
+    def _fill(self, reader: VolumesReader, block: Array) -> None:
+        if self._select is None:
+            reader.readinto(block)
+            return
+        volume = np.empty(self._source.n_voxels, self._source.dtype)
+        for selected in block:
+            reader.readinto(volume)
+            np.take(volume, self._select, out=selected, mode="clip")
+
+
+class _Writer:
+    """Transposes blocks into rows, and notes whether all their values are finite."""
+
+    def __init__(self, rows: Array, conversion: Conversion | None, n_threads: int) -> None:
+        self._rows = rows
+        self._conversion = conversion
+        self._threads = ThreadPoolExecutor(n_threads, "sharedmask-transpose") if n_threads > 1 else None
+        self._n_threads = n_threads
+        self.finite = True
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+
+    def write(self, start: int, block: Array) -> None:
+        tiles = [slice(a, a + _TILE_VOXELS) for a in range(0, block.shape[1], _TILE_VOXELS)]
+        if self._threads is None:
+            done = [self._write_tiles(start, block, tiles)]
+        else:
+            shares = [tiles[i :: self._n_threads] for i in range(self._n_threads)]
+            done = list(self._threads.map(lambda share: self._write_tiles(start, block, share), shares))
+        self.finite = self.finite and all(done)
+
+    def _write_tiles(self, start: int, block: Array, tiles: list[slice]) -> bool:
+        finite, floats = True, block.dtype.kind == "f"
+        stop = start + len(block)
+        for tile in tiles:
+            values = block[:, tile]
+            target = self._rows[tile, start:stop].T
+            if self._conversion is None:
+                finite = finite and (not floats or all_finite(values))
+                target[...] = values
+            else:
+                finite = convert(values, target, self._conversion) and finite
+        return finite

@@ -1,0 +1,271 @@
+"""Bands of rows: an image of any size turned from volumes into rows in bounded memory.
+
+Covers: cutting rows into bands, reading one band of every volume, the temporary copy of what
+cannot be read that way. Does not cover: the transposition of one band (``loader``), where rows
+go (``disk``).
+
+::
+
+    plain file of volumes ──────────────┐  a band of voxels of each volume     rows of the band
+                                        ├────────────────────────────────> transposed ──> written
+    anything else ──> nameless copy ────┘                                   while the next is read
+
+All writing is sequential. A plain file is read once; of anything else the voxels asked for are
+written once more. If all rows fit in memory there is one band, and no copy.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharedmask.errors import DamagedImageError, SegmentError
+from sharedmask.sources import loader
+from sharedmask.sources.source import FileSource, Source
+from sharedmask.system import process
+from sharedmask.system.units import format_bytes
+from sharedmask.typing import Array
+
+Voxels = NDArray[np.intp]
+Write = Callable[[int, Array], None]
+"""Takes the number of the first row, and rows."""
+
+# One band is read while another is written. Measured: beyond 256 MiB bands are not faster.
+_N_BANDS = 2
+_BAND_BYTES = 256 * 2**20
+_LEAST_ROWS = 1024
+_COPIED_BYTES = 2 * 2**20
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How the rows of an image are cut."""
+
+    n_rows: int
+    rows: int
+    """Of one band, the last of which may be shorter."""
+    nbytes: int
+    """What this takes in memory."""
+
+    def __iter__(self) -> Iterator[slice]:
+        starts = range(0, self.n_rows, self.rows)
+        return (slice(start, min(start + self.rows, self.n_rows)) for start in starts)
+
+    @property
+    def is_one(self) -> bool:
+        return self.rows >= self.n_rows
+
+
+def cut(source: Source, n_rows: int, memory: int) -> Bands:
+    """Bands of at most ``memory`` bytes in all; of few rows where even that is too much."""
+    bands = _bands(source, n_rows, n_rows)
+    while bands.rows > _LEAST_ROWS and bands.nbytes > min(memory, _N_BANDS * _BAND_BYTES):
+        bands = _bands(source, n_rows, max(bands.rows * 7 // 8, _LEAST_ROWS))
+    return bands
+
+
+def _bands(source: Source, n_rows: int, rows: int) -> Bands:
+    copies = 1 if rows >= n_rows else _N_BANDS
+    row_bytes = source.n_timepoints * source.dtype.itemsize
+    band = copies * rows * row_bytes + loader.buffer_bytes(source, rows)
+    copied = 0 if copies == 1 or is_plain(source) else _copying_bytes(source, n_rows)
+    return Bands(n_rows, rows, max(band, copied))
+
+
+def _copying_volumes(source: Source, n_rows: int) -> int:
+    """Volumes that are written to the temporary copy at once."""
+    return max(1, _COPIED_BYTES // (n_rows * source.dtype.itemsize))
+
+
+def _copying_bytes(source: Source, n_rows: int) -> int:
+    two_blocks = 2 * _copying_volumes(source, n_rows) * n_rows
+    return (two_blocks + source.n_voxels) * source.dtype.itemsize
+
+
+def is_plain(source: Source) -> bool:
+    """Whether the values lie in a file as they are in memory."""
+    return isinstance(source, FileSource) and not source.compressed and not source.foreign
+
+
+def copied_bytes(source: Source, bands: Bands) -> int:
+    """What the temporary copy takes on disk."""
+    plain = bands.is_one or is_plain(source)
+    return 0 if plain else bands.n_rows * source.n_timepoints * source.dtype.itemsize
+
+
+def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write, folder: Path) -> bool:
+    """Give the rows of ``voxels`` (None: all) to ``write``, from the first to the last.
+
+    Parameters
+    ----------
+    source : Source
+    voxels : ndarray of int, optional
+        Sorted voxel numbers.
+    bands : Bands
+        Of :func:`cut`.
+    write : callable
+        Called with the number of the first row and (n, n_timepoints) rows, in a thread.
+    folder : Path
+        Where a temporary copy may be; it has no name there.
+
+    Returns
+    -------
+    bool
+        Whether all values are finite.
+    """
+    n_threads = 1 if source.compressed and bands.is_one else process.n_cpus()
+    if bands.is_one:
+        rows = np.empty((bands.n_rows, source.n_timepoints), source.dtype)
+        finite = loader.load(source, rows, select=voxels, n_threads=n_threads)
+        write(0, rows)
+        return finite
+    with _volumes_in_a_file(source, voxels, folder) as file, _Behind(write) as behind:
+        buffers = [np.empty((bands.rows, source.n_timepoints), source.dtype) for _ in range(_N_BANDS)]
+        finite = True
+        for number, band in enumerate(bands):
+            rows = buffers[number % _N_BANDS][: band.stop - band.start]
+            part, select = file.part(band)
+            finite = loader.load(part, rows, select=select, n_threads=n_threads) and finite
+            behind.write(band.start, rows)
+    return finite
+
+
+class _Behind:
+    """Writes in a thread of its own, one piece at a time."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._thread = ThreadPoolExecutor(1, "sharedmask-write")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> "_Behind":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._thread.shutdown()
+
+    def write(self, start: int, rows: Array) -> None:
+        self._wait()
+        self._last = self._thread.submit(self._write, start, rows)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+
+# --- volumes in a file ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Volumes:
+    """Volumes one after the other in an open file, values as they are in memory."""
+
+    name: str
+    fd: int
+    offset: int
+    n_voxels: int
+    n_timepoints: int
+    dtype: np.dtype[Any]
+    voxels: Voxels | None
+    """Which of them are the rows; None for all."""
+
+    def part(self, rows: slice) -> "tuple[_Part, Voxels | None]":
+        """The span of each volume that holds these rows, and where they are in it."""
+        if self.voxels is None:
+            return _Part(self, rows.start, rows.stop - rows.start), None
+        wanted = self.voxels[rows]
+        first = int(wanted[0])
+        return _Part(self, first, int(wanted[-1]) - first + 1), wanted - first
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The same voxels of every volume, as ``loader`` reads an image."""
+
+    volumes_of: _Volumes
+    first: int
+    n_voxels: int
+    compressed = False
+    reading_bytes = 0
+
+    @property
+    def n_timepoints(self) -> int:
+        return self.volumes_of.n_timepoints
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.volumes_of.dtype
+
+    @contextlib.contextmanager
+    def volumes(self) -> "Iterator[_PartReader]":
+        yield _PartReader(self)
+
+
+class _PartReader:
+    def __init__(self, part: _Part) -> None:
+        self._part, self._next = part, 0
+
+    def readinto(self, out: Array) -> None:
+        for volume in out.reshape(-1, self._part.n_voxels):
+            whole = self._part.volumes_of
+            place = whole.offset + (self._next * whole.n_voxels + self._part.first) * whole.dtype.itemsize
+            _read(whole, volume.view(np.uint8).data, place)
+            self._next += 1
+
+
+def _read(file: _Volumes, view: memoryview, place: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(file.fd, [view[done:]], place + done)
+        if not got:
+            raise DamagedImageError(f"{file.name} is truncated: it ends after {place + done} bytes")
+        done += got
+
+
+@contextlib.contextmanager
+def _volumes_in_a_file(source: Source, voxels: Voxels | None, folder: Path) -> Iterator[_Volumes]:
+    n_timepoints, dtype = source.n_timepoints, source.dtype
+    if is_plain(source):
+        assert isinstance(source, FileSource)
+        with open(source.file, "rb", buffering=0) as plain:
+            place = source.offset, source.n_voxels
+            yield _Volumes(source.name, plain.fileno(), *place, n_timepoints, dtype, voxels)
+        return
+    n_voxels = source.n_voxels if voxels is None else len(voxels)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as copy:
+        _copy(source, voxels, n_voxels, partial(_write_all, copy.fileno()))
+        yield _Volumes(source.name, copy.fileno(), 0, n_voxels, n_timepoints, dtype, None)
+
+
+def _copy(source: Source, voxels: Voxels | None, n_voxels: int, write: Callable[[Array], None]) -> None:
+    try:
+        step = _copying_volumes(source, n_voxels)
+        with loader.decoded(source, n_voxels, voxels, step) as blocks:
+            for _, block in blocks:
+                write(block)
+    except OSError as error:
+        if isinstance(error, DamagedImageError):
+            raise
+        nbytes = n_voxels * source.n_timepoints * source.dtype.itemsize
+        raise SegmentError(
+            f"no copy of {source.name} ({format_bytes(nbytes)}) can be made: {error}"
+        ) from error
+
+
+def _write_all(fd: int, values: Array) -> None:
+    view = values.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        done += os.write(fd, view[done:])

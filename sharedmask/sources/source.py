@@ -1,0 +1,554 @@
+"""What an image is, and its volumes streamed into a buffer the caller gives.
+
+Covers: shape, stored dtype, affine, scaling, repetition time and fingerprint of NIfTI and Analyze files,
+series of 3D ones and nibabel images; reading their volumes once, forward, as stored. Does not cover:
+decompression (``codecs``), where the bytes go and in what layout (``loader``), applying the scaling
+(``kernels``), masks and grids (``regions``).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from nibabel import Cifti2Image, Nifti1Pair, Spm99AnalyzeImage
+from nibabel.analyze import AnalyzeImage
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import FileBasedImage
+from nibabel.imageclasses import all_image_classes
+from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
+from numpy.typing import NDArray
+
+from sharedmask import errors
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream
+from sharedmask.typing import Array
+
+EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
+HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
+SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+
+class VolumeReader:
+    """Reads the volumes of a source one after the other; `remaining` counts those not read yet."""
+
+    def __init__(self, source: Source, fill: Callable[[Array, int], None]) -> None:
+        self.remaining, self._source, self._fill = source.n_timepoints, source, fill
+
+    def readinto(self, out: Array) -> None:
+        """Fill `out` with the next volumes.
+
+        Parameters
+        ----------
+        out : array, shape (n_voxels,) or (k, n_voxels)
+            C-contiguous, of the source's stored dtype. Each row becomes one volume in on-disk order
+            (x fastest), unscaled, in native byte order.
+
+        Raises
+        ------
+        DamagedImageError
+            If the file ends early or a checksum is wrong; the latter at the last volume at the latest.
+        ParameterError
+            If `out` does not fit, or fewer volumes are left than it asks for.
+        """
+        name, dtype, n_voxels = self._source.name, self._source.dtype, self._source.n_voxels
+        fits = out.ndim in (1, 2) and out.shape[-1] == n_voxels and out.dtype == dtype
+        if not (fits and out.flags.c_contiguous and out.flags.writeable):
+            wanted = f"a writeable C-contiguous {dtype} array of shape ({n_voxels},) or (k, {n_voxels})"
+            raise errors.ParameterError(f"{name} is read into {wanted}, not into {out.dtype} {out.shape}")
+        rows = out.reshape(-1, n_voxels)
+        if len(rows) > self.remaining:
+            raise errors.ParameterError(f"{name} has {self.remaining} volumes left, not {len(rows)}")
+        self.remaining -= len(rows)
+        self._fill(rows, self.remaining)
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What an image is; all that a process needs to know that has the image's rows but not its file."""
+
+    name: str  # in messages: the path as given, or what the image is
+    shape: tuple[int, int, int, int]  # (x, y, z, t); t is 1 for a 3D image
+    ndim: int  # 3 for a 3D image, else 4
+    dtype: np.dtype[Any]  # of the stored values, unscaled, in native byte order
+    affine: NDArray[np.float64] = field(repr=False)  # voxel indices to millimetres, read-only
+    slope: float  # of the stored values; 1.0 if they are not scaled
+    inter: float  # of the stored values; 0.0 if they are not scaled
+    t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels of one volume."""
+        return math.prod(self.shape[:3])
+
+    @property
+    def n_timepoints(self) -> int:
+        """Number of volumes."""
+        return self.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all stored values, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the stored values are not the true ones."""
+        return (self.slope, self.inter) != (1.0, 0.0)
+
+    @cached_property
+    def scaled_dtype(self) -> np.dtype[Any]:
+        """Dtype of the values after scaling: what nibabel's ``dataobj`` reads as."""
+        return apply_read_scaling(np.zeros(1, self.dtype), self.slope, self.inter).dtype.newbyteorder("=")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what has been computed meanwhile: pickles of the same image are the same.
+        return {fact.name: getattr(self, fact.name) for fact in fields(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON has them; floats keep all their bits."""
+        taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
+        return taken | {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Facts:
+        """The opposite of :meth:`to_dict`."""
+        affine = np.array(given["affine"], np.float64)
+        affine.setflags(write=False)
+        exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
+        return Facts(**given | exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Facts, ABC):
+    """The facts of one image, and the way to its volumes. `open_source` makes it."""
+
+    paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
+    header: Any = field(repr=False)  # a copy, for later writers
+
+    @property
+    def compressed(self) -> bool:
+        """Whether reading means decompressing."""
+        return any(codec_of(path) for path in self.paths)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that :meth:`volumes` takes besides what it is read into, where that is much."""
+        return 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that changes when the image does; taken anew each time.
+
+        For files: of their real paths, inodes, sizes, times of modification and first and last 64 KiB. For
+        an image in memory: of all its values, which it reads.
+        """
+        digest = blake2b(digest_size=20)
+        facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
+        digest.update(repr(facts).encode())
+        self._identify(digest)
+        return digest.hexdigest()
+
+    def read(self) -> Array:
+        """All true values at once, (x, y, z) or (x, y, z, t): for masks and other small images."""
+        stored = np.empty((self.n_timepoints, self.n_voxels), self.dtype)
+        with self.volumes() as reader:
+            reader.readinto(stored)
+        values = apply_read_scaling(stored, self.slope, self.inter)
+        return np.asarray(values.reshape(self.shape[::-1]).T.reshape(self.shape[: self.ndim]))
+
+    @abstractmethod
+    def volumes(self) -> AbstractContextManager[VolumeReader]:
+        """Read the volumes from the first on; closes what it opened at the end of the ``with`` block."""
+
+    @abstractmethod
+    def _identify(self, digest: blake2b) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource(Source):
+    """One NIfTI or Analyze image in a file."""
+
+    file: str = field(repr=False)
+    offset: int = field(repr=False)
+    foreign: bool = field(repr=False)
+
+    @contextmanager
+    def volumes(self) -> Iterator[VolumeReader]:
+        with open_stream(self.file, self.name) as stream:
+            if len(stream.take(self.offset)) < self.offset:
+                raise self.truncated(0)
+            yield VolumeReader(self, partial(self._fill, stream))
+
+    def _fill(self, stream: Stream, rows: Array, remaining: int) -> None:
+        got = stream.readinto(rows.view(np.uint8).reshape(-1).data)
+        if got < rows.nbytes:
+            before = self.nbytes // self.n_timepoints * (self.n_timepoints - remaining - len(rows))
+            raise self.truncated(before + got)
+        if self.foreign:
+            rows.byteswap(inplace=True)
+        if not remaining:
+            stream.finish()
+
+    def truncated(self, found: int) -> DamagedImageError:
+        """The error that `found` bytes of image are too few."""
+        wanted = f"its header promises {self.nbytes} bytes of image data"
+        return DamagedImageError(f"{self.name} is truncated: {wanted}, {found} were found")
+
+    def _identify(self, digest: blake2b) -> None:
+        for path in self.paths:
+            with open_raw(path) as file:
+                status = os.fstat(file.fileno())
+                place = (os.path.realpath(path), status.st_ino, self.offset)
+                facts = (*place, status.st_size, status.st_mtime_ns)
+                digest.update(repr(facts).encode() + file.read(EDGE))
+                file.seek(max(status.st_size - EDGE, 0))
+                digest.update(file.read(EDGE))
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource(Source):
+    """A nibabel image in memory, or of a kind that only nibabel reads, which takes all its values."""
+
+    dataobj: Any = field(repr=False)
+
+    @contextmanager
+    def volumes(self) -> Iterator[VolumeReader]:
+        values = np.moveaxis(np.asanyarray(self.dataobj).reshape(self.shape), 3, 0)
+        yield VolumeReader(self, partial(self._fill, iter(values)))
+
+    def _fill(self, values: Iterator[Array], rows: Array, remaining: int) -> None:
+        for row in rows:
+            row.reshape(self.shape[:3], order="F")[...] = next(values)
+
+    def _identify(self, digest: blake2b) -> None:
+        row = np.empty(self.n_voxels, self.dtype)
+        with self.volumes() as reader:
+            while reader.remaining:
+                reader.readinto(row)
+                digest.update(row.view(np.uint8).data)
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesSource(Source):
+    """3D images on one grid, one after the other in time; `raw` if all are stored and scaled alike."""
+
+    items: tuple[Source, ...] = field(repr=False)
+    raw: bool = field(repr=False)
+
+    @contextmanager
+    def volumes(self) -> Iterator[VolumeReader]:
+        yield VolumeReader(self, partial(self._fill, iter(self.items)))
+
+    def _fill(self, items: Iterator[Source], rows: Array, remaining: int) -> None:
+        for row in rows:
+            item = next(items)
+            stored = row if self.raw else np.empty(item.n_voxels, item.dtype)
+            with item.volumes() as reader:
+                reader.readinto(stored)
+            if not self.raw:
+                row[...] = apply_read_scaling(stored, item.slope, item.inter)
+
+    def _identify(self, digest: blake2b) -> None:
+        for item in self.items:
+            digest.update(item.fingerprint.encode())
+
+
+def open_source(source: object) -> Source:
+    """Learn what an image is, without reading its voxels.
+
+    Parameters
+    ----------
+    source : str, path, nibabel image, or list or tuple of 3D ones
+        A string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
+        series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
+
+    Returns
+    -------
+    Source
+        A `Source` is returned as it is.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    DamagedImageError
+        If the file is empty, shorter than its header promises, or not what its name says.
+    ImageError
+        If the image cannot be served: neither NIfTI nor Analyze, complex or RGB values, no voxels, fewer
+        than 3 axes or two beyond the third; or if the images of a series do not fit together.
+
+    Examples
+    --------
+    >>> import nibabel, numpy as np
+    >>> source = open_source(nibabel.Nifti1Image(np.ones((2, 2, 1, 3), np.int16), np.eye(4)))
+    >>> out = np.empty((source.n_timepoints, source.n_voxels), source.dtype)
+    >>> with source.volumes() as volumes:
+    ...     volumes.readinto(out)
+    >>> out.shape, int(out.sum())
+    ((3, 4), 12)
+    """
+    if isinstance(source, (list, tuple)):
+        items = [_open_one(item) for item in source]
+        return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
+    if isinstance(source, str) and (found := _matches(source)):
+        items = [_open_one(path) for path in found]
+        whole = len(items) == 1 and items[0].ndim == 4
+        return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
+    return _open_one(source)
+
+
+def _matches(text: str) -> list[str]:
+    """The files that a pattern matches; none if it is no pattern but a file's name."""
+    pattern = os.path.expanduser(text)
+    if not set(text) & set("*?[") or os.path.lexists(pattern):
+        return []
+    if found := sorted(glob.glob(pattern, recursive=True)):
+        return found
+    raise MissingFileError(f"no file matches {text}")
+
+
+def _open_one(source: object) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(os.fsdecode(source))
+    if isinstance(source, SpatialImage):
+        return _from_image(source)
+    if isinstance(source, FileBasedImage):
+        raise _refused_kind(source.get_filename() or "the image given", type(source))
+    raise ImageError(f"an image is a path, a nibabel image or a list of 3D ones, not {type(source).__name__}")
+
+
+def _from_path(name: str) -> Source:
+    path = os.path.abspath(os.path.expanduser(name))
+    _check_path(path, name)
+    with _translated(name):
+        image = _load(path, name)
+        return _file_source(name, image, image.file_map["image"].filename)
+
+
+def _from_image(image: Any) -> Source:
+    data, path = image.dataobj, image.get_filename()
+    # SPM's reader can hold float32 scaling, with which float64 arithmetic would give other values.
+    of_file = isinstance(image, AnalyzeImage) and type(data) is ArrayProxy and data.order == "F"
+    if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
+        return _file_source(data.file_like, image, os.path.abspath(data.file_like))
+    name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
+    with _translated(name):
+        one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
+        dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
+        return ArraySource(**_facts(name, image, dtype, ""), slope=1.0, inter=0.0, paths=(), dataobj=data)
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """What nibabel raises on an image it cannot read, as an `ImageError`; the system's own errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (errors.SharedMaskError, MemoryError)) or getattr(error, "errno", None):
+            raise
+        where = " (header fields scl_slope and scl_inter)" if "intercept" in str(error) else ""
+        raise ImageError(f"{name} cannot be read as an image: {error}{where}") from error
+
+
+def _check_path(path: str, name: str) -> None:
+    if not os.path.exists(path):
+        link = f": it is a link to {os.path.realpath(path)}" if os.path.islink(path) else ""
+        raise MissingFileError(f"{name} does not exist{link}")
+    if os.path.isdir(path):
+        raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
+    if path.lower().endswith(".zst"):
+        raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
+
+
+def _check_magic(path: str, name: str) -> None:
+    """The first bytes are those of the compression that the name tells, or of none."""
+    with open_raw(path) as file:
+        head = file.read(4)
+    if not head:
+        raise DamagedImageError(f"{name} is empty (0 bytes)")
+    holds, said = (
+        next((codec for codec in (GZIP, BZIP2) if head.startswith(codec.magic)), None),
+        codec_of(path),
+    )
+    if holds is not said:
+        found, told = (codec.name if codec else "uncompressed" for codec in (holds, said))
+        raise DamagedImageError(f"{name} holds {found} data ({head.hex(' ')} ...) where its name says {told}")
+
+
+def _load(path: str, name: str) -> Any:
+    """The nibabel image. Compressed headers are decompressed here and not by nibabel.
+
+    With indexed_gzip installed it refuses files with a wrong checksum or bytes after their end, saying
+    that they are of no known type.
+    """
+    meta = _header_path(path)
+    _check_magic(meta, name if meta == path else f"{meta} (header of {name})")
+    with open_stream(meta, name) as stream:
+        # No more than the header: in a small file bytes after it may not be the image's.
+        head = stream.take(HEADER)
+        if b"\x02\x1c" in (head[2:4], head[1::-1]):
+            head += stream.take(540 - HEADER)
+        kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
+        if kind is None and len(head) < HEADER:
+            raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
+        if kind is None or not issubclass(kind, AnalyzeImage):
+            raise _refused_kind(name, kind)
+        if not codec_of(path):
+            return kind.from_filename(path)
+        # Extensions end at the data, or (of a pair) with the file.
+        header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+        end = int(header["vox_offset"]) if len(kind.files_types) == 1 else 1 << 62
+        head += stream.take(end - len(head))
+    file_map = kind.filespec_to_file_map(path)
+    file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
+    return kind.from_file_map(file_map)
+
+
+def _header_path(path: str) -> str:
+    pair = re.search(r"\.(img|hdr)(\.gz|\.bz2)?$", path, re.IGNORECASE)
+    return str(Nifti1Pair.filespec_to_file_map(path)["header"].filename) if pair else path
+
+
+def _refused_kind(name: str, kind: Any) -> ImageError:
+    if kind is None:
+        return ImageError(f"{name} is not an image: neither NIfTI nor Analyze, by its name and first bytes")
+    if issubclass(kind, Cifti2Image):
+        return ImageError(f"{name} is CIFTI-2, which holds grayordinates and no volume; give the volume")
+    todo = "save it as NIfTI, or give nibabel.load(path), which is read whole into memory"
+    if not issubclass(kind, SpatialImage):
+        todo = "it holds no volume"
+    return ImageError(f"{name} is a {kind.__name__}, neither NIfTI nor Analyze: {todo}")
+
+
+def _file_source(name: str, image: Any, file: str) -> FileSource:
+    _check_path(file, file)
+    proxy = image.dataobj
+    facts, offset, foreign = _facts(name, image, proxy.dtype, file), proxy.offset, not proxy.dtype.isnative
+    facts |= {"slope": proxy.slope, "inter": proxy.inter, "paths": _files(file)}
+    source = FileSource(**facts, file=file, offset=int(offset), foreign=foreign)
+    found = os.path.getsize(file) - source.offset
+    if not codec_of(file) and found < source.nbytes:
+        raise source.truncated(max(found, 0))
+    return source
+
+
+def _facts(name: str, image: Any, dtype: np.dtype[Any], file: str) -> dict[str, Any]:
+    shape = tuple(int(size) for size in image.shape)
+    if len(shape) < 3 or sum(size > 1 for size in shape[3:]) > 1:
+        raise ImageError(f"{name} has shape {shape}; an image is (x, y, z) or (x, y, z, time)")
+    if min(shape) < 1:
+        raise ImageError(f"{name} has no voxels: its shape is {shape}")
+    if dtype.kind not in "iuf":
+        raise ImageError(f"{name} holds {dtype} values; only real numbers, one per voxel, can be served")
+    if image.affine is None:
+        raise ImageError(f"{name} has no affine; make the image with one")
+    affine = np.array(image.affine, np.float64)
+    affine.setflags(write=False)
+    return {
+        "name": name,
+        "shape": (*shape[:3], math.prod(shape[3:])),
+        "ndim": min(len(shape), 4),
+        "dtype": dtype.newbyteorder("="),
+        "affine": affine,
+        "t_r": ((file and _sidecar_time(file)) or _header_time(image.header)) if len(shape) > 3 else None,
+        "header": image.header.copy(),
+    }
+
+
+def _files(file: str) -> tuple[Path, ...]:
+    """The file with the voxels, then its header and (of SPM's Analyze) its affine where they exist."""
+    if _header_path(file) == file:
+        return (Path(file),)
+    file_map = Spm99AnalyzeImage.filespec_to_file_map(file)
+    rest = [str(file_map[key].filename) for key in ("header", "mat")]
+    return (Path(file), *(Path(path) for path in rest if os.path.exists(path)))
+
+
+def _header_time(header: Any) -> float | None:
+    """pixdim[4] by the header's unit; the formats that state no unit leave it unknown."""
+    if not hasattr(header, "get_xyzt_units"):
+        return None
+    # Through its shortest decimal form: 0.8 is stored as float32, which is 0.800000012 in float64.
+    return _positive(float(str(header.get_zooms()[3])) * SECONDS.get(header.get_xyzt_units()[1], 0.0))
+
+
+def _sidecar_time(file: str) -> float | None:
+    sidecar = re.sub(r"(\.[a-z]{3})?(\.gz|\.bz2)?$", "", file, count=1, flags=re.IGNORECASE) + ".json"
+    try:
+        return _positive(float(json.loads(Path(sidecar).read_bytes())["RepetitionTime"]))
+    except (FileNotFoundError, KeyError):
+        return None
+    except (ValueError, TypeError) as error:
+        said = f"no RepetitionTime can be read from {sidecar}: {error}"
+        warnings.warn(said, errors.SharedMaskWarning, stacklevel=2)
+        return None
+
+
+def _positive(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _series(name: str, items: Sequence[Source]) -> SeriesSource:
+    if not items:
+        raise ImageError("an empty list is not an image")
+    first = items[0]
+    for number, item in enumerate(items, start=1):
+        _check_member(number, item, first)
+    raw = len({(item.dtype, item.slope, item.inter) for item in items}) == 1
+    facts = {fact.name: getattr(first, fact.name) for fact in fields(Source)}
+    facts |= {"name": name, "shape": (*first.shape[:3], len(items)), "ndim": 4}
+    facts["paths"] = tuple(path for item in items for path in item.paths)
+    if not raw:
+        dtype = np.result_type(*(item.scaled_dtype for item in items))
+        facts |= {"dtype": dtype, "slope": 1.0, "inter": 0.0}
+    return SeriesSource(**facts, items=tuple(items), raw=raw)
+
+
+def _check_member(number: int, item: Source, first: Source) -> None:
+    said = f"volume {number} of the series, {item.name},"
+    if item.n_timepoints != 1:
+        hint = "a series is made of 3D images, and extract_many() takes several runs"
+        raise ImageError(f"{said} has {item.n_timepoints} time points; {hint}")
+    if item.shape != first.shape:
+        raise ImageError(f"{said} has shape {item.shape[:3]} where {first.name} has {first.shape[:3]}")
+    if not np.allclose(item.affine, first.affine):
+        have, want = item.affine.tolist(), first.affine.tolist()
+        raise ImageError(f"{said} has affine {have} where {first.name} has {want}")
+
+
+class VolumesReader(Protocol):
+    def readinto(self, out: Array, /) -> None: ...
+
+
+class Volumes(Protocol):
+    """What is needed of an image: its facts, and its volumes one after the other."""
+
+    @property
+    def n_voxels(self) -> int: ...
+    @property
+    def n_timepoints(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def compressed(self) -> bool: ...
+    @property
+    def reading_bytes(self) -> int: ...
+    def volumes(self) -> AbstractContextManager[VolumesReader]: ...

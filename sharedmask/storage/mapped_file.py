@@ -1,0 +1,268 @@
+"""Pages of a map: telling the kernel which of them are needed next, and which no more.
+
+Covers: the advice. Does not cover: what is mapped (``mapped_file``, ``segment``).
+
+A page of a file is read when it is first looked at, and the kernel may drop it again.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import numpy as np
+
+from sharedmask.errors import AttachError, DamagedImageError
+from sharedmask.storage.views import Origin, SharedArray
+from sharedmask.system import process
+from sharedmask.typing import Array
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells a file from others, and from itself at another time."""
+
+    path: str
+    dev: int
+    ino: int
+    nbytes: int
+    mtime_ns: int
+    """0 for a file of ours: it never changes, and its time says when it was last used."""
+    ours: bool
+
+    @classmethod
+    def of(cls, path: str, fd: int, *, ours: bool) -> "FileIdentity":
+        """That of the file behind ``fd``, which was opened as ``path``."""
+        facts = os.fstat(fd)
+        changed = 0 if ours else facts.st_mtime_ns
+        return cls(path, facts.st_dev, facts.st_ino, facts.st_size, changed, ours)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "FileIdentity":
+        """The opposite of :meth:`to_dict`.
+
+        Raises
+        ------
+        AttachError
+            If it is none.
+        """
+        try:
+            identity = cls(**given)
+        except TypeError as error:
+            raise AttachError(f"not the identity of a file: {error}") from error
+        for name, kind in cls.__annotations__.items():
+            if type(getattr(identity, name)) is not kind:
+                raise AttachError(f"not the identity of a file: {name} is no {kind.__name__}")
+        return identity
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON has."""
+        return asdict(self)
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the path is that of its owner's descriptor."""
+        return self.path.startswith("/proc/")
+
+    def is_written_to(self) -> bool:
+        """Whether the user's file has changed since, in its place.
+
+        A file that was replaced has not: the old one stays until the last map of it goes.
+        """
+        if self.ours:
+            return False
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        return now.st_ino == self.ino and (now.st_size, now.st_mtime_ns) != (self.nbytes, self.mtime_ns)
+
+    def check(self, fd: int) -> None:
+        """Refuse another file.
+
+        Raises
+        ------
+        AttachError
+            The file behind ``fd`` is not this one, or has changed since.
+        """
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise AttachError(f"{self.path} is no file")
+        if self.ours and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
+            raise AttachError(f"{self.path} is open to other users")
+        if FileIdentity.of(self.path, fd, ours=self.ours) != self:
+            raise AttachError(f"{self.path} is another file now, or has changed, since it was shared")
+
+
+_maps: "WeakKeyDictionary[mmap.mmap, FileIdentity]" = WeakKeyDictionary()
+
+
+def map_file(identity: FileIdentity) -> mmap.mmap:
+    """The bytes of the file, read-only.
+
+    A file of ours that has a name stays locked (shared) for as long as the map exists: a map of Python
+    keeps a copy of the descriptor, and with it the lock.
+
+    Raises
+    ------
+    AttachError
+        The file is gone, is another one, or has changed.
+    """
+    kept = identity.ours and not identity.is_nameless
+    try:
+        fd = os.open(identity.path, _OPEN | (os.O_NOFOLLOW if kept else 0))
+    except OSError as error:
+        raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
+    try:
+        if kept:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        identity.check(fd)
+        buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    if kept and hasattr(mmap, "MADV_RANDOM"):
+        # Rows are picked out here and there: what the kernel reads ahead is mostly not wanted.
+        buffer.madvise(mmap.MADV_RANDOM)
+    _maps[buffer] = identity
+    return buffer
+
+
+def is_mapped(path: str | os.PathLike[str]) -> bool:
+    """Whether this process looks at the file of that name through a map."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return any((one.dev, one.ino) == (facts.st_dev, facts.st_ino) for one in list(_maps.values()))
+
+
+@dataclass(frozen=True)
+class FileHandle:
+    """All that another process of this machine needs to map the same file."""
+
+    file: FileIdentity
+    label: str
+    token: str
+    """What a file of ours begins with: inode and descriptor numbers are used again."""
+    boot_id: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FileHandle":
+        """Parse a handle, checking the types of all fields."""
+        try:
+            facts = json.loads(text)
+            handle = cls(**{**facts, "file": FileIdentity.from_dict(facts["file"])})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise AttachError(f"not a handle of a mapped file: {error}") from error
+        for name in ("label", "token", "boot_id"):
+            if type(getattr(handle, name)) is not str:
+                raise AttachError(f"not a handle of a mapped file: {name} is no str")
+        return handle
+
+
+class FileMap(Origin):
+    """A file in this process, read-only. Views keep it mapped."""
+
+    def __init__(self, handle: FileHandle, buffer: mmap.mmap) -> None:
+        super().__init__(buffer)
+        self.handle = handle
+
+    @property
+    def name(self) -> str:
+        return self.handle.label
+
+    def reopened_by(self) -> tuple[Callable[..., SharedArray], str]:
+        return file_view_of, self.handle.to_json()
+
+    def check(self) -> None:
+        """Learn that the user's file was written to, before its pages are looked at.
+
+        Raises
+        ------
+        DamagedImageError
+            Values may have changed under their views.
+        """
+        if self.handle.file.is_written_to():
+            raise DamagedImageError(f"{self.handle.label} was written to while its frames were mapped")
+
+    def begins_with(self, token: bytes) -> bool:
+        return self._bytes[: len(token)].tobytes() == token
+
+
+# One map per process and file, for as long as somebody uses it.
+_mapped: "WeakValueDictionary[FileHandle, FileMap]" = WeakValueDictionary()
+
+
+def map_users_file(path: str | os.PathLike[str], label: str) -> FileMap:
+    """The file as it is now."""
+    with open(path, "rb", buffering=0) as file:
+        identity = FileIdentity.of(os.path.realpath(path), file.fileno(), ours=False)
+    return attach_file(FileHandle(identity, label, "", process.boot_id()))
+
+
+def attach_file(handle: FileHandle) -> FileMap:
+    """The same file in another process.
+
+    Raises
+    ------
+    AttachError
+        It is gone, another one, changed, or of another machine or boot.
+    """
+    if found := _mapped.get(handle):
+        return found
+    if handle.boot_id != process.boot_id():
+        raise AttachError(f"{handle.label} was mapped on another machine, or before a restart")
+    try:
+        found = FileMap(handle, map_file(handle.file))
+    except (OSError, ValueError) as error:
+        raise AttachError(f"{handle.label} cannot be mapped: {error}") from error
+    if not found.begins_with(handle.token.encode()):
+        raise AttachError(f"{handle.label} is gone: its owner closed it")
+    _mapped[handle] = found
+    return found
+
+
+def file_view_of(
+    handle: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
+) -> SharedArray:
+    """A view of a mapped file again, in another process."""
+    return attach_file(FileHandle.from_json(handle)).at(offset, shape, strides, np.dtype(dtype))
+
+
+_PAGE = mmap.PAGESIZE
+
+
+def will_need(array: Array) -> None:
+    """Have the pages of ``array``, a contiguous view of a map, read in the background."""
+    _advise_pages(array, "MADV_WILLNEED")
+
+
+def dont_need(array: Array) -> None:
+    """Let go of the pages of ``array``: they do not count as this process's until looked at again.
+
+    Nothing is lost: a shared map has its values in the file, or in the shared memory, not here.
+    """
+    _advise_pages(array, "MADV_DONTNEED")
+
+
+def _advise_pages(array: Array, advice: str) -> None:
+    buffer: Any = array
+    while isinstance(buffer, np.ndarray):
+        buffer = buffer.base
+    mapped = buffer.obj if isinstance(buffer, memoryview) else None
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, advice):
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    first = np.frombuffer(buffer, np.uint8).ctypes.data
+    start = (low - first) // _PAGE * _PAGE
+    mapped.madvise(getattr(mmap, advice), start, high - first - start)

@@ -1,0 +1,261 @@
+"""Where bytes live: named shared memory, or sealed anonymous memory.
+
+Covers: making room for a segment, opening it again from another process, sealing it, giving it
+back; which of the two suits this machine. Does not cover: what the bytes are (``segment``), who
+owns them and what happens when the owner dies (``registry``).
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cache
+from multiprocessing import shared_memory
+from pathlib import Path
+
+from sharedmask.errors import AttachError, SegmentError
+
+SHM = Path("/dev/shm")
+NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
+
+_RESERVE_BYTES = 64 * 2**20
+_BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+_MFD_NOEXEC_SEAL = 0x8  # not in Python's os before 3.13
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if hasattr(fcntl, "F_SEAL_WRITE") else 0
+_OPEN = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Store(ABC):
+    """The memory of one segment, in the hands of its owner."""
+
+    kind: str
+
+    def __init__(self, name: str, nbytes: int) -> None:
+        self.name = name
+        self.nbytes = nbytes
+        self._make()
+        try:
+            with self.opened() as fd:
+                self.facts = os.fstat(fd)
+                _reserve(fd, nbytes, self.kind)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """The owner's descriptor through which others open it; -1 if it has a name."""
+        return -1
+
+    @abstractmethod
+    def _make(self) -> None: ...
+
+    @abstractmethod
+    def opened(self) -> contextlib.AbstractContextManager[int]:
+        """A writable descriptor."""
+
+    @abstractmethod
+    def seal(self) -> None:
+        """No process writes from here on; the owner has no writable map any more."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the memory back; it goes with the last map of it. Idempotent."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+
+
+class Named(Store):
+    """Named shared memory, which any process of this user can open, and which outlives its owner."""
+
+    kind = "shm"
+
+    def _make(self) -> None:
+        try:
+            self._shm = shared_memory.SharedMemory(self.name, create=True, size=self.nbytes)
+        except OSError as error:
+            raise SegmentError(f"no shared memory of {_mib(self.nbytes)}: {error}") from error
+        # The standard object creates and unlinks, no more: its map could not be closed
+        # while arrays look at it, a plain one lives exactly as long as its last view.
+        self._shm.close()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        fd = os.open(SHM / self.name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def seal(self) -> None:
+        os.chmod(SHM / self.name, 0o400)
+
+    def forget(self) -> None:
+        pass  # a name is nothing that a child could hold
+
+    def release(self) -> None:
+        # A name that somebody removed is no reason to fail; unlink() would also leave the
+        # tracker's entry behind, which then warns at exit.
+        try:
+            self._shm.unlink()
+        except FileNotFoundError:
+            from multiprocessing import resource_tracker
+
+            with contextlib.suppress(KeyError):
+                resource_tracker.unregister("/" + self.name, "shared_memory")
+
+
+class Memfd(Store):
+    """Anonymous memory, reached through the owner's descriptor: nothing to unlink, nothing to leave."""
+
+    kind = "memfd"
+
+    def _make(self) -> None:
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        try:
+            self._fd = os.memfd_create(self.name, flags | _MFD_NOEXEC_SEAL)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel that does not know the last flag
+                raise SegmentError(f"no anonymous memory of {_mib(self.nbytes)}: {error}") from error
+            self._fd = os.memfd_create(self.name, flags)
+        os.fchmod(self._fd, 0o600)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        yield self._fd
+
+    def seal(self) -> None:
+        os.fchmod(self._fd, 0o400)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            raise SegmentError(
+                f"{self.name} cannot be sealed, another process still maps it for writing "
+                f"(a child forked while it was being filled?): {error}"
+            ) from error
+
+    def release(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}
+
+
+def _reserve(fd: int, nbytes: int, kind: str) -> None:
+    """Take the pages now: a full file system is an error here and a bus error later."""
+    try:
+        os.ftruncate(fd, nbytes)
+        for start in range(0, nbytes, _RESERVE_BYTES):
+            os.posix_fallocate(fd, start, min(_RESERVE_BYTES, nbytes - start))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+            raise SegmentError(f"{_mib(nbytes)} cannot be reserved: {error}") from error
+        where = f"{SHM} is too small" if kind == "shm" else "memory is short"
+        free = f" and {_mib(free_bytes() or 0)} were free" if kind == "shm" else ""
+        raise SegmentError(f"{where}: {_mib(nbytes)} are needed{free}") from error
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def free_bytes() -> int | None:
+    """Room in the file system of named shared memory; None where that cannot be told."""
+    with contextlib.suppress(OSError):
+        facts = os.statvfs(SHM)
+        return facts.f_bavail * facts.f_frsize
+    return None
+
+
+@cache
+def has_memfd() -> bool:
+    """Whether this system has sealed anonymous memory that others can open."""
+    return hasattr(os, "memfd_create") and bool(_SEALS) and Path("/proc/self/fd").is_dir()
+
+
+def choose(asked: str, nbytes: int) -> tuple[str, str]:
+    """The store for ``nbytes`` bytes, and the reason.
+
+    ``"auto"`` is named shared memory, except where it may be left behind (a batch system kills
+    everything at once) or has no room (containers give it 64 MB).
+    """
+    if asked != "auto":
+        return asked, "asked for"
+    if has_memfd():
+        job = next((name for name in _BATCH_JOBS if os.environ.get(name)), None)
+        if job:
+            return "memfd", f"in a batch job ({job}), where a kill leaves nothing behind"
+        free = free_bytes()
+        if free is not None and free < nbytes:
+            return "memfd", f"{SHM} has room for {_mib(free)} only"
+    return "shm", "the default"
+
+
+# --- opening from elsewhere ----------------------------------------------------------------------
+
+
+def open_shm(name: str, label: str, writable: bool) -> int:
+    """A descriptor of named shared memory; never through ``SharedMemory(name)``, whose tracker
+    would unlink the segment of a living owner when this process exits."""
+    access = os.O_RDWR if writable else os.O_RDONLY
+    try:
+        return os.open(SHM / name, access | os.O_NOFOLLOW | _OPEN)
+    except FileNotFoundError as error:
+        raise AttachError(f"the shared image {label} is gone: {error.strerror}") from error
+
+
+def open_memfd(name: str, pid: int, fd: int, label: str, writable: bool) -> int:
+    """A descriptor of the owner's anonymous memory.
+
+    The link is looked at before, so that nothing else is opened, and the caller checks identity
+    after: the number may have been used again in between.
+    """
+    path = f"/proc/{pid}/fd/{fd}"
+    try:
+        if os.readlink(path) != f"/memfd:{name} (deleted)":
+            raise AttachError(f"the shared image {label} is gone: its owner closed it")
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _OPEN)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise AttachError(
+            f"the shared image {label} is gone: process {pid} has ended or closed it"
+        ) from error
+    except PermissionError as error:
+        raise AttachError(
+            f"the shared image {label} cannot be reached: process {pid} lets nobody look into it "
+            '(another user namespace, or not dumpable); share it with store="shm"'
+        ) from error
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether anonymous memory can neither shrink nor change."""
+    needed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & needed == needed
+    return False
+
+
+def remove(name: str) -> bool:
+    """Unlink the named memory of a dead owner, if it is there and ours; whether it was."""
+    if not NAME.fullmatch(name):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SHM / name)
+        return True
+    return False

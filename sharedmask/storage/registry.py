@@ -1,0 +1,462 @@
+"""The lifecycle manager: who owns which segment, and the end of those whose owner died.
+
+Covers: the registry directory, one record per segment, owning (record, segment) pairs, files that
+are being written, the reaper. Does not cover: bytes (``segment``), images (``image``).
+
+A record is linked and locked before its segment exists and removed after it is gone. The lock is
+the kernel's (flock): it falls when the owner dies in whatever way, and with it the segment.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import signal
+import stat
+import sys
+import tempfile
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import AttachError, SegmentError
+from sharedmask.storage import memory
+from sharedmask.storage import segment as segments
+from sharedmask.storage.container import Geometry
+from sharedmask.storage.segment import ExternalArrays, Handle, Segment
+from sharedmask.system import files, process
+from sharedmask.system.files import is_free, is_named, private_directory
+
+_RECORD_BYTES = 64 * 1024
+_SUFFIX = ".json"
+_CLAIM_SUFFIX = ".claim"
+_SOCKET_SUFFIX = ".sock"
+_DRAFT = re.compile(r"\.sharedmask-[0-9a-f]{16}\.tmp")
+_TOLD = {"token": str, "name": str, "label": str, "pid": int, "created": float}
+
+
+def directory() -> Path:
+    """Where this user's records are: ``$SHAREDMASK_DIR``, else in /dev/shm, else temporary."""
+    chosen = os.environ.get("SHAREDMASK_DIR")
+    if chosen:
+        return Path(chosen)
+    shm = Path("/dev/shm")
+    parent = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    return parent / f"sharedmask-{os.geteuid()}"
+
+
+@contextlib.contextmanager
+def _open_directory() -> Iterator[int]:
+    """A descriptor of the registry directory, which must be ours and nobody else's."""
+    with private_directory(directory(), "the registry") as folder:
+        yield folder
+
+
+class Record:
+    """A file that says what we own, locked for as long as we live."""
+
+    def __init__(self, token: str, content: str) -> None:
+        self.name = token + _SUFFIX
+        self.content = content
+        with _open_directory() as folder:
+            self._fd = _locked_file(folder, self.name, content)
+
+    def replace(self, content: str) -> None:
+        """Change the content in one step: readers see the old record or the new one.
+
+        The new file is locked before it gets a name. A reaper that opened the old one cannot
+        lock it until we close it, and then finds another inode under the name.
+        """
+        with _making, _open_directory() as folder:
+            fresh = f"{self.name}.{secrets.token_hex(4)}"
+            fd = _locked_file(folder, fresh, content)
+            os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.close(self._fd)
+            self._fd, self.content = fd, content
+
+    def keep(self) -> None:
+        """Make the record again if its name is gone (cleaners of temporary directories do that)."""
+        with _open_directory() as folder:
+            present = self._fd < 0 or is_named(folder, self.name, self._fd)
+        if not present:
+            self.replace(self.content)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError), _open_directory() as folder:
+            os.unlink(self.name, dir_fd=folder)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the lock without touching the file: for the forked child of an owner."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _locked_file(folder: int, name: str, content: str) -> int:
+    """Create a file that is complete and locked before anybody can see it."""
+    fd = files.nameless_file(folder)
+    if fd is None:
+        return _named_file(folder, name, content)
+    try:
+        _lock_and_fill(fd, content)
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _named_file(folder: int, name: str, content: str) -> int:
+    """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
+    while True:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            _lock_and_fill(fd, content)
+            if is_named(folder, name, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock_and_fill(fd: int, content: str) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        os.write(fd, content.encode())
+    except OSError as error:
+        raise SegmentError(f"the registry {directory()} cannot be written to: {error.strerror}") from error
+
+
+# --- owning --------------------------------------------------------------------------------------
+
+_kept: "weakref.WeakSet[OwnedSegment | Claim | Record]" = weakref.WeakSet()
+# Held while descriptors are made that a child must let go of, and while a fork happens.
+_making = threading.RLock()
+_reaped_by = 0
+
+
+class OwnedSegment:
+    """One segment and its record, made together and released together.
+
+    Released by :meth:`release`, by garbage collection or at exit, whichever is first, and only
+    in the process that made it: a forked child never unlinks what its parent owns.
+    """
+
+    def __init__(self, label: str, geometry: Geometry, store: str = "shm") -> None:
+        _reap_once()
+        token = secrets.token_hex(16)
+        with _making:
+            self._record = Record(token, json.dumps(_provisional_record(token, label, store)))
+            try:
+                self.segment = Segment(token, geometry, store)
+            except BaseException:
+                self._record.remove()
+                raise
+            _kept.add(self)
+        self.label = label
+        self.file: str | None = None
+        """The path of the file of ours in which the segment's arrays lie, if they do not lie in it."""
+        self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self._record)
+
+    def share(
+        self, meta: Mapping[str, Any], *, writable: bool = False, elsewhere: ExternalArrays | None = None
+    ) -> Handle:
+        """Seal the segment and publish its handle in the record."""
+        handle = self.segment.share(self.label, meta, writable=writable, elsewhere=elsewhere)
+        self.file = elsewhere.file.path if elsewhere is not None and elsewhere.file.ours else None
+        self._record.replace(handle.to_json())
+        return handle
+
+    def rename(self, label: str) -> Handle:
+        """Publish the handle under another label; the segment stays as it is."""
+        handle = replace(Handle.from_json(self._record.content), label=label)
+        self._record.replace(handle.to_json())
+        self.label = label
+        return handle
+
+    def keep_record(self) -> None:
+        """Write the record again if somebody removed it, so that we can be seen and cleaned up."""
+        self._record.keep()
+
+    def release(self) -> None:
+        """Unlink the segment, then remove the record. Views keep their bytes. Idempotent."""
+        parts = self._abandoned.detach()
+        if parts:
+            _, _, (pid, _, segment, record), _ = parts
+            _release(pid, segment, record)
+
+    def forget(self) -> None:
+        """In a forked child: let go of lock and memory, which are the parent's."""
+        self._record.forget()
+        self.segment.forget()
+
+
+def _finalize(pid: int, label: str, segment: Segment, record: Record) -> None:
+    """What happens without :meth:`OwnedSegment.release`: at garbage collection or at exit."""
+    if os.getpid() == pid:
+        warnings.warn(f"shared image {label} was not closed", ResourceWarning, stacklevel=2)
+    _release(pid, segment, record)
+
+
+def _release(pid: int, segment: Segment, record: Record) -> None:
+    if os.getpid() == pid:
+        segment.store.release()
+        record.remove()
+
+
+def _after_fork_in_child() -> None:
+    # The child shares our locks: if it held on to them, our death would go unnoticed.
+    for kept in list(_kept):
+        kept.forget()
+    _making.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_making.acquire, after_in_parent=_making.release, after_in_child=_after_fork_in_child
+    )
+
+
+def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
+    """The record of a segment to come: enough to find it, should we die while making it."""
+    pid = os.getpid()
+    facts = {"token": token, "store": store, "name": segments.segment_name(token), "label": label}
+    return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.time()}
+
+
+# --- files being written -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name to write to, whose file becomes ``path`` if all went well and else never was.
+
+    The file has no name while it is written, so that no signal leaves one. Where files must have
+    a name (network file systems), SIGTERM ends this process as an exception does, and a record
+    names the file to the reaper, should the process be killed.
+    """
+    target = Path(os.path.abspath(path))
+    token = secrets.token_hex(16)
+    temporary = target.with_name(f".sharedmask-{token[:16]}.tmp")
+    with _making:
+        facts = {"token": token, "draft": str(temporary), "pid": os.getpid(), "created": time.time()}
+        record = Record(token, json.dumps(facts))
+        _kept.add(record)
+    try:
+        yield from _written(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+        record.remove()
+
+
+def _written(temporary: Path) -> Iterator[Path]:
+    """A name of a new file, which is called ``temporary`` only when it is complete, if that can be."""
+    folder = os.open(temporary.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = files.nameless_file(folder, 0o666)
+        if fd is None:
+            with _sigterm_raises():
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+                yield temporary
+            return
+        try:
+            yield Path(f"/proc/self/fd/{fd}")
+            os.link(f"/proc/self/fd/{fd}", temporary.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds the stack, unless somebody else handles it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# --- looking and reaping -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one record says. ``handle`` is None while the segment is being filled."""
+
+    token: str
+    name: str
+    label: str
+    pid: int
+    created: float
+    handle: Handle | None
+
+
+def entries() -> list[Entry]:
+    """What living owners have published, oldest first."""
+    with _open_directory() as folder:
+        # A record that is about to replace another has a longer name, and would count twice.
+        names = [name for name in os.listdir(folder) if _is_record(name) and name.endswith(_SUFFIX)]
+        found = [_read(folder, name) for name in names]
+    return sorted((entry for entry in found if entry), key=lambda entry: entry.created)
+
+
+def find(label: str) -> Handle:
+    """The handle of the newest image published under ``label``.
+
+    Raises
+    ------
+    AttachError
+        Nobody shares an image of that name.
+    """
+    found = [entry.handle for entry in entries() if entry.label == label and entry.handle]
+    if not found:
+        raise AttachError(f"no image is shared under the name {label!r}: `sharedmask ls` lists them")
+    return found[-1]
+
+
+class Claim:
+    """The one holder of a role on this machine, such as the coordinator, and its socket's place."""
+
+    def __init__(self, role: str, content: Mapping[str, Any]) -> None:
+        self.role = role
+        reap()
+        with _making, _open_directory() as folder:
+            try:
+                self._fd = _locked_file(folder, role + _CLAIM_SUFFIX, json.dumps(content))
+            except FileExistsError as error:
+                raise SegmentError(f"another {role} is running for this user") from error
+            _kept.add(self)
+
+    def forget(self) -> None:
+        """Let go of the lock: at the end, or in a forked child."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def release(self) -> None:
+        """Remove the socket and the claim. Idempotent."""
+        if self._fd >= 0:
+            with _open_directory() as folder:
+                _remove_claim(folder, self.role)
+            self.forget()
+
+
+@contextlib.contextmanager
+def socket_address(role: str) -> Iterator[str]:
+    """An address of the role's socket, short enough for any depth of directories."""
+    with _open_directory() as folder:
+        yield f"/proc/self/fd/{folder}/{role}{_SOCKET_SUFFIX}"
+
+
+def _remove_claim(folder: int, role: str) -> None:
+    for suffix in (_SOCKET_SUFFIX, _CLAIM_SUFFIX):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(role + suffix, dir_fd=folder)
+
+
+def reap() -> list[str]:
+    """Remove the segments and records of dead owners; the names of what was removed.
+
+    Only what a record names that we could lock is touched: the data first, the record last, so
+    that a reaper killed in between leaves its work to the next one.
+    """
+    removed: list[str] = []
+    with _open_directory() as folder:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(_CLAIM_SUFFIX):
+                _reap_claim(folder, name)
+            elif _is_record(name):
+                removed += _reap_record(folder, name)
+    return removed
+
+
+def _reap_claim(folder: int, name: str) -> None:
+    with _opened(folder, name) as fd:
+        if fd is not None and is_free(fd) and is_named(folder, name, fd):
+            _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
+
+
+def _reap_once() -> None:
+    """Clean up after the dead, once per process, before the first segment of our own."""
+    global _reaped_by
+    if _reaped_by != os.getpid():
+        reap()
+        _reaped_by = os.getpid()
+
+
+def _is_record(name: str) -> bool:
+    return bool(segments.TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
+
+
+@contextlib.contextmanager
+def _opened(folder: int, name: str) -> Iterator[int | None]:
+    """A descriptor of a record that looks like one of ours, else None."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(name, flags, dir_fd=folder)
+    except OSError:
+        yield None
+        return
+    try:
+        facts = os.fstat(fd)
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
+        yield fd if ours and facts.st_size <= _RECORD_BYTES else None
+    finally:
+        os.close(fd)
+
+
+def _reap_record(folder: int, name: str) -> list[str]:
+    with _opened(folder, name) as fd:
+        if fd is None or not is_free(fd) or not is_named(folder, name, fd):
+            return []
+        segment = segments.segment_name(name[:32])
+        removed = [segment] if memory.remove(segment) else []
+        removed += _remove_draft(os.read(fd, _RECORD_BYTES))
+        os.unlink(name, dir_fd=folder)
+        return removed
+
+
+def _remove_draft(text: bytes) -> list[str]:
+    """Remove the unfinished file that the record of a dead writer names, if it looks like one of ours."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, OSError, RecursionError):
+        path = Path(json.loads(text)["draft"])
+        facts = path.lstat()
+        if _DRAFT.fullmatch(path.name) and stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid():
+            path.unlink()
+            return [str(path)]
+    return []
+
+
+def _read(folder: int, name: str) -> Entry | None:
+    """What the record says; None if its owner is dead or it is none of ours."""
+    with _opened(folder, name) as fd:
+        if fd is None:
+            return None
+        if is_free(fd):
+            # Its owner is dead, or has just put a new record in its place.
+            return None if is_named(folder, name, fd) else _read(folder, name)
+        text = os.read(fd, _RECORD_BYTES)
+    try:
+        facts = json.loads(text)
+        handle = Handle.from_json(text) if "ino" in facts else None
+        told = {name: facts[name] for name in _TOLD}
+        proper = all(type(told[name]) is kind for name, kind in _TOLD.items())
+        return Entry(**told, handle=handle) if proper else None
+    except (ValueError, KeyError, TypeError, RecursionError, AttachError):
+        return None

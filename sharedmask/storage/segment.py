@@ -1,0 +1,341 @@
+"""Segments of shared bytes: their header, their handle, and attaching to them read-only.
+
+Covers: what is in a segment, who may attach and all that is checked, views that travel as
+handles. Does not cover: where the bytes live (``memory``, ``mapped_file``), who owns a segment and what
+happens when the owner dies (``registry``), what the numbers mean (``image``).
+
+A segment is one header page, then arrays at multiples of 64 bytes::
+
+    0      16         20            4080      4096
+    | magic | length  | JSON facts  | blake2b | array | pad | array ...
+
+The header is written last: a segment without a valid one was never finished. A segment may be a
+header only, whose arrays lie in a file that it names: who attaches to it maps that file.
+"""
+
+import contextlib
+import json
+import math
+import mmap
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from sharedmask.errors import AttachError, SegmentError
+from sharedmask.storage import memory
+from sharedmask.storage.container import (
+    HEADER_BYTES,
+    Geometry,
+    Specs,
+    array_at,
+    header,
+    layout,
+    parse_header,
+)
+from sharedmask.storage.mapped_file import FileIdentity, map_file
+from sharedmask.storage.views import DTYPE, Origin, SharedArray
+from sharedmask.system.process import boot_id, pid_namespace, start_time
+from sharedmask.typing import Array
+
+_VERSION = 1
+
+TOKEN = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class ExternalArrays:
+    """Arrays of a segment that lie in a file, which stays what it is."""
+
+    file: FileIdentity
+    arrays: Specs
+    kind: str
+    """The store that the file is: what users call it."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """All that another process of this user on this machine needs to attach: a few hundred bytes.
+
+    It holds identities, not geometry: shapes and dtypes come from the segment's own header.
+    """
+
+    token: str
+    store: str
+    name: str
+    nbytes: int
+    dev: int
+    ino: int
+    uid: int
+    host: str
+    boot_id: str
+    pid_ns: int
+    pid: int
+    started: int
+    fd: int
+    created: float
+    label: str
+    version: int = _VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Handle":
+        """Parse a handle, checking the types of all fields.
+
+        Raises
+        ------
+        AttachError
+            If this is no handle.
+        """
+        try:
+            handle = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise AttachError(f"not a handle of a shared image: {error}") from error
+        for name, kind in cls.__annotations__.items():
+            if type(getattr(handle, name)) is not kind:
+                raise AttachError(f"not a handle of a shared image: {name} is no {kind.__name__}")
+        return handle
+
+
+def segment_name(token: str) -> str:
+    """The name under which the segment of ``token`` lives; short, for systems with 31 characters."""
+    return f"sharedmask-{token[:16]}"
+
+
+class Segment:
+    """A segment in the hands of its owner: writable until :meth:`share` seals it."""
+
+    def __init__(self, token: str, geometry: Geometry, store: str) -> None:
+        self.token = token
+        self._specs, nbytes = layout(geometry)
+        self.store = memory.KINDS[store](segment_name(token), nbytes)
+        try:
+            with self.store.opened() as fd:
+                self._map = mmap.mmap(fd, nbytes)
+            # A child forked while this is filled would hold the bytes and keep them from being sealed.
+            _advise(self._map, "MADV_DONTFORK")
+        except BaseException as error:
+            self.store.release()
+            if isinstance(error, OSError):
+                raise SegmentError(f"{nbytes / 2**20:.0f} MiB cannot be mapped: {error}") from error
+            raise
+
+    def array(self, name: str) -> Array:
+        """The array ``name``, writable."""
+        return array_at(self._map, self._specs[name])
+
+    def share(
+        self,
+        label: str,
+        meta: Mapping[str, Any],
+        *,
+        writable: bool = False,
+        elsewhere: ExternalArrays | None = None,
+    ) -> Handle:
+        """Write the header; from here on others can attach.
+
+        Unless ``writable`` (outputs that workers fill), nobody can write from here on: views of
+        :meth:`array` must be gone.
+        """
+        facts: dict[str, Any] = {"token": self.token, "nbytes": self.store.nbytes, "meta": dict(meta)}
+        if elsewhere is None:
+            facts["arrays"] = self._specs
+        else:
+            facts |= {"arrays": elsewhere.arrays, "file": elsewhere.file.to_dict(), "kind": elsewhere.kind}
+        self._map[:HEADER_BYTES] = header(facts)
+        if writable:
+            _advise(self._map, "MADV_DOFORK")  # a result is an array like any other
+        else:
+            del self._map
+            self.store.seal()
+        return self._handle(label)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the memory, which is the parent's."""
+        self.store.forget()
+        if "_map" in vars(self):
+            _redirect_to_devnull(self.store.name)
+
+    def _handle(self, label: str) -> Handle:
+        pid = os.getpid()
+        return Handle(
+            token=self.token,
+            store=self.store.kind,
+            name=self.store.name,
+            nbytes=self.store.nbytes,
+            dev=self.store.facts.st_dev,
+            ino=self.store.facts.st_ino,
+            uid=os.geteuid(),
+            host=socket.gethostname(),
+            boot_id=boot_id(),
+            pid_ns=pid_namespace(),
+            pid=pid,
+            started=start_time(pid),
+            fd=self.store.fd,
+            created=time.time(),
+            label=label,
+        )
+
+
+def _advise(buffer: mmap.mmap, advice: str) -> None:
+    if hasattr(mmap, advice):  # Linux
+        buffer.madvise(getattr(mmap, advice))
+
+
+def _redirect_to_devnull(name: str) -> None:
+    """Point all descriptors of a segment to nothing.
+
+    A map of Python keeps a copy of its descriptor, which holds the memory. Closing it under the
+    map's feet would have the map close another file later, under the same number.
+    """
+    with contextlib.suppress(FileNotFoundError), open(os.devnull, "rb") as nothing:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if name in os.readlink(f"/proc/self/fd/{fd}"):
+                    os.dup2(nothing.fileno(), fd, inheritable=False)
+
+
+class Attachment(Origin):
+    """The arrays of a segment in this process, read-only, and the facts of its header."""
+
+    def __init__(self, handle: Handle, buffer: mmap.mmap) -> None:
+        facts = parse_header(buffer[:HEADER_BYTES])
+        if "file" in facts:
+            buffer = map_file(FileIdentity.from_dict(facts["file"]))
+        _check_header(handle, facts, len(buffer))
+        super().__init__(buffer)
+        self.handle = handle
+        self.kind: str = facts.get("kind", handle.store)
+        self.path: str | None = facts["file"]["path"] if "file" in facts else None
+        self.meta: dict[str, Any] = facts["meta"]
+        self.arrays = {name: array_at(buffer, spec) for name, spec in facts["arrays"].items()}
+
+    @property
+    def name(self) -> str:
+        return self.handle.name
+
+    def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
+        return view_of, self.handle.to_json()
+
+    def view(self, name: str) -> "SharedArray":
+        """The array ``name`` as one that pickles as a handle."""
+        shared = self.arrays[name].view(SharedArray)
+        shared._origin = self
+        return shared
+
+
+def view_of(
+    handle: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
+) -> SharedArray:
+    """A :class:`SharedArray` again, in another process."""
+    return attach(Handle.from_json(handle)).at(offset, shape, strides, np.dtype(dtype))
+
+
+# One mapping per process and segment, for as long as somebody uses it.
+_attached: "WeakValueDictionary[tuple[str, bool], Attachment]" = WeakValueDictionary()
+
+
+def attach(handle: Handle, *, writable: bool = False) -> Attachment:
+    """Attach to a segment; only an output that its owner shares as such can be ``writable``.
+
+    Raises
+    ------
+    AttachError
+        The handle is of another machine, boot or user, or does not lead to its segment.
+    """
+    key = (handle.token, writable)
+    found = _attached.get(key)
+    if found is None or found.handle != handle:
+        try:
+            _check_handle(handle)
+            found = _attached[key] = Attachment(handle, _map(handle, writable))
+        except AttachError:
+            raise
+        except (OSError, ValueError) as error:  # of descriptors, maps or address space
+            raise AttachError(f"the shared image {handle.label} cannot be opened: {error}") from error
+    return found
+
+
+def _check_handle(handle: Handle) -> None:
+    if handle.version != _VERSION or handle.store not in memory.KINDS:
+        raise AttachError(f"unknown kind of handle: version {handle.version}, store {handle.store!r}")
+    if not TOKEN.fullmatch(handle.token) or handle.name != segment_name(handle.token):
+        raise AttachError(f"not the name of a segment: {handle.name!r}")
+    if handle.host != socket.gethostname() or handle.boot_id != boot_id():
+        raise AttachError(f"{handle.label} was shared on {handle.host}, before a restart or elsewhere")
+    if handle.uid != os.geteuid():
+        raise AttachError(f"{handle.label} belongs to user {handle.uid}, not to {os.geteuid()}")
+    if handle.store == "memfd":
+        _check_owner(handle)
+
+
+def _check_owner(handle: Handle) -> None:
+    if handle.pid_ns != pid_namespace():
+        raise AttachError(
+            f"{handle.label} was shared in another process namespace (a container?), "
+            'where its owner cannot be found from here; share it with store="shm"'
+        )
+    if handle.pid != os.getpid() and start_time(handle.pid) != handle.started:
+        raise AttachError(f"the shared image {handle.label} is gone: process {handle.pid} has ended")
+
+
+def _map(handle: Handle, writable: bool) -> mmap.mmap:
+    if handle.store == "shm":
+        fd = memory.open_shm(handle.name, handle.label, writable)
+    else:
+        fd = memory.open_memfd(handle.name, handle.pid, handle.fd, handle.label, writable)
+    try:
+        _check_file(handle, fd, writable)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        return mmap.mmap(fd, handle.nbytes, mmap.MAP_SHARED, protection)
+    finally:
+        os.close(fd)
+
+
+def _check_file(handle: Handle, fd: int, writable: bool) -> None:
+    facts = os.fstat(fd)
+    identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_uid)
+    if identity != (handle.dev, handle.ino, handle.nbytes, handle.uid):
+        raise AttachError(f"{handle.name} is another segment than the handle's")
+    if facts.st_mode & 0o077:
+        raise AttachError(f"{handle.name} is open to other users")
+    if handle.store == "memfd" and not writable and not memory.is_sealed(fd):
+        raise AttachError(f"{handle.name} is not sealed: its owner could still change it")
+
+
+def _check_header(handle: Handle, facts: dict[str, Any], nbytes: int) -> None:
+    try:
+        if (facts["token"], facts["nbytes"]) != (handle.token, handle.nbytes):
+            raise AttachError(f"{handle.name} is another segment than the handle's")
+        for name, spec in facts["arrays"].items():
+            _check_array(handle, name, spec, 0 if "file" in facts else HEADER_BYTES, nbytes)
+        dict(facts["meta"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AttachError(f"the header of {handle.name} is not one of ours: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An array of a shared segment, as an argument: workers attach to it."""
+
+    handle: Handle
+    name: str
+    writable: bool = False
+
+
+def _check_array(handle: Handle, name: str, spec: Mapping[str, Any], first: int, end: int) -> None:
+    sizes = [spec["offset"], *spec["shape"]] if type(spec["shape"]) is list else [-1]
+    possible = all(type(n) is int and 0 <= n <= end for n in sizes)
+    if not DTYPE.fullmatch(spec["dtype"]) or not possible:
+        raise AttachError(f"array {name!r} of {handle.name} has an impossible shape or dtype")
+    nbytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
+    if spec["offset"] < first or spec["offset"] + nbytes > end:
+        raise AttachError(f"array {name!r} of {handle.name} lies outside of it")

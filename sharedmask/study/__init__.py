@@ -1,0 +1,13 @@
+"""Many images: cohorts, BIDS data sets, outputs, reports.
+
+Covers: executors, folders of results, derivatives, pages. Does not cover: one image (``image``), options of
+programs (``cli``).
+
+From the bottom up::
+
+    tables  bids  figures  report  derivatives  cohort  output  dataset
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

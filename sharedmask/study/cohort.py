@@ -1,0 +1,485 @@
+"""Cohorts: the signals of many images, one task each, on any executor.
+
+Covers: which images are next, what runs at the same time, failures, retries, callbacks. Does not
+cover: one image (``extraction``), which runs are complete (``journal``), BIDS (``bids``).
+
+::
+
+    sources ──shard──> prepare ──journal: complete?──> admitted by memory ──> executor ──> on_result, journal
+                          │                                                      │
+                          └────────────────────── failed: on_error <─────────────┘ (again if transient)
+
+Everything but the work itself happens in the caller: callbacks are called here, one at a time.
+"""
+
+import contextlib
+import errno
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from sharedmask.compute import pool
+from sharedmask.compute.journal import Entry, Journal
+from sharedmask.compute.progress import Progress, progress_to
+from sharedmask.compute.request import Parameters, Request, check_names, check_strategy
+from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning, WorkerError
+from sharedmask.image import extraction
+from sharedmask.regions import fit
+from sharedmask.regions.masks import ResamplingTarget
+from sharedmask.regions.regions import Regions
+from sharedmask.sources import transform
+from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.sources.source import Source, open_source
+from sharedmask.system import process
+from sharedmask.system.budget import MemoryBudget
+
+Key = Any
+OnResult = Callable[[Key, Any], Any] | None
+OnError = Callable[[Key, Exception], None] | None
+
+# What may go well the next time: a worker that was killed, a file server that did not answer.
+_TRANSIENT = (WorkerError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
+_TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
+_PER_IMAGE = ("confounds", "sample_mask")
+_AHEAD = 64
+_CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
+# What the workers' template imports, once for all of them.
+EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
+CLEANING = (*EXTRACTING, "nilearn.signal")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and what is asked of it; what travels to a worker."""
+
+    key: Key
+    source: Any
+    masks: Any
+    options: Mapping[str, Any]
+    digest: str = ""
+    needed: int = 0
+
+    def run(self) -> Any:
+        """The signals, as :func:`sharedmask.extract` gives them."""
+        return extraction.extract(self.source, self.masks, **self.options)
+
+
+def _work(task: Task) -> Any:
+    return task.run()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What became of a study's images.
+
+    Attributes
+    ----------
+    results : dict
+        Key -> signals; empty if ``on_result`` took them.
+    errors : dict
+        Key -> the exception that ended it.
+    complete : list
+        Keys of the images that were done now, in order of completion.
+    skipped : list
+        Keys that were complete before.
+    """
+
+    results: dict[Key, Any] = field(default_factory=dict, repr=False)
+    errors: dict[Key, Exception] = field(default_factory=dict)
+    complete: list[Key] = field(default_factory=list)
+    skipped: list[Key] = field(default_factory=list)
+
+
+def extract_many(
+    sources: Any,
+    masks: Any,
+    *,
+    strategy: str | None = None,
+    executor: Executor | None = None,
+    n_jobs: int | None = None,
+    on_result: OnResult = None,
+    on_error: OnError = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    variant: str = "",
+    shard: str | None = None,
+    retries: int = 1,
+    progress: Progress = None,
+    memory_limit: int | float | str | None = None,
+    resampling_target: ResamplingTarget = None,
+    **parameters: Any,
+) -> Study:
+    """The signals of many images, as :func:`extract` gives them for one.
+
+    Images are extracted one after the other, or several at a time, as far as memory allows; a
+    failure ends its image, not the study.
+
+    Parameters
+    ----------
+    sources : list of images, dict of key -> image, or glob pattern
+        As for :func:`extract`. Keys are the dict's, the paths, or the numbers in the list.
+    masks : masks, or callable
+        As for :func:`extract`, for all images; or a function of the key that gives an image's own.
+    strategy : str, optional
+        As for :func:`extract`.
+    executor : concurrent.futures.Executor, optional
+        Where images are worked on: ``dask.distributed.Client(...).get_executor()`` for a cluster.
+        Default: worker processes of this machine, or threads if ``n_jobs`` is 1.
+    n_jobs : int, optional
+        Images at a time, by joblib's convention. The default works on one, and on the next while
+        that one is being cleaned.
+    on_result : callable, optional
+        Called here with (key, signals) in order of completion; nothing is kept then. What it
+        returns, a path or several, is recorded as the image's outputs.
+    on_error : callable, optional
+        Called here with (key, exception); one that raises stops the study. By default a warning
+        tells how many images failed.
+    resume : path, optional
+        A file that records complete images. Those it has, with the same inputs and parameters and
+        with their outputs still there, are skipped. Needs ``on_result``.
+    overwrite : bool
+        Do again what ``resume`` has; other shards' images stay recorded.
+    variant : str
+        What else the outputs depend on: an image is done again when this changes.
+    shard : str, optional
+        ``"3/16"``: the third of 16 parts of the images; for array jobs.
+    retries : int
+        How often an image is tried again after a failure that may pass: a worker that was killed,
+        a file server that did not answer.
+    progress : bool or callable, optional
+    memory_limit : int, float or str, optional
+        What the images at work on this machine may take together.
+
+    Other parameters are those of :func:`extract`; ``confounds`` and ``sample_mask`` are lists with
+    one entry per image, or dicts by key.
+
+    Returns
+    -------
+    Study
+        ``results``, ``errors``, ``complete``, ``skipped``.
+
+    Examples
+    --------
+    >>> import nibabel as nib, numpy as np
+    >>> runs = {f"sub-{i}": nib.Nifti1Image(np.full((2, 2, 2, 5), i, "int16"), np.eye(4)) for i in (1, 2)}
+    >>> study = extract_many(runs, np.ones((2, 2, 2), bool))
+    >>> study.results["sub-2"].shape
+    (5, 8)
+    """
+    check_names(parameters, "smoothing_fwhm", "memory")
+    if strategy is not None:
+        check_strategy(strategy)
+    keyed = _keyed(sources)
+    asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
+    cleans = any(asked.get(name) is not None for name in _CLEANING)
+    each = _per_image(keyed, asked)
+    chosen = _shard(list(keyed), shard)
+    journal = _journal(resume, on_result, overwrite)
+    budget = MemoryBudget.here(memory_limit)
+    prepare = _Preparer(masks, asked, memory_limit, None if journal is None else variant)
+    with _engine(executor, n_jobs, cleans) as engine, progress_to(progress, len(chosen), "image") as tell:
+        run = _Run(engine, budget, journal, on_result, on_error, retries, tell)
+        return run.all(prepare, [(key, keyed[key], each[key]) for key in chosen])
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+def _keyed(sources: Any) -> dict[Key, Any]:
+    if isinstance(sources, Mapping):
+        return dict(sources)
+    if isinstance(sources, str):
+        import glob
+
+        found = sorted(glob.glob(str(Path(sources).expanduser()), recursive=True))
+        if not found:
+            raise ParameterError(f"no image matches {sources}")
+        return {path: path for path in found}
+    items = list(sources)
+    paths = [str(item) if isinstance(item, str | Path) else None for item in items]
+    if None not in paths and len(set(paths)) == len(paths):
+        return dict(zip(paths, items, strict=True))
+    return dict(enumerate(items))
+
+
+def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dict[str, Any]]:
+    """The parameters of each image alone, taken out of ``asked``."""
+    each: dict[Key, dict[str, Any]] = {key: {} for key in keyed}
+    for name in _PER_IMAGE:
+        given = asked.pop(name, None)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != len(keyed):
+                found = f"{len(given)} of them" if hasattr(given, "__len__") else type(given).__name__
+                raise ParameterError(f"{name}: one per image is needed, {len(keyed)} in all, not {found}")
+            given = dict(zip(keyed, given, strict=True))
+        if lacking := [key for key in keyed if key not in given]:
+            raise ParameterError(f"{name}: none for {lacking[0]} and {len(lacking) - 1} more images")
+        for key in keyed:
+            each[key][name] = given[key]
+    return each
+
+
+def _shard(keys: list[Key], shard: str | None) -> list[Key]:
+    """Every n-th key, so that long runs, which often have neighbouring names, are spread."""
+    if shard is None:
+        return keys
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ParameterError(f"shard={shard!r}: write 3/16 for the third of 16 parts")
+    return keys[number - 1 :: count]
+
+
+def _journal(resume: str | Path | None, on_result: OnResult, overwrite: bool) -> Journal | None:
+    if resume is None:
+        if overwrite:
+            raise ParameterError("overwrite does again what resume has recorded: give resume")
+        return None
+    if on_result is None:
+        raise ParameterError("resume skips what is complete, so on_result must have kept it: give on_result")
+    journal = Journal(Path(resume))
+    if overwrite:
+        journal.forget()
+    return journal
+
+
+class _Preparer:
+    """Makes the tasks: regions are made once per grid, here, and travel to the workers."""
+
+    def __init__(
+        self, masks: Any, options: Mapping[str, Any], memory_limit: Any, variant: str | None
+    ) -> None:
+        self._masks = masks
+        self._options = {**options, "memory_limit": memory_limit}
+        strategy, target = options["strategy"], options["resampling_target"]
+        self._shared = per_grid(lambda grid: extraction.regions_of(masks, grid, strategy, target))
+        self._variant = variant
+
+    def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
+        source = open_source(given)
+        options = {**self._options, **own}
+        regions = self._on(Grid(source.shape[:3], source.affine), key)
+        asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
+        read, fitted = fit.align_to_masks(transform.smoothed(source, options.get("smoothing_fwhm")), regions)
+        request, budget = Request.checked(read, **asked), MemoryBudget.here(options["memory_limit"])
+        needed = extraction.projected(read, fitted, options["strategy"], request, budget)
+        digest = "" if self._variant is None else _digest(source, regions, options, self._variant)
+        travels = given if isinstance(given, str | Path) else source
+        return Task(key, travels, regions, options, digest, needed)
+
+    def _on(self, grid: Grid, key: Key) -> Regions:
+        if not callable(self._masks):
+            return self._shared(grid)
+        strategy, target = self._options["strategy"], self._options["resampling_target"]
+        return extraction.regions_of(self._masks(key), grid, strategy, target)
+
+
+def _digest(source: Source, regions: Regions, options: Mapping[str, Any], variant: str) -> str:
+    """Of all that the outputs depend on."""
+    import joblib  # knows arrays and data frames by their content
+
+    silent = ("n_jobs", "prefer", "progress", "on_result", "memory", "memory_limit")
+    said = {name: value for name, value in sorted(options.items()) if name not in silent}
+    digest = blake2b(repr((_FORMAT, variant)).encode(), digest_size=16)
+    digest.update(source.fingerprint.encode() + regions.digest.encode())
+    for name, value in said.items():
+        content = Path(value).read_bytes() if name in _PER_IMAGE and isinstance(value, str | Path) else b""
+        digest.update(name.encode() + joblib.hash(value).encode() + content)
+    return digest.hexdigest()
+
+
+# --- where it is worked on -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Engine:
+    executor: Executor
+    at_once: int
+    local: bool
+    """Whether what runs takes this machine's memory, which is then counted."""
+
+
+class _Processes(ThreadPoolExecutor):
+    """Worker processes as an executor: a thread waits for each, and a death is its own task's."""
+
+    def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
+        super().__init__(n_jobs, "sharedmask-cohort")
+        self._preload = preload
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+        return super().submit(self._call, function, arguments)
+
+    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        return pool.run_processes(function, (), [arguments], 1, None, self._preload)[0]
+
+
+@contextlib.contextmanager
+def _engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[_Engine]:
+    if executor is not None:
+        at_once = _AHEAD if n_jobs is None else process.effective_n_jobs(n_jobs)
+        yield _Engine(executor, at_once, local=False)
+        return
+    count = process.effective_n_jobs(n_jobs)
+    own: Executor
+    if count > 1 and pool.can_start_processes():
+        own = _Processes(count, CLEANING if cleans else EXTRACTING)
+    else:
+        # Two at a time: the second decodes while the first is in Python code that cleans.
+        own, count = ThreadPoolExecutor(count + 1, "sharedmask-cohort"), count + 1
+    try:
+        yield _Engine(own, count, local=True)
+    finally:
+        own.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def on_dask(address: str, n_workers: int) -> Iterator[Executor]:
+    """An executor on the Dask cluster at ``address``, or on one of ``n_workers`` processes here.
+
+    Parameters
+    ----------
+    address : str
+        Of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
+    n_workers : int
+
+    Raises
+    ------
+    ParameterError
+        Dask is not installed, or nobody answers at that address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ParameterError("--dask needs Dask: install sharedmask[cohort]") from error
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(cluster)
+        try:
+            client = stack.enter_context(Client(address))
+        except OSError as error:
+            raise ParameterError(f"no Dask scheduler answers at {address}: {error}") from error
+        yield client.get_executor()
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    engine: _Engine
+    budget: MemoryBudget
+    journal: Journal | None
+    on_result: OnResult
+    on_error: OnError
+    retries: int
+    tell: Callable[[int], None]
+    study: Study = field(default_factory=Study)
+    _running: dict[Future[Any], tuple[Task, int, float]] = field(default_factory=dict)
+    _ended: int = 0
+
+    def all(self, prepare: _Preparer, items: Sequence[tuple[Key, Any, Mapping[str, Any]]]) -> Study:
+        try:
+            for key, source, own in items:
+                with self._failing(key):
+                    self._start(prepare(key, source, own))
+            while self._running:
+                self._collect()
+        finally:
+            for future in self._running:
+                future.cancel()
+        self._warn()
+        return self.study
+
+    def _start(self, task: Task) -> None:
+        if self.journal is not None and self.journal.has(str(task.key), task.digest):
+            self.study.skipped.append(task.key)
+            self._end()
+            return
+        while self._running and not self._admits(task):
+            self._collect()
+        self._submit(task, 0)
+
+    def _admits(self, task: Task) -> bool:
+        """Whether it may run beside those that do; alone it always may, and is refused by itself."""
+        if len(self._running) >= self.engine.at_once:
+            return False
+        held = sum(task.needed for task, _, _ in self._running.values())
+        return not self.engine.local or held + task.needed <= self.budget.limit
+
+    def _submit(self, task: Task, tries: int) -> None:
+        self._running[self.engine.executor.submit(_work, task)] = task, tries, time.monotonic()
+
+    def _collect(self) -> None:
+        for future in wait(list(self._running), return_when=FIRST_COMPLETED).done:
+            task, tries, start = self._running.pop(future)
+            with self._failing(task.key):
+                try:
+                    result = future.result()
+                except Exception as error:
+                    if tries >= self.retries or not _may_pass(error):
+                        raise
+                    self._submit(task, tries + 1)
+                else:
+                    self._keep(task, result, time.monotonic() - start)
+
+    def _keep(self, task: Task, result: Any, seconds: float) -> None:
+        outputs: Any = ()
+        if self.on_result is None:
+            self.study.results[task.key] = result
+        else:
+            outputs = self.on_result(task.key, result) or ()
+        if self.journal is not None:
+            paths = [outputs] if isinstance(outputs, str | Path) else outputs
+            self.journal.add(Entry(str(task.key), task.digest, tuple(map(str, paths)), seconds))
+        self.study.complete.append(task.key)
+        self._end()
+
+    @contextlib.contextmanager
+    def _failing(self, key: Key) -> Iterator[None]:
+        """What goes wrong ends this image; a callback's own failure does too."""
+        try:
+            yield
+        except Exception as error:
+            self.study.errors[key] = error
+            self._end()
+            if self.on_error is not None:
+                self.on_error(key, error)
+
+    def _end(self) -> None:
+        self._ended += 1
+        self.tell(self._ended)
+
+    def _warn(self) -> None:
+        if self.study.errors and self.on_error is None:
+            key, error = next(iter(self.study.errors.items()))
+            warnings.warn(
+                f"{len(self.study.errors)} of {self._ended} images failed, the first {key}: {error}",
+                SharedMaskWarning,
+                stacklevel=3,
+            )
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, _TRANSIENT):
+        return True
+    if isinstance(error, SharedMaskError):
+        return False
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_CODES

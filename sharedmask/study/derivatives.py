@@ -1,0 +1,188 @@
+"""Derivatives: the signals of a study's runs as a BIDS data set of their own.
+
+Covers: file names, tables, sidecars, the data set's description. Does not cover: finding inputs
+(``bids``), making the signals (``extraction``), how a table is written (``tables``).
+
+Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sharedmask._version import __version__
+from sharedmask.errors import DatasetError, ParameterError
+from sharedmask.regions.regions import RegionRow
+from sharedmask.study.bids import Atlas, Run
+from sharedmask.study.tables import write_series, write_table
+from sharedmask.system.files import atomic_write, write_json
+from sharedmask.typing import Array
+
+_BIDS_VERSION = "1.11.1"
+_SOURCE = "preprocessed"
+FORMATS = ("tsv", "parquet")
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """A folder of outputs; :meth:`begin` makes it.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    source : Path
+        The data set that the runs are of.
+    """
+
+    root: Path
+    source: Path
+
+    @classmethod
+    def begin(cls, root: str | Path, source: str | Path) -> "Derivatives":
+        """Make the folder and describe it; what is in it stays.
+
+        Raises
+        ------
+        DatasetError
+            If the folder is another program's data set.
+        """
+        found = cls(Path(root).expanduser(), Path(source).expanduser())
+        found.root.mkdir(parents=True, exist_ok=True)
+        description = found.root / "dataset_description.json"
+        if description.exists() and not _is_ours(description):
+            raise DatasetError(f"{found.root} is another data set: {description} does not name sharedmask")
+        write_json(description, found._description())
+        return found
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "Name": "Region signals",
+            "BIDSVersion": _BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
+            "SourceDatasets": [{"URL": self.source.resolve().as_uri()}],
+            "DatasetLinks": {_SOURCE: self.source.resolve().as_uri()},
+        }
+
+    def path(
+        self,
+        run: Run,
+        atlas: str,
+        statistic: str | None,
+        suffix: str,
+        extension: str,
+        desc: str | None = None,
+    ) -> Path:
+        """Where an output of ``run`` belongs."""
+        name = run.name.but(atlas=atlas, stat=statistic, desc=desc, suffix=suffix, extension=extension)
+        return self.root / run.folder / str(name)
+
+    def write_signals(
+        self,
+        run: Run,
+        atlas: Atlas,
+        statistic: str,
+        signals: Array,
+        table: Sequence[RegionRow],
+        *,
+        desc: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+        form: str = "tsv",
+    ) -> Path:
+        """One column per region, its sidecar, and the table of coverage.
+
+        Parameters
+        ----------
+        run : Run
+        atlas : Atlas
+        statistic : str
+            As ``mean``; part of the name.
+        signals : ndarray, (n_timepoints, n_regions)
+        table : sequence of RegionRow
+            Of the columns; see ``Regions.table``.
+        desc : str, optional
+            What was done to the signals; part of the name.
+        facts : mapping, optional
+            Further fields of the sidecar.
+        form : {"tsv", "parquet"}
+
+        Returns
+        -------
+        Path
+            Of the signals, which are written last: where they are, the others are too.
+        """
+        if form not in FORMATS:
+            raise ParameterError(f"{form!r} is none of {', '.join(FORMATS)}")
+        path = self.path(run, atlas.name, _camel(statistic), "timeseries", f".{form}", desc)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = [row.name for row in table]
+        coverage = self.path(run, atlas.name, "coverage", "bold", ".tsv", desc)
+        _write_coverage(coverage, table)
+        sidecar = self._sidecar(run, atlas, statistic) | dict(facts or {})
+        write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
+        (write_table if form == "tsv" else _write_parquet)(path, signals, names)
+        return path
+
+    def write_voxels(
+        self, run: Run, atlas: Atlas, series: Mapping[str, Array], *, desc: str | None = None
+    ) -> Path:
+        """The (n_timepoints, n_voxels) series of each region, as HDF5, with their sidecar."""
+        path = self.path(run, atlas.name, None, "timeseries", ".h5", desc)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path.with_suffix(".json"), self._sidecar(run, atlas, None))
+        write_series(path, series)
+        return path
+
+    def _sidecar(self, run: Run, atlas: Atlas, statistic: str | None) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "Sources": [self._uri(path) for path in (run.bold, run.mask, run.confounds) if path is not None],
+            "AtlasFile": os.fspath(atlas.image),
+            "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
+        }
+        if statistic is not None:
+            facts["Statistic"] = statistic
+        if run.t_r is not None:
+            facts |= {"RepetitionTime": run.t_r, "SamplingFrequency": 1 / run.t_r}
+        if "StartTime" in run.sidecar:
+            facts["StartTime"] = run.sidecar["StartTime"]
+        return facts
+
+    def _uri(self, path: Path) -> str:
+        return f"bids:{_SOURCE}:{path.resolve().relative_to(self.source.resolve()).as_posix()}"
+
+
+def _is_ours(description: Path) -> bool:
+    try:
+        names = [by["Name"] for by in json.loads(description.read_text(encoding="utf-8"))["GeneratedBy"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return "sharedmask" in names
+
+
+def _camel(statistic: str) -> str:
+    """Entities have no underscores: ``standardDeviation``."""
+    first, *rest = statistic.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:
+    lines = ["Node\tcoverage", *(f"{row.name}\t{row.coverage:.6g}" for row in table)]
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ParameterError("writing .parquet needs pyarrow: install it, or write .tsv") from error
+    columns = np.atleast_2d(signals).T
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.table([pa.array(column) for column in columns], names=list(names)), temporary)

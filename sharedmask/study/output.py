@@ -1,0 +1,225 @@
+"""Folders of results: many images in, one file per image out.
+
+Covers: names of outputs, resuming, a summary of failures. Does not cover: BIDS (``dataset``), what
+runs at the same time (``cohort``), how files are written (``tables``).
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sharedmask.compute.journal import Failures
+from sharedmask.compute.request import Request
+from sharedmask.errors import ParameterError
+from sharedmask.image.extraction import projected, regions_of
+from sharedmask.image.image import SharedImage
+from sharedmask.regions import fit
+from sharedmask.regions.regions import Regions
+from sharedmask.sources import transform
+from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.sources.source import open_source
+from sharedmask.study.cohort import Study, extract_many
+from sharedmask.study.tables import series_writer, write_series, write_table
+from sharedmask.system.budget import MemoryBudget
+
+_PRIVATE = ".sharedmask"
+_EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
+
+
+def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, Path]:
+    """Where each image's result goes: its name with another ending.
+
+    Raises
+    ------
+    ParameterError
+        Two images would go to one file.
+
+    Examples
+    --------
+    >>> outputs(["in/sub-01_bold.nii.gz"], "out", ".tsv")
+    {'in/sub-01_bold.nii.gz': PosixPath('out/sub-01_bold.tsv')}
+    """
+    stems = {image: _stem(image) for image in images}
+    twice = [stem for stem, count in Counter(stems.values()).items() if count > 1]
+    if twice:
+        both = [image for image in images if stems[image] == twice[0]]
+        raise ParameterError(f"{' and '.join(both[:2])} would both be written to {twice[0]}{form}")
+    return {image: Path(folder) / f"{stem}{form}" for image, stem in stems.items()}
+
+
+def _stem(image: str) -> str:
+    name = os.path.basename(image)
+    ending = next((end for end in _EXTENSIONS if name.endswith(end)), os.path.splitext(name)[1])
+    return name.removesuffix(ending)
+
+
+def extract_to(
+    folder: str | Path,
+    images: Sequence[str],
+    masks: Any,
+    *,
+    form: str = ".tsv",
+    strategy: str | None = "mean",
+    **options: Any,
+) -> Study:
+    """Extract ``masks`` from many images, one file each.
+
+    Parameters
+    ----------
+    folder : str or path
+        For the results; made if it is missing.
+    images : sequence of str
+        Paths.
+    masks : masks, or a function of a Grid
+        As for :func:`sharedmask.extract`; a function makes the regions on an image's grid.
+    form : {".tsv", ".npz", ".h5"}
+        A table of one value per region and volume, or the series of all voxels.
+    strategy : str
+        For tables.
+    **options
+        Those of :func:`sharedmask.extract_many`.
+
+    Returns
+    -------
+    Study
+        Each failure also has a file in the folder's ``.sharedmask/failed``.
+    """
+    work = _Work.begin(folder, images, masks, form, strategy)
+    return extract_many(
+        dict(zip(images, images, strict=True)),
+        work.regions,
+        strategy=work.strategy,
+        on_result=work.keep,
+        on_error=work.failures.add,
+        resume=work.private / "complete.jsonl",
+        variant=f"{form} {Path(folder).resolve()}",
+        **options,
+    )
+
+
+def hold_each(
+    folder: str | Path,
+    images: Sequence[str],
+    masks: Any,
+    *,
+    form: str = ".tsv",
+    strategy: str | None = "mean",
+    store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
+    **options: Any,
+) -> Study:
+    """Hold one image after the other in a store, and let several workers mask it; one file each.
+
+    For images that are asked for again and again: with ``store="disk"`` the next call finds their
+    rows. :func:`extract_to` reads each image once and holds none.
+
+    Parameters
+    ----------
+    folder, images, masks, form, strategy
+        As for :func:`extract_to`.
+    store : {"auto", "shm", "memfd", "disk", "file"}
+        As for :class:`sharedmask.SharedImage`.
+    **options
+        Of :meth:`sharedmask.SharedImage.mask_parallel`.
+    """
+    work = _Work.begin(folder, images, masks, form, strategy)
+    study = Study()
+    for path in images:
+        try:
+            with SharedImage(path, store=store) as image:
+                regions = work.regions(path)
+                if work.strategy is None:
+                    signals = image.mask_parallel(regions, **options)
+                else:
+                    signals = image.reduce(regions, work.strategy, **options)
+            work.keep(path, signals)
+            study.complete.append(path)
+        except Exception as error:
+            work.failures.add(path, error)
+            study.errors[path] = error
+    return study
+
+
+def largest(
+    images: Sequence[str], masks: Any, strategy: str | None, smoothing_fwhm: float | None, **options: Any
+) -> int:
+    """Bytes that :func:`extract_to` needs for the image that needs most; their headers are read."""
+    return max(_needed(path, masks, strategy, smoothing_fwhm, options) for path in images)
+
+
+def _needed(
+    path: str, masks: Any, strategy: str | None, fwhm: float | None, options: Mapping[str, Any]
+) -> int:
+    source = open_source(path)
+    regions = _regions_on(masks, Grid(source.shape[:3], source.affine), strategy)
+    read, fitted = fit.align_to_masks(transform.smoothed(source, fwhm), regions)
+    request = Request.checked(read, **options)
+    # What another machine has is its own business: here nothing is refused.
+    return projected(read, fitted, strategy, request, MemoryBudget(sys.maxsize, "the job's own"))
+
+
+def _regions_on(masks: Any, grid: Grid, strategy: str | None) -> Regions:
+    if callable(masks):
+        made: Regions = masks(grid)
+        return made
+    return regions_of(masks, grid, strategy, None)
+
+
+@dataclass
+class _Work:
+    """What happens to each image's result."""
+
+    paths: Mapping[str, Path]
+    masks: Any
+    strategy: str | None
+    private: Path
+
+    @classmethod
+    def begin(
+        cls,
+        folder: str | Path,
+        images: Sequence[str],
+        masks: Any,
+        form: str,
+        strategy: str | None,
+    ) -> "_Work":
+        """Check what can be checked, and make the folder."""
+        if form != ".tsv":
+            series_writer(f"x{form}")
+            strategy = None
+        private = Path(folder) / _PRIVATE
+        work = cls(outputs(images, folder, form), masks, strategy, private)
+        private.mkdir(parents=True, exist_ok=True)
+        return work
+
+    @property
+    def failures(self) -> Failures:
+        return Failures(self.private / "failed")
+
+    def regions(self, key: str) -> Regions:
+        source = open_source(key)
+        return self._on(Grid(source.shape[:3], source.affine))
+
+    @cached_property
+    def _on(self) -> Callable[[Grid], Regions]:
+        return per_grid(lambda grid: _regions_on(self.masks, grid, self.strategy))
+
+    def keep(self, key: str, signals: Any) -> Path:
+        names = self.regions(key).names
+        if self.strategy is not None:
+            write_table(self.paths[key], signals, names)
+        else:
+            write_series(self.paths[key], dict(zip(names, _each(signals), strict=True)))
+        self.failures.remove(key)
+        return self.paths[key]
+
+
+def _each(signals: Any) -> Sequence[Any]:
+    """The arrays of a list, of a dict, or one alone."""
+    if isinstance(signals, dict):
+        return list(signals.values())
+    return signals if isinstance(signals, list) else [signals]

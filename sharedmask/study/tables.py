@@ -1,0 +1,84 @@
+"""Results to files, whole or not at all.
+
+Covers: tables as TSV, voxel series as NPZ or HDF5, temporary name and rename. Does not cover:
+BIDS names and sidecars, images.
+"""
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from sharedmask.errors import ParameterError
+from sharedmask.system.files import atomic_write
+from sharedmask.typing import Array
+
+
+def write_table(path: str | os.PathLike[str], signals: Array, names: Sequence[str]) -> None:
+    """One row per volume, one column per region, tab-separated, NaN as ``n/a``; ``-`` is stdout.
+
+    Parameters
+    ----------
+    path : str or path
+    signals : ndarray, (n_timepoints, n_regions) or (n_regions,)
+    names : sequence of str
+        Column names.
+    """
+    if os.fspath(path) == "-":
+        _write_rows(sys.stdout, signals, names)
+        return
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        _write_rows(file, signals, names)
+
+
+def _write_rows(file: IO[str], signals: Array, names: Sequence[str]) -> None:
+    file.write("\t".join(name.replace("\t", " ") for name in names) + "\n")
+    for row in np.atleast_2d(signals):
+        # repr of a float of the array's own dtype: the shortest text that reads back as the same bits
+        file.write("\t".join("n/a" if value != value else str(value) for value in row) + "\n")
+
+
+def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> None:
+    """One (n_timepoints, n_voxels) array per region, by name, as ``.npz`` or ``.h5``."""
+    writer = series_writer(path)
+    with atomic_write(path) as temporary:
+        writer(temporary, series)
+
+
+def series_writer(path: str | os.PathLike[str]) -> Callable[[Path, Mapping[str, Array]], None]:
+    """The writer that the ending of ``path`` asks for.
+
+    Raises
+    ------
+    ParameterError
+        For any other ending than .npz, .h5 and .hdf5.
+    """
+    writer = _SERIES_WRITERS.get(Path(path).suffix.lower())
+    if writer is None:
+        raise ParameterError(f"{path}: the series of voxels go to .npz or .h5, regions' statistics to .tsv")
+    return writer
+
+
+def _write_npz(path: Path, series: Mapping[str, Array]) -> None:
+    # numpy.savez takes names as keywords, so a region could not be called "file".
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in series.items():
+            with archive.open(f"{name.replace('/', '_')}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def _write_h5(path: Path, series: Mapping[str, Array]) -> None:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ParameterError("writing .h5 needs h5py: install it, or write .npz") from error
+    with h5py.File(path, "w") as file:
+        for name, array in series.items():
+            file.create_dataset(name.replace("/", "_"), data=array)
+
+
+_SERIES_WRITERS = {".npz": _write_npz, ".h5": _write_h5, ".hdf5": _write_h5}

@@ -1,0 +1,107 @@
+"""The budget: how much memory may be used from now on, and refusing what would need more.
+
+Covers: the limit that holds for this process, what is kept free of it, and the check before an
+operation. Does not cover: the single limits (``limits``), what operations take (``plan``), where
+bytes go (``segment``).
+"""
+
+from dataclasses import dataclass
+
+from sharedmask.errors import MemoryLimitError
+from sharedmask.system import limits, settings
+from sharedmask.system.limits import Limit
+from sharedmask.system.units import format_bytes, parse_bytes
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes that may be allocated from now on, and what sets that limit.
+
+    Examples
+    --------
+    >>> budget = MemoryBudget(limit=2**30, reason="memory_limit")
+    >>> budget.require("loading run.nii.gz", 2**20)
+    """
+
+    limit: int
+    reason: str
+
+    @classmethod
+    def here(cls, memory_limit: int | float | str | None = None, held: int = 0) -> "MemoryBudget":
+        """The strictest of all limits, less the fraction that is to stay free.
+
+        They are: free RAM, the control groups of this process, a SLURM job's memory, the kernel's
+        limits of this process (``ulimit -v``, ``-d``) and ``memory_limit``.
+
+        Parameters
+        ----------
+        memory_limit : int, float, str or None
+            Bytes; a fraction of the RAM (a float up to 1); or a text such as ``"8G"``. None: what
+            the settings say.
+        held : int
+            Bytes that already count towards ``memory_limit``.
+
+        Raises
+        ------
+        ParameterError
+            An amount or a setting makes no sense.
+        """
+        found = limits.all_limits(held)
+        knobs = settings.current()
+        memory_limit = knobs.memory_limit if memory_limit is None else memory_limit
+        if memory_limit is not None:
+            total = parse_bytes(memory_limit)
+            found.append(Limit(total, total - held, f"memory_limit={memory_limit!r}"))
+        return _strictest(found, knobs.memory_buffer)
+
+    @classmethod
+    def from_environment(cls) -> "MemoryBudget":
+        """The budget of this process as its surroundings set it: nothing is given by the caller.
+
+        In a SLURM job that is the job's memory on this node, whatever the node has.
+        """
+        return cls.here()
+
+    def why_on_disk(self, held: int, needed: int) -> str:
+        """Why an image goes to the disk that takes ``held`` bytes, and ``needed`` while it is loaded.
+
+        Empty if it goes to memory, or has to.
+        """
+        knobs = settings.current()
+        if not knobs.use_disk:
+            return ""
+        if knobs.disk_threshold is not None and held > knobs.disk_threshold:
+            return f"{format_bytes(held)} are more than disk_threshold, {format_bytes(knobs.disk_threshold)}"
+        if needed > self.limit:
+            may = format_bytes(max(self.limit, 0))
+            return f"{format_bytes(needed)} are more than the {may} that may be used ({self.reason})"
+        return ""
+
+    def require(self, operation: str, needed: int, hint: str = "") -> None:
+        """Refuse ``operation`` if it needs more bytes than there are.
+
+        Parameters
+        ----------
+        operation : str
+            What is to be done, and to which file.
+        needed : int
+            Bytes it will take at its peak.
+        hint : str
+            What would fit instead.
+
+        Raises
+        ------
+        MemoryLimitError
+            Naming the operation, what it needs, what there is, which limit that is, and ``hint``.
+        """
+        if needed > self.limit:
+            there_is = format_bytes(max(self.limit, 0))
+            raise MemoryLimitError(
+                f"{operation} needs {format_bytes(needed)} and {there_is} may be used ({self.reason})"
+                + (f": {hint}" if hint else "")
+            )
+
+
+def _strictest(found: list[Limit], buffer: float) -> MemoryBudget:
+    left, reason = min((limit.left - int(buffer * limit.total), limit.reason) for limit in found)
+    return MemoryBudget(left, f"{reason}, {buffer:.0%} kept free" if buffer else reason)

@@ -1,0 +1,153 @@
+"""Limits on memory: what this machine, its control groups, the batch job and the kernel allow.
+
+Covers: each limit, how much of it is left. Does not cover: which of them a request is held to and
+what is kept free (``budget``).
+"""
+
+import contextlib
+import functools
+import os
+import re
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MIB = 2**20
+_NO_LIMIT = 2**62  # version 1 writes the largest number of pages where version 2 writes "max"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Bytes in all, bytes left, and what sets them."""
+
+    total: int
+    left: int
+    reason: str
+
+
+def all_limits(held: int = 0) -> list[Limit]:
+    """All limits of this process; ``held`` bytes of shared memory are its own, touched or not."""
+    return [_free_ram(), *_cgroups(), *_slurm(held), *_process_limits()]
+
+
+def capacity() -> int:
+    """What this process could use if nothing were in use."""
+    return min(limit.total for limit in all_limits())
+
+
+def _ram() -> Any:
+    import psutil  # here, because an image that is never loaded need not wait for it
+
+    return psutil.virtual_memory()
+
+
+def _free_ram() -> Limit:
+    ram = _ram()
+    return Limit(ram.total, ram.available, "free RAM")
+
+
+# --- control groups ------------------------------------------------------------------------------
+
+
+def _cgroups() -> Iterator[Limit]:
+    """What each control group above this process leaves.
+
+    Batch systems set the limit on an ancestor, while the process's own group says "max": the
+    whole way up counts.
+    """
+    with contextlib.suppress(OSError):
+        for base, limit_name, used_name in _cgroup_folders(Path("/proc/self/cgroup").read_text(), _CGROUPS):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((base / limit_name).read_text())
+                if limit < _NO_LIMIT:
+                    used = int((base / used_name).read_text()) - _reclaimable(base)
+                    yield Limit(limit, max(limit - max(used, 0), 0), f"control group {base}")
+
+
+@functools.cache
+def _cgroup_folders(groups: str, mounted: Path) -> list[tuple[Path, str, str]]:
+    """The folders of the memory groups in ``/proc/self/cgroup``, and the names of their files."""
+    found = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mounted, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        found += [(folder, *names) for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return found
+
+
+def _reclaimable(folder: Path) -> int:
+    """File pages of the group that the kernel drops before it refuses memory."""
+    with contextlib.suppress(OSError, ValueError):
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    return 0
+
+
+# --- a batch job ---------------------------------------------------------------------------------
+
+
+def _slurm(held: int) -> Iterator[Limit]:
+    """This task's part of the job's memory on this node; what the other tasks use cannot be seen."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    for nbytes, source in _slurm_memory():
+        # srun starts the tasks of a step side by side; a batch script has the node to itself.
+        tasks = _count("SLURM_STEP_TASKS_PER_NODE") or 1
+        status = _status()
+        used = status["RssAnon"] + max(status["RssShmem"], held)
+        yield Limit(nbytes // tasks, nbytes // tasks - used, f"the job's {source}")
+
+
+def _slurm_memory() -> Iterator[tuple[int, str]]:
+    """The job's bytes on this node, and the variable that tells; 0 there means all of the node."""
+    per_node, per_cpu = _count("SLURM_MEM_PER_NODE"), _count("SLURM_MEM_PER_CPU")
+    if per_node:
+        yield per_node * _MIB, "SLURM_MEM_PER_NODE"
+    elif per_cpu:
+        own_cpus = (_count("SLURM_CPUS_PER_TASK") or 1) * slurm_tasks_per_node()
+        yield per_cpu * _MIB * (_count("SLURM_CPUS_ON_NODE") or own_cpus), "SLURM_MEM_PER_CPU"
+
+
+def slurm_tasks_per_node() -> int:
+    """Tasks of the job on each node, as far as the job says."""
+    return _count("SLURM_NTASKS_PER_NODE") or _count("SLURM_TASKS_PER_NODE") or 1
+
+
+def _count(variable: str) -> int:
+    """The number that a variable starts with: ``2(x3),1`` stands for nodes with 2, 2, 2 and 1."""
+    found = re.match(r"\d+", os.environ.get(variable, ""))
+    return int(found[0]) if found else 0
+
+
+# --- the kernel's, per process -------------------------------------------------------------------
+
+
+def _process_limits() -> Iterator[Limit]:
+    """``ulimit -v`` and ``ulimit -d``, less what this process has mapped already."""
+    for kind, mapped, name in (
+        (resource.RLIMIT_AS, "VmSize", "address space (RLIMIT_AS)"),
+        (resource.RLIMIT_DATA, "VmData", "private memory (RLIMIT_DATA)"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield Limit(limit, limit - _status()[mapped], name)
+
+
+def _status() -> dict[str, int]:
+    """Bytes of this process, by the kernel's names; 0 where it does not tell."""
+    found = dict.fromkeys(("VmSize", "VmData", "RssAnon", "RssShmem"), 0)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * 1024
+    return found

@@ -1,0 +1,323 @@
+"""The settings: every knob, its value, and where that came from.
+
+Covers: the knobs, their types, the order in which places are asked, profiles. Does not cover: what
+each knob does (the room that reads it), arguments of single calls, which come before all of this.
+
+Asked in this order; the first that has a value wins::
+
+    using(...), the command line > SHAREDMASK_* variables > configuration file > profile > default
+
+The configuration file is TOML with the names below as keys: the one that ``using(config=...)``,
+``--config`` or ``SHAREDMASK_CONFIG`` names, else ``sharedmask/config.toml`` in ``$XDG_CONFIG_HOME``
+(``~/.config``). A name that is none of these, in the file or in the environment, is an error.
+"""
+
+import contextlib
+import os
+import threading
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import ParameterError
+from sharedmask.system import limits
+from sharedmask.system.units import parse_bytes
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The knobs; sizes are in bytes, and may be given as ``"8G"``.
+
+    Examples
+    --------
+    >>> with using(memory_buffer=0.2):
+    ...     current().memory_buffer
+    0.2
+    """
+
+    profile: str | None = None
+    """A set of numbers for a kind of machine: see :data:`PROFILES`; ``"auto"`` chooses one by the
+    memory of this machine, ``"slurm"`` takes those of the job."""
+    memory_limit: int | float | str | None = None
+    """What may be used, besides all other limits: bytes, ``"8G"`` or a fraction of the RAM."""
+    memory_buffer: float = 0.0
+    """Fraction of the limit that stays free after an allocation."""
+    max_memory_per_process: int | None = None
+    """Private memory of each process at work: sets the size of blocks, then the number of workers."""
+    shared_memory: bool = True
+    """False: images are held in private memory and workers are threads of the caller."""
+    use_disk: bool = True
+    """False: an image that does not fit in memory is an error; ``store="auto"`` never takes the disk."""
+    disk_threshold: int | None = None
+    """Size in the store above which ``store="auto"`` takes the disk; None: what memory allows."""
+    spill_dir: Path | None = None
+    """Where images and frames on disk are (``SHAREDMASK_TMPDIR``); None: in ``$TMPDIR``, else in /var/tmp."""
+    spill_limit: int = 100 * GIB
+    """What images on disk may take together; the least recently used go first."""
+    keep_disk: bool = True
+    """Keep an image on disk for the next run; False: it goes when the image is closed."""
+    cleanup_temporary: bool = True
+    """False: what was half written when something failed stays, and a warning tells where."""
+    monitor: bool = False
+    """Sample memory during each operation; see ``MemoryMonitor``."""
+    log_memory: bool = False
+    """One log line per operation: what it was projected to take, and what is in use after it."""
+    cache_dir: Path | None = None
+    """Where results are cached; None: nowhere, unless a call says so."""
+    cache_limit: int = 50 * GIB
+    """What cached results may take together."""
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "small": {"disk_threshold": GIB // 2, "memory_buffer": 0.3, "max_memory_per_process": 4 * GIB},
+    "medium": {"disk_threshold": GIB, "memory_buffer": 0.2, "max_memory_per_process": 8 * GIB},
+    "large": {"disk_threshold": 2 * GIB, "memory_buffer": 0.15, "max_memory_per_process": 16 * GIB},
+}
+"""For machines below 16 GiB, up to 64 GiB, and above."""
+
+_SLURM_SHARE = 0.8
+_PREFIX = "SHAREDMASK_"
+_NAMES = tuple(field.name for field in fields(Settings))
+_VARIABLES = {f"{_PREFIX}{name.upper()}": name for name in _NAMES if name != "spill_dir"}
+_VARIABLES[f"{_PREFIX}TMPDIR"] = "spill_dir"
+_CONFIG = f"{_PREFIX}CONFIG"
+_ASKED = (_PREFIX.encode(), b"SLURM_")  # profiles depend on the job
+# Read elsewhere: the registry's directory, and what the test suite asks for.
+_NOT_SETTINGS = {_CONFIG, *(_PREFIX + name for name in ("DIR", "TEST_DATA", "SLOW_TESTS"))}
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ParameterError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _fraction(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ParameterError(f"{value!r} is no fraction from 0 to below 1")
+    return float(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+        return 0
+    return parse_bytes(_limit(value), "size")
+
+
+def _limit(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ParameterError(f"{value!r} is no amount of memory")
+    parse_bytes(value)
+    return value
+
+
+def _folder(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ParameterError(f"{value!r} is no directory")
+    return Path(value).expanduser()
+
+
+def _profile(value: Any) -> str:
+    if value not in (*PROFILES, "auto", "slurm"):
+        raise ParameterError(f"{value!r} is none of {', '.join(PROFILES)}, auto and slurm")
+    return str(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "profile": _profile,
+    "memory_limit": _limit,
+    "memory_buffer": _fraction,
+    "max_memory_per_process": _size,
+    "shared_memory": _flag,
+    "use_disk": _flag,
+    "disk_threshold": _size,
+    "spill_dir": _folder,
+    "spill_limit": _size,
+    "keep_disk": _flag,
+    "cleanup_temporary": _flag,
+    "monitor": _flag,
+    "log_memory": _flag,
+    "cache_dir": _folder,
+    "cache_limit": _size,
+}
+_FLAGS = {"1": True, "true": True, "yes": True, "on": True}
+_FLAGS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _from_text(name: str, text: str) -> Any:
+    """What a variable of the environment says, as the type that the knob has elsewhere."""
+    if _CHECKS[name] is _flag:
+        return _FLAGS.get(text.strip().lower(), text)
+    with contextlib.suppress(ValueError):
+        return float(text) if _CHECKS[name] is _fraction else text
+    return text
+
+
+def from_texts(texts: Iterable[str]) -> dict[str, Any]:
+    """Values of knobs written as ``NAME=VALUE``, by name.
+
+    Raises
+    ------
+    ParameterError
+        A text has no ``=``, or its name is that of no setting.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in _CHECKS:
+            raise ParameterError(f"{text!r} sets nothing: write NAME=VALUE with one of {', '.join(_NAMES)}")
+        found[name] = _from_text(name, value)
+    return found
+
+
+def _checked(values: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for name, value in values.items():
+        if name not in _CHECKS:
+            known = ", ".join(_NAMES)
+            raise ParameterError(f"{origin(name)}: there is no setting {name!r}; there are {known}")
+        try:
+            found[name] = _CHECKS[name](value), origin(name)
+        except ParameterError as error:
+            raise ParameterError(f"{origin(name)}: {name}: {error}") from error
+    return found
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    ours = {name for name in environ if name.startswith(_PREFIX)}
+    unknown = sorted(ours - set(_VARIABLES) - _NOT_SETTINGS)
+    if unknown:
+        raise ParameterError(
+            f"there is no setting {unknown[0]} (environment); there are {', '.join(_VARIABLES)}"
+        )
+    variables = {name: variable for variable, name in _VARIABLES.items()}
+    texts = {_VARIABLES[variable]: text for variable, text in environ.items() if variable in _VARIABLES}
+    values = {name: _from_text(name, text) for name, text in texts.items()}
+    return _checked(values, lambda name: variables[name])
+
+
+def _config_file(given: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str | None:
+    """The file to read; None where nobody named one and the usual place has none."""
+    named = given or environ.get(_CONFIG)
+    if named:
+        return os.path.expanduser(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    usual = os.path.join(home, "sharedmask", "config.toml")
+    return usual if os.path.isfile(usual) else None
+
+
+def _from_file(path: str) -> dict[str, tuple[Any, str]]:
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ParameterError(f"the configuration file {path} cannot be read: {error}") from error
+    return _checked(values, lambda _: f"the configuration file {path}")
+
+
+def _from_profile(explicit: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    profile = explicit.get("profile", (None, ""))[0]
+    if profile is None:
+        return {}
+    memory_limit = explicit.get("memory_limit", (None, ""))[0]
+    capacity = limits.capacity()
+    if memory_limit is not None:
+        capacity = min(capacity, parse_bytes(memory_limit))
+    values = _from_job(capacity) if profile == "slurm" else PROFILES[_tier(profile, capacity)]
+    return _checked(values, lambda _: f"profile {profile}")
+
+
+def _tier(profile: str, capacity: int) -> str:
+    if profile != "auto":
+        return profile
+    return "small" if capacity < 16 * GIB else "medium" if capacity <= 64 * GIB else "large"
+
+
+def _from_job(capacity: int) -> dict[str, Any]:
+    """Per process 80 % of its task's part of the job's memory on this node."""
+    per_process = int(capacity / limits.slurm_tasks_per_node() * _SLURM_SHARE)
+    return {"max_memory_per_process": per_process, "disk_threshold": min(GIB, per_process // 4)}
+
+
+# --- now -----------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+_given: dict[str, Any] = {}
+_resolved: tuple[Any, Settings, dict[str, str]] | None = None
+
+
+def current() -> Settings:
+    """The settings that hold now.
+
+    Raises
+    ------
+    ParameterError
+        A name that is no setting, or a value that makes no sense; naming it and its place.
+    """
+    return _current()[0]
+
+
+def origins() -> dict[str, str]:
+    """Where the settings that are not default values come from."""
+    return _current()[1]
+
+
+@contextlib.contextmanager
+def using(*, config: str | os.PathLike[str] | None = None, **values: Any) -> Iterator[Settings]:
+    """Set knobs for this process, as the command line does; None leaves one as it is.
+
+    Parameters
+    ----------
+    config : path, optional
+        A configuration file, instead of the usual one.
+    **values
+        Names and values of :class:`Settings`.
+    """
+    global _given
+    given = {name: value for name, value in {"config": config, **values}.items() if value is not None}
+    with _lock:
+        before = _given
+        _given = {**before, **given}
+    try:
+        yield current()
+    finally:
+        with _lock:
+            _given = before
+
+
+def _current() -> tuple[Settings, dict[str, str]]:
+    """Resolved again only when something changed: each request asks."""
+    global _resolved
+    with _lock:
+        names = [os.fsdecode(name) for name in os.environb if name.startswith(_ASKED)]
+        environ = {name: os.environ[name] for name in names}
+        path = _config_file(_given.get("config"), environ)
+        key = _given, environ, path, _changed(path)
+        if _resolved is None or _resolved[0] != key:
+            _resolved = key, *_resolve(environ, path)
+        return _resolved[1], _resolved[2]
+
+
+def _changed(path: str | None) -> int:
+    with contextlib.suppress(OSError):
+        return 0 if path is None else os.stat(path).st_mtime_ns
+    return 0
+
+
+def _resolve(environ: Mapping[str, str], path: str | None) -> tuple[Settings, dict[str, str]]:
+    given = {name: value for name, value in _given.items() if name != "config"}
+    found = {} if path is None else _from_file(path)
+    found |= _from_environment(environ)
+    found |= _checked(given, lambda _: "given")
+    found = {**_from_profile(found), **found}
+    values = {name: value for name, (value, _) in found.items()}
+    return Settings(**values), {name: origin for name, (_, origin) in found.items()}

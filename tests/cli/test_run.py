@@ -1,0 +1,268 @@
+"""Many images on the command line: folders, parts, array jobs, and the flags of other pipelines."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from images import SHAPE, bold, niimg, random_masks, save, truth
+
+CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Eight runs, three masks and an atlas."""
+    for number in range(8):
+        save(tmp_path / f"sub-{number:02}_bold.nii.gz", bold(seed=number))
+    for name, mask in zip("abc", random_masks(3), strict=True):
+        save(tmp_path / f"roi-{name}.nii.gz", mask.astype("u1"))
+    labels = np.random.default_rng(0).integers(0, 4, SHAPE).astype("int16")
+    niimg(labels).to_filename(tmp_path / "atlas.nii.gz")
+    (tmp_path / "spill").mkdir()
+    (tmp_path / "atlas.tsv").write_text("index\tname\n1\tone\n2\ttwo\n3\tthree\n")
+    return tmp_path
+
+
+def sharedmask(*args, cwd, env=None):
+    command = [sys.executable, "-W", "error", "-m", "sharedmask", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True,
+                          timeout=200)  # fmt: skip
+
+
+def images(study):
+    return sorted(path.name for path in study.glob("sub-*.nii.gz"))
+
+
+def means(study, name):
+    """What a table of the masks' means must hold."""
+    values = truth(study / name).astype("f8")
+    masks = [truth(study / f"roi-{roi}.nii.gz") != 0 for roi in "abc"]
+    return np.stack([values[mask].mean(axis=0) for mask in masks], axis=1)
+
+
+def assert_complete(study, folder="out"):
+    for name in images(study):
+        table = pd.read_csv(study / folder / name.replace(".nii.gz", ".tsv"), sep="\t")
+        assert list(table.columns) == ["roi-a", "roi-b", "roi-c"]
+        np.testing.assert_allclose(table, means(study, name), rtol=1e-12)
+
+
+def test_many_images_go_to_a_folder(study):
+    asked = ("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out", "-j", "2")
+    done = sharedmask(*asked, cwd=study)
+    assert (done.returncode, done.stdout) == (0, "8 images complete, 0 were already, 0 failed\n"), done.stderr
+    assert_complete(study)
+    assert sharedmask(*asked, cwd=study).stdout == "0 images complete, 8 were already, 0 failed\n"
+    assert sharedmask(*asked, "--overwrite", cwd=study).stdout.startswith("8 images complete")
+
+
+def test_parts_are_all_of_it(study):
+    for part in ("1/3", "2/3", "3/3"):
+        sharedmask("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out", "--shard", part,
+                   cwd=study)  # fmt: skip
+    assert_complete(study)
+
+
+def test_a_failure_is_named_and_is_exit_code_1(study):
+    (study / "sub-03_bold.nii.gz").write_bytes(b"nothing")
+    done = sharedmask("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out", cwd=study)
+    assert done.returncode == 1 and "7 images complete, 0 were already, 1 failed" in done.stdout
+    assert done.stderr.startswith("sharedmask: sub-03_bold.nii.gz: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["sub-00_bold.nii.gz", "sub-01_bold.nii.gz", "-o", "x.tsv"], "--out-dir DIR for any number"),
+        (["sub-00_bold.nii.gz"], "-o OUT for one BOLD"),
+        (["sub-00_bold.nii.gz", "-o", "x.tsv", "--out-dir", "out"], "-o OUT for one BOLD"),
+    ],
+)
+def test_outputs_must_be_clear(study, args, message):
+    done = sharedmask("extract", *args, "--masks", "roi-*.nii.gz", cwd=study)
+    assert done.returncode == 64 and message in done.stderr
+
+
+def test_a_local_dask_cluster(study):
+    pytest.importorskip("distributed")
+    command = [sys.executable, "-m", "sharedmask", "extract", *images(study), "--masks", "roi-*.nii.gz",
+               "--out-dir", "out", "--dask", "local", "-j", "2"]  # fmt: skip
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert_complete(study)
+
+
+# --- array jobs ----------------------------------------------------------------------------------
+
+
+def test_a_script_for_an_array_job(study):
+    asked = ("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out")
+    done = sharedmask("submit", "--dry-run", "--array", "4", "--sbatch=--time=10", "--", *asked, cwd=study)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "#!/bin/bash" and "#SBATCH --array=1-4" in lines and "#SBATCH --time=10" in lines
+    assert lines[-2].endswith('--out-dir out --shard "$SLURM_ARRAY_TASK_ID/4"')
+
+
+def test_the_memory_asked_for_grows_with_the_image(study):
+    save(study / "large.nii", bold((60, 60, 60, 50)))
+
+    def megabytes(*asked):
+        done = sharedmask("submit", "--dry-run", "--", "extract", *asked, "--out-dir", "out", cwd=study)
+        (line,) = [line for line in done.stdout.splitlines() if "--mem=" in line]
+        return int(line.removeprefix("#SBATCH --mem=").removesuffix("M"))
+
+    save(study / "whole.nii.gz", np.ones((60, 60, 60), "u1"))
+    save(study / "dot.nii.gz", np.pad(np.ones((1, 1, 1), "u1"), 59)[:60, :60, :60])
+    small = megabytes("large.nii", "--mask", "dot.nii.gz", "--format", "npz")
+    # The signals of all voxels, as float32.
+    assert (
+        megabytes("large.nii", "--mask", "whole.nii.gz", "--format", "npz") - small > 60**3 * 50 * 4 / 2**20
+    )
+    assert megabytes("large.nii", "--mask", "dot.nii.gz", "--detrend") > small + 200  # nilearn
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--", "info", "sub-00_bold.nii.gz"], "the command to submit: extract"),
+        (["--", "extract", "sub-00_bold.nii.gz", "--masks", "roi*", "-o", "x.tsv"], "needs --out-dir"),
+        (
+            [
+                "--sbatch=time",
+                *["--", "extract", "sub-00_bold.nii.gz", "--masks", "roi-*.nii.gz", "--out-dir", "o"],
+            ],
+            "no option of sbatch",
+        ),
+    ],
+)
+def test_what_cannot_be_submitted(study, args, message):
+    done = sharedmask("submit", "--dry-run", *args, cwd=study)
+    assert done.returncode == 64 and message in done.stderr
+
+
+def test_without_slurm_the_script_is_there(study):
+    asked = ("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out")
+    done = sharedmask("submit", "--", *asked, cwd=study, env={"PATH": "/nowhere"})
+    assert done.returncode == 65 and "no sbatch; the script is" in done.stderr
+    assert (study / "sharedmask-logs" / "sharedmask.sbatch").read_text().startswith("#!/bin/bash")
+
+
+@pytest.mark.privileged
+@pytest.mark.skipif(
+    not shutil.which("slurmctld") or not shutil.which("munged"), reason="SLURM is not installed"
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="starting SLURM takes root")
+def test_a_real_slurm_does_all_of_it(study, tmp_path_factory):
+    home = tmp_path_factory.mktemp("slurm")
+    env = {"SLURM_CONF": str(home / "slurm.conf")}
+    subprocess.run([CLUSTER, "start", home], check=True, timeout=120)
+    try:
+        asked = ("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out")
+        done = sharedmask("submit", "--array", "4", "--sbatch=--wait", "--", *asked, cwd=study, env=env)
+        assert done.returncode == 0 and done.stdout.strip().isdigit(), done.stderr
+        logs = sorted((study / "sharedmask-logs").glob("*.log"))
+        assert [path.read_text() for path in logs] == ["2 images complete, 0 were already, 0 failed\n"] * 4
+        assert_complete(study)
+    finally:
+        subprocess.run([CLUSTER, "stop", home], check=True, timeout=120)
+
+
+# --- the flags of memory-efficient pipelines -----------------------------------------------------
+
+
+def run(study, *flags):
+    return sharedmask("run", *images(study)[:2], "--masks", "roi-*.nii.gz", "--output-dir", "out", *flags,
+                      cwd=study, env={"SHAREDMASK_TMPDIR": str(study / "spill")})  # fmt: skip
+
+
+def stores(answer):
+    """Where images went, as ``--verbose`` tells."""
+    return [
+        line.split(" goes to ")[1].split(":")[0] for line in answer.stderr.splitlines() if "goes to" in line
+    ]
+
+
+def test_the_flags_that_only_say_how_change_no_number(study):
+    for number, flags in enumerate([(), ("--standard",), ("--parallel", "--n-jobs", "2"), ("--cached",),
+                                    ("--memory-efficient", "--force-memmap"), ("--disable-shared-memory",),
+                                    ("--auto-configure",), ("--slurm",)]):  # fmt: skip
+        done = run(study, *flags, "--output-dir", f"out{number}")
+        assert done.returncode == 0, (flags, done.stderr)
+        for name in images(study)[:2]:
+            table = pd.read_csv(study / f"out{number}" / name.replace(".nii.gz", ".tsv"), sep="\t")
+            np.testing.assert_allclose(table, means(study, name), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "flags, store",
+    [
+        (("--memory-efficient",), "shm"),
+        (("--force-memmap",), "disk"),
+        (("--memory-efficient", "--memory-threshold", "0.000001"), "disk"),
+        (("--memory-threshold", "0.000001"), "shm"),  # the disk is for the memory-efficient
+        (("--disable-shared-memory",), "private"),
+    ],
+)
+def test_flags_choose_the_store(study, flags, store):
+    answer = run(study, *flags, "--verbose")
+    assert stores(answer) == [store] * 2, answer.stderr
+
+
+def test_the_buffer_is_kept_free(study):
+    done = run(study, "--memory-buffer", "0.9999999")
+    assert done.returncode == 1 and "may be used" in done.stderr
+
+
+def test_a_process_has_its_bound(study):
+    done = run(study, "--max-memory-per-process", "0.000001")
+    assert done.returncode == 1 and "max_memory_per_process" in done.stderr
+
+
+def test_the_cache_is_used_told_and_cleared(study):
+    assert "hits           0" in run(study, "--cached", "--cache-stats").stdout
+    assert "hits           2" in run(study, "--cached", "--cache-stats").stdout
+    assert "2 results removed" in run(study, "--cached", "--clear-cache").stdout
+
+
+def test_subjects_and_rois_are_chosen_by_name(study):
+    done = run(study, "--subjects", "01", "--rois", "roi-b", "roi-a")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (study / "out").glob("*.tsv")] == ["sub-01_bold.tsv"]
+    table = pd.read_csv(study / "out" / "sub-01_bold.tsv", sep="\t")
+    np.testing.assert_allclose(
+        table[["roi-a", "roi-b"]], means(study, "sub-01_bold.nii.gz")[:, :2], rtol=1e-12
+    )
+    assert list(table.columns) == ["roi-b", "roi-a"]
+
+
+def test_atlas_regions_are_chosen_by_name(study):
+    done = sharedmask("run", "sub-00_bold.nii.gz", "--atlas", "atlas.nii.gz", "--lut", "atlas.tsv", "--rois",
+                      "three", "one", "--output-dir", "out", cwd=study)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(study / "out" / "sub-00_bold.tsv", sep="\t")
+    inside = truth(study / "atlas.nii.gz") == 3
+    np.testing.assert_allclose(table["three"], truth(study / "sub-00_bold.nii.gz")[inside].mean(0))
+    assert list(table.columns) == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        (("--subjects", "77"), 18, "no image of sub-77"),
+        (("--rois", "roi-z"), 18, "no region roi-z; there are: roi-a"),
+        (("--standard", "--parallel"), 64, "neither --parallel nor --cached"),
+    ],
+)
+def test_unknown_names_are_errors(study, flags, code, message):
+    done = run(study, *flags)
+    assert done.returncode == code and message in done.stderr
+
+
+def test_log_memory_says_a_line_per_operation(study):
+    done = run(study, "--log-memory")
+    assert sum("projected" in line for line in done.stderr.splitlines()) == 4  # load and reduce, of two

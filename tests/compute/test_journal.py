@@ -1,0 +1,83 @@
+"""Journals: what is complete survives kills, and nothing else counts as complete."""
+
+import json
+import os
+
+import pytest
+from children import python
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharedmask.compute.journal import Entry, Journal
+from sharedmask.errors import ParameterError
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "study" / "done.jsonl"
+
+
+def test_complete_runs_are_found_again(path):
+    Journal(path).add(Entry("sub-01", "abc", (), 1.5))
+    again = Journal(path)
+    assert again.has("sub-01", "abc")
+    assert not again.has("sub-01", "other inputs")
+    assert not again.has("sub-02", "abc")
+
+
+def test_the_last_entry_counts(path):
+    journal = Journal(path)
+    journal.add(Entry("sub-01", "old"))
+    journal.add(Entry("sub-01", "new"))
+    for seen in (journal, Journal(path)):
+        assert seen.has("sub-01", "new") and not seen.has("sub-01", "old")
+
+
+def test_a_run_whose_output_is_gone_is_not_complete(path, tmp_path):
+    output = tmp_path / "out.tsv"
+    output.touch()
+    Journal(path).add(Entry("sub-01", "abc", (str(output),)))
+    assert Journal(path).has("sub-01", "abc")
+    output.unlink()
+    assert not Journal(path).has("sub-01", "abc")
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut=st.integers(1, 200))
+def test_a_line_cut_short_loses_only_itself(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("journal") / "done.jsonl"
+    journal = Journal(path)
+    journal.add(Entry("first", "abc"))
+    whole = path.stat().st_size
+    journal.add(Entry("second", "abc"))
+    os.truncate(path, max(whole, path.stat().st_size - cut))
+    after = Journal(path)
+    after.add(Entry("third", "abc"))
+    last = Journal(path)
+    assert last.has("first", "abc") and last.has("third", "abc")
+    # Without its end of line an entry is whole; without one character more it is not.
+    assert last.has("second", "abc") == (cut == 1)
+
+
+def test_processes_append_to_one_journal(path):
+    script = """
+        import sys
+        from sharedmask.compute.journal import Entry, Journal
+        journal = Journal(sys.argv[1])
+        for number in range(50):
+            journal.add(Entry(f"{sys.argv[2]}-{number}", "x" * 500))
+    """
+    import threading
+
+    children = [threading.Thread(target=python, args=(script, path, name)) for name in "abc"]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["key"] for line in lines} == {f"{name}-{number}" for name in "abc" for number in range(50)}
+
+
+def test_what_is_no_journal_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"cannot be read as a journal"):
+        Journal(tmp_path)

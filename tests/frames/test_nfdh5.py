@@ -1,0 +1,509 @@
+"""The HDF5 file: exact both ways, whole or not at all; and the NIfTI files that frames are written to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from children import python, running
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from images import AFFINE, SHAPE, bold, niimg, same_bits, save, truth
+
+from sharedmask import FrameDataset, SharedImage
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, ParameterError
+from sharedmask.frames import nfdh5
+from sharedmask.frames.convert import convert
+from sharedmask.storage import registry
+from sharedmask.system import files
+
+N = 12
+KNOWN = {
+    *("dataobj", "affine", "brainmask", "motion_affines", "datahdr", "gradients", "bzero", "eddy_xfms"),
+    *("midframe", "total_duration", "uptake"),
+}
+COMPRESSIONS = [(), ("gzip", 1), ("gzip", 6), ("lzf",)]
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "registry")
+
+
+def nifreezes(path, data, version=1, userblock=0, **fields):
+    """A file as nifreeze writes it, by its description."""
+    with h5py.File(path, "w", userblock_size=userblock) as file:
+        file.attrs["Format"] = fields.pop("Format", "NFDH5")
+        file.attrs["Version"] = np.uint16(version)
+        options = fields.pop("options", {})
+        root = file.create_group("/0")
+        root.attrs["Type"] = "base dataset"
+        stored = data if version == 1 else np.ascontiguousarray(np.moveaxis(data, -1, 0))
+        dataset = root.create_dataset("dataobj", data=stored, **options)
+        if version == 2:
+            dataset.attrs["volume_axis"] = 0
+        for name, value in {"affine": AFFINE, **fields}.items():
+            root.create_dataset(name, data=value)
+    return path
+
+
+# --- round trip ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.sampled_from(["i2", "u1", "f4", "f8", "i4", "u2"]).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4))
+    ),
+    compression=st.sampled_from(COMPRESSIONS),
+    facts=st.integers(0, 15),
+)
+def test_what_is_written_is_read_bit_for_bit(tmp_path, data, compression, facts):
+    n = data.shape[3]
+    rng = np.random.default_rng(facts)
+    per_frame = {"gradients": rng.normal(size=(n, 4)), "censored": rng.random(n) < 0.5}
+    options = {
+        "affines": rng.normal(size=(n, 4, 4)) if facts & 1 else None,
+        "per_frame": per_frame if facts & 2 else None,
+        "overall": {"bzero": rng.normal(size=data.shape[:3]), "echo": np.float32(0.03)}
+        if facts & 4
+        else None,
+        "mask_img": np.ones(data.shape[:3], bool) if facts & 8 else None,
+    }
+    with FrameDataset(niimg(data), **options) as ds:
+        path = ds.to_filename(tmp_path / "run.h5", *compression)
+        with FrameDataset(path) as back:
+            same_bits(back[:][0], data)
+            same_bits(back.affine, ds.affine)
+            assert (back.motion_affines is None) == (ds.motion_affines is None)
+            assert list(ds.per_frame) == list(back.per_frame)
+            for ours, theirs in ((ds.per_frame, back.per_frame), (ds.overall, back.overall)):
+                assert set(ours) == set(theirs)
+                for name, values in ours.items():
+                    same_bits(theirs[name], values)
+            np.testing.assert_array_equal(ds.brainmask, back.brainmask)
+            assert back.datahdr == ds.datahdr
+            assert back.t_r == ds.t_r
+            assert back == ds
+    assert left_in(tmp_path) == ["run.h5"]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_scaled_images_are_written_as_true_values(tmp_path, compression):
+    path = save(tmp_path / "run.nii", bold(), slope=0.5, inter=3.0)
+    with FrameDataset(path) as ds:
+        ds.to_filename(tmp_path / "run.h5", *compression)
+    with FrameDataset(tmp_path / "run.h5") as back:
+        same_bits(back[:][0], truth(path))
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_the_header_is_carried_along(tmp_path, kind):
+    image = kind(bold(), AFFINE)
+    image.header["descrip"] = b"somebody's brain"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a word"))
+    image.header.set_xyzt_units("mm", "msec")
+    nib.save(image, tmp_path / "run.nii")
+    convert(tmp_path / "run.nii", tmp_path / "run.h5")
+    convert(tmp_path / "run.h5", tmp_path / "back.nii.gz")
+    back, given = nib.load(tmp_path / "back.nii.gz"), nib.load(tmp_path / "run.nii")
+    assert type(back) is kind
+    same_bits(np.asanyarray(back.dataobj), bold())
+    for field in ("descrip", "xyzt_units", "pixdim", "srow_x", "sform_code", "qform_code"):
+        np.testing.assert_array_equal(back.header[field], given.header[field])
+    assert [one.get_content() for one in back.header.extensions] == [b"a word"]
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage])
+def test_images_in_two_files_are_converted(tmp_path, kind):
+    nib.save(kind(bold(), AFFINE), tmp_path / "run.img")
+    convert(tmp_path / "run.img", tmp_path / "run.h5")
+    convert(tmp_path / "run.h5", tmp_path / "run.nii")
+    same_bits(truth(tmp_path / "run.nii"), bold())
+    np.testing.assert_allclose(nib.load(tmp_path / "run.nii").affine, nib.load(tmp_path / "run.img").affine)
+
+
+def test_numbers_of_frames_survive_files(tmp_path):
+    with FrameDataset(niimg(bold())) as ds:
+        ds.select([2, 3, 9]).to_filename(tmp_path / "some")
+    with FrameDataset(tmp_path / "some.h5") as back:
+        assert [back.original_index(i) for i in range(3)] == [2, 3, 9]
+        same_bits(back.original(2), bold()[..., 9])
+
+
+def test_transformed_frames_are_written_as_they_are(tmp_path):
+    affine = np.eye(4)
+    affine[:3, 3] = 2.0
+    with FrameDataset(niimg(bold(dtype="float32"))) as ds:
+        ds.set_transform(3, affine)
+        ds.to_filename(tmp_path / "run.h5")
+        ds.to_nifti(tmp_path / "run.nii.gz")
+        with FrameDataset(tmp_path / "run.h5") as back:
+            assert back == ds
+        same_bits(truth(tmp_path / "run.nii.gz"), ds[:][0])
+
+
+# --- the layout ----------------------------------------------------------------------------------
+
+
+def test_frames_lie_in_the_file_one_after_the_other(tmp_path):
+    with FrameDataset(niimg(bold())) as ds:
+        ds.to_filename(tmp_path / "plain.h5")
+        ds.to_filename(tmp_path / "packed.h5", "gzip", 1)
+    with h5py.File(tmp_path / "plain.h5") as file:
+        assert (file.attrs["Format"], file.attrs["Version"]) == ("NFDH5", 2)
+        assert file["0/dataobj"].attrs["volume_axis"] == 0
+        assert file["0/dataobj"].chunks is None
+        assert file["0/dataobj"].id.get_offset() % 4096 == 0
+    with h5py.File(tmp_path / "packed.h5") as file:
+        assert file["0/dataobj"].chunks == (1, *SHAPE)
+        same_bits(np.moveaxis(file["0/dataobj"][...], 0, 3), bold())
+    with FrameDataset(tmp_path / "plain.h5") as ds:
+        assert ds.store[0] == "file"
+        assert np.shares_memory(ds[2][0], ds.dataobj)
+
+
+@pytest.mark.parametrize(
+    ("per_frame", "told"),
+    [
+        ({"gradients": np.ones((N, 4))}, ("NFDH5", "dmri", "base dataset")),
+        ({"midframe": np.arange(N)}, ("EMC/PET", None, "pet")),
+        ({"mine": np.arange(N)}, ("NFDH5", None, "base dataset")),
+    ],
+)
+def test_nifreeze_finds_what_it_knows_and_nothing_else(tmp_path, per_frame, told):
+    overall = {"total_duration": 30.0, "note": 1}
+    with FrameDataset(niimg(bold()), per_frame=per_frame, overall=overall) as ds:
+        ds.to_filename(tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5") as file:
+        root = file["/0"]
+        read = {name: np.asanyarray(value) for name, value in root.items() if not name.startswith("_")}
+        assert (file.attrs["Format"], file.attrs.get("Type"), root.attrs["Type"]) == told
+    assert set(read) == {"dataobj", "affine", "total_duration"} | (set(per_frame) & KNOWN)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8", ">f4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "gzip"},
+        {"compression": "gzip", "shuffle": True},
+        {"compression": "gzip", "chunks": True, "fletcher32": True},
+        {"chunks": True},
+        {"maxshape": (None,) * 4},
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_nifreezes_files_are_read(tmp_path, version, dtype, options):
+    data = (bold() % 200).astype(dtype)
+    gradients = np.arange(N * 4.0).reshape(N, 4)
+    brain = bold()[..., 0] > 1000
+    fields = {"gradients": gradients, "bzero": data[..., 0], "brainmask": brain}
+    path = nifreezes(tmp_path / "run.h5", data, version, options=options, **fields)
+    for store in ("auto", "disk"):
+        with FrameDataset.from_filename(path, store=store) as ds:
+            same_bits(ds[:][0], data)
+            _, affine, gradient = ds[5]
+            np.testing.assert_array_equal(gradient, gradients[5])
+            assert affine is None
+            np.testing.assert_array_equal(ds.brainmask, brain)
+            same_bits(ds.overall["bzero"], data[..., 0])
+    convert(path, tmp_path / "run.nii")
+    same_bits(truth(tmp_path / "run.nii"), data)
+
+
+def test_blocks_of_interleaved_frames_fit_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(nfdh5, "_BLOCK_BYTES", 5 * bold()[..., 0].nbytes)
+    path = nifreezes(tmp_path / "run.h5", bold())
+    with FrameDataset(path) as ds:
+        same_bits(ds[:][0], bold())
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_slabs_of_frames_fit_together(tmp_path, monkeypatch, compression):
+    monkeypatch.setattr(nfdh5, "_SLAB_BYTES", 3 * bold()[0, ..., 0].nbytes)
+    with FrameDataset(niimg(bold())) as ds:
+        path = ds.to_filename(tmp_path / "run.h5", *compression)
+    for store in ("auto", "disk"):
+        with FrameDataset(path, store=store) as back:
+            same_bits(back[:][0], bold())
+
+
+def test_frames_after_a_user_block_are_mapped(tmp_path):
+    path = nifreezes(tmp_path / "run.h5", bold(), version=2, userblock=4096)
+    with FrameDataset(path, store="file") as ds:
+        same_bits(ds[:][0], bold())
+
+
+def test_a_pet_file_is_read(tmp_path):
+    fields = {"Format": "EMC/PET", "midframe": np.arange(N) + 0.5, "total_duration": 12.0}
+    path = nifreezes(tmp_path / "pet.h5", bold(dtype="f4"), **fields)
+    with FrameDataset(path) as ds:
+        assert [float(when) for _, _, when in ds] == fields["midframe"].tolist()
+        assert float(ds.overall["total_duration"]) == 12.0
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (lambda f: f.attrs.__setitem__("Format", "other"), ImageError, "its Format is 'other'"),
+        (lambda f: f.attrs.__delitem__("Format"), ImageError, "its Format is None"),
+        (lambda f: f.attrs.__setitem__("Version", 3), ImageError, "version 3; versions"),
+        (lambda f: f.__delitem__("0/dataobj"), DamagedImageError, "has no dataobj"),
+        (lambda f: f.__delitem__("0/affine"), DamagedImageError, "has no affine"),
+        (lambda f: f["0/dataobj"].attrs.__setitem__("volume_axis", 1), ImageError, "volume_axis=1"),
+        (lambda f: f.__setitem__("0/gradients", np.ones((3, 4))), DamagedImageError, "the 12 frames"),
+        (lambda f: f.__setitem__("0/brainmask", np.ones((3, 4))), DamagedImageError, "brainmask has shape"),
+    ],
+)
+def test_another_layout_is_refused(tmp_path, change, kind, said):
+    path = nifreezes(tmp_path / "run.h5", bold())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(kind, match=said) as raised:
+        FrameDataset(path)
+    assert "run.h5" in str(raised.value)
+
+
+def test_what_is_no_hdf5_is_refused(tmp_path):
+    with pytest.raises(MissingFileError, match=r"gone\.h5 does not exist"):
+        FrameDataset(tmp_path / "gone.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(DamagedImageError, match=r"text\.h5 cannot be read as HDF5"):
+        FrameDataset(tmp_path / "text.h5")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "chunks": (1, *SHAPE)}])
+def test_a_truncated_or_damaged_file_is_refused(tmp_path, options):
+    path = nifreezes(tmp_path / "run.h5", bold(), version=2, options=options)
+    with h5py.File(path) as file:
+        dataset = file["0/dataobj"]
+        offset = dataset.id.get_chunk_info(5).byte_offset if options else None
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedImageError):
+        FrameDataset(path)
+    if options:
+        path.write_bytes(whole[: offset + 40] + b"\xff" * 40 + whole[offset + 80 :])
+        with pytest.raises(DamagedImageError, match="at frame 5"):
+            FrameDataset(path)
+
+
+def test_an_unknown_compression_is_refused(tmp_path):
+    with FrameDataset(niimg(bold())) as ds:
+        for compression in (("zip",), ("gzip", 11)):
+            with pytest.raises(ParameterError, match="none that HDF5 has"):
+                ds.to_filename(tmp_path / "run.h5", *compression)
+    assert left_in(tmp_path) == []
+
+
+def test_a_mapped_file_is_not_replaced(tmp_path):
+    path = save(tmp_path / "run.nii", bold())
+    with FrameDataset(path) as ds:
+        h5 = ds.to_filename(tmp_path / "run.h5")
+        with pytest.raises(ParameterError, match=r"run\.nii is mapped"):
+            ds.to_nifti(path)
+    before = h5.read_bytes()
+    with FrameDataset(h5) as mapped:
+        os.symlink(h5, tmp_path / "link.h5")
+        for target in (h5, tmp_path / "link.h5"):
+            with pytest.raises(ParameterError, match="is mapped"):
+                mapped.to_filename(target)
+            with pytest.raises(ParameterError, match="is mapped"):
+                convert(path, target)
+    assert h5.read_bytes() == before
+
+
+def test_the_file_of_a_shared_image_is_not_replaced(tmp_path):
+    path, other = save(tmp_path / "run.nii", bold()), save(tmp_path / "other.nii", bold(seed=1))
+    with SharedImage(path, store="file") as image:
+        image.load()
+        with pytest.raises(ParameterError, match="is mapped"):
+            convert(other, path)
+        same_bits(np.asarray(image.array), truth(path))
+
+
+@pytest.mark.parametrize("name", ["run.img", "run.mgz", "run.txt"])
+def test_another_ending_is_refused(tmp_path, name):
+    with (
+        FrameDataset(niimg(bold())) as ds,
+        pytest.raises(ParameterError, match=r"ends in \.nii or \.nii\.gz"),
+    ):
+        ds.to_nifti(tmp_path / name)
+
+
+def test_what_nifti_cannot_hold_is_refused(tmp_path):
+    path = nifreezes(tmp_path / "run.h5", bold().astype("f2"))
+    with FrameDataset(path) as ds:
+        same_bits(ds[3][0], bold()[..., 3].astype("f2"))
+        with pytest.raises(ParameterError, match="NIfTI cannot hold float16"):
+            ds.to_nifti(tmp_path / "run.nii")
+
+
+# --- whole or not at all -------------------------------------------------------------------------
+
+
+def until_the_disk_is_gone(self, **options):
+    for index in range(len(self)):
+        if index == 5:
+            raise OSError("the disk is gone")
+        yield self[index][0]
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+@pytest.mark.parametrize("name", ["run.h5", "run.nii", "run.nii.gz"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, name, nameless):
+    monkeypatch.setattr(FrameDataset, "frames", until_the_disk_is_gone)
+    path = tmp_path / name
+    path.write_text("old")
+    with FrameDataset(niimg(bold()), store="disk") as ds:
+        if not nameless:
+            monkeypatch.setattr(files, "nameless_file", only_records)
+        with pytest.raises(OSError, match="the disk is gone"):
+            ds.to_filename(path) if name == "run.h5" else ds.to_nifti(path)
+    assert path.read_text() == "old"
+    assert left_in(tmp_path) == [name]
+
+
+def only_records(folder, mode=0o600, make=files.nameless_file):
+    """As where files must have a name; the registry is elsewhere."""
+    return make(folder) if mode == 0o600 else None
+
+
+SAVING = """
+    import sys, time
+    import nibabel as nib, numpy as np
+    from sharedmask import FrameDataset
+    from sharedmask.storage import registry
+
+    if sys.argv[2] == "named":
+        nameless = registry._nameless_file
+        registry._nameless_file = lambda folder, mode=0o600: nameless(folder) if mode == 0o600 else None
+    def frames(self, **options):
+        for index in range(len(self)):
+            if index == 5:
+                print("ready", flush=True)
+                time.sleep(60)
+            yield self[index][0]
+    FrameDataset.frames = frames
+    with FrameDataset(nib.Nifti1Image(np.ones((7, 6, 5, 12), "f4"), np.eye(4)), store="disk") as ds:
+        ds.to_filename(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", ["nameless", "named"])
+def test_killed_while_saving_the_old_file_is_intact(tmp_path, registry_dir, how, number):
+    path = tmp_path / "run.h5"
+    path.write_text("old")
+    with running(SAVING, path, how) as child:
+        os.kill(child.pid, number)
+        child.wait()
+    cleaned = how == "nameless" or number in (signal.SIGINT, signal.SIGTERM)
+    assert (left_in(tmp_path) == ["run.h5"]) == cleaned
+    removed = registry.reap()
+    assert path.read_text() == "old"
+    assert left_in(tmp_path) == ["run.h5"]
+    assert not list(Path(registry_dir).iterdir())
+    assert len(removed) == (not cleaned)
+
+
+def test_the_reaper_touches_only_what_looks_like_a_draft(tmp_path):
+    mine, linked = tmp_path / "thesis.h5", tmp_path / ".sharedmask-0123456789abcdef.tmp"
+    mine.write_text("mine")
+    linked.symlink_to(mine)
+    for path in (mine, linked, tmp_path / "gone", 5, None):
+        record = registry.Record("0" * 32, json.dumps({"draft": path and str(path)}))
+        record.forget()
+        assert registry.reap() == []
+    assert mine.read_text() == "mine"
+    assert linked.is_symlink()
+
+
+def test_a_living_writer_is_left_alone(tmp_path):
+    with registry.draft(tmp_path / "out.h5") as temporary:
+        temporary.write_text("new")
+        assert registry.reap() == []
+    assert (tmp_path / "out.h5").read_text() == "new"
+
+
+def test_a_handler_of_the_users_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "nameless_file", only_records)
+    for handler in (signal.SIG_DFL, signal.SIG_IGN):
+        before = signal.signal(signal.SIGTERM, handler)
+        try:
+            with registry.draft(tmp_path / "out.h5") as temporary:
+                temporary.write_text("new")
+                assert (signal.getsignal(signal.SIGTERM) is handler) == (handler is signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGTERM) is handler
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert left_in(tmp_path) == ["out.h5"]
+
+
+def test_a_draft_has_the_usual_mode(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with registry.draft(tmp_path / "out.h5") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out.h5").stat().st_mode & 0o777 == 0o640
+
+
+def test_without_h5py_it_is_said_what_to_install(tmp_path):
+    script = """
+        import sys
+        sys.modules["h5py"] = None
+        from sharedmask import FrameDataset
+        try:
+            FrameDataset("run.h5")
+        except ValueError as error:
+            print(error)
+    """
+    done = python(script, cwd=tmp_path)
+    assert done.stdout == "HDF5 files need h5py: pip install 'sharedmask[frames]'\n", done.stderr
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def command(*args):
+    line = [sys.executable, "-W", "error", "-m", "sharedmask", "frames", "convert", *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_converts_there_and_back(tmp_path):
+    path = save(tmp_path / "run.nii.gz", bold(dtype="float32"))
+    assert command(path, tmp_path / "run.h5", "--gzip", 1).stderr == ""
+    assert command(tmp_path / "run.h5", tmp_path / "back.nii").stderr == ""
+    same_bits(truth(tmp_path / "back.nii"), truth(path))
+    assert nib.load(tmp_path / "back.nii").header["pixdim"][4] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "code", "said"),
+    [
+        ("gone.nii", "out.h5", 66, "gone.nii does not exist"),
+        ("run.nii", "out.txt", 64, "ends in .nii or .nii.gz"),
+        ("run.nii", "no/out.h5", 73, "no folder"),
+        ("run.nii", "out.nii --gzip 1", 64, "compression is for .h5 files"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(tmp_path, source, target, code, said):
+    save(tmp_path / "run.nii", bold())
+    name, *options = target.split()
+    done = command(tmp_path / source, tmp_path / name, *options)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert left_in(tmp_path) == ["run.nii"]

@@ -1,0 +1,105 @@
+"""What the documentation promises is there."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import masker_cases as cases
+import nibabel as nib
+import numpy as np
+import pytest
+from images import niimg, random_masks
+from joblib import parallel_config
+
+import sharedmask
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(sharedmask.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__main__"
+)
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+def test_every_test_that_the_reliability_page_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
+    written = {
+        name
+        for path in ROOT.glob("tests/*/test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named
+    assert named <= written, named - written
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    found = doctest.testmod(importlib.import_module(module), extraglobs={"np": __import__("numpy")})
+    assert found.failed == 0
+
+
+def test_the_architecture_page_names_every_package():
+    text = (ROOT / "docs/architecture.md").read_text()
+    for package in PACKAGES:
+        assert f"`{package}`" in text, package
+
+
+def test_public_names_are_documented():
+    for name in sharedmask.__all__:
+        if name != "__version__":
+            assert getattr(sharedmask, name).__doc__, name
+
+
+@pytest.fixture
+def inputs_of_the_migration_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases.Files(tmp_path).run("int16", "4D", ".nii.gz").rename("sub-01_bold.nii.gz")
+    cases.CONFOUNDS["tsv"](tmp_path).rename("confounds.tsv")
+    (tmp_path / "rois").mkdir()
+    for number, mask in enumerate(random_masks(3, cases.BOX)):
+        nib.save(niimg(mask.astype("u1")), tmp_path / f"rois/{number}.nii.gz")
+    nib.save(niimg(cases.atlas(cases.BOX)), "atlas.nii.gz")
+    nib.save(niimg(cases.maps(cases.BOX)), "maps.nii.gz")
+
+
+@pytest.mark.usefixtures("inputs_of_the_migration_page")
+def test_the_migration_page_runs_and_its_pairs_agree():
+    """Blocks of one section that make ``signals`` make the same."""
+    names = {"__name__": "migrating"}
+    for section in (ROOT / "docs/migrating.md").read_text().split("\n## "):
+        blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+        with parallel_config("sequential"):  # loky's processes would stay
+            made = [_signals_of(block, names) for block in blocks]
+        made = [one for one in made if one is not None]
+        for other in made[1:]:
+            assert len(other) == len(made[0])
+            for one, expected in zip(other, made[0], strict=True):
+                np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
+
+
+def _signals_of(block, names):
+    names.pop("signals", None)
+    exec(block, names)
+    return names.get("signals")
+
+
+def test_the_memory_page_has_every_setting_and_profile():
+    from dataclasses import fields
+
+    from sharedmask.system.settings import PROFILES, Settings
+
+    text = (ROOT / "docs/memory.md").read_text()
+    for name in [*(field.name for field in fields(Settings)), *PROFILES]:
+        assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name

@@ -1,0 +1,135 @@
+"""The house: who may import whom, what importing costs, and what may not appear in the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sharedmask
+
+PACKAGE = Path(sharedmask.__file__).parent
+
+HEAVY = {
+    "nilearn",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "joblib",
+    "h5py",
+    "matplotlib",
+    "psutil",
+    "click",
+    "tqdm",
+    "isal",
+    "multiprocessing.shared_memory",
+    "multiprocessing.resource_tracker",
+}
+
+
+def sources():
+    """The text of each module, by its dotted name within the package."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text()
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+MODULES = sorted(sources())
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+def test_packages_import_to_the_left_only():
+    done = subprocess.run(
+        [sys.executable, "-m", "importlinter.cli", "lint"], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_too_large(module):
+    assert sources()[module].count("\n") <= 500
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_three_to_fifteen_modules(package):
+    assert 3 <= len(list((PACKAGE / package).glob("*.py"))) - 1 <= 15
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_what_it_covers(module):
+    text = " ".join(ast.get_docstring(ast.parse(sources()[module])).split())
+    if module in ("__init__", "__main__", "_version"):
+        return
+    assert "Covers:" in text and "not cover" in text
+
+
+def modules_after(statement):
+    script = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = modules_after("import sharedmask")
+    assert not HEAVY & loaded
+    assert not {f"sharedmask.{module}" for module in MODULES if not module.startswith("_")} & loaded
+
+
+def test_using_an_image_loads_no_nilearn():
+    script = """
+import numpy as np, nibabel as nib
+from sharedmask import SharedImage
+with SharedImage(nib.Nifti1Image(np.ones((3, 3, 3, 4), "i2"), np.eye(4))) as image:
+    image.mask_parallel([np.ones((3, 3, 3), bool)], n_jobs=2)
+    image.reduce([np.ones((3, 3, 3), bool)])
+"""
+    # scipy's top package comes with nibabel.
+    assert not {"nilearn", "pandas", "sklearn", "h5py", "matplotlib"} & modules_after(script)
+
+
+def test_only_the_maskers_import_nilearn_at_their_top():
+    def imports_at_top(text):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module.split(".")[0]
+
+    costly = {"nilearn", "scipy", "sklearn", "pandas"}
+    found = {module for module, text in sources().items() if costly & set(imports_at_top(text))}
+    assert found == {f"maskers.{name}" for name in ("_nilearn", "base", "labels", "maps", "multi", "nifti")}
+
+
+def test_public_names_are_there():
+    for name in sharedmask.__all__:
+        assert getattr(sharedmask, name) is not None
+    assert set(sharedmask.__all__) <= set(dir(sharedmask))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sharedmask.nothing
+
+
+def test_segments_are_created_in_one_place_and_never_attached_by_name():
+    calls = [
+        (module, node)
+        for module, text in sources().items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("SharedMemory")
+    ]
+    assert [module for module, _ in calls] == ["storage.memory"]
+    assert "create=True" in ast.unparse(calls[0][1])
+
+
+def test_only_the_creator_unregisters():
+    assert [module for module, text in sources().items() if "unregister(" in text] == ["storage.memory"]
+
+
+def test_no_pickle_or_eval_of_files():
+    for module, text in sources().items():
+        called = {ast.unparse(n.func) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)}
+        assert not called & {"eval", "exec", "os.fork"}, module
+        if module != "compute.pool":
+            assert not any("pickle" in name for name in called), module

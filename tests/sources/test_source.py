@@ -1,0 +1,1135 @@
+"""What images are, and their volumes: every encoding against what nibabel reads, and every refusal."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import pickle
+import shutil
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from isal import igzip_lib
+from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
+
+from sharedmask.errors import (
+    DamagedImageError,
+    ImageError,
+    MissingFileError,
+    ParameterError,
+    SharedMaskWarning,
+)
+from sharedmask.sources.codecs import CHUNK, MemberStream
+from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source, open_source
+
+DATA = Path(nib.__file__).parent / "tests/data"
+AFFINE = np.array([[-3.0, 0, 0, 90], [0, 3, 0.5, -120], [0, 0, 4, -60], [0, 0, 0, 1]])
+
+
+def read(source: Source, k: int = 1) -> np.ndarray:
+    """All volumes as stored, (t, n_voxels), k at a time."""
+    out = np.empty((source.n_timepoints, source.n_voxels), source.dtype)
+    with source.volumes() as reader:
+        for first in range(0, len(out), k):
+            reader.readinto(out[first : first + k])
+        assert reader.remaining == 0
+    return out
+
+
+def values(source: Source, k: int = 1) -> np.ndarray:
+    """All values, scaled, in the image's own shape up to 4D."""
+    stored = read(source, k)
+    scaled = apply_read_scaling(stored, source.slope, source.inter)
+    shape = source.shape[:3] if source.ndim == 3 else source.shape
+    return scaled.T.reshape(shape, order="F")
+
+
+def assert_same(source: Source, expected: np.ndarray, k: int = 1) -> None:
+    """Values and dtype equal `expected` bit for bit, NaN included."""
+    got = values(source, k)
+    assert got.dtype.isnative
+    assert got.dtype == expected.dtype.newbyteorder("=")
+    assert source.scaled_dtype == expected.dtype.newbyteorder("=")
+    assert source.dtype.isnative
+    np.testing.assert_array_equal(got, expected.reshape(got.shape))
+
+
+def assert_reads_as_nibabel(path: Path, k: int = 1) -> Source:
+    image = nib.load(path)
+    source = open_source(path)
+    assert_same(source, np.asanyarray(image.dataobj), k)
+    np.testing.assert_array_equal(source.affine, image.affine)
+    assert not source.affine.flags.writeable
+    assert source.affine.dtype == np.float64
+    return source
+
+
+def signal(shape: tuple[int, ...] = (5, 4, 3, 7), dtype: Any = np.int16) -> np.ndarray:
+    rng = np.random.default_rng(sum(shape))
+    return rng.integers(0, 200, shape).astype(dtype)
+
+
+def make(data: np.ndarray | None = None, cls: Any = nib.Nifti1Image, **fields: Any) -> Any:
+    data = signal() if data is None else data
+    image = cls(data, AFFINE, dtype=data.dtype) if issubclass(cls, nib.Nifti1Pair) else cls(data, AFFINE)
+    for name, value in fields.items():
+        image.header[name] = value
+    return image
+
+
+def save(path: Path, data: np.ndarray | None = None, cls: Any = nib.Nifti1Image) -> Path:
+    make(data, cls).to_filename(path)
+    return path
+
+
+def patch_header(path: Path, **fields: Any) -> Path:
+    """Write fields into the header of an uncompressed NIfTI file, as they are."""
+    raw = path.read_bytes()
+    kind = nib.Nifti2Header if 540 in (raw[0] + 256 * raw[1], raw[3] + 256 * raw[2]) else nib.Nifti1Header
+    header = kind(raw[: kind.sizeof_hdr], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + raw[kind.sizeof_hdr :])
+    return path
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    return save(tmp_path / "run.nii")
+
+
+def gz(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+# ---- encodings
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.uint8,
+        np.int8,
+        np.uint16,
+        np.int16,
+        np.uint32,
+        np.int32,
+        np.uint64,
+        np.int64,
+        np.float32,
+        np.float64,
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
+def test_every_dtype_in_both_byte_orders(tmp_path: Path, dtype: Any, order: str, name: str) -> None:
+    data = signal(dtype=dtype)
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(dtype)
+    nib.Nifti1Image(data, AFFINE, header).to_filename(tmp_path / name)
+    source = assert_reads_as_nibabel(tmp_path / name, k=2)
+    np.testing.assert_array_equal(values(source), data)
+    assert source.dtype == dtype
+    assert source.nbytes == data.nbytes
+    assert source.shape == data.shape
+    assert (source.n_voxels, source.n_timepoints) == (60, 7)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.img", "a.img.gz", "a.hdr.gz", "a.img.bz2"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_nifti_versions_and_pairs(tmp_path: Path, name: str, order: str, version: int) -> None:
+    pair = ".nii" not in name
+    cls = {
+        (1, False): nib.Nifti1Image,
+        (2, False): nib.Nifti2Image,
+        (1, True): nib.Nifti1Pair,
+        (2, True): nib.Nifti2Pair,
+    }
+    kind = cls[version, pair]
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.int16)
+    kind(signal(), AFFINE, header).to_filename(tmp_path / name)
+    source = assert_reads_as_nibabel(tmp_path / name, k=3)
+    assert source.compressed == name.endswith(("gz", "bz2"))
+    assert [path.exists() for path in source.paths] == [True] * (2 if pair else 1)
+    assert source.paths[0].name.startswith("a.img" if pair else "a.nii")
+
+
+@pytest.mark.parametrize("cls", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage])
+@pytest.mark.parametrize("name", ["a.img", "a.hdr", "a.img.gz"])
+def test_analyze_and_spm(tmp_path: Path, cls: Any, name: str) -> None:
+    data = signal(dtype=np.float32) / 7
+    image = cls(data.astype(np.float32), np.diag([-3.0, 3, 4, 1]))
+    image.header.set_data_dtype(np.int16 if cls is not nib.AnalyzeImage else np.float32)
+    image.to_filename(tmp_path / name)
+    source = assert_reads_as_nibabel(tmp_path / name)
+    assert source.t_r is None
+    if cls is not nib.AnalyzeImage:
+        assert source.slope != 1
+        assert [path.suffix for path in source.paths][-1] == (".gz" if name.endswith("gz") else ".mat")
+
+
+def test_spm_reader_with_its_float32_scaling_is_read_as_nibabel_does(tmp_path: Path) -> None:
+    image = nib.Spm99AnalyzeImage((signal() / 7).astype(np.float32), np.diag([-3.0, 3, 4, 1]))
+    image.header.set_data_dtype(np.int16)
+    image.to_filename(tmp_path / "a.img")
+    loaded = nib.Spm99AnalyzeImage.from_filename(tmp_path / "a.img")
+    assert_same(open_source(loaded), np.asanyarray(loaded.dataobj))
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0.25, -100.0), (1.0, 5.0), (-2.0, 0.0), (1e30, 1e30)])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.int64])
+def test_scaled_values_stay_stored(plain: Path, slope: float, inter: float, dtype: Any) -> None:
+    save(plain, signal(dtype=dtype))
+    patch_header(plain, scl_slope=slope, scl_inter=inter)
+    source = assert_reads_as_nibabel(plain)
+    assert source.dtype == dtype
+    assert (source.slope, source.inter) == (float(np.float32(slope)), float(np.float32(inter)))
+    np.testing.assert_array_equal(read(source), signal(dtype=dtype).reshape(-1, 7, order="F").T)
+
+
+@pytest.mark.parametrize("slope", [0, np.nan, np.inf, -np.inf])
+def test_slope_of_no_meaning_is_unscaled(plain: Path, slope: float) -> None:
+    patch_header(plain, scl_slope=slope, scl_inter=7)
+    source = assert_reads_as_nibabel(plain)
+    assert (source.slope, source.inter, source.scaled_dtype) == (1.0, 0.0, np.int16)
+
+
+def test_slope_with_invalid_intercept_is_refused(plain: Path) -> None:
+    patch_header(plain, scl_slope=2, scl_inter=np.nan)
+    for path in (plain, gz(plain.with_suffix(".nii.gz"), gzip.compress(plain.read_bytes()))):
+        with pytest.raises(ImageError, match="scl_slope and scl_inter") as caught:
+            open_source(path)
+        assert str(path) in str(caught.value)
+
+
+def test_header_extension(tmp_path: Path) -> None:
+    image = make()
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", os.urandom(70_000)))
+    for name in ("a.nii", "a.nii.gz", "a.nii.bz2"):
+        image.to_filename(tmp_path / name)
+        source = assert_reads_as_nibabel(tmp_path / name)
+        assert source.offset > 70_000
+        assert len(source.header.extensions) == 1
+
+
+def test_nan_and_inf_are_kept(tmp_path: Path) -> None:
+    data = signal(dtype=np.float32)
+    data[0, 0], data[1, 1] = np.nan, np.inf
+    assert_reads_as_nibabel(save(tmp_path / "a.nii.gz", data))
+
+
+def test_bytes_after_the_data(plain: Path) -> None:
+    raw = plain.read_bytes() + b"more" * 1000
+    plain.write_bytes(raw)
+    assert_reads_as_nibabel(plain)
+    assert_reads_as_nibabel(gz(plain.with_suffix(".nii.gz"), gzip.compress(raw)))
+    assert_reads_as_nibabel(gz(plain.with_suffix(".nii.bz2"), bz2.compress(raw)))
+
+
+GARBAGE = [
+    b"\0" * 999,
+    b"\0" * (2 * CHUNK + 1),
+    b"x",
+    b"hello" * 100,
+    b"\x1f\x8b",
+    b"\x1f\x8b\x08\0hello there",
+]
+GARBAGE += [
+    b"\0\0\x1f",
+    b"BZh",
+    b"BZhello",
+    gzip.compress(b"x" * 99)[:-1],
+    gzip.compress(b"x"),
+    b"\x1f\x8b\0\0",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda value: value[:12].hex())
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3, 7), (40, 40, 20, 9)])
+def test_bytes_after_the_stream(tmp_path: Path, garbage: bytes, shape: tuple[int, ...]) -> None:
+    """Checked against the plain file: with indexed_gzip installed nibabel refuses some of these."""
+    expected = np.asanyarray(nib.load(save(tmp_path / "a.nii", signal(shape))).dataobj)
+    raw = (tmp_path / "a.nii").read_bytes()
+    assert_same(open_source(gz(tmp_path / "a.nii.gz", gzip.compress(raw) + garbage)), expected, k=4)
+    assert_same(open_source(gz(tmp_path / "a.nii.bz2", bz2.compress(raw) + garbage)), expected, k=4)
+
+
+def test_zeros_between_members_and_empty_members(plain: Path) -> None:
+    raw = plain.read_bytes()
+    parts = [b"", raw[:100], b"", b"", raw[100:500], raw[500:], b""]
+    path = gz(plain.with_suffix(".nii.gz"), (b"\0" * 7).join(map(gzip.compress, parts)))
+    assert_same(open_source(path), signal())
+
+
+def test_members_with_names_and_comments(plain: Path) -> None:
+    """A header with all optional fields: extra, name, comment and header checksum."""
+    body = gzip.compress(plain.read_bytes())[10:]
+    head = b"\x1f\x8b\x08\x1e\0\0\0\0\0\x03" + b"\x04\0extr" + b"name\0" + b"comment\0"
+    head += (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little")
+    assert_same(open_source(gz(plain.with_suffix(".nii.gz"), head + body)), signal())
+
+
+def test_many_small_members(tmp_path: Path) -> None:
+    """As bgzip writes them: 64 KiB of image each, and an empty one at the end."""
+    data = signal((30, 30, 20, 30))
+    raw = save(tmp_path / "a.nii", data).read_bytes()
+    parts = [raw[first : first + 65280] for first in range(0, len(raw), 65280)] + [b""]
+    path = gz(tmp_path / "a.nii.gz", b"".join(map(gzip.compress, parts)))
+    assert_same(open_source(path), data, k=7)
+
+
+@pytest.mark.parametrize("suffix", [".nii.GZ", ".NII.gz", ".NII"])
+def test_upper_case_suffixes(plain: Path, suffix: str) -> None:
+    raw = plain.read_bytes()
+    content = gzip.compress(raw) if suffix.lower().endswith("gz") else raw
+    assert_same(open_source(gz(plain.with_name("UP" + suffix), content)), signal())
+
+
+# ---- properties
+
+DTYPES = st.sampled_from([np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
+SHAPES = st.one_of(
+    st.tuples(*[st.integers(1, 6)] * 3),
+    st.tuples(*[st.integers(1, 6)] * 3, st.integers(1, 9)),
+    st.tuples(*[st.integers(1, 6)] * 3, st.just(1), st.integers(1, 9)),
+    st.tuples(*[st.integers(1, 6)] * 3, st.integers(1, 9), st.just(1)),
+)
+FLOAT32 = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+
+
+def members(data: st.DataObject, raw: bytes, compress: Callable[[bytes], bytes]) -> bytes:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=4), label="cuts"))
+    edges = zip([0, *cuts], [*cuts, len(raw)], strict=True)
+    return b"".join(compress(raw[start:end]) for start, end in edges)
+
+
+CONTAINERS = ["nii", "gz", "bz2", "pair", "pair.gz", "analyze"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), SHAPES, DTYPES, st.sampled_from("<>"), st.booleans(), st.sampled_from(CONTAINERS))
+def test_any_image_reads_as_nibabel_reads_it(
+    tmp_path: Path,
+    data: st.DataObject,
+    shape: tuple[int, ...],
+    dtype: Any,
+    order: str,
+    second: bool,
+    container: str,
+) -> None:
+    dtype = np.int16 if container == "analyze" else dtype
+    stored = signal(shape, dtype)
+    kind: Any = nib.AnalyzeImage
+    if container in ("nii", "gz", "bz2"):
+        kind = nib.Nifti2Image if second else nib.Nifti1Image
+    elif container != "analyze":
+        kind = nib.Nifti2Pair if second else nib.Nifti1Pair
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(dtype)
+    plain = tmp_path / ("a.nii" if ".nii" in str(kind.files_types) else "a.img")
+    kind(stored, np.eye(4), header).to_filename(plain)
+    files = [plain] if plain.suffix == ".nii" else [plain.with_suffix(".hdr"), plain]
+    if container != "analyze":
+        scaling = {
+            "scl_slope": data.draw(FLOAT32, label="slope"),
+            "scl_inter": data.draw(FLOAT32, label="inter"),
+        }
+        patch_header(files[0], **scaling)
+    oracle = np.asanyarray(nib.load(plain).dataobj).copy()
+    suffix = {"gz": ".gz", "bz2": ".bz2", "pair.gz": ".gz"}.get(container, "")
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, "": bytes}[suffix]
+    for file in files:
+        gz(tmp_path / (file.name + suffix), members(data, file.read_bytes(), compress))
+    path = tmp_path / (plain.name + suffix)
+    source = open_source(path)
+    assert_same(source, oracle, k=data.draw(st.integers(1, source.n_timepoints), label="k"))
+    assert source.ndim == (3 if len(shape) == 3 else 4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_cut_of_a_file_is_refused_or_complete(tmp_path: Path, data: st.DataObject) -> None:
+    """However few bytes are missing, no wrong value is ever delivered."""
+    raw = save(tmp_path / "a.nii").read_bytes()
+    compress, suffix = data.draw(st.sampled_from([(gzip.compress, ".gz"), (bz2.compress, ".bz2")]))
+    content = members(data, raw, compress)
+    path = gz(
+        tmp_path / f"a.nii{suffix}", content[: data.draw(st.integers(0, len(content) - 1), label="keep")]
+    )
+    try:
+        got = values(open_source(path))
+    except ImageError as error:
+        assert str(path) in str(error)
+    else:
+        np.testing.assert_array_equal(got, signal())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_wrong_byte_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    raw = save(tmp_path / "a.nii").read_bytes()
+    content = bytearray(members(data, raw, gzip.compress))
+    where = data.draw(st.integers(0, len(content) - 1), label="where")
+    content[where] ^= data.draw(st.integers(1, 255), label="flip")
+    try:
+        got = values(open_source(gz(tmp_path / "a.nii.gz", bytes(content))))
+    except ImageError as error:
+        assert "a.nii.gz" in str(error)
+    else:
+        np.testing.assert_array_equal(got, signal())
+
+
+# ---- real files
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "t_r"),
+    [
+        ("functional.nii", "int16", 1.0),
+        ("example4d.nii.gz", "int16", 2000.0),
+        ("example_nifti2.nii.gz", "int16", 2000.0),
+        ("anatomical.nii", "int16", None),
+        ("reoriented_anat_moved.nii", "float32", None),
+        ("resampled_anat_moved.nii", "float32", None),
+        ("standard.nii.gz", "uint8", None),
+    ],
+)
+def test_real_files(name: str, dtype: str, t_r: float | None) -> None:
+    source = assert_reads_as_nibabel(DATA / name, k=2 if "4d" in name else 1)
+    assert source.dtype == dtype
+    assert source.name == str(DATA / name)
+    assert source.ndim == len(nib.load(DATA / name).shape)
+    if t_r != 1.0:
+        assert source.t_r == t_r
+
+
+@pytest.mark.parametrize("kind", ["test.mgz", "example4d+orig.HEAD", "example4d+orig.BRIK.gz", "small.mnc"])
+def test_other_formats_are_refused_by_name_and_read_as_objects(kind: str) -> None:
+    with pytest.raises(ImageError, match=r"MGHImage|AFNIImage|Minc2Image") as caught:
+        open_source(DATA / kind)
+    assert str(DATA / kind) in str(caught.value)
+    assert "NIfTI" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test.mgz", "example4d+orig.HEAD", "scaled+tlrc.HEAD", "tiny.mnc"])
+def test_loaded_images_of_other_formats(name: str) -> None:
+    image = nib.load(DATA / name)
+    source = open_source(image)
+    assert isinstance(source, ArraySource)
+    assert source.t_r is None
+    assert name.split("+")[0] in source.name
+    assert_same(source, np.asanyarray(image.dataobj))
+    assert source.paths == ()
+
+
+def test_cifti_is_refused_in_both_forms(tmp_path: Path) -> None:
+    axes: Any = nib.cifti2.SeriesAxis(0, 1, 5), nib.cifti2.ScalarAxis(["a", "b"])
+    image = nib.Cifti2Image(np.ones((5, 2), np.float32), axes)
+    image.to_filename(tmp_path / "a.dtseries.nii")
+    for given_as in (tmp_path / "a.dtseries.nii", nib.load(tmp_path / "a.dtseries.nii")):
+        with pytest.raises(ImageError, match="CIFTI-2") as caught:
+            open_source(given_as)
+        assert "a.dtseries.nii" in str(caught.value)
+    with pytest.raises(ImageError, match="CIFTI-2"):
+        open_source(DATA / "row_major.dconn.nii")
+
+
+def test_surfaces_are_refused(tmp_path: Path) -> None:
+    image = nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.ones(3, np.float32))])
+    image.to_filename(tmp_path / "a.func.gii")
+    for given_as in (tmp_path / "a.func.gii", image):
+        with pytest.raises(ImageError, match=r"GiftiImage.*no volume"):
+            open_source(given_as)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
+def test_values_that_are_no_real_numbers(tmp_path: Path, dtype: Any) -> None:
+    image = nib.Nifti1Image(np.zeros((2, 2, 2, 3), dtype), AFFINE)
+    image.to_filename(tmp_path / "a.nii.gz")
+    for given_as in (tmp_path / "a.nii.gz", image, nib.load(tmp_path / "a.nii.gz")):
+        with pytest.raises(ImageError, match=r"complex|'R'"):
+            open_source(given_as)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 4, 5, 6), (2, 3, 4, 2, 1, 2)])
+def test_shapes_that_are_no_run(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), AFFINE)
+    image.to_filename(tmp_path / "a.nii")
+    for given_as in (tmp_path / "a.nii", image):
+        with pytest.raises(ImageError) as caught:
+            open_source(given_as)
+        assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (3, 3, 3, 0), (3, 0, 3, 5)])
+def test_images_without_voxels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), AFFINE)
+    image.to_filename(tmp_path / "a.nii")
+    for given_as in (tmp_path / "a.nii", image):
+        with pytest.raises(ImageError, match="no voxels"):
+            open_source(given_as)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 3, 4, 1, 5), (2, 3, 4, 5)),
+        ((2, 3, 4, 5, 1), (2, 3, 4, 5)),
+        ((2, 3, 4, 1), (2, 3, 4, 1)),
+        ((2, 3, 4, 1, 1), (2, 3, 4, 1)),
+    ],
+)
+def test_axes_of_length_one(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    image = nib.Nifti1Image(signal(shape), AFFINE)
+    image.to_filename(tmp_path / "a.nii.gz")
+    for given_as in (tmp_path / "a.nii.gz", image):
+        source = open_source(given_as)
+        assert (source.shape, source.ndim) == (expected, 4)
+        assert_same(source, signal(shape))
+
+
+def test_three_axes_are_one_volume(tmp_path: Path) -> None:
+    source = open_source(save(tmp_path / "a.nii", signal((2, 3, 4))))
+    assert (source.shape, source.ndim, source.t_r) == ((2, 3, 4, 1), 3, None)
+
+
+def test_missing_and_directory(tmp_path: Path) -> None:
+    for name in ("no.nii.gz", "no.img", "no-*.nii"):
+        with pytest.raises(MissingFileError) as caught:
+            open_source(str(tmp_path / name))
+        assert isinstance(caught.value, FileNotFoundError)
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(ImageError, match="directory") as refused:
+        open_source(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+    (tmp_path / "link.nii").symlink_to(tmp_path / "target.nii")
+    with pytest.raises(MissingFileError, match=r"link to .*target\.nii"):
+        open_source(tmp_path / "link.nii")
+
+
+@pytest.mark.parametrize("lost", ["a.hdr", "a.img"])
+@pytest.mark.parametrize("asked", ["a.hdr", "a.img"])
+def test_half_of_a_pair(tmp_path: Path, lost: str, asked: str) -> None:
+    save(tmp_path / "a.img", cls=nib.Nifti1Pair)
+    (tmp_path / lost).unlink()
+    with pytest.raises(MissingFileError, match=lost):
+        open_source(tmp_path / asked)
+
+
+def test_file_that_goes_after_opening(plain: Path) -> None:
+    source = open_source(plain)
+    plain.unlink()
+    with pytest.raises(MissingFileError, match=r"run\.nii"), source.volumes():
+        pass
+
+
+def test_unreadable_file_is_an_os_error(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match=r"run\.nii") as caught:
+        patch.setattr("builtins.open", refuse)
+        open_source(plain)
+    assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.txt", "noextension", "a.hdr", "a.mgz"])
+def test_empty_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DamagedImageError, match="empty") as caught:
+        open_source(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.txt", "noextension", "a.hdr", "a.json"])
+@pytest.mark.parametrize("size", [3, 347, 5000])
+def test_files_that_are_no_image(tmp_path: Path, name: str, size: int) -> None:
+    (tmp_path / name).write_bytes(b"hello"[:size] * (size // 3))
+    with pytest.raises(ImageError, match=r"not an image|no complete image") as caught:
+        open_source(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_names_that_lie_about_compression(plain: Path) -> None:
+    raw = plain.read_bytes()
+    for name, content, said in [
+        ("a.nii.gz", raw, "uncompressed data.*says gzip"),
+        ("a.nii.gz", bz2.compress(raw), "bzip2 data.*says gzip"),
+        ("a.nii.bz2", raw, "uncompressed data.*says bzip2"),
+        ("a.nii", gzip.compress(raw), "gzip data.*says uncompressed"),
+        ("a.nii", bz2.compress(raw), "bzip2 data.*says uncompressed"),
+        ("a.hdr", gzip.compress(raw), "gzip data.*says uncompressed"),
+    ]:
+        with pytest.raises(DamagedImageError, match=said) as caught:
+            open_source(gz(plain.with_name(name), content))
+        assert isinstance(caught.value, OSError)
+        assert name in str(caught.value)
+
+
+def test_zstd_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="zstd"):
+        open_source(gz(tmp_path / "a.nii.zst", b"\x28\xb5\x2f\xfd"))
+
+
+@pytest.mark.parametrize("given_as", [None, 3, np.zeros((2, 2, 2)), {}, iter(()), [None], [np.zeros(3)]])
+def test_what_is_no_image_at_all(given_as: Any) -> None:
+    with pytest.raises(ImageError, match=r"not (NoneType|int|ndarray|dict|tuple_iterator)"):
+        open_source(given_as)
+
+
+def test_image_without_affine() -> None:
+    with pytest.raises(ImageError, match="no affine"):
+        open_source(nib.Nifti1Image(signal(), None))
+
+
+# ---- damage
+
+
+def numbers(error: BaseException) -> set[int]:
+    return {int(word) for word in str(error).replace(",", " ").split() if word.isdigit()}
+
+
+@pytest.mark.parametrize("keep", [352, 353, 1000, -1])
+def test_truncated_plain_file(plain: Path, keep: int) -> None:
+    raw = plain.read_bytes()
+    plain.write_bytes(raw[:keep])
+    with pytest.raises(DamagedImageError, match="truncated") as caught:
+        open_source(plain)
+    assert str(plain) in str(caught.value)
+    assert {840, len(raw[:keep]) - 352} <= numbers(caught.value)
+
+
+def test_plain_file_truncated_after_opening(plain: Path) -> None:
+    source = open_source(plain)
+    os.truncate(plain, 1000)
+    with pytest.raises(DamagedImageError) as caught:
+        read(source)
+    assert {840, 648} <= numbers(caught.value)
+
+
+@pytest.mark.parametrize("keep", [353, 500, 1191])
+@pytest.mark.parametrize("k", [1, 7])
+@pytest.mark.parametrize(("compress", "suffix"), [(gzip.compress, ".nii.gz"), (bz2.compress, ".nii.bz2")])
+def test_shorter_than_the_header_promises(plain: Path, keep: int, k: int, compress: Any, suffix: str) -> None:
+    path = gz(plain.with_suffix(suffix), compress(plain.read_bytes()[:keep]))
+    with pytest.raises(DamagedImageError, match="truncated") as caught:
+        read(open_source(path), k)
+    assert str(path) in str(caught.value)
+    assert {840, keep - 352} <= numbers(caught.value)
+
+
+@pytest.mark.parametrize("lost", [1, 4, 8, 9, 300, 1000])
+@pytest.mark.parametrize("proxy", [False, True])
+def test_truncated_gzip(tmp_path: Path, lost: int, proxy: bool) -> None:
+    data = signal((20, 20, 10, 9))
+    raw = gzip.compress(save(tmp_path / "a.nii", data).read_bytes())
+    path = gz(tmp_path / "a.nii.gz", raw)
+    image = nib.load(path)
+    path.write_bytes(raw[:-lost])
+    with pytest.raises(DamagedImageError, match="truncated") as caught:
+        read(open_source(image if proxy else path), k=4)
+    assert str(path) in str(caught.value)
+    assert data.nbytes in numbers(caught.value) or data.nbytes + 352 in numbers(caught.value)
+
+
+@pytest.mark.parametrize("keep", [10, 40])
+def test_truncated_within_the_header(plain: Path, keep: int) -> None:
+    for suffix, compress in ((".nii.gz", gzip.compress), (".nii.bz2", bz2.compress)):
+        path = gz(plain.with_suffix(suffix), compress(plain.read_bytes())[:keep])
+        with pytest.raises(DamagedImageError) as caught:
+            open_source(path)
+        assert str(path) in str(caught.value)
+
+
+def wrong_crc(content: bytes, at: int = -6) -> bytes:
+    damaged = bytearray(content)
+    damaged[at] ^= 1
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4, 3, 7), (40, 40, 20, 20)])
+@pytest.mark.parametrize("at", [-6, -1], ids=["crc", "length"])
+def test_wrong_checksum_is_raised_by_the_last_volume(tmp_path: Path, shape: tuple[int, ...], at: int) -> None:
+    raw = save(tmp_path / "a.nii", signal(shape)).read_bytes()
+    path = gz(tmp_path / "a.nii.gz", wrong_crc(gzip.compress(raw), at))
+    source = open_source(path)
+    out = np.empty(source.n_voxels, source.dtype)
+    with source.volumes() as reader:
+        for _ in range(source.n_timepoints - 1):
+            reader.readinto(out)
+        with pytest.raises(DamagedImageError, match="checksum") as caught:
+            reader.readinto(out)
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_checksum_with_bytes_after_the_data(plain: Path) -> None:
+    """The checksum is that of the whole member, of which the image is only the beginning."""
+    content = gzip.compress(plain.read_bytes() + bytes(3 * CHUNK))
+    with pytest.raises(DamagedImageError, match="checksum"):
+        read(open_source(gz(plain.with_suffix(".nii.gz"), wrong_crc(content))))
+
+
+def test_wrong_checksum_in_the_first_of_several_members(tmp_path: Path) -> None:
+    raw = save(tmp_path / "a.nii", signal((40, 40, 20, 20))).read_bytes()
+    for cut in (100, 352, 400, 5000, len(raw) - 1, len(raw)):
+        content = wrong_crc(gzip.compress(raw[:cut])) + gzip.compress(raw[cut:])
+        with pytest.raises(DamagedImageError, match="checksum") as caught:
+            read(open_source(gz(tmp_path / "a.nii.gz", content)))
+        assert str(tmp_path / "a.nii.gz") in str(caught.value)
+
+
+def test_wrong_checksum_of_bzip2(plain: Path) -> None:
+    content = wrong_crc(bz2.compress(plain.read_bytes()), -3)
+    with pytest.raises(DamagedImageError, match="bzip2"):
+        read(open_source(gz(plain.with_suffix(".nii.bz2"), content)))
+
+
+def test_garbage_in_the_place_of_data(plain: Path) -> None:
+    raw = plain.read_bytes()
+    for garbage in (b"hello", b"\x1f\x8bhello there"):
+        path = gz(plain.with_suffix(".nii.gz"), gzip.compress(raw[:700]) + garbage)
+        with pytest.raises(DamagedImageError, match=r"348 were found|fail after 700 bytes"):
+            read(open_source(path))
+
+
+def test_decoder_verifies_what_it_decodes() -> None:
+    """The checksum and the length of a member are the decoder's business; this is what is relied on."""
+    raw = os.urandom(5000)
+    for at in (-6, -1):
+        decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        with pytest.raises(igzip_lib.IsalError):
+            decoder.decompress(wrong_crc(gzip.compress(raw), at))
+
+
+# ---- reading
+
+
+def test_chunks_of_any_size_give_the_same(tmp_path: Path) -> None:
+    data = signal((6, 5, 4, 11))
+    for name in ("a.nii", "a.nii.gz", "a.nii.bz2"):
+        source = open_source(save(tmp_path / name, data))
+        for k in (1, 2, 3, 7, 11):
+            np.testing.assert_array_equal(read(source, k), data.reshape(-1, 11, order="F").T)
+
+
+def test_one_row_or_many(plain: Path) -> None:
+    source = open_source(plain)
+    row, rows = np.empty(60, np.int16), np.empty((6, 60), np.int16)
+    with source.volumes() as reader:
+        reader.readinto(row)
+        assert reader.remaining == 6
+        reader.readinto(rows)
+    np.testing.assert_array_equal(np.vstack([row, rows]), read(source))
+
+
+def test_readers_are_independent(plain: Path) -> None:
+    source = open_source(plain)
+    first, second = np.empty((2, 7, 60), np.int16)
+    with source.volumes() as one, source.volumes() as other:
+        for time in range(7):
+            one.readinto(first[time])
+            other.readinto(second[time])
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty(60, np.float32),
+        np.empty(59, np.int16),
+        np.empty((60, 2), np.int16),
+        np.empty((2, 60), np.int16, order="F"),
+        np.empty((1, 2, 60), np.int16),
+        np.empty(60, ">i2"),
+        np.empty(120, np.int16)[::2],
+        np.frombuffer(bytes(120), np.int16),
+    ],
+)
+def test_buffers_that_do_not_fit(plain: Path, out: np.ndarray) -> None:
+    with open_source(plain).volumes() as reader:
+        with pytest.raises(ParameterError, match=r"\(60,\)"):
+            reader.readinto(out)
+        assert reader.remaining == 7
+
+
+def test_no_volume_beyond_the_last(plain: Path) -> None:
+    with open_source(plain).volumes() as reader:
+        reader.readinto(np.empty((5, 60), np.int16))
+        with pytest.raises(ParameterError, match="2 volumes left, not 3"):
+            reader.readinto(np.empty((3, 60), np.int16))
+        reader.readinto(np.empty((2, 60), np.int16))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
+def test_files_are_closed(tmp_path: Path, name: str) -> None:
+    source = open_source(save(tmp_path / name))
+    before = os.listdir("/proc/self/fd")
+    with source.volumes() as reader:
+        reader.readinto(np.empty(60, np.int16))
+    with pytest.raises(ZeroDivisionError), source.volumes():
+        raise ZeroDivisionError
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
+def test_no_copy_of_the_file(tmp_path: Path, name: str) -> None:
+    """48 MB of image pass through less than 2 MB of the reader's own."""
+    data = np.zeros((40, 40, 30, 500), np.int16)
+    data[..., 3] = signal((40, 40, 30))
+    path = save(tmp_path / name, data)
+    out = np.empty((50, 48000), np.int16)
+    tracemalloc.start()
+    try:
+        source = open_source(path)
+        with source.volumes() as reader:
+            while reader.remaining:
+                reader.readinto(out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_opening_does_not_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.nii.gz", signal((40, 40, 20, 50)))
+    done: list[int] = []
+    piece = MemberStream._piece
+
+    def counted(self: MemberStream, limit: int) -> bytes:
+        data = piece(self, limit)
+        done.append(len(data))
+        return data
+
+    monkeypatch.setattr(MemberStream, "_piece", counted)
+    open_source(path)
+    assert sum(done) <= CHUNK
+
+
+# ---- images as objects
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2", "a.img"])
+def test_loaded_image_is_streamed_and_left_untouched(tmp_path: Path, name: str) -> None:
+    save(tmp_path / name, cls=nib.Nifti1Pair if name == "a.img" else nib.Nifti1Image)
+    image = nib.load(tmp_path / name)
+    source = open_source(image)
+    assert isinstance(source, FileSource)
+    assert_same(source, signal())
+    assert not image.in_memory
+    assert nib.is_proxy(image.dataobj)
+    assert "_opener" not in vars(image.dataobj)
+    assert source.paths == open_source(tmp_path / name).paths
+    assert source.fingerprint == open_source(tmp_path / name).fingerprint
+
+
+def test_proxy_keeps_its_facts_and_the_image_its_affine(plain: Path) -> None:
+    patch_header(plain, scl_slope=0.5, scl_inter=3)
+    loaded = nib.load(plain)
+    image = nib.Nifti1Image(loaded.dataobj, np.eye(4), loaded.header)
+    image.header.set_slope_inter(7, 7)
+    source = open_source(image)
+    assert (source.slope, source.inter) == (0.5, 3)
+    np.testing.assert_array_equal(source.affine, np.eye(4))
+    assert_same(source, np.asanyarray(loaded.dataobj))
+    assert source.fingerprint != open_source(plain).fingerprint
+
+
+def test_reshaped_proxy(plain: Path) -> None:
+    image = nib.Nifti1Image(nib.load(plain).dataobj.reshape((5, 4, 21, 1)), AFFINE)
+    assert_same(open_source(image), signal().reshape((5, 4, 21, 1), order="F"))
+
+
+def test_proxy_of_an_mgz_in_a_nifti_image(tmp_path: Path) -> None:
+    loaded = nib.load(DATA / "test.mgz")
+    image = nib.Nifti1Image(loaded.dataobj, loaded.affine)
+    assert_same(open_source(image), np.asanyarray(loaded.dataobj))
+
+
+def test_loaded_image_whose_file_is_gone(plain: Path) -> None:
+    image = nib.load(plain)
+    plain.unlink()
+    with pytest.raises(MissingFileError, match=r"run\.nii"):
+        open_source(image)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        signal(),
+        np.asfortranarray(signal()),
+        signal().astype(">f4"),
+        signal()[::-1, :, ::2],
+    ],
+    ids=["C", "F", "big-endian", "strided"],
+)
+def test_image_in_memory(data: np.ndarray) -> None:
+    image = nib.Nifti1Image(data, AFFINE, dtype=np.float32)
+    source = open_source(image)
+    assert isinstance(source, ArraySource)
+    assert source.name == "Nifti1Image in memory"
+    assert (source.paths, source.compressed) == ((), False)
+    assert_same(source, data, k=3)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(bool, "u1"), ("f2", "f2"), (np.longdouble, np.longdouble)])
+def test_dtypes_that_only_memory_can_hold(dtype: Any, stored: Any) -> None:
+    data = (signal() % 2).astype(dtype)
+    source = open_source(SpatialImage(data, AFFINE))
+    assert source.dtype == stored
+    assert_same(source, data.astype(stored))
+
+
+def test_sliced_image_and_file_like_objects(plain: Path) -> None:
+    sliced = nib.load(plain).slicer[1:4, :, :, 2:5]
+    assert_same(open_source(sliced), signal()[1:4, :, :, 2:5])
+    image = nib.Nifti1Image.from_bytes(plain.read_bytes())
+    assert isinstance(open_source(image), ArraySource)
+    assert_same(open_source(image), signal())
+    assert not image.in_memory
+
+
+def test_source_is_returned_as_it_is(plain: Path) -> None:
+    source = open_source(plain)
+    assert open_source(source) is source
+
+
+def test_source_is_frozen_and_pickles(plain: Path) -> None:
+    source = open_source(plain)
+    with pytest.raises(AttributeError):
+        source.slope = 2.0  # type: ignore[misc]
+    assert_same(pickle.loads(pickle.dumps(source)), signal())
+    assert "run.nii" in repr(source)
+    assert "affine" not in repr(source)
+
+
+def test_header_is_a_copy() -> None:
+    image = make()
+    source = open_source(image)
+    source.header["descrip"] = b"changed"
+    assert image.header["descrip"] != b"changed"
+
+
+def test_path_as_given(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(plain.parent))
+    monkeypatch.chdir(plain.parent)
+    for given_as in ("~/run.nii", "run.nii", Path("run.nii"), str(plain)):
+        source = open_source(given_as)
+        assert source.name == str(given_as)
+        assert source.paths == (plain,)
+    relative = open_source("run.nii")
+    monkeypatch.chdir("/")
+    assert_same(relative, signal())
+
+
+# ---- repetition time
+
+
+@pytest.mark.parametrize(
+    ("unit", "stored", "t_r"),
+    [
+        ("sec", 0.8, 0.8),
+        ("msec", 2000, 2.0),
+        ("usec", 720_000, 0.72),
+        ("unknown", 1.16, 1.16),
+        ("hz", 3, None),
+        ("sec", 0, None),
+        ("sec", np.nan, None),
+    ],
+)
+def test_repetition_time_of_the_header(plain: Path, unit: str, stored: float, t_r: float | None) -> None:
+    image = make()
+    image.header.set_xyzt_units("mm", unit)
+    image.to_filename(plain)
+    pixdim = image.header["pixdim"].copy()
+    pixdim[4] = stored
+    patch_header(plain, pixdim=pixdim)
+    assert open_source(plain).t_r == (None if t_r is None else pytest.approx(t_r, rel=1e-12))
+
+
+@pytest.mark.parametrize("name", ["run.nii", "run.nii.gz", "run.NII.GZ", "run.nii.bz2", "run.img"])
+def test_sidecar_wins(tmp_path: Path, name: str) -> None:
+    image = make(cls=nib.Nifti1Pair if name == "run.img" else nib.Nifti1Image)
+    image.header.set_zooms((3, 3, 3, 2.5))
+    image.to_filename(tmp_path / name)
+    assert open_source(tmp_path / name).t_r == 2.5
+    for value, t_r in [(0.72, 0.72), (2, 2.0), (0, 2.5), (-1, 2.5), (1e999, 2.5)]:
+        (tmp_path / "run.json").write_text(json.dumps({"RepetitionTime": value}))
+        assert open_source(tmp_path / name).t_r == t_r
+        assert open_source(nib.load(tmp_path / name)).t_r == t_r
+    (tmp_path / "run.json").write_text("{}")
+    assert open_source(tmp_path / name).t_r == 2.5
+
+
+def test_image_in_memory_has_no_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".json").write_text('{"RepetitionTime": 9}')
+    monkeypatch.chdir(tmp_path)
+    image = make()
+    image.header.set_zooms((3, 3, 3, 2.5))
+    assert open_source(image).t_r == 2.5
+
+
+@pytest.mark.parametrize("content", ["{not json", "[]", '{"RepetitionTime": "fast"}', "\xff"])
+def test_sidecar_that_cannot_be_read(plain: Path, content: str) -> None:
+    plain.with_suffix(".json").write_text(content, encoding="latin-1")
+    with pytest.warns(SharedMaskWarning, match=r"run\.json"):
+        assert open_source(plain).t_r == 1.0
+
+
+def test_no_repetition_time_of_a_volume(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"RepetitionTime": 2}')
+    assert open_source(save(tmp_path / "a.nii", signal((3, 3, 3)))).t_r is None
+
+
+# ---- series
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> list[Path]:
+    data = signal()
+    return [save(tmp_path / f"vol{time}.nii{'.gz' * (time % 2)}", data[..., time]) for time in range(7)]
+
+
+def test_series_of_files(volumes: list[Path]) -> None:
+    for series in (volumes, tuple(map(str, volumes)), [nib.load(path) for path in volumes]):
+        source = open_source(series)
+        assert isinstance(source, SeriesSource)
+        assert (source.shape, source.ndim, source.raw, source.dtype) == ((5, 4, 3, 7), 4, True, np.int16)
+        assert_same(source, signal(), k=3)
+        assert source.paths == tuple(volumes)
+        assert source.name == f"a list of 7 volumes ({volumes[0]} ...)"
+        assert source.compressed
+    np.testing.assert_array_equal(source.affine, AFFINE)
+
+
+def test_series_by_pattern(volumes: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = volumes[0].parent
+    source = open_source(str(folder / "vol*.nii*"))
+    assert_same(source, signal())
+    assert source.name == f"{folder}/vol*.nii* (7 volumes)"
+    monkeypatch.setenv("HOME", str(folder))
+    assert open_source("~/vol[0-2].nii*").shape == (5, 4, 3, 3)
+    alone = open_source(str(folder / "vol3*"))
+    assert (alone.ndim, alone.shape[3]) == (4, 1)  # a series of one, as nilearn takes it
+    shutil.copy(volumes[0], folder / "odd[1].nii")
+    assert open_source(str(folder / "odd[1].nii")).ndim == 3
+
+
+def test_series_of_scaled_volumes(volumes: list[Path]) -> None:
+    for path in volumes[::2]:
+        patch_header(path, scl_slope=0.25, scl_inter=-3)
+    source = open_source(volumes)
+    oracle = np.stack([np.asanyarray(nib.load(path).dataobj) for path in volumes], axis=-1)
+    assert (source.slope, source.inter, source.raw) == (1.0, 0.0, False)
+    assert_same(source, oracle, k=2)
+    alike = open_source(volumes[::2])
+    assert (alike.slope, alike.inter, alike.dtype, alike.raw) == (0.25, -3.0, np.int16, True)
+    assert_same(alike, oracle[..., ::2])
+
+
+def test_series_of_several_dtypes(volumes: list[Path]) -> None:
+    save(volumes[2], signal()[..., 2].astype(np.float32))
+    save(volumes[4], signal()[..., 4].astype(np.int32))
+    source = open_source(volumes)
+    assert source.dtype == np.result_type(np.int16, np.float32, np.int32)
+    assert_same(source, signal().astype(source.dtype))
+
+
+def test_series_of_mixed_kinds(volumes: list[Path]) -> None:
+    source = open_source(
+        [volumes[0], nib.load(volumes[1]), make(signal()[..., 2:3]), open_source(volumes[3])]
+    )
+    assert_same(source, signal()[..., :4])
+    assert open_source([volumes[0]]).shape == (5, 4, 3, 1)
+    assert open_source([volumes[0]]).ndim == 4
+
+
+def test_series_with_a_damaged_member(volumes: list[Path]) -> None:
+    volumes[1].write_bytes(wrong_crc(volumes[1].read_bytes()))
+    with pytest.raises(DamagedImageError, match=r"vol1\.nii\.gz"):
+        read(open_source(volumes), k=2)
+
+
+def test_series_that_do_not_fit_together(volumes: list[Path], plain: Path) -> None:
+    with pytest.raises(ImageError, match=r"volume 3 .*run\.nii, has 7 time points"):
+        open_source([*volumes[:2], plain])
+    with pytest.raises(ImageError, match="empty list"):
+        open_source([])
+    with pytest.raises(ImageError, match="not list"):
+        open_source([volumes])
+    save(volumes[4], signal((5, 4, 2)))
+    with pytest.raises(ImageError, match=r"volume 5 .*vol4.*\(5, 4, 2\).*vol0.*\(5, 4, 3\)"):
+        open_source(volumes)
+    nib.Nifti1Image(signal()[..., 4], np.diag([3, 3, 3.5, 1])).to_filename(volumes[4])
+    with pytest.raises(ImageError, match=r"volume 5 .*vol4.*affine.*3\.5.*vol0.*-3\.0"):
+        open_source(volumes)
+
+
+# ---- fingerprint
+
+
+def test_fingerprint_of_a_file(plain: Path, tmp_path: Path) -> None:
+    def fingerprint() -> str:
+        return open_source(plain).fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint()
+    assert int(first, 16) >= 0
+    status = plain.stat()
+    os.utime(plain, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    later = fingerprint()
+    assert later != first
+    raw = bytearray(plain.read_bytes())
+    raw[-1] ^= 1
+    plain.write_bytes(bytes(raw))
+    os.utime(plain, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert fingerprint() not in (first, later)
+    (tmp_path / "link.nii").symlink_to(plain)
+    assert open_source(tmp_path / "link.nii").fingerprint == fingerprint()
+
+
+def test_fingerprint_of_a_pair_sees_the_header(tmp_path: Path) -> None:
+    save(tmp_path / "a.img", cls=nib.Nifti1Pair)
+    first = open_source(tmp_path / "a.img").fingerprint
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    header[150] ^= 1
+    (tmp_path / "a.hdr").write_bytes(bytes(header))
+    assert open_source(tmp_path / "a.hdr").fingerprint != first
+
+
+def test_fingerprint_of_an_image_in_memory() -> None:
+    first = open_source(make()).fingerprint
+    assert first == open_source(make(np.asfortranarray(signal()))).fingerprint
+    changed = signal()
+    changed[2, 2, 2, 3] += 1
+    others = [
+        make(changed),
+        make(signal().astype(np.int32)),
+        make(signal().reshape(5, 4, 7, 3)),
+        nib.Nifti1Image(signal(), np.eye(4)),
+    ]
+    assert len({first, *(open_source(image).fingerprint for image in others)}) == 5
+
+
+def test_fingerprint_of_a_series(volumes: list[Path]) -> None:
+    first = open_source(volumes).fingerprint
+    assert open_source(volumes).fingerprint == first
+    assert open_source(volumes[::-1]).fingerprint != first
+    os.utime(volumes[3], ns=(1, 1))
+    assert open_source(volumes).fingerprint != first

@@ -1,0 +1,290 @@
+"""The lifecycle manager: records, owners, the reaper, and what is left after each kind of death."""
+
+import fcntl
+import gc
+import json
+import os
+import secrets
+import signal
+import stat
+
+import numpy as np
+import pytest
+from children import kill_group, python, running
+
+from sharedmask.errors import SegmentError
+from sharedmask.storage import memory, registry, segment
+from sharedmask.storage.registry import OwnedSegment, entries, reap
+from sharedmask.storage.segment import attach
+from sharedmask.system import files
+
+GEOMETRY = {"rows": ((3, 5), np.dtype("int16"))}
+
+OWNER = """
+    import os, sys, time
+    import numpy as np
+    from sharedmask.storage.registry import OwnedSegment as Owned
+    owned = Owned("run.nii.gz", {"rows": ((3, 5), np.dtype("int16"))})
+    owned.segment.array("rows")[:] = 7
+    handle = owned.share({})
+    print("ready", handle.to_json().replace(" ", ""), flush=True)
+"""
+
+
+def names():
+    return [name for name in os.listdir("/dev/shm") if memory.NAME.fullmatch(name)]
+
+
+def test_publishing_and_releasing_leaves_nothing(registry_dir):
+    owned = OwnedSegment("run.nii.gz", GEOMETRY)
+    (before,) = entries()
+    assert before.handle is None
+    handle = owned.share({"finite": True})
+    (after,) = entries()
+    assert after.handle == handle
+    assert (after.label, after.pid, after.token) == ("run.nii.gz", os.getpid(), handle.token)
+    owned.release()
+    assert entries() == []
+    assert os.listdir(registry_dir) == []
+    assert handle.name not in names()
+
+
+def test_release_is_idempotent():
+    owned = OwnedSegment("run", GEOMETRY)
+    owned.release()
+    owned.release()
+
+
+def test_the_record_exists_and_is_locked_before_the_segment(monkeypatch, registry_dir):
+    seen = []
+
+    def make(store):
+        name = store.name
+        (record,) = os.listdir(registry_dir)
+        with open(registry_dir / record) as file:
+            assert json.load(file)["name"] == name
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append(name)
+        raise SegmentError("no more")
+
+    monkeypatch.setattr(memory.Named, "_make", make)
+    with pytest.raises(SegmentError, match="no more"):
+        OwnedSegment("run", GEOMETRY)
+    assert len(seen) == 1
+    assert os.listdir(registry_dir) == []
+
+
+def test_dropping_the_owner_releases_and_warns():
+    owned = OwnedSegment("run.nii.gz", GEOMETRY)
+    name = owned.share({}).name
+    with pytest.warns(ResourceWarning, match=r"run\.nii\.gz was not closed"):
+        del owned
+        gc.collect()
+    assert name not in names()
+
+
+def test_registry_is_private(registry_dir):
+    OwnedSegment("run", GEOMETRY).release()
+    assert stat.S_IMODE(os.stat(registry_dir).st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_registry_open_to_others_is_refused(registry_dir, mode):
+    registry_dir.mkdir()
+    registry_dir.chmod(mode)
+    with pytest.raises(SegmentError, match=f"must be private.*{mode:o}"):
+        entries()
+    registry_dir.chmod(0o700)
+
+
+def test_a_linked_registry_is_refused(registry_dir, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    registry_dir.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SegmentError, match="cannot be used"):
+        entries()
+    registry_dir.unlink()
+
+
+def test_a_file_in_place_of_the_registry_is_refused(registry_dir):
+    registry_dir.write_text("")
+    with pytest.raises(SegmentError, match="cannot be used"):
+        reap()
+    registry_dir.unlink()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "x" * 70_000, '{"token": 3}', "[" * 60_000])
+def test_strange_records_are_passed_over_or_reaped(registry_dir, content):
+    entries()
+    (registry_dir / f"{'0' * 32}.json").write_text(content)
+    assert entries() == []
+    assert reap() == []
+    for left in registry_dir.iterdir():  # too large to be ours: not touched
+        assert len(content) > 65536
+        left.unlink()
+
+
+def test_fifos_links_and_other_names_are_not_touched(registry_dir, tmp_path):
+    entries()
+    target = tmp_path / "precious.txt"
+    target.write_text("mine")
+    os.mkfifo(registry_dir / f"{'1' * 32}.json")
+    (registry_dir / f"{'2' * 32}.json").symlink_to(target)
+    (registry_dir / "notes.txt").write_text("mine")
+    assert entries() == []
+    assert reap() == []
+    assert sorted(p.name for p in registry_dir.iterdir()) == [
+        f"{'1' * 32}.json",
+        f"{'2' * 32}.json",
+        "notes.txt",
+    ]
+    assert target.read_text() == "mine"
+    for left in registry_dir.iterdir():
+        left.unlink()
+
+
+def test_living_owners_are_not_reaped():
+    owned = OwnedSegment("run", GEOMETRY)
+    handle = owned.share({})
+    assert reap() == []
+    np.testing.assert_array_equal(attach(handle).arrays["rows"], np.zeros((3, 5)))
+    owned.release()
+
+
+def test_a_living_owner_in_another_process_is_seen_and_not_reaped():
+    with running(OWNER + "    time.sleep(60)") as child:
+        assert reap() == []
+        (entry,) = entries()
+        assert (entry.pid, entry.label) == (child.pid, "run.nii.gz")
+        np.testing.assert_array_equal(attach(entry.handle).arrays["rows"], np.full((3, 5), 7))
+        child.terminate()
+        child.wait()
+        reap()
+        assert entries() == []
+
+
+def test_without_nameless_files_records_work_the_same(monkeypatch):
+    monkeypatch.setattr(files, "nameless_file", lambda folder: None)
+    owned = OwnedSegment("run", GEOMETRY)
+    handle = owned.share({})
+    assert reap() == []
+    assert [entry.handle for entry in entries()] == [handle]
+    owned.release()
+
+
+def test_a_record_that_was_taken_before_it_was_locked_is_made_again(monkeypatch, registry_dir):
+    """A reaper may lock and remove the named file between its creation and our lock."""
+    monkeypatch.setattr(files, "nameless_file", lambda folder: None)
+    lock, taken = registry._lock_and_fill, []
+
+    def slow_lock(fd, content):
+        if not taken:
+            taken.extend(os.listdir(registry_dir))
+            (registry_dir / taken[0]).unlink()
+        lock(fd, content)
+
+    monkeypatch.setattr(registry, "_lock_and_fill", slow_lock)
+    owned = OwnedSegment("run", GEOMETRY)
+    assert taken
+    assert [entry.label for entry in entries()] == ["run"]
+    owned.release()
+
+
+def test_the_reaper_spares_a_record_replaced_under_its_hands(registry_dir):
+    """It opened the old record; the owner replaced it and let go of the old lock."""
+    owned = OwnedSegment("run", GEOMETRY)
+    (name,) = os.listdir(registry_dir)
+    with registry._open_directory() as folder, registry._opened(folder, name) as old:
+        owned.share({})
+        assert registry.is_free(old)
+        assert not registry.is_named(folder, name, old)
+    assert reap() == []
+    owned.release()
+
+
+def test_owner_and_tracker_killed_together_leave_work_for_the_reaper(registry_dir):
+    with running(OWNER + "    time.sleep(60)") as child:
+        name = json.loads(child.said[0])["name"]
+        kill_group(child)
+    assert name in names()
+    assert reap() == [name]
+    assert name not in names()
+    assert os.listdir(registry_dir) == []
+
+
+def test_the_next_use_cleans_up_after_the_dead(registry_dir):
+    with running(OWNER + "    time.sleep(60)") as child:
+        kill_group(child)
+    done = python(OWNER)
+    assert done.returncode == 0
+    assert os.listdir(registry_dir) == []
+
+
+def test_readers_keep_their_data_when_the_owner_is_killed():
+    with running(OWNER + "    time.sleep(60)") as child:
+        (entry,) = entries()
+        rows = attach(entry.handle).arrays["rows"]
+        kill_group(child)
+        reap()
+        np.testing.assert_array_equal(rows, np.full((3, 5), 7))
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "owned.release()", "del owned"])
+def test_a_forked_child_takes_nothing_with_it(end):
+    script = (
+        OWNER
+        + f"""
+    import gc
+    pid = os.fork()
+    if pid == 0:
+        {end}
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    from sharedmask.storage.segment import attach
+    assert os.path.exists("/dev/shm/" + handle.name)
+    assert attach(handle).arrays["rows"].sum() == 105
+    owned.release()
+    """
+    )
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_child_that_outlives_the_owner_does_not_hold_its_lock(registry_dir):
+    script = (
+        OWNER
+        + """
+    if os.fork() == 0:
+        print("forked", flush=True)
+        os.close(1), os.close(2)
+        time.sleep(30)
+        os._exit(0)
+    time.sleep(60)
+    """
+    )
+    with running(script) as child:
+        assert child.stdout.readline() == "forked\n"
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        reap()
+        assert os.listdir(registry_dir) == []
+        kill_group_of(child)
+
+
+def kill_group_of(child):
+    """The orphans of a child that is dead already."""
+    os.killpg(child.pid, signal.SIGKILL)
+
+
+def test_reaping_removes_only_what_a_record_names(registry_dir):
+    entries()
+    token, other = secrets.token_hex(16), secrets.token_hex(16)
+    for made in (token, other):
+        with open(f"/dev/shm/{segment.segment_name(made)}", "w"):
+            pass
+    record = {"token": token, "name": segment.segment_name(other), "store": "shm"}
+    (registry_dir / f"{token}.json").write_text(json.dumps(record))
+    assert reap() == [segment.segment_name(token)]
+    assert segment.segment_name(other) in names()
+    memory.remove(segment.segment_name(other))

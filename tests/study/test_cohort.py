@@ -1,0 +1,351 @@
+"""Cohorts: every image's signals or its error, whatever dies; nothing twice, nothing kept."""
+
+import os
+import signal
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from images import bold, niimg, random_masks, same_bits, save, truth
+
+from sharedmask import extract
+from sharedmask.errors import (
+    DamagedImageError,
+    MissingFileError,
+    ParameterError,
+    SharedMaskWarning,
+    WorkerError,
+)
+from sharedmask.study import cohort
+from sharedmask.study.cohort import Study, Task, extract_many
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [str(save(tmp_path / f"sub-{i}_bold.nii.gz", bold(seed=i))) for i in range(5)]
+
+
+@pytest.fixture
+def masks():
+    return dict(zip("abc", random_masks(3), strict=True))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Sources that were extracted in this process."""
+    made = []
+    real = cohort.extraction.extract
+
+    def counted(source, *args, **kwargs):
+        made.append(source)
+        return real(source, *args, **kwargs)
+
+    monkeypatch.setattr(cohort.extraction, "extract", counted)
+    return made
+
+
+def own(path):
+    """Something that a callback can know a result by."""
+    return os.path.basename(path)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2, 3])
+def test_each_image_as_alone(runs, masks, n_jobs):
+    study = extract_many(runs, masks, n_jobs=n_jobs)
+    assert set(study.results) == set(runs) == set(study.complete)
+    for path, signals in study.results.items():
+        for name, mask in masks.items():
+            same_bits(signals[name], truth(path)[mask].T.astype("float32"))
+
+
+@pytest.mark.parametrize("method", ["threads", "processes"])
+def test_any_executor(runs, masks, method):
+    context = {"mp_context": get_context("spawn")} if method == "processes" else {}
+    kind = ProcessPoolExecutor if context else ThreadPoolExecutor
+    with kind(2, **context) as executor:
+        study = extract_many(runs, masks, strategy="mean", executor=executor)
+    for path in runs:
+        np.testing.assert_array_equal(study.results[path], extract(path, masks, strategy="mean"))
+
+
+def test_sources_by_key_pattern_and_number(runs, masks, tmp_path):
+    images = [niimg(truth(path)) for path in runs[:2]]
+    assert list(extract_many({"x": runs[0]}, masks).results) == ["x"]
+    assert sorted(extract_many(f"{tmp_path}/*_bold.nii.gz", masks).results) == sorted(runs)
+    assert sorted(extract_many(images, masks).results) == [0, 1]
+    with pytest.raises(ParameterError, match=r"no image matches"):
+        extract_many(f"{tmp_path}/*_none.nii.gz", masks)
+
+
+def test_nothing_is_kept_where_there_is_a_callback(runs, masks):
+    got = {}
+    study = extract_many(runs, masks, on_result=lambda key, signals: got.update({key: signals["a"].shape}))
+    assert study.results == {} and set(got) == set(runs) == set(study.complete)
+
+
+def test_masks_may_be_each_images_own(runs):
+    own_masks = dict(zip(runs, random_masks(5, seed=3), strict=True))
+    study = extract_many(runs, lambda key: own_masks[key])
+    for path, mask in own_masks.items():
+        same_bits(study.results[path], truth(path)[mask].T.astype("float32"))
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_confounds_are_each_images_own(runs, masks, as_dict):
+    tables = [np.random.default_rng(i).normal(size=(12, 2)) for i in range(5)]
+    given = dict(zip(runs, tables, strict=True)) if as_dict else tables
+    study = extract_many(runs, masks, strategy="mean", confounds=given, detrend=True)
+    for path, table in zip(runs, tables, strict=True):
+        alone = extract(path, masks, strategy="mean", confounds=table, detrend=True)
+        np.testing.assert_array_equal(study.results[path], alone)
+
+
+def test_wrong_numbers_of_confounds_are_told(runs, masks):
+    with pytest.raises(ParameterError, match=r"confounds: one per image is needed, 5 in all, not 1 of them"):
+        extract_many(runs, masks, confounds=[np.zeros((12, 1))])
+    with pytest.raises(ParameterError, match=r"sample_mask: none for .*sub-1_bold.* and 3 more images"):
+        extract_many(runs, masks, sample_mask={runs[0]: [1, 2]})
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_failures_are_their_images_own(runs, masks, tmp_path, n_jobs):
+    content = (tmp_path / "sub-1_bold.nii.gz").read_bytes()
+    (tmp_path / "sub-1_bold.nii.gz").write_bytes(content[: len(content) // 2])
+    missing, told = str(tmp_path / "none.nii.gz"), {}
+    study = extract_many([*runs, missing], masks, n_jobs=n_jobs, on_error=lambda *error: told.update([error]))
+    assert set(study.errors) == set(told) == {runs[1], missing}
+    assert isinstance(told[runs[1]], DamagedImageError) and runs[1] in str(told[runs[1]])
+    assert isinstance(told[missing], MissingFileError)
+    assert set(study.complete) == set(runs) - {runs[1]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"standardise": True}, TypeError, "there is no parameter 'standardise'"),
+        ({"strategy": "men"}, ParameterError, "strategy='men' is none of mean, median"),
+    ],
+)
+def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, parameters, error, message):
+    with pytest.raises(error, match=message):
+        extract_many(runs, masks, **parameters)
+
+
+def test_a_study_says_what_became_of_it_not_the_signals(runs, masks):
+    said = repr(extract_many(runs, masks, strategy="mean"))
+    assert "results" not in said
+    assert said.count(".nii.gz") == len(runs)
+
+
+def test_failures_nobody_takes_are_warned_of(runs, masks, tmp_path):
+    with pytest.warns(SharedMaskWarning, match=r"1 of 6 images failed, the first .*none\.nii"):
+        study = extract_many([*runs, str(tmp_path / "none.nii")], masks)
+    assert len(study.results) == 5
+
+
+def test_a_callback_that_raises_fails_its_image_only(runs, masks):
+    def take(key, signals):
+        if key == runs[2]:
+            raise RuntimeError("no space for sub-2")
+
+    errors = {}
+    study = extract_many(runs, masks, on_result=take, on_error=lambda *error: errors.update([error]))
+    assert [str(error) for error in errors.values()] == ["no space for sub-2"]
+    assert set(study.complete) == set(runs) - {runs[2]}
+
+
+class Flaky(ThreadPoolExecutor):
+    """Fails each task ``times`` before it works."""
+
+    def __init__(self, error, times):
+        super().__init__(1)
+        self.error, self.times, self.tried = error, times, {}
+
+    def submit(self, function, task):
+        self.tried[task.key] = self.tried.get(task.key, 0) + 1
+        if self.tried[task.key] <= self.times:
+            future = Future()
+            future.set_exception(self.error)
+            return future
+        return super().submit(function, task)
+
+
+@pytest.mark.parametrize("error", [WorkerError("killed"), TimeoutError(), OSError(5, "input/output error")])
+def test_what_may_pass_is_tried_again(runs, masks, error):
+    with Flaky(error, times=2) as executor:
+        study = extract_many(runs, masks, executor=executor, retries=2)
+    assert set(study.complete) == set(runs) and set(executor.tried.values()) == {3}
+
+
+@pytest.mark.parametrize("error", [ParameterError("no"), DamagedImageError("cut"), ValueError("x")])
+def test_what_will_not_pass_is_not(runs, masks, error):
+    with Flaky(error, times=9) as executor:
+        study = extract_many(runs, masks, executor=executor, retries=3, on_error=lambda *_: None)
+    assert set(executor.tried.values()) == {1} and set(study.errors) == set(runs)
+
+
+def test_tries_end(runs, masks):
+    with Flaky(WorkerError("killed"), times=9) as executor:
+        study = extract_many(runs[:1], masks, executor=executor, retries=1, on_error=lambda *_: None)
+    assert executor.tried == {runs[0]: 2} and isinstance(study.errors[runs[0]], WorkerError)
+
+
+def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
+    flag = tmp_path / "killed"
+
+    def die_once(task):
+        if task.key.endswith("sub-3_bold.nii.gz") and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task.run()
+
+    monkeypatch.setattr(cohort, "_work", die_once)
+    study = extract_many(runs, masks, n_jobs=2)
+    assert flag.exists() and set(study.complete) == set(runs)
+    same_bits(study.results[runs[3]]["a"], truth(runs[3])[masks["a"]].T.astype("float32"))
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def test_a_second_pass_does_what_is_left(runs, masks, tmp_path, calls):
+    taken = []
+
+    def take(key, signals):
+        if key == runs[1] and key not in taken:
+            taken.append(key)
+            raise RuntimeError("interrupted")
+
+    again = {"on_result": take, "on_error": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    first = extract_many(runs, masks, **again)
+    assert len(first.complete) == 4
+    calls.clear()
+    second = extract_many(runs, masks, **again)
+    assert calls == [runs[1]] and second.complete == [runs[1]] and len(second.skipped) == 4
+    third = extract_many(runs, masks, **again)
+    assert third == Study(skipped=runs)
+
+
+def test_an_image_that_changed_is_done_again(runs, masks, tmp_path, calls):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    save(runs[2], bold(seed=77))
+    calls.clear()
+    assert extract_many(runs, masks, **again).complete == [runs[2]] == calls
+
+
+CHANGES = {
+    "strategy": {"strategy": "median"},
+    "detrend": {"detrend": True},
+    "dtype": {"dtype": "float64"},
+    "confounds": {"confounds": [np.ones((12, 1)) * np.arange(12)[:, None]] * 5},
+    "sample_mask": {"sample_mask": [[0, 1, 2]] * 5},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_parameters_are_other_results(runs, masks, tmp_path, change):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    assert len(extract_many(runs, masks, **again, **CHANGES[change]).complete) == 5
+
+
+def test_other_masks_are_other_results(runs, masks, tmp_path):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    masks["a"] = ~masks["a"]
+    assert len(extract_many(runs, masks, **again).complete) == 5
+
+
+def test_confounds_are_compared_by_content(runs, masks, tmp_path):
+    table = tmp_path / "confounds.tsv"
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl", "confounds": [str(table)] * 5}
+    table.write_text("x\n" + "\n".join(map(str, range(12))))
+    extract_many(runs, masks, **again)
+    assert len(extract_many(runs, masks, **again).skipped) == 5
+    table.write_text("x\n" + "\n".join(map(str, reversed(range(12)))))
+    assert len(extract_many(runs, masks, **again).complete) == 5
+
+
+def test_how_it_is_run_does_not_matter(runs, masks, tmp_path):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    assert len(extract_many(runs, masks, **again, n_jobs=2, memory_limit="1G").skipped) == 5
+
+
+def test_an_output_that_is_gone_is_made_again(runs, masks, tmp_path):
+    def take(key, signals):
+        path = tmp_path / f"{own(key)}.npy"
+        np.save(path, signals["a"])
+        return path
+
+    again = {"on_result": take, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    (tmp_path / f"{own(runs[3])}.npy").unlink()
+    assert extract_many(runs, masks, **again).complete == [runs[3]]
+
+
+def test_resuming_needs_somebody_who_kept_the_results(runs, masks, tmp_path):
+    with pytest.raises(ParameterError, match=r"give on_result"):
+        extract_many(runs, masks, resume=tmp_path / "done.jsonl")
+    with pytest.raises(ParameterError, match="give resume"):
+        extract_many(runs, masks, overwrite=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_all_of_it_once(runs, masks, count):
+    parts = [extract_many(runs, masks, shard=f"{i}/{count}").complete for i in range(1, count + 1)]
+    assert sorted(path for part in parts for path in part) == sorted(runs)
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
+def test_shards_that_are_none(runs, masks, shard):
+    with pytest.raises(ParameterError, match=r"write 3/16"):
+        extract_many(runs, masks, shard=shard)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
+    """Each is said to need 40 % of the limit: two may run, never three."""
+    at_work, most, lock, together = set(), [], threading.Lock(), threading.Event()
+
+    def watched(task):
+        with lock:
+            at_work.add(task.key)
+            most.append(len(at_work))
+        together.wait(0.3)  # for a third, which must not come
+        result = Task.run(task)
+        with lock:
+            at_work.discard(task.key)
+        return result
+
+    monkeypatch.setattr(cohort, "_work", watched)
+    monkeypatch.setattr(cohort.extraction, "projected", lambda *_: 40 * 2**20)
+    monkeypatch.setattr(cohort.pool, "can_start_processes", lambda: False)  # threads, which can be watched
+    extract_many(runs, masks, memory_limit="100M", n_jobs=5)
+    assert max(most) == 2
+
+
+def test_an_image_too_large_is_refused_by_name(runs, masks):
+    errors = {}
+    extract_many(runs[:2], masks, memory_limit=1000, on_error=lambda *error: errors.update([error]))
+    assert set(errors) == set(runs[:2])
+    assert all("may be used (memory_limit=1000" in str(error) for error in errors.values())
+
+
+def test_progress_counts_images(runs, masks, tmp_path):
+    told = []
+    extract_many(
+        [*runs, str(tmp_path / "none.nii")],
+        masks,
+        progress=lambda done, total: told.append((done, total)),
+        on_error=lambda *_: None,
+    )
+    assert told == [(i, 6) for i in range(1, 7)]

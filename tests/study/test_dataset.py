@@ -1,0 +1,287 @@
+"""Studies: derivatives of a BIDS data set, from the command line down."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import SPACE, atlas, preprocessed
+from images import truth
+
+from sharedmask.cli import bids
+from sharedmask.errors import DamagedImageError, DatasetError, EmptyMaskError, ParameterError
+from sharedmask.study.bids import find_atlas, find_runs
+from sharedmask.study.dataset import Outputs, analyse
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return preprocessed(tmp_path / "fmriprep")
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return find_atlas(atlas(tmp_path / "atlases"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+PLAIN = Outputs(min_coverage=0.0, reports=False)
+
+
+def app(*args):
+    """Exit code of the BIDS app."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sharedmask-bids", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            bids.main()
+    return stop.value.code or 0
+
+
+def signals(out, subject="01", name="Toy", stat="mean", desc=""):
+    folder = out / f"sub-{subject}" / "func"
+    return folder / f"sub-{subject}_task-rest_{SPACE}_atlas-{name}_stat-{stat}{desc}_timeseries.tsv"
+
+
+def test_signals_equal_nilearns(dataset, toy, out):
+    from nilearn.maskers import NiftiLabelsMasker
+
+    analyse(dataset, out, [toy], PLAIN)
+    for run in find_runs(dataset):
+        table = pd.read_csv(signals(out, run.name.entities["sub"]), sep="\t")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            masker = NiftiLabelsMasker(toy.image, mask_img=run.mask, standardize=None, reports=False)
+            expected = masker.fit_transform(run.bold)
+        assert list(table.columns) == [f"region {i}" for i in range(1, 8)]
+        np.testing.assert_allclose(table.to_numpy()[:, :6], expected, rtol=1e-6)
+        assert table["region 7"].isna().all()  # of the table of names, without a voxel
+
+
+def test_cleaned_signals_equal_nilearns(dataset, toy, out):
+    from nilearn.interfaces.fmriprep import load_confounds_strategy
+    from nilearn.maskers import NiftiLabelsMasker
+
+    analyse(dataset, out, [toy], PLAIN, denoise_strategy="simple", detrend=True)
+    run = find_runs(dataset)[0]
+    confounds, kept = load_confounds_strategy(str(run.bold), "simple")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masker = NiftiLabelsMasker(
+            toy.image, mask_img=run.mask, standardize=None, detrend=True, reports=False
+        )
+        expected = masker.fit_transform(run.bold, confounds=confounds, sample_mask=kept)
+    path = signals(out, desc="_desc-cleaned")
+    np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-5, atol=1e-6)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar["SoftwareFilters"] == {"nilearn.signal.clean": {"detrend": True}}
+
+
+def test_sidecars_say_where_signals_come_from(dataset, toy, out):
+    analyse(dataset, out, [toy], PLAIN)
+    sidecar = json.loads(signals(out).with_suffix(".json").read_text())
+    assert sidecar["RepetitionTime"] == 2.0 and sidecar["SamplingFrequency"] == 0.5
+    assert sidecar["Statistic"] == "mean" and sidecar["AtlasFile"] == str(toy.image)
+    assert (
+        sidecar["Sources"][0]
+        == f"bids:preprocessed:sub-01/func/sub-01_task-rest_{SPACE}_desc-preproc_bold.nii.gz"
+    )
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["DatasetLinks"]["preprocessed"] == dataset.as_uri()
+
+
+def test_regions_covered_too_little_are_not_available(dataset, toy, out):
+    run = find_runs(dataset)[0]
+    inside, labels = truth(run.mask) != 0, truth(toy.image)
+    shares = [inside[labels == label].mean() for label in range(1, 7)]
+    least = float(np.median(shares))
+    analyse(dataset, out, [toy], Outputs(min_coverage=least, reports=False))
+    table = pd.read_csv(signals(out), sep="\t")
+    for label, share in enumerate(shares, 1):
+        assert table[f"region {label}"].isna().all() == (share < least)
+    coverage = pd.read_csv(signals(out, stat="coverage").with_name(
+        signals(out, stat="coverage").name.replace("timeseries", "bold")), sep="\t")  # fmt: skip
+    np.testing.assert_allclose(coverage["coverage"], [*shares, 0], rtol=1e-5)
+    assert "n/a" in signals(out).read_text()
+
+
+def test_atlases_are_taken_together(dataset, toy, out, tmp_path):
+    other = find_atlas(atlas(tmp_path / "atlases", "Other", n_regions=3, seed=1))
+    analyse(dataset, out, [toy, other], PLAIN)
+    alone = tmp_path / "alone"
+    analyse(dataset, alone, [other], PLAIN)
+    assert signals(out, name="Other").read_text() == signals(alone, name="Other").read_text()
+    assert signals(out).exists()
+
+
+def test_voxels_go_to_hdf5(dataset, toy, out):
+    import h5py
+
+    analyse(dataset, out, [toy], Outputs(voxels=True, min_coverage=0.0))
+    run = find_runs(dataset)[0]
+    inside = (truth(run.mask) != 0) & (truth(toy.image) == 2)
+    path = out / "sub-01" / "func" / f"sub-01_task-rest_{SPACE}_atlas-Toy_timeseries.h5"
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["region 2"][:], truth(run.bold)[inside].T.astype("f4"))
+
+
+def test_parquet_on_request(dataset, toy, out):
+    pytest.importorskip("pyarrow")
+    analyse(dataset, out, [toy], Outputs(form="parquet", reports=False))
+    analyse(dataset, out, [toy], Outputs(reports=False))
+    table = pd.read_parquet(signals(out).with_suffix(".parquet"))
+    pd.testing.assert_frame_equal(table, pd.read_csv(signals(out), sep="\t"), check_exact=False)
+
+
+def test_a_bad_run_is_named_and_the_others_complete(dataset, toy, out):
+    bad = find_runs(dataset)[1].bold
+    bad.write_bytes(bad.read_bytes()[:2000])
+    study = analyse(dataset, out, [toy], PLAIN)
+    assert len(study.complete) == 1 and isinstance(*study.errors.values(), DamagedImageError)
+    (failed,) = (out / ".sharedmask" / "failed").iterdir()
+    assert json.loads(failed.read_text())["kind"] == "DamagedImageError"
+    assert "DamagedImageError" in (out / "study.html").read_text()
+    bad.write_bytes(find_runs(dataset)[0].bold.read_bytes())
+    again = analyse(dataset, out, [toy], PLAIN)
+    assert len(again.complete) == 1 and len(again.skipped) == 1
+    assert list((out / ".sharedmask" / "failed").iterdir()) == []
+
+
+def test_the_first_crash_can_stop_it(dataset, toy, out):
+    bad = find_runs(dataset)[0].bold
+    bad.write_bytes(bad.read_bytes()[:2000])
+    with pytest.raises(DamagedImageError):
+        analyse(dataset, out, [toy], PLAIN, stop_on_first_crash=True)
+
+
+def test_complete_runs_are_skipped_unless_asked(dataset, toy, out):
+    assert len(analyse(dataset, out, [toy], PLAIN).complete) == 2
+    assert len(analyse(dataset, out, [toy], PLAIN).skipped) == 2
+    assert len(analyse(dataset, out, [toy], PLAIN, overwrite=True).complete) == 2
+    assert len(analyse(dataset, out, [toy], PLAIN, overwrite=True, shard="2/2").complete) == 1
+    assert len(analyse(dataset, out, [toy], PLAIN).skipped) == 2  # the other shard's is still recorded
+    signals(out).unlink()
+    assert len(analyse(dataset, out, [toy], PLAIN).complete) == 1
+
+
+def test_changed_coverage_is_another_result(dataset, toy, out):
+    analyse(dataset, out, [toy], PLAIN)
+    assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=False)).complete) == 2
+    assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=True)).complete) == 2
+
+
+def test_another_programs_folder_is_refused(dataset, toy):
+    with pytest.raises(DatasetError, match=r"is another data set"):
+        analyse(dataset, dataset, [toy])
+
+
+def test_wrong_requests(dataset, toy, out):
+    with pytest.raises(ParameterError, match=r"no atlas"):
+        analyse(dataset, out, [])
+    with pytest.raises(ParameterError, match=r"min_coverage=2"):
+        analyse(dataset, out, [toy], Outputs(min_coverage=2), stop_on_first_crash=True)
+    for run in find_runs(dataset):
+        run.mask.unlink()
+    study = analyse(dataset, out, [toy], Outputs(min_coverage=1.0))  # without a mask all is covered
+    assert len(study.complete) == 2
+
+
+def test_no_region_covered_is_an_error_of_its_run(dataset, toy, out):
+    study = analyse(dataset, out, [toy], Outputs(min_coverage=1.0))
+    assert {type(error) for error in study.errors.values()} == {EmptyMaskError}
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def test_the_app(dataset, toy, out, capsys):
+    code = app(dataset, out, "participant", "--atlases", "Toy", "--atlases-dir", toy.image.parent,
+               "--participant_label", "01", "02", "-t", "rest", "--nprocs", "2", "--mem", "4G")  # fmt: skip
+    assert code == 0
+    assert "2 runs complete" in capsys.readouterr().out
+    assert signals(out, "01").exists() and signals(out, "02").exists()
+    assert sorted(path.name for path in out.glob("*.html")) == [
+        "study.html",
+        f"sub-01_task-rest_{SPACE}_desc-preproc_bold.html",
+        f"sub-02_task-rest_{SPACE}_desc-preproc_bold.html",
+    ]
+
+
+def test_pages_show_memory_and_parameters(dataset, toy, out, tmp_path):
+    given = ("--atlases", toy.image, "--high-pass", "0.013")
+    assert app(dataset, out, "participant", *given, "--nprocs", "2") == 0
+    run, study = (text(page) for page in (next(out.glob("sub-01*.html")), out / "study.html"))
+    assert "peak memory" in run and "while this run was at work" in run
+    assert "Memory of the last pass" in study
+    assert "high_pass 0.013" in run and "high_pass 0.013" in study
+    (out / "study.html").unlink()
+    assert app(dataset, out, "group") == 0
+    assert text(out / "study.html") == study
+
+
+def test_pages_show_no_memory_of_workers_elsewhere(dataset, toy, out):
+    with ThreadPoolExecutor(1) as executor:
+        analyse(dataset, out, [toy], executor=executor)
+    assert "Memory" not in text(out / "study.html")
+    assert "peak memory" not in text(next(out.glob("sub-01*.html")))
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
+
+
+def test_the_apps_exit_codes(dataset, toy, out, tmp_path):
+    given = ("--atlases", toy.image)
+    assert app(tmp_path, out, "participant", *given) == 16
+    assert app(dataset, out, "second-level", *given) == 17
+    assert app(dataset, out, "participant", *given, "--participant-label", "77") == 18
+    assert app(dataset, out, "participant") == 64
+    bad = find_runs(dataset)[1].bold
+    bad.write_bytes(b"no image")
+    assert app(dataset, out, "participant", *given) == 1
+
+
+def test_filters_come_from_a_file_too(dataset, toy, out, tmp_path):
+    file = tmp_path / "filter.json"
+    file.write_text(json.dumps({"bold": {"participant": "02"}}))
+    assert app(dataset, out, "participant", "--atlases", toy.image, "--bids-filter-file", file) == 0
+    assert not signals(out, "01").exists() and signals(out, "02").exists()
+
+
+def test_the_legacy_layout_and_the_group_level(dataset, toy, out, capsys):
+    assert (
+        app(dataset, out, "participant", "--atlases", toy.image, "--no-reports", "--output-layout", "legacy")
+        == 0
+    )
+    assert signals(out / "sharedmask").exists()
+    (out / "sharedmask" / "study.html").unlink()
+    assert app(dataset, out, "group", "--output-layout", "legacy") == 0
+    assert (out / "sharedmask" / "study.html").exists()
+
+
+def test_shards_are_all_runs_once(dataset, toy, out):
+    for shard in ("1/2", "2/2"):
+        assert app(dataset, out, "participant", "--atlases", toy.image, "--shard", shard, "--no-reports") == 0
+    assert signals(out, "01").exists() and signals(out, "02").exists()
+
+
+def test_the_derivatives_are_valid_bids(dataset, toy, out):
+    """All but names that no standard has yet, which the data set itself says to ignore."""
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed")
+    analyse(dataset, out, [toy], PLAIN)
+    command = [str(validator), "--format", "json", str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    issues = json.loads(answer.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue.get("severity") == "error"] == []

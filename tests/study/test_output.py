@@ -1,0 +1,81 @@
+"""Many images to a folder: one file each, failures named, nothing done twice."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from images import AFFINE, SHAPE, bold, niimg, random_masks, save, truth
+
+from sharedmask import extract
+from sharedmask.errors import DamagedImageError, ParameterError
+from sharedmask.regions.regions import Regions
+from sharedmask.study.output import extract_to, outputs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [str(save(tmp_path / f"sub-{i}_bold.nii.gz", bold(seed=i))) for i in range(3)]
+
+
+@pytest.fixture
+def masks():
+    return dict(zip(["left", "right"], random_masks(2), strict=True))
+
+
+def test_a_table_per_image(runs, masks, tmp_path):
+    study = extract_to(tmp_path / "out", runs, masks, strategy="median")
+    assert set(study.complete) == set(runs)
+    for path in runs:
+        table = pd.read_csv(outputs([path], tmp_path / "out", ".tsv")[path], sep="\t")
+        assert list(table.columns) == ["left", "right"]
+        np.testing.assert_array_equal(table.to_numpy(), extract(path, masks, strategy="median"))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_series_per_image(runs, masks, tmp_path, single):
+    given = masks["left"] if single else masks
+    extract_to(tmp_path / "out", runs, given, form=".npz")
+    with np.load(tmp_path / "out" / "sub-1_bold.npz") as series:
+        (name, *_) = series.files
+        np.testing.assert_array_equal(series[name], truth(runs[1])[masks["left"]].T)
+
+
+def test_an_atlas_may_be_made_for_each_grid(runs, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, SHAPE).astype("int16")
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = SHAPE[0] - 1
+    turned = str(save(tmp_path / "turned.nii", truth(runs[0])[::-1], AFFINE @ flip))
+    extract_to(tmp_path / "out", [*runs, turned], lambda grid: Regions.from_labels(niimg(labels), grid))
+    assert (tmp_path / "out" / "turned.tsv").read_text() == (tmp_path / "out" / "sub-0_bold.tsv").read_text()
+
+
+def test_failures_have_files_until_they_are_mended(runs, masks, tmp_path):
+    whole = (tmp_path / "sub-1_bold.nii.gz").read_bytes()
+    (tmp_path / "sub-1_bold.nii.gz").write_bytes(whole[:900])
+    study = extract_to(tmp_path / "out", runs, masks)
+    assert isinstance(study.errors[runs[1]], DamagedImageError)
+    (failed,) = (tmp_path / "out" / ".sharedmask" / "failed").iterdir()
+    assert json.loads(failed.read_text())["run"] == runs[1]
+    (tmp_path / "sub-1_bold.nii.gz").write_bytes(whole)
+    again = extract_to(tmp_path / "out", runs, masks)
+    assert again.complete == [runs[1]] and len(again.skipped) == 2
+    assert not failed.exists()
+
+
+def test_another_form_is_another_output(runs, masks, tmp_path):
+    extract_to(tmp_path / "out", runs, masks)
+    assert len(extract_to(tmp_path / "out", runs, masks, form=".npz").complete) == 3
+    assert len(extract_to(tmp_path / "out", runs, masks, form=".npz", overwrite=True).complete) == 3
+    assert len(extract_to(tmp_path / "elsewhere", runs, masks, form=".npz").complete) == 3
+
+
+def test_two_images_never_share_a_file(tmp_path):
+    with pytest.raises(ParameterError, match=r"a/x\.nii and b/x\.nii\.gz would both be written to x\.tsv"):
+        outputs(["a/x.nii", "b/x.nii.gz"], tmp_path, ".tsv")
+
+
+def test_unknown_forms_are_refused_before_any_work(runs, masks, tmp_path):
+    with pytest.raises(ParameterError, match=r"\.npz or \.h5"):
+        extract_to(tmp_path / "out", runs, masks, form=".xlsx")
+    assert not (tmp_path / "out").exists()
