@@ -165,7 +165,7 @@ def smoothed(source: Source, fwhm: float | None) -> Source:
     Examples
     --------
     >>> import nibabel
-    >>> from sharedmask.sources import open_source
+    >>> from sharedmask.sources.source import open_source
     >>> dot = np.zeros((5, 5, 5), np.int16)
     >>> dot[2, 2, 2] = 100
     >>> image = smoothed(open_source(nibabel.Nifti1Image(dot, np.eye(4))), fwhm=2)
@@ -288,7 +288,7 @@ def resampled(source: Source, grid: Grid, interpolation: Interpolation = "contin
     Examples
     --------
     >>> import nibabel
-    >>> from sharedmask.sources import open_source
+    >>> from sharedmask.sources.source import open_source
     >>> source = open_source(nibabel.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)))
     >>> resampled(source, Grid((2, 2, 2), np.diag([2.0, 2, 2, 1]))).read().shape
     (2, 2, 2, 2)

@@ -22,6 +22,7 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, P
 from sharedmask.frames import nfdh5
 from sharedmask.frames.convert import convert
 from sharedmask.storage import registry
+    from sharedmask.system import files
 from sharedmask.system import files
 
 N = 12
@@ -385,10 +386,11 @@ SAVING = """
     import nibabel as nib, numpy as np
     from sharedmask import FrameDataset
     from sharedmask.storage import registry
+    from sharedmask.system import files
 
     if sys.argv[2] == "named":
-        nameless = registry._nameless_file
-        registry._nameless_file = lambda folder, mode=0o600: nameless(folder) if mode == 0o600 else None
+        nameless = files.nameless_file
+        files.nameless_file = lambda folder, mode=0o600: nameless(folder) if mode == 0o600 else None
     def frames(self, **options):
         for index in range(len(self)):
             if index == 5:
