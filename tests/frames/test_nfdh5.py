@@ -22,7 +22,6 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, P
 from sharedmask.frames import nfdh5
 from sharedmask.frames.convert import convert
 from sharedmask.storage import registry
-    from sharedmask.system import files
 from sharedmask.system import files
 
 N = 12
