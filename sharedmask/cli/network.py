@@ -31,14 +31,14 @@ def network(
 ) -> None:
     """Map what each LESION (a file, or a quoted pattern) is connected to.
 
-    Exit code 1: some lesions failed; OUT/errors.json names them.
+    Exit code 1: some lesions failed; OUT/.sharedmask/failed has a file for each.
     """
     from sharedmask.network.mapper import FunctionalNetworkMapper
-    from sharedmask.network.output import run
+    from sharedmask.network.output import map_to
 
     mapper = FunctionalNetworkMapper(**settings).fit(connectome)
     given = lesions[0] if len(lesions) == 1 else list(lesions)
-    report = run(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
+    report = map_to(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
     for name, error in report.errors.items():
         click.echo(f"sharedmask: {name}: {' '.join(str(error).split())}", err=True)
     echo(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")

@@ -1,7 +1,7 @@
 """Journals: which runs of a study are complete, of which inputs, and which failed.
 
 Covers: one line of JSON per run that is done, appended by any number of processes; one file per
-run that failed. Does not cover: what the inputs are (``cohort``), the outputs themselves.
+run that failed. Does not cover: what the inputs are (``cohort``, ``output``), the outputs themselves.
 """
 
 import contextlib
@@ -10,13 +10,16 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.system.files import atomic_write
+
+PRIVATE = ".sharedmask"
+"""The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Entry:
 
 @dataclass
 class Journal:
-    """The file of a study's complete runs.
+    """The file of a study's complete runs; it names their files as seen from its own folder.
 
     Examples
     --------
@@ -53,7 +56,7 @@ class Journal:
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         try:
-            self._entries = {entry.key: entry for entry in _read(self.path)}
+            self._entries = {entry.key: self._absolute(entry) for entry in _read(self.path)}
         except OSError as error:
             raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
 
@@ -73,7 +76,10 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Record a complete run; on the disk when this returns."""
-        line = json.dumps({**vars(entry), "finished": time.time()}, separators=(",", ":")) + "\n"
+        # Resumed from another directory, or moved with its outputs, it still finds them.
+        outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
+        facts = {**vars(entry), "outputs": outputs, "finished": time.time()}
+        line = json.dumps(facts, separators=(",", ":")) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -83,7 +89,11 @@ class Journal:
             os.fsync(fd)
         finally:
             os.close(fd)
-        self._entries[entry.key] = entry
+        self._entries[entry.key] = replace(entry, outputs=tuple(map(os.path.abspath, entry.outputs)))
+
+    def _absolute(self, entry: Entry) -> Entry:
+        folder = self.path.parent.absolute()
+        return replace(entry, outputs=tuple(os.path.normpath(folder / path) for path in entry.outputs))
 
 
 def _ends_a_line(fd: int) -> bool:

@@ -24,7 +24,7 @@ Batch = Mapping[str, Any]
 OnBatch = Callable[[dict[str, Any]], object]
 Advance = Callable[[float], None]
 
-_ALONE = 20  # lesions per batch of a plain function, whose results nobody can foretell
+_FUNCTION_BATCH = 20  # lesions per batch of a plain function, whose results nobody can foretell
 
 
 class Runner(Protocol):
@@ -134,7 +134,7 @@ def batch_process(
     check_size(batch_size)
     given, outcome = named_masks(lesions), BatchOutcome()
     take = partial(_take, on_batch, errors, outcome)
-    with _opened(analysis, n_jobs) as run:
+    with _runner_for(analysis, n_jobs) as run:
         in_turn(run, given, batch_size or run.batch_size, take, progress)
     return outcome
 
@@ -229,12 +229,12 @@ def _bare(error: Exception) -> Exception:
 
 
 @dataclass(frozen=True)
-class _Alone:
+class _FunctionRunner:
     """Runs a function on each lesion."""
 
     function: Callable[[Any], Any]
     n_jobs: int
-    batch_size: int = _ALONE
+    batch_size: int = _FUNCTION_BATCH
 
     def __call__(self, batch: Batch, advance: Advance) -> dict[str, Any]:
         run = pool.run_processes if self.n_jobs > 1 else pool.run_threads
@@ -250,10 +250,10 @@ class _Alone:
         return dict(zip(batch, found, strict=True))
 
 
-def _opened(analysis: Any, n_jobs: int | None) -> AbstractContextManager[Runner]:
+def _runner_for(analysis: Any, n_jobs: int | None) -> AbstractContextManager[Runner]:
     if hasattr(analysis, "opened"):
         opened: AbstractContextManager[Runner] = analysis.opened(n_jobs)
         return opened
     if not callable(analysis):
         raise ParameterError(f"analysis: a {type(analysis).__name__} is neither a mapper nor a function")
-    return contextlib.nullcontext(_Alone(analysis, process.effective_n_jobs(n_jobs)))
+    return contextlib.nullcontext(_FunctionRunner(analysis, process.effective_n_jobs(n_jobs)))

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from sharedmask.compute import pool
 from sharedmask.errors import ConnectomeError, MissingFileError
 from sharedmask.network import correlation
-from sharedmask.network import subject as subjects
-from sharedmask.network.subject import Subject
+from sharedmask.network.subject import Subject, open_file, subjects_in
 from sharedmask.sources import loader
 from sharedmask.sources.grid import Grid
 from sharedmask.storage import container, memory, segment
@@ -208,7 +207,7 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
 
 
 def _read(block: Block, series: Array, lengths: Array, n_threads: int) -> None:
-    with subjects.subjects_in(block.file.path, block.start, block.stop) as found:
+    with subjects_in(block.file.path, block.start, block.stop) as found:
         pool.run_threads(_fill, (series, lengths), list(enumerate(found)), n_threads)
 
 
@@ -232,7 +231,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
-    with subjects.open_file(path) as file:
+    with open_file(path) as file:
         missing = [name for name in _DATASETS if name not in file]
         if missing or "mask_shape" not in file.attrs:
             raise ConnectomeError(f"{path} is no connectome: it has no {(*missing, 'mask_shape')[0]}")

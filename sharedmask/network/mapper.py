@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import ConnectomeError, EmptyMaskError, ParameterError, SharedMaskError
-from sharedmask.network import connectome as connectomes
 from sharedmask.network import correlation
 from sharedmask.network.batches import Advance, batch_process
-from sharedmask.network.connectome import Block, Connectome, SharedBlock
+from sharedmask.network.connectome import Block, Connectome, SharedBlock, share_block
 from sharedmask.network.stat_maps import KEYS, NetworkMaps, Statistics
 from sharedmask.regions.masks import matching
 from sharedmask.regions.regions import Regions
@@ -278,7 +277,7 @@ class MappingSession:
 
     def _maps(self, name: str, lesion: _Lesion, mean: Array, squares: Array) -> NetworkMaps:
         connectome, statistics = self._connectome, self._mapper.statistics
-        values = statistics.of(mean, squares, connectome.n_subjects)
+        values = statistics.values_from(mean, squares, connectome.n_subjects)
         counts = {"n_subjects": connectome.n_subjects, "n_batches": len(connectome.files)}
         summary = {**statistics.summary(values), **counts, "n_lesion_voxels": len(lesion.seed)}
         return NetworkMaps(name, connectome.grid, connectome.voxels, values, summary, lesion.target)
@@ -341,11 +340,11 @@ class MappingSession:
         if self._kept is not None:
             yield self._kept
         elif len(self._blocks) == 1:
-            opened = connectomes.share_block(self._connectome, block, self._n_jobs)
+            opened = share_block(self._connectome, block, self._n_jobs)
             self._kept = self._held.enter_context(opened)
             yield self._kept
         else:
-            with connectomes.share_block(self._connectome, block, self._n_jobs) as shared:
+            with share_block(self._connectome, block, self._n_jobs) as shared:
                 yield shared
 
     # --- threads or processes ---

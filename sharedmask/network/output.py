@@ -5,26 +5,27 @@ Does not cover: the maps (``mapper``), options and exit codes (``base``).
 
 In the output folder::
 
-    run.json                        what all maps depend on; another run may not mix with it
+    run.json                        what all maps depend on; other settings may not mix with it
     NAME_rmap.nii.gz ...            one file per map
-    NAME_summary.json               written last: the lesion is done
-    summary.tsv, errors.json        one row per lesion done, one entry per lesion that failed
+    NAME_summary.json, summary.tsv  numbers of one lesion; of all that are done, a row each
+    .sharedmask/complete.jsonl      the journal of lesions whose files are complete
+    .sharedmask/failed/             one file per lesion that failed
 
 Lesions go in batches, cut from the list as given. Taken up again, a batch that is not complete is
 done again as a whole, so that its products have the same shape and its maps the same bytes.
 """
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError
 from sharedmask.network import batches
@@ -32,16 +33,18 @@ from sharedmask.network.mapper import FunctionalNetworkMapper
 from sharedmask.network.stat_maps import KEYS, NetworkMaps
 from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import atomic_write, write_json
 
 _SETTINGS = "run.json"
-_DONE = "_summary.json"
+_SUMMARY = "_summary.json"
+_TABLE = "summary.tsv"
+_JOURNAL = "complete.jsonl"
 _LEVEL = 1  # of the compression: maps are floats, which hardly compress
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.(?P<pid>\d+)\.tmp")
 
 
 @dataclass(frozen=True)
-class Report:
+class MappingReport:
     """Names of the lesions done now and before, and what was wrong with the others."""
 
     done: tuple[str, ...]
@@ -49,7 +52,7 @@ class Report:
     errors: Mapping[str, Exception]
 
 
-def run(
+def map_to(
     lesions: Any,
     mapper: FunctionalNetworkMapper,
     out: str | os.PathLike[str],
@@ -57,7 +60,7 @@ def run(
     batch_size: int | None = None,
     resume: bool = False,
     progress: Progress = None,
-) -> Report:
+) -> MappingReport:
     """Write the maps of all lesions; each batch's as it ends.
 
     Parameters
@@ -75,7 +78,7 @@ def run(
 
     Returns
     -------
-    Report
+    MappingReport
 
     Raises
     ------
@@ -83,18 +86,22 @@ def run(
         To resume, with other settings or another connectome than those of the run in ``out``.
     """
     batches.check_size(batch_size)
-    folder, given, errors = Path(out), named_masks(lesions), dict[str, Exception]()
+    folder, given = Path(out), named_masks(lesions)
     folder.mkdir(parents=True, exist_ok=True)
     resume = resume and (folder / _SETTINGS).exists()
-    with mapper.opened() as run:
-        size = _begin(folder, mapper, batch_size, run.batch_size, resume)
-        before = _complete(folder, given, resume)
+    with mapper.opened() as session:
+        size = _begin(folder, mapper, batch_size, session.batch_size, resume)
+        records = _Records.of(folder, given, _run_settings(mapper))
+        if not resume:
+            records.clear()
+        before = records.complete()
         pending = _pending(given, before, size)
-        take = partial(_take, folder, {name: given[name] for name in pending.keys() - before}, errors)
-        batches.in_turn(run, pending, size, take, progress)
-    _finish(folder, given, errors)
+        take = partial(_take, records, pending.keys() - before)
+        batches.in_turn(session, pending, size, take, progress)
+    errors = records.errors
+    _write_table(folder, [name for name in given if name not in errors])
     done = tuple(name for name in given if name not in errors and name not in before)
-    return Report(done, tuple(name for name in given if name in before), errors)
+    return MappingReport(done, tuple(name for name in given if name in before), errors)
 
 
 def _pending(given: Mapping[str, Any], before: set[str], size: int) -> dict[str, Any]:
@@ -104,50 +111,42 @@ def _pending(given: Mapping[str, Any], before: set[str], size: int) -> dict[str,
 
 
 def _take(
-    folder: Path,
-    wanted: Mapping[str, Any],
-    errors: dict[str, Exception],
-    number: int,
-    found: dict[str, NetworkMaps | Exception],
+    records: "_Records", wanted: Collection[str], number: int, found: dict[str, NetworkMaps | Exception]
 ) -> None:
     """Write the maps of a batch that are wanted; note what was wrong with the other lesions."""
     for name, maps in found.items():
         if name not in wanted:
             continue
         if isinstance(maps, Exception):
-            errors[name] = maps
+            records.fail(name, maps)
         else:
-            write_maps(folder, maps, wanted[name])
+            records.keep(name, write_maps(records.folder, maps))
 
 
-def write_maps(folder: Path, maps: NetworkMaps, lesion: Any) -> None:
-    """One compressed file per map, with the same bytes whenever it is written; the summary last."""
+def write_maps(folder: Path, maps: NetworkMaps) -> list[Path]:
+    """One compressed file per map, with the same bytes whenever it is written, and the summary."""
     from isal import igzip
 
+    written = []
     for key in KEYS:
         file = folder / f"{maps.name}_{key}.nii.gz"
         if key not in maps:
-            file.unlink(missing_ok=True)  # of another run
+            file.unlink(missing_ok=True)  # made with other settings
             continue
         with atomic_write(file) as temporary:
             temporary.write_bytes(igzip.compress(maps[key].to_bytes(), _LEVEL, mtime=0))
-    facts = {"lesion": maps.name, "digest": _digest(lesion), "summary": dict(maps.summary)}
-    _write_json(folder / f"{maps.name}{_DONE}", facts)
-
-
-def _write_json(path: Path, facts: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _digest(lesion: Any) -> str | None:
-    """Of a file's bytes; None for what is no file."""
-    if not isinstance(lesion, str | os.PathLike):
-        return None
-    return blake2b(Path(lesion).expanduser().read_bytes(), digest_size=16).hexdigest()
+        written.append(file)
+    summary = folder / f"{maps.name}{_SUMMARY}"
+    write_json(summary, {"lesion": maps.name, "summary": dict(maps.summary)})
+    return [*written, summary]
 
 
 # --- taking up again -----------------------------------------------------------------------------
+
+
+def _run_settings(mapper: FunctionalNetworkMapper) -> dict[str, Any]:
+    """What all maps depend on, whatever the lesion."""
+    return {"connectome": mapper.connectome_.digest, **mapper.settings}
 
 
 def _begin(
@@ -155,7 +154,7 @@ def _begin(
 ) -> int:
     """Write down what the maps depend on, or compare it; the size of batches."""
     file = folder / _SETTINGS
-    settings = {"connectome": mapper.connectome_.digest, **mapper.settings}
+    settings = _run_settings(mapper)
     size = asked or fitting
     if resume:
         before = json.loads(file.read_text())
@@ -168,7 +167,7 @@ def _begin(
                 f"{before.get(changed[0])!r}, now {settings[changed[0]]!r}; give another folder"
             )
     _sweep(folder)
-    _write_json(file, {**settings, "batch_size": size})
+    write_json(file, {**settings, "batch_size": size})
     return size
 
 
@@ -181,42 +180,71 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name.endswith(("map.nii.gz", _DONE)) or name in (_SETTINGS, "errors.json", "summary.tsv")
+    return name.endswith(("map.nii.gz", _SUMMARY)) or name in (_SETTINGS, _TABLE)
 
 
-def _complete(folder: Path, given: Mapping[str, Any], resume: bool) -> set[str]:
-    """Lesions whose maps need not be made; the others are not done any more."""
-    complete = {name for name, lesion in given.items() if resume and _is_done(folder, name, lesion)}
-    for name in given.keys() - complete:
-        (folder / f"{name}{_DONE}").unlink(missing_ok=True)
-    return complete
+@dataclass(frozen=True)
+class _Records:
+    """Which lesions are complete, and which failed."""
+
+    folder: Path
+    digests: Mapping[str, str | None]
+    """Of each lesion's file and all that its maps depend on; None: it is not a file that can be read."""
+    journal: Journal
+    failures: Failures
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, lesions: Mapping[str, Any], settings: Mapping[str, Any]) -> "_Records":
+        private = folder / PRIVATE
+        digests = {name: _digest(lesion, settings) for name, lesion in lesions.items()}
+        return cls(folder, digests, Journal(private / _JOURNAL), Failures(private / "failed"))
+
+    def clear(self) -> None:
+        """Nothing is complete, nothing failed."""
+        self.journal.path.unlink(missing_ok=True)
+        self.journal.forget()
+        for name in self.failures.all():
+            self.failures.remove(name)
+
+    def complete(self) -> set[str]:
+        """Lesions whose maps need not be made; the summaries of the others hold no more."""
+        done = {name for name, digest in self.digests.items() if digest and self.journal.has(name, digest)}
+        for name in self.digests.keys() - done:
+            (self.folder / f"{name}{_SUMMARY}").unlink(missing_ok=True)
+        return done
+
+    def keep(self, name: str, files: Sequence[Path]) -> None:
+        digest = self.digests[name]
+        if digest is not None:
+            self.journal.add(Entry(name, digest, tuple(map(str, files))))
+        self.failures.remove(name)
+
+    def fail(self, name: str, error: Exception) -> None:
+        self.errors[name] = error
+        self.failures.add(name, error)
 
 
-def _is_done(folder: Path, name: str, lesion: Any) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads((folder / f"{name}{_DONE}").read_text())["digest"]
-        return before is not None and bool(before == _digest(lesion))
-    return False
+def _digest(lesion: Any, settings: Mapping[str, Any]) -> str | None:
+    if not isinstance(lesion, str | os.PathLike):
+        return None
+    digest = blake2b(repr(sorted(settings.items())).encode(), digest_size=16)
+    try:
+        digest.update(Path(lesion).expanduser().read_bytes())
+    except OSError:
+        return None  # what is wrong with it is found when it is read
+    return digest.hexdigest()
 
 
-# --- what went well, and what did not ------------------------------------------------------------
-
-
-def _finish(folder: Path, given: Mapping[str, Any], errors: Mapping[str, Exception]) -> None:
+def _write_table(folder: Path, names: Sequence[str]) -> None:
     rows = [
-        json.loads((folder / f"{name}{_DONE}").read_text())["summary"] | {"lesion": name}
-        for name in given
-        if name not in errors
+        {"lesion": name, **json.loads((folder / f"{name}{_SUMMARY}").read_text())["summary"]}
+        for name in names
     ]
-    columns = ["lesion", *(column for column in (rows[0] if rows else ()) if column != "lesion")]
+    columns = list(rows[0]) if rows else ["lesion"]
     lines = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
-    with atomic_write(folder / "summary.tsv") as temporary:
+    with atomic_write(folder / _TABLE) as temporary:
         temporary.write_text("".join("\t".join(line) + "\n" for line in lines))
-    entries = [
-        {"lesion": name, "input": str(given[name]), "error": type(error).__name__, "message": str(error)}
-        for name, error in errors.items()
-    ]
-    _write_json(folder / "errors.json", entries)
 
 
 def _cell(value: Any) -> str:

@@ -56,7 +56,7 @@ class Statistics:
         if self.t_threshold is not None and not self.t_threshold >= 0:
             raise ParameterError(f"t_threshold={self.t_threshold} must be 0 or more")
 
-    def of(self, mean: Array, squares: Array, n_subjects: int) -> dict[str, Array]:
+    def values_from(self, mean: Array, squares: Array, n_subjects: int) -> dict[str, Array]:
         """The values of all maps asked for, (n_voxels,) float32 and uint8."""
         t = correlation.t_values(mean, squares, n_subjects)
         values = {"rmap": np.tanh(mean), "zmap": mean, "tmap": t}

@@ -43,7 +43,7 @@ class Subject:
     n_timepoints: int
     n_voxels: int
     stored: np.dtype[Any]
-    opened: Callable[[], AbstractContextManager[_Bytes]]
+    open_bytes: Callable[[], AbstractContextManager[_Bytes]]
     compressed: bool = True
 
     @property
@@ -59,7 +59,7 @@ class Subject:
     @contextlib.contextmanager
     def volumes(self) -> Iterator["_Reader"]:
         """The volumes, first to last."""
-        with self.opened() as stream:
+        with self.open_bytes() as stream:
             yield _Reader(self, stream)
 
 
@@ -120,7 +120,7 @@ def subjects_in(path: Path, start: int, stop: int) -> Iterator[list[Subject]]:
     with open_file(path) as file:
         series = file["timeseries"]
         direct = _is_direct(file, series)
-        together = _Together(series, start, stop, str(path))
+        groups = _ChunkGroups(series, start, stop, str(path))
         finders = [_place(path, series, number) if direct else None for number in range(start, stop)]
         yield [
             Subject(
@@ -128,7 +128,7 @@ def subjects_in(path: Path, start: int, stop: int) -> Iterator[list[Subject]]:
                 series.shape[1],
                 series.shape[2],
                 series.dtype,
-                finder or partial(together.opened, number),
+                finder or partial(groups.open_bytes, number),
             )
             for number, finder in enumerate(finders, start)
         ]
@@ -151,21 +151,21 @@ def _place(path: Path, series: Any, number: int) -> Callable[[], Any] | None:
     name = f"{path}, subject {number}"
     if series.chunks is None:
         offset = series.id.get_offset()
-        return None if offset is None else partial(_part, path, name, offset + number * nbytes, nbytes, False)
+        return None if offset is None else partial(_open_span, path, name, offset + number * nbytes, nbytes, False)
     chunk = series.id.get_chunk_info_by_coord((number, 0, 0))
     if chunk.byte_offset is None:
         return None
     deflated = series.compression is not None and not chunk.filter_mask
-    return partial(_part, path, name, chunk.byte_offset, chunk.size, deflated)
+    return partial(_open_span, path, name, chunk.byte_offset, chunk.size, deflated)
 
 
 @contextlib.contextmanager
-def _part(path: Path, name: str, offset: int, size: int, deflated: bool) -> Iterator[Stream]:
-    with _Part(path, offset, size) as part:
-        yield MemberStream(part, _ZLIB, name) if deflated else Stream(part)
+def _open_span(path: Path, name: str, offset: int, size: int, deflated: bool) -> Iterator[Stream]:
+    with _FileSpan(path, offset, size) as span:
+        yield MemberStream(span, _ZLIB, name) if deflated else Stream(span)
 
 
-class _Part(FileIO):
+class _FileSpan(FileIO):
     """Some bytes of a file, as if they were all."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
@@ -188,7 +188,7 @@ class _Part(FileIO):
 # --- by h5py -------------------------------------------------------------------------------------
 
 
-class _Together:
+class _ChunkGroups:
     """Subjects that share chunks, read together, so that no chunk is decompressed twice."""
 
     def __init__(self, series: Any, start: int, stop: int, name: str) -> None:
@@ -202,11 +202,11 @@ class _Together:
         self._step = per_chunk if per_chunk <= fitting else 1
 
     @contextlib.contextmanager
-    def opened(self, number: int) -> Iterator["_Held"]:
+    def open_bytes(self, number: int) -> Iterator["_ArrayBytes"]:
         first = number // self._step * self._step
         with self._lock:
             group = self._group(first)
-        yield _Held(group[number - max(first, self._bounds[0])])
+        yield _ArrayBytes(group[number - max(first, self._bounds[0])])
 
     def _read(self, first: int) -> Array:
         start, stop = self._bounds
@@ -217,7 +217,7 @@ class _Together:
         return found
 
 
-class _Held:
+class _ArrayBytes:
     """The bytes of an array, read forward."""
 
     def __init__(self, array: Array) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sharedmask.compute.journal import Entry, Failures, Journal
+from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError
 from sharedmask.regions.coverage import Coverage
@@ -37,7 +37,6 @@ from sharedmask.system.files import atomic_write
 from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.typing import Array
 
-_PRIVATE = ".sharedmask"
 _LAST = "last.json"
 _IGNORED = "*.html\n*_timeseries.*\n*_stat-coverage_bold.tsv\n"
 _PICTURED_VOLUMES = 10
@@ -182,7 +181,7 @@ class _Work:
 
     @cached_property
     def private(self) -> Path:
-        return self.derivatives.root / _PRIVATE
+        return self.derivatives.root / PRIVATE
 
     @property
     def failures(self) -> Failures:
@@ -317,8 +316,8 @@ def summarise(output: str | Path) -> Path:
         Of ``study.html``.
     """
     root = Path(output).expanduser()
-    rows = [RunRow(run, error) for run, error in Failures(root / _PRIVATE / "failed").all().items()]
-    done = sorted(Journal(root / _PRIVATE / "complete.jsonl").entries, key=lambda entry: entry.key)
+    rows = [RunRow(run, error) for run, error in Failures(root / PRIVATE / "failed").all().items()]
+    done = sorted(Journal(root / PRIVATE / "complete.jsonl").entries, key=lambda entry: entry.key)
     rows += [_done_row(root, entry) for entry in done]
     page = root / "study.html"
     StudyReport(root.name, rows, *_last_pass(root)).write(page)
@@ -328,7 +327,7 @@ def summarise(output: str | Path) -> Path:
 def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None]:
     """Its parameters, and its memory over time."""
     try:
-        said = json.loads((root / _PRIVATE / _LAST).read_text(encoding="utf-8"))
+        said = json.loads((root / PRIVATE / _LAST).read_text(encoding="utf-8"))
         return said["parameters"], Timeline(**said["timeline"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}, None

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from sharedmask.compute.journal import Failures
+from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError
 from sharedmask.image.extraction import projected, regions_of
@@ -27,7 +27,6 @@ from sharedmask.study.cohort import Study, extract_many
 from sharedmask.study.tables import series_writer, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
 
-_PRIVATE = ".sharedmask"
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 
 
@@ -191,7 +190,7 @@ class _Work:
         if form != ".tsv":
             series_writer(f"x{form}")
             strategy = None
-        private = Path(folder) / _PRIVATE
+        private = Path(folder) / PRIVATE
         work = cls(outputs(images, folder, form), masks, strategy, private)
         private.mkdir(parents=True, exist_ok=True)
         return work

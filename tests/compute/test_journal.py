@@ -42,6 +42,17 @@ def test_a_run_whose_output_is_gone_is_not_complete(path, tmp_path):
     assert not Journal(path).has("sub-01", "abc")
 
 
+def test_outputs_are_found_from_another_directory_and_after_a_move(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path.parent.mkdir()
+    (path.parent / "out.tsv").touch()
+    Journal(path).add(Entry("sub-01", "abc", ("study/out.tsv",)))
+    monkeypatch.chdir("/")
+    assert Journal(path).has("sub-01", "abc")
+    path.parent.rename(tmp_path / "moved")
+    assert Journal(tmp_path / "moved" / path.name).has("sub-01", "abc")
+
+
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(1, 200))
 def test_a_line_cut_short_loses_only_itself(tmp_path_factory, cut):

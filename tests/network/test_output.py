@@ -15,6 +15,7 @@ from images import AFFINE
 from networks import lesion, mask, reference, series, write, write_split
 
 from sharedmask import FunctionalNetworkMapper
+from sharedmask.compute.journal import Failures
 from sharedmask.errors import ParameterError
 from sharedmask.network import output
 
@@ -44,7 +45,8 @@ def run(study, *options, **kwargs):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    """Of all files; what is recorded of the work itself is not among them."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def test_each_lesion_has_its_maps_and_its_summary(study):
@@ -59,11 +61,11 @@ def test_each_lesion_has_its_maps_and_its_summary(study):
             np.testing.assert_allclose(image.affine, AFFINE, rtol=1e-6)
         said = json.loads((study / f"out/{name}_summary.json").read_text())
         assert said["summary"] == dict(maps[name].summary)
-    assert json.loads((study / "out/errors.json").read_text()) == []
+    assert Failures(study / "out/.sharedmask/failed").all() == {}
     table = pd.read_csv(study / "out/summary.tsv", sep="\t")
     assert list(table.lesion) == [f"sub-{number}" for number in range(9)]
     np.testing.assert_allclose(table["max"], [maps[name].summary["max"] for name in maps], rtol=1e-12)
-    assert len(contents(study / "out")) == 9 * 8 + 3
+    assert len(contents(study / "out")) == 9 * 8 + 2
 
 
 def test_a_pattern_may_be_quoted(study):
@@ -85,12 +87,10 @@ def test_some_that_fail_are_named_and_the_exit_code_is_1(study):
     done = run(study)
     assert done.returncode == 1
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["sub-2", "sub-3", "sub-8"]
-    errors = json.loads((study / "out/errors.json").read_text())
-    assert [(entry["lesion"], entry["error"]) for entry in errors[:2]] == [
-        ("sub-2", "EmptyMaskError"),
-        ("sub-3", "GridMismatchError"),
-    ]
-    assert errors[2]["input"].endswith("sub-8.nii.gz")
+    errors = Failures(study / "out/.sharedmask/failed").all()
+    assert errors["sub-2"].startswith("EmptyMaskError: ")
+    assert errors["sub-3"].startswith("GridMismatchError: ")
+    assert "sub-8.nii.gz" in errors["sub-8"]
     assert len(pd.read_csv(study / "out/summary.tsv", sep="\t")) == 6
 
 
@@ -147,46 +147,67 @@ def lesions_of(study):
 
 def test_resuming_does_what_is_missing_changed_or_failed_before(study, mapper):
     (study / "lesions/sub-5.nii.gz").write_text("not an image")
-    first = output.run(lesions_of(study), mapper, study / "out", batch_size=4)
+    first = output.map_to(lesions_of(study), mapper, study / "out", batch_size=4)
     assert list(first.errors) == ["sub-5"]
     nib.save(lesion(5)[0], study / "lesions/sub-5.nii.gz")
     nib.save(lesion(77)[0], study / "lesions/sub-0.nii.gz")
     (study / "out/sub-8_summary.json").unlink()
-    again = output.run(lesions_of(study), mapper, study / "out", resume=True)
+    again = output.map_to(lesions_of(study), mapper, study / "out", resume=True)
     assert again.done == ("sub-0", "sub-5", "sub-8")
     assert len(again.skipped) == 6
-    assert again.errors == {}
+    assert again.errors == Failures(study / "out/.sharedmask/failed").all() == {}
     chosen = lesion(77)[1]
     found = np.asarray(nib.load(study / "out/sub-0_zmap.nii.gz").dataobj)[mask()]
     np.testing.assert_allclose(found, reference(series(), chosen)[1], atol=1e-6)
 
 
 def test_what_is_complete_is_not_read_again(study, mapper, monkeypatch):
-    output.run(lesions_of(study), mapper, study / "out")
-    monkeypatch.setattr("sharedmask.network.connectome.share_block", None)
-    assert len(output.run(lesions_of(study), mapper, study / "out", resume=True).skipped) == 9
+    output.map_to(lesions_of(study), mapper, study / "out")
+    monkeypatch.setattr("sharedmask.network.mapper.share_block", None)
+    assert len(output.map_to(lesions_of(study), mapper, study / "out", resume=True).skipped) == 9
+
+
+def test_lesions_whose_maps_are_gone_are_done_again(study, mapper):
+    output.map_to(lesions_of(study), mapper, study / "out", batch_size=2)
+    (study / "out").rename(study / "moved")
+    (study / "moved/sub-4_zmap.nii.gz").unlink()
+    again = output.map_to(lesions_of(study), mapper, study / "moved", resume=True)
+    assert again.done == ("sub-4",)
+
+
+def test_done_again_without_resume_nothing_of_before_is_complete(study, mapper, monkeypatch):
+    output.map_to(lesions_of(study), mapper, study / "out", batch_size=2)
+    monkeypatch.setattr(output, "write_maps", _full)
+    with pytest.raises(OSError, match="No space left"):
+        output.map_to(lesions_of(study), mapper, study / "out", batch_size=2)
+    monkeypatch.undo()
+    assert len(output.map_to(lesions_of(study), mapper, study / "out", resume=True).done) == 9
+
+
+def _full(folder, maps):
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("changed", [{"method": "pini"}, {"fdr_alpha": 0.01}, {"t_threshold": 3}])
 def test_other_settings_are_not_mixed_in(changed, study, mapper):
-    output.run(lesions_of(study), mapper, study / "out")
+    output.map_to(lesions_of(study), mapper, study / "out")
     other = FunctionalNetworkMapper(**changed).fit(study / "connectome")
     with pytest.raises(ParameterError, match=next(iter(changed))):
-        output.run(lesions_of(study), other, study / "out", resume=True)
+        output.map_to(lesions_of(study), other, study / "out", resume=True)
 
 
 def test_another_connectome_is_not_mixed_in(study, mapper):
-    output.run(lesions_of(study), mapper, study / "out")
+    output.map_to(lesions_of(study), mapper, study / "out")
     other = FunctionalNetworkMapper().fit(write(study / "other.h5", series(seed=8)))
     with pytest.raises(ParameterError, match="another connectome"):
-        output.run(lesions_of(study), other, study / "out", resume=True)
+        output.map_to(lesions_of(study), other, study / "out", resume=True)
 
 
 def test_without_resume_all_is_done_again_and_nothing_else_is_touched(study, mapper):
     with_threshold = FunctionalNetworkMapper(t_threshold=1).fit(study / "connectome")
-    output.run(lesions_of(study), with_threshold, study / "out")
+    output.map_to(lesions_of(study), with_threshold, study / "out")
     (study / "out/my_summary.json").write_text("the user's")
-    report = output.run(lesions_of(study), mapper, study / "out")
+    report = output.map_to(lesions_of(study), mapper, study / "out")
     assert len(report.done) == 9
     assert (study / "out/my_summary.json").read_text() == "the user's"
     assert not list((study / "out").glob("*_tthresholdmap.nii.gz"))
@@ -195,23 +216,23 @@ def test_without_resume_all_is_done_again_and_nothing_else_is_touched(study, map
 def test_a_full_disk_ends_the_run_and_leaves_it_resumable(study, mapper, monkeypatch):
     write_maps = output.write_maps
 
-    def full(folder, maps, given):
+    def full(folder, maps):
         if maps.name == "sub-3":
             raise OSError(28, "No space left on device")
-        write_maps(folder, maps, given)
+        return write_maps(folder, maps)
 
     monkeypatch.setattr(output, "write_maps", full)
     with pytest.raises(OSError, match="No space left"):
-        output.run(lesions_of(study), mapper, study / "out", batch_size=2)
+        output.map_to(lesions_of(study), mapper, study / "out", batch_size=2)
     monkeypatch.undo()
-    output.run(lesions_of(study), mapper, study / "out", resume=True)
-    output.run(lesions_of(study), mapper, study / "whole", batch_size=2)
+    output.map_to(lesions_of(study), mapper, study / "out", resume=True)
+    output.map_to(lesions_of(study), mapper, study / "whole", batch_size=2)
     assert contents(study / "out") == contents(study / "whole")
 
 
 def test_progress_counts_lesions(study, mapper):
     told = []
-    output.run(lesions_of(study), mapper, study / "out", batch_size=4, progress=lambda *n: told.append(n))
+    output.map_to(lesions_of(study), mapper, study / "out", batch_size=4, progress=lambda *n: told.append(n))
     assert told[-1] == (9, 9)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert any(done not in (4, 8, 9) for done, _ in told)  # within a batch, too
