@@ -151,16 +151,16 @@ def _place(path: Path, series: Any, number: int) -> Callable[[], Any] | None:
     name = f"{path}, subject {number}"
     if series.chunks is None:
         offset = series.id.get_offset()
-        return None if offset is None else partial(_open_span, path, name, offset + number * nbytes, nbytes, False)
+        return None if offset is None else partial(_span, path, name, offset + number * nbytes, nbytes, False)
     chunk = series.id.get_chunk_info_by_coord((number, 0, 0))
     if chunk.byte_offset is None:
         return None
     deflated = series.compression is not None and not chunk.filter_mask
-    return partial(_open_span, path, name, chunk.byte_offset, chunk.size, deflated)
+    return partial(_span, path, name, chunk.byte_offset, chunk.size, deflated)
 
 
 @contextlib.contextmanager
-def _open_span(path: Path, name: str, offset: int, size: int, deflated: bool) -> Iterator[Stream]:
+def _span(path: Path, name: str, offset: int, size: int, deflated: bool) -> Iterator[Stream]:
     with _FileSpan(path, offset, size) as span:
         yield MemberStream(span, _ZLIB, name) if deflated else Stream(span)
 
