@@ -1,15 +1,17 @@
 """The programs ``sharedmask`` and ``sharedmask-bids``: verbs, one file each.
 
 Covers: options, exit codes, what is printed where. Does not cover: any of the work.
+
+A new verb is a new file: whatever it adds to ``base.commands`` is there.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 
 def main() -> None:
     """The console script ``sharedmask``."""
-    from sharedmask.cli import cache, demo, doctor, extract, frames, info, network, run, share, submit
-    from sharedmask.cli.base import commands
-    from sharedmask.cli.base import run as run_program
-
-    for verbs in (extract, info, network, demo, frames, share, cache, doctor, submit, run):
-        assert verbs  # imported for the verbs that it adds
-    run_program(commands)
+    for verb in iter_modules(__path__):
+        import_module(f"{__name__}.{verb.name}")
+    base = import_module(f"{__name__}.base")
+    base.run_program(base.commands)

@@ -1,6 +1,7 @@
-"""The verbs on images: ``sharedmask extract | network | info | demo | frames``.
+"""What all verbs share: ``Verb``, options that several have, exit codes, what is printed where.
 
-Covers: options, exit codes, what is printed where. Does not cover: any of the work.
+Covers: running a command line, one line per error. Does not cover: a verb's own options (its file
+has them), any of the work.
 
 Data go to files or standard output, everything else to standard error. Exit codes follow the BIDS
 execution specification: 0 done, 16 no BIDS data set, 18 nothing selected, 64 wrong usage, 65 bad
@@ -12,7 +13,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import click
@@ -66,20 +67,21 @@ class Verb(click.Command):
         return super().parse_args(ctx, repeated)
 
 
-@click.group(
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda token: token.replace("_", "-"),
-        "max_content_width": 100,
-    },
-)
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "max_content_width": 100,
+}
+
+
+@click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="sharedmask")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def commands() -> None:
     """Mask one large fMRI run with many regions, from one copy in memory."""
 
 
-def run(command: click.Command) -> None:
+def run_program(command: click.Command) -> None:
     """Run a command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
     try:
@@ -152,12 +154,16 @@ def logging_to_stderr(on: bool, name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-cleaning_options = options(
+filter_options = options(
     click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]), help="After all other steps."),
     click.option("--detrend", is_flag=True, help="Remove linear trends."),
-    click.option("--confounds", metavar="TSV", multiple=True, help="Tables with one row per volume."),
     click.option("--low-pass", type=float, metavar="HZ"),
     click.option("--high-pass", type=float, metavar="HZ"),
+)
+
+cleaning_options = options(
+    filter_options,
+    click.option("--confounds", metavar="TSV", multiple=True, help="Tables with one row per volume."),
     click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
 )
 
@@ -186,10 +192,15 @@ def strategy_of(stat: str | None) -> str:
     return (stat or "mean").replace("-", "_")
 
 
+def echo_failures(errors: Mapping[Any, Exception]) -> None:
+    """Each on a line."""
+    for key, error in errors.items():
+        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
+
+
 def echo_study(study: Any, what: str) -> None:
     """Each failure on a line, what was done, and exit code 1 if something failed."""
-    for key, error in study.errors.items():
-        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
+    echo_failures(study.errors)
     done = f"{len(study.complete)} {what} complete, {len(study.skipped)} were already"
     click.echo(f"{done}, {len(study.errors)} failed")
     if study.errors:

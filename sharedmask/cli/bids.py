@@ -16,23 +16,18 @@ from typing import Any
 import click
 
 from sharedmask._version import __version__
-from sharedmask.cli.base import Verb, echo_study, run
+from sharedmask.cli.base import CONTEXT, Verb, echo_study, filter_options, run_program
 from sharedmask.errors import ParameterError
 
 _UNKNOWN_LEVEL = 17
-_SETTINGS = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda token: token.replace("_", "-"),
-    "max_content_width": 100,
-}
 
 
 def main() -> None:
     """The program ``sharedmask-bids``."""
-    run(app)
+    run_program(app)
 
 
-@click.command(cls=Verb, context_settings=_SETTINGS)
+@click.command(cls=Verb, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="sharedmask-bids")
 @click.argument("bids_dir")
 @click.argument("out_dir")
@@ -55,10 +50,7 @@ def main() -> None:
     type=click.Choice(["simple", "scrubbing", "compcor", "ica_aroma"]),
     help="Confounds to regress out, as nilearn chooses them.",
 )
-@click.option("--standardize", type=click.Choice(["zscore_sample", "psc"]))
-@click.option("--detrend", is_flag=True)
-@click.option("--low-pass", type=float, metavar="HZ")
-@click.option("--high-pass", type=float, metavar="HZ")
+@filter_options
 @click.option(
     "--nprocs", "--nthreads", "--n-cpus", "-j", "--n-jobs", "n_jobs", type=int, default=1, show_default=True
 )

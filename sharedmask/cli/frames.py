@@ -13,14 +13,14 @@ def frames() -> None:
     """Runs as data sets of volumes."""
 
 
-@frames.command()
+@frames.command("convert")
 @click.argument("source", metavar="A")
 @click.argument("target", metavar="B")
 @click.option("--gzip", "level", type=click.IntRange(0, 9), metavar="LEVEL", help="Compress B, an .h5 file.")
-def convert(source: str, target: str, level: int | None) -> None:
+def convert_file(source: str, target: str, level: int | None) -> None:
     """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
-    from sharedmask.frames.convert import convert as convert_frames
+    from sharedmask.frames.convert import convert
 
     check_output(target)
     compression = None if level is None else "gzip"
-    convert_frames(source, target, compression=compression, compression_opts=level)
+    convert(source, target, compression=compression, compression_opts=level)

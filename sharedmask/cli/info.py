@@ -16,14 +16,14 @@ from sharedmask.cli.base import commands, with_settings
 def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     """Print what BOLD is, what it takes in memory and what may be used."""
     from sharedmask.image.image import SharedImage
-    from sharedmask.storage import memory as stores
+    from sharedmask.storage import memory
     from sharedmask.system import settings
     from sharedmask.system.budget import MemoryBudget
-    from sharedmask.system.units import format_bytes as mib
+    from sharedmask.system.units import format_bytes
 
     image = SharedImage(bold, mask_img=mask_img)
     budget = MemoryBudget.here(memory_limit)
-    free = stores.free_bytes()
+    free = memory.free_bytes()
     scaled = image.scaling
     rows = {
         "image": bold,
@@ -32,10 +32,10 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
         if scaled != (1.0, 0.0)
         else str(image.dtype),
         "repetition time": "unknown" if image.t_r is None else f"{image.t_r:g} s",
-        "takes in a store": mib(image.nbytes),
+        "takes in a store": format_bytes(image.nbytes),
         "store": "{} ({})".format(*image.store),
-        "/dev/shm has room for": "unknown" if free is None else mib(free),
-        "memory that may be used": f"{mib(budget.limit)} ({budget.reason})",
+        "/dev/shm has room for": "unknown" if free is None else format_bytes(free),
+        "memory that may be used": f"{format_bytes(budget.limit)} ({budget.reason})",
     }
     rows |= {name: f"{getattr(settings.current(), name)} ({o})" for name, o in settings.origins().items()}
     width = max(map(len, rows))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sharedmask.cli.base import commands, echo, with_settings
+from sharedmask.cli.base import commands, echo, echo_failures, with_settings
 
 
 @commands.command()
@@ -39,8 +39,7 @@ def network(
     mapper = FunctionalNetworkMapper(**settings).fit(connectome)
     given = lesions[0] if len(lesions) == 1 else list(lesions)
     report = map_to(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
-    for name, error in report.errors.items():
-        click.echo(f"sharedmask: {name}: {' '.join(str(error).split())}", err=True)
+    echo_failures(report.errors)
     echo(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")
     if report.errors:
         raise click.exceptions.Exit(1)

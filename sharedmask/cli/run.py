@@ -1,7 +1,7 @@
-"""The verbs for many images: ``sharedmask submit | run``.
+"""``sharedmask run``: many images, with the flags of memory-efficient pipelines.
 
-Covers: array jobs of ``extract``, and the flags of memory-efficient pipelines. Does not cover:
-``extract`` itself (``base``), BIDS (``bids``), any of the work (``output``, ``submit``).
+Covers: what those flags stand for. Does not cover: ``extract``, which reads each image once and
+holds none, BIDS (``bids``), any of the work (``output``).
 """
 
 import re
@@ -10,15 +10,18 @@ from typing import Any
 
 import click
 
-from sharedmask.cli import base
-from sharedmask.cli.base import Verb, commands, echo_study, regions_maker
+from sharedmask.cli.base import (
+    Verb,
+    commands,
+    echo_study,
+    logging_to_stderr,
+    regions_maker,
+    strategy_of,
+)
 from sharedmask.cli.cache import tell_cache
 from sharedmask.errors import NoInputError
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
-
-
-# --- run -----------------------------------------------------------------------------------------
 
 
 @commands.command("run", cls=Verb)
@@ -59,8 +62,8 @@ def run_pipeline(images: tuple[str, ...], subjects: tuple[str, ...], **options: 
     chosen = _of_subjects(images, subjects)
     with (
         settings.using(**_knobs(options)),
-        base.logging_to_stderr(options["log_memory"], "sharedmask.monitor"),
-        base.logging_to_stderr(options["verbose"], "sharedmask"),
+        logging_to_stderr(options["log_memory"], "sharedmask.monitor"),
+        logging_to_stderr(options["verbose"], "sharedmask"),
     ):
         _run(chosen, options)
 
@@ -106,7 +109,7 @@ def _run(images: list[str], options: dict[str, Any]) -> None:
         images,
         _chosen_regions(options),
         form=f".{options['form']}",
-        strategy=base.strategy_of(options["stat"]),
+        strategy=strategy_of(options["stat"]),
         store="disk" if options["force_memmap"] else "auto",
         n_jobs=options["n_jobs"] if options["parallel"] else 1,
         memory=options["cache_dir"] if options["cached"] else False,
@@ -118,7 +121,7 @@ def _run(images: list[str], options: dict[str, Any]) -> None:
 
 def _chosen_regions(options: dict[str, Any]) -> Any:
     """The regions on a grid, of these names only; an unknown name is an error."""
-    from sharedmask.regions import lut as luts
+    from sharedmask.regions.lut import read
     from sharedmask.regions.masks import matching
 
     names, masks, atlas, lut = (options[key] for key in ("names", "masks", "atlas", "lut"))
@@ -127,7 +130,7 @@ def _chosen_regions(options: dict[str, Any]) -> Any:
     if masks:
         found: dict[str, Any] = matching(masks)
         return regions_maker({name: found[name] for name in _known(names, found)}, None, None, "data")
-    values = {name: value for value, name in luts.read(lut).items()}
+    values = {name: value for value, name in read(lut).items()}
     return regions_maker(None, atlas, lut, "data", [values[name] for name in _known(names, values)])
 
 

@@ -1,4 +1,4 @@
-"""Submissions: a command line as an array job of SLURM.
+"""``sharedmask submit``: a command line of ``extract`` as an array job of SLURM.
 
 Covers: the batch script, its size in memory, handing it to ``sbatch``. Does not cover: what the
 command does, its parts (``--shard``, see ``cohort``), what a job may use (``budget``).
@@ -15,12 +15,10 @@ from typing import Any
 
 import click
 
-from sharedmask.cli import base, extract
-from sharedmask.cli.base import commands, regions_maker
+from sharedmask.cli import extract
+from sharedmask.cli.base import commands, regions_maker, strategy_of
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.system.files import atomic_write
-
-# --- submit --------------------------------------------------------------------------------------
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})
@@ -33,7 +31,6 @@ def submit(
     n_tasks: int | None, directives: tuple[str, ...], log_dir: str, dry_run: bool, command: tuple[str, ...]
 ) -> None:
     """Submit extract as an array job of SLURM, with the memory that its largest image needs."""
-
     if command[:1] != ("extract",):
         raise click.UsageError("after -- comes the command to submit: extract BOLD... --out-dir DIR ...")
     options = extract.extract.make_context("extract", list(command[1:])).params
@@ -61,7 +58,7 @@ def _largest(options: dict[str, Any]) -> int:
 
     given = next(options[name] for name in ("mask_list", "masks", "atlas") if options[name])
     regions_on = regions_maker(given, options["atlas"], options["lut"], options["resampling_target"])
-    strategy = None if options["form"] != "tsv" else base.strategy_of(options["stat"])
+    strategy = None if options["form"] != "tsv" else strategy_of(options["stat"])
     asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
     return largest(options["images"], regions_on, strategy, options["smoothing_fwhm"], **asked)
 

@@ -1,0 +1,50 @@
+"""``sharedmask ls``: what is shared by living processes, and what is kept on disk.
+
+Covers: the columns that are printed. Does not cover: what all verbs share (``base``), the records
+themselves (``registry``, ``disk``).
+"""
+
+import time
+
+import click
+
+from sharedmask.cli.base import commands
+from sharedmask.errors import SharedMaskError
+
+
+@commands.command("ls")
+def list_images() -> None:
+    """List the shared images of living processes, and the rows that are kept on disk."""
+    from sharedmask.image import protocol
+    from sharedmask.image.image import SharedImage
+    from sharedmask.storage import disk, registry
+    from sharedmask.system.units import format_bytes
+
+    held: dict[str, int] = {}
+    connection = protocol.connect()
+    if connection is not None:
+        with connection:
+            held = {image["token"]: image["clients"] for image in protocol.ask(connection, "list")["images"]}
+    head = ("name", "shape", "size", "store", "owner", "age", "clients")
+    lines = [head]
+    for entry in registry.entries():
+        shape, size, store, clients = "loading", "", "", str(held.get(entry.token, ""))
+        if entry.handle is not None:
+            size, store = format_bytes(entry.handle.nbytes), entry.handle.store
+            try:
+                image = SharedImage.attach(entry.handle)
+                shape, size, store = (
+                    "x".join(map(str, image.shape)),
+                    format_bytes(image.nbytes),
+                    image.store[0],
+                )
+            except SharedMaskError:
+                shape = "output"
+        age = f"{time.time() - entry.created:.0f} s"
+        lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
+    for kept in disk.entries():
+        age = f"{time.time() - kept.used:.0f} s"
+        lines.append((kept.label, "kept", format_bytes(kept.nbytes), "disk", "", age, ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
