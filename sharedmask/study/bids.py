@@ -35,10 +35,10 @@ class Name:
 
     Examples
     --------
-    >>> name = Name.of("sub-01_task-rest_desc-preproc_bold.nii.gz")
+    >>> name = Name.parse("sub-01_task-rest_desc-preproc_bold.nii.gz")
     >>> name.entities["task"], name.suffix
     ('rest', 'bold')
-    >>> str(name.but(desc=None, atlas="AAL", suffix="timeseries", extension=".tsv"))
+    >>> str(name.replace(desc=None, atlas="AAL", suffix="timeseries", extension=".tsv"))
     'sub-01_task-rest_atlas-AAL_timeseries.tsv'
     """
 
@@ -47,7 +47,7 @@ class Name:
     extension: str
 
     @classmethod
-    def of(cls, path: str | Path) -> "Name":
+    def parse(cls, path: str | Path) -> "Name":
         """The parts of a file's name.
 
         Raises
@@ -62,7 +62,7 @@ class Name:
             raise ParameterError(f"{path} has no BIDS name: key-value pairs and a suffix, joined by _")
         return cls({match[1]: match[2] for match in found if match}, suffix, dot + extension)
 
-    def but(self, *, suffix: str | None = None, extension: str | None = None, **entities: Any) -> "Name":
+    def replace(self, *, suffix: str | None = None, extension: str | None = None, **entities: Any) -> "Name":
         """This name with some parts replaced; an entity that is None is left out."""
         changed = {key: value for key, value in {**self.entities, **entities}.items() if value is not None}
         return Name(
@@ -132,20 +132,20 @@ def find_runs(root: str | Path, filters: Mapping[str, str | Sequence[str]] | Non
     paths = [path for path in _images(root) if path.name.split(".")[0].endswith("_bold")]
     if not paths:
         raise NoInputError(f"{root} holds no ..._bold.nii.gz below sub-*/[ses-*/]func")
-    names = {path: Name.of(path) for path in paths}
+    names = {path: Name.parse(path) for path in paths}
     for key, wanted in {"desc": "preproc", **_by_entity(filters or {})}.items():
-        values = {_bare(key, value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
+        values = {_without_key(key, value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
         left = {path: name for path, name in names.items() if name.entities.get(key) in values}
         if not left:
             there = {name.entities[key] for name in names.values() if key in name.entities}
             raise NoInputError(
-                f"no run of {root} has {key}-{'|'.join(sorted(values))}; there are: {_listed(there)}"
+                f"no run of {root} has {key}-{'|'.join(sorted(values))}; there are: {_joined(there)}"
             )
         names = left
     return [_run(root, path, name) for path, name in sorted(names.items())]
 
 
-def _listed(values: set[str]) -> str:
+def _joined(values: set[str]) -> str:
     return ", ".join(sorted(values)) or "none"
 
 
@@ -173,14 +173,14 @@ def _by_entity(filters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _bare(key: str, value: str) -> str:
+def _without_key(key: str, value: str) -> str:
     return str(value).removeprefix(f"{key}-")
 
 
 def _run(root: Path, path: Path, name: Name) -> Run:
-    mask = name.but(desc="brain", suffix="mask")
+    mask = name.replace(desc="brain", suffix="mask")
     # Confounds are of the run, whatever space its images were resampled to.
-    confounds = name.but(
+    confounds = name.replace(
         space=None, res=None, den=None, cohort=None, desc="confounds", suffix="timeseries", extension=".tsv"
     )
     return Run(
@@ -204,7 +204,7 @@ def _sidecar(root: Path, path: Path, name: Name) -> dict[str, Any]:
     for folder in reversed(folders[: folders.index(root) + 1]):
         for other in sorted(folder.glob(f"*{name.suffix}.json")):
             with suppress(ParameterError):
-                if Name.of(other).entities.items() <= name.entities.items():
+                if Name.parse(other).entities.items() <= name.entities.items():
                     merged.update(_json(other))
     return merged
 
@@ -229,7 +229,7 @@ class Atlas:
 
 
 def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str | None = None) -> Atlas:
-    """An atlas by its file, or by its name in one of ``output``.
+    """An atlas by its file, or by its name in one of ``folders``.
 
     Parameters
     ----------
@@ -256,27 +256,27 @@ def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str 
     ]
     matching = [image for image, name in found if name == str(what)]
     if space is not None and len(matching) > 1:
-        matching = [image for image in matching if space in _places(image)]
+        matching = [image for image in matching if space in _spaces(image)]
     if len(matching) == 1:
         return Atlas(matching[0], str(what), _lut(matching[0]))
     if matching:
         raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
     where = ", ".join(map(str, folders)) or "any folder"
-    there = _listed({name for _, name in found})
+    there = _joined({name for _, name in found})
     raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {there}")
 
 
 def _atlas_name(path: Path) -> str:
     with suppress(ParameterError):
-        entities = Name.of(path).entities
+        entities = Name.parse(path).entities
         if found := entities.get("atlas") or entities.get("seg"):
             return found
     return label(path.name.partition(".")[0])
 
 
-def _places(path: Path) -> set[str]:
+def _spaces(path: Path) -> set[str]:
     with suppress(ParameterError):
-        entities = Name.of(path).entities
+        entities = Name.parse(path).entities
         return {entities[key] for key in ("tpl", "space") if key in entities}
     return set()
 
@@ -286,9 +286,9 @@ def _lut(path: Path) -> Path | None:
     stem = path.name.partition(".")[0]
     candidates = [f"{stem}.tsv"]
     with suppress(ParameterError):
-        name = Name.of(path)
-        plain = name.but(extension=".tsv", tpl=None, space=None, res=None, den=None, cohort=None)
-        candidates += [str(name.but(extension=".tsv", res=None, den=None)), str(plain)]
+        name = Name.parse(path)
+        plain = name.replace(extension=".tsv", tpl=None, space=None, res=None, den=None, cohort=None)
+        candidates += [str(name.replace(extension=".tsv", res=None, den=None)), str(plain)]
     for candidate in candidates:
         for folder in (path.parent, path.parent.parent):
             if (folder / candidate).is_file():

@@ -95,7 +95,7 @@ def analyse(
         All are taken in one pass over each run; resampled to it, nearest neighbour, if need be.
     outputs : Outputs, optional
     filters : mapping, optional
-        See :func:`sharedmask.bids.find_runs`.
+        See :func:`sharedmask.study.bids.find_runs`.
     denoise_strategy : {"simple", "scrubbing", "compcor", "ica_aroma"}, optional
         Regress out confounds, by nilearn's ``load_confounds_strategy``.
     overwrite : bool
@@ -113,7 +113,7 @@ def analyse(
     if not atlases:
         raise ParameterError("no atlas is given")
     runs = {_key(run): run for run in find_runs(dataset, filters)}
-    derivatives = Derivatives.begin(output, dataset)
+    derivatives = Derivatives.create(output, dataset)
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor() if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
@@ -146,7 +146,7 @@ def analyse(
 
 
 def _key(run: Run) -> str:
-    return str(run.name.but(extension=""))
+    return str(run.name.replace(extension=""))
 
 
 def _confounds(runs: Mapping[str, Run], strategy: str | None) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class _Work:
 
 def _picture(run: Run, source: Source) -> Array:
     """The reference image beside the run, else the mean of its first volumes."""
-    reference = run.bold.with_name(str(run.name.but(desc=None, suffix="boldref")))
+    reference = run.bold.with_name(str(run.name.replace(desc=None, suffix="boldref")))
     if reference.is_file():
         found = open_source(reference)
         if found.shape[:3] == source.shape[:3]:

@@ -1,7 +1,7 @@
 """Derivatives: the signals of a study's runs as a BIDS data set of their own.
 
 Covers: file names, tables, sidecars, the data set's description. Does not cover: finding inputs
-(``bids``), making the signals (``extraction``), how a table is written (``tables``).
+(``bids``), making the signals (``extraction`` of ``image``), how a table is written (``tables``).
 
 Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
 """
@@ -30,7 +30,7 @@ FORMATS = ("tsv", "parquet")
 
 @dataclass(frozen=True)
 class Derivatives:
-    """A folder of outputs; :meth:`begin` makes it.
+    """A folder of outputs; :meth:`create` makes it.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Derivatives:
     source: Path
 
     @classmethod
-    def begin(cls, root: str | Path, source: str | Path) -> "Derivatives":
+    def create(cls, root: str | Path, source: str | Path) -> "Derivatives":
         """Make the folder and describe it; what is in it stays.
 
         Raises
@@ -52,13 +52,13 @@ class Derivatives:
         DatasetError
             If the folder is another program's data set.
         """
-        found = cls(Path(root).expanduser(), Path(source).expanduser())
-        found.root.mkdir(parents=True, exist_ok=True)
-        description = found.root / "dataset_description.json"
+        derivatives = cls(Path(root).expanduser(), Path(source).expanduser())
+        derivatives.root.mkdir(parents=True, exist_ok=True)
+        description = derivatives.root / "dataset_description.json"
         if description.exists() and not _is_ours(description):
-            raise DatasetError(f"{found.root} is another data set: {description} does not name sharedmask")
-        write_json(description, found._description())
-        return found
+            raise DatasetError(f"{root} is another data set: {description} does not name sharedmask")
+        write_json(description, derivatives._description())
+        return derivatives
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -80,7 +80,7 @@ class Derivatives:
         desc: str | None = None,
     ) -> Path:
         """Where an output of ``run`` belongs."""
-        name = run.name.but(atlas=atlas, stat=statistic, desc=desc, suffix=suffix, extension=extension)
+        name = run.name.replace(atlas=atlas, stat=statistic, desc=desc, suffix=suffix, extension=extension)
         return self.root / run.folder / str(name)
 
     def write_signals(

@@ -3,7 +3,7 @@
 Covers: outlines of regions on an image, the carpet of their signals, coverage, memory over time.
 Does not cover: pages (``report``), which numbers are shown.
 
-Each function gives a PNG as a ``data:`` address, so that a page needs no other file.
+Each function gives a PNG as a ``data:`` URL, so that a page needs no other file.
 """
 
 import base64
@@ -42,23 +42,23 @@ def outlines(image: Array, regions: Array, affine: Array) -> str:
     extents = [(sizes[a] * image.shape[a], sizes[b] * image.shape[b]) for a, b in _PLANES]
     heights = [height / width for width, height in extents]
     figure = _figure(_WIDTH, _WIDTH / _N_SLICES * sum(heights) * 1.06)
-    axes = figure.subplots(3, _N_SLICES, height_ratios=heights)
-    for row, axis, (width, height) in zip(axes, (2, 1, 0), extents, strict=True):
-        for place, number in zip(row, _slices(regions, axis), strict=True):
+    rows = figure.subplots(3, _N_SLICES, height_ratios=heights)
+    for row, axis, (width, height) in zip(rows, (2, 1, 0), extents, strict=True):
+        for axes, number in zip(row, _slices(regions, axis), strict=True):
             shown = {"extent": (0, width, 0, height), "interpolation": "nearest"}
             limits = {"vmin": low, "vmax": max(high, low + 1e-9)}
-            place.imshow(_turned(image, axis, number), cmap="gray", **limits, **shown)
-            borders = _borders(_turned(regions, axis, number))
-            place.imshow(borders, cmap="turbo", vmin=1, vmax=max(regions.max(), 2), **shown)
-            place.set_axis_off()
-    return _address(figure)
+            axes.imshow(_upright_slice(image, axis, number), cmap="gray", **limits, **shown)
+            borders = _borders(_upright_slice(regions, axis, number))
+            axes.imshow(borders, cmap="turbo", vmin=1, vmax=max(regions.max(), 2), **shown)
+            axes.set_axis_off()
+    return _data_url(figure)
 
 
 def _upright(volume: Array, affine: Array) -> Array:
     from nibabel.orientations import apply_orientation, io_orientation
 
-    turned: Array = apply_orientation(volume, io_orientation(affine))
-    return turned
+    upright: Array = apply_orientation(volume, io_orientation(affine))
+    return upright
 
 
 def _upright_sizes(affine: Array) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def _slices(regions: Array, axis: int) -> NDArray[np.intp]:
     return np.linspace(first, last, _N_SLICES + 2).round().astype(np.intp)[1:-1]
 
 
-def _turned(volume: Array, axis: int, number: int) -> Array:
+def _upright_slice(volume: Array, axis: int, number: int) -> Array:
     """A slice as it is looked at: up is superior or anterior."""
     across: Array = np.take(volume, number, axis=axis)
     return across.T[::-1]
@@ -116,7 +116,7 @@ def carpet(signals: Array, t_r: float | None) -> str:
     axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
     axes.set_xlabel("time (s)" if t_r else "volume")
     axes.set_ylabel("region")
-    return _address(figure)
+    return _data_url(figure)
 
 
 def coverage(shares: Sequence[float]) -> str:
@@ -127,7 +127,7 @@ def coverage(shares: Sequence[float]) -> str:
     axes.set_xlabel("share of a region's voxels inside the mask")
     axes.set_ylabel("regions")
     axes.set_xlim(0, 1)
-    return _address(figure)
+    return _data_url(figure)
 
 
 def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | None = None) -> str:
@@ -142,7 +142,7 @@ def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | N
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time (s)")
     axes.set_ylabel("memory (MiB)")
-    return _address(figure)
+    return _data_url(figure)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -152,7 +152,7 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER, layout="constrained")
 
 
-def _address(figure: Any) -> str:
+def _data_url(figure: Any) -> str:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """Reports: one HTML page per run and one per study, each a single file.
 
 Covers: what a page shows, from plain results. Does not cover: the pictures (``figures``), making
-the results (``extraction``, ``cohort``), where pages are put (``bids``).
+the results (``extraction``, ``cohort``), where pages are put (``dataset``).
 """
 
 import platform
@@ -66,14 +66,14 @@ class RunReport:
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
-        _write(path, "run.html", self._shown())
+        _write(path, "run.html", self._context())
 
-    def _shown(self) -> dict[str, Any]:
+    def _context(self) -> dict[str, Any]:
         signals = np.atleast_2d(self.signals)
         pictures = [
             (
                 "Regions on the mean image, left is left",
-                figures.outlines(self.picture, self._places(), self.facts.affine),
+                figures.outlines(self.picture, self._region_numbers(), self.facts.affine),
             ),
             ("Signals, each standardized", figures.carpet(signals, self.facts.t_r)),
             ("Coverage", figures.coverage([row.coverage for row in self.table])),
@@ -91,7 +91,7 @@ class RunReport:
             "facts": self._facts(),
             "pictures": pictures,
             "table": self.table,
-            "parameters": _texts(self.parameters),
+            "parameters": _as_texts(self.parameters),
             "versions": versions(),
         }
 
@@ -108,12 +108,12 @@ class RunReport:
             facts["peak memory"] = format_bytes(max(self.timeline.nbytes))
         return facts
 
-    def _places(self) -> Array:
+    def _region_numbers(self) -> Array:
         """Each voxel's region, 0 for none; (x, y, z)."""
-        places = np.zeros(self.regions.grid.n_voxels, np.int32)
+        numbers = np.zeros(self.regions.grid.n_voxels, np.int32)
         for number, voxels in enumerate(self.regions, 1):
-            places[voxels] = number
-        return places.reshape(self.regions.grid.shape, order="F")
+            numbers[voxels] = number
+        return numbers.reshape(self.regions.grid.shape, order="F")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class StudyReport:
         failed = [run for run in self.runs if run.error]
         done = [run for run in self.runs if not run.error]
         line = self.timeline
-        shown = {
+        context = {
             "title": self.title,
             "failed": failed,
             "done": done,
@@ -158,10 +158,10 @@ class StudyReport:
             "memory": figures.timeline(line.seconds, line.nbytes, line.limit)
             if line and line.seconds
             else None,
-            "parameters": _texts(self.parameters),
+            "parameters": _as_texts(self.parameters),
             "versions": versions(),
         }
-        _write(path, "study.html", shown)
+        _write(path, "study.html", context)
 
 
 def versions() -> dict[str, str]:
@@ -169,12 +169,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
-def _texts(parameters: Mapping[str, Any]) -> dict[str, str]:
+def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in parameters.items() if value not in (None, False, (), [])}
 
 
-def _write(path: str | Path, template: str, shown: Mapping[str, Any]) -> None:
-    page = _templates().get_template(template).render(shown)
+def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
+    page = _templates().get_template(template).render(context)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Results to files, whole or not at all.
 
-Covers: tables as TSV, voxel series as NPZ or HDF5, temporary name and rename. Does not cover:
-BIDS names and sidecars, images.
+Covers: tables as TSV, voxel series as NPZ or HDF5. Does not cover: BIDS names and sidecars
+(``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
 import os

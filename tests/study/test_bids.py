@@ -17,7 +17,7 @@ values = st.text("abcXYZ019", min_size=1, max_size=5)
 @given(st.dictionaries(st.sampled_from(ENTITIES), values, min_size=1), st.sampled_from([".nii.gz", ".tsv"]))
 def test_names_survive_a_round_trip_in_the_standards_order(entities, extension):
     written = str(Name(entities, "bold", extension))
-    assert Name.of(written) == Name(entities, "bold", extension)
+    assert Name.parse(written) == Name(entities, "bold", extension)
     keys = [part.split("-")[0] for part in written.split("_")[:-1]]
     assert keys == sorted(entities, key=ENTITIES.index)
 
@@ -27,7 +27,7 @@ def test_names_survive_a_round_trip_in_the_standards_order(entities, extension):
 )
 def test_other_names_are_refused(name):
     with pytest.raises(ParameterError, match=r"no BIDS name"):
-        Name.of(name)
+        Name.parse(name)
 
 
 def test_labels_have_letters_and_digits_only():
