@@ -15,6 +15,8 @@ from sharedmask.storage import memory
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import cohort, figures
 
+pytest_plugins = ["small_runs"]
+
 SHM = Path("/dev/shm")
 
 
