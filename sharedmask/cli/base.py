@@ -207,12 +207,6 @@ def echo_study(study: Any, what: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _grid(source: Any) -> Any:
-    from sharedmask.sources.grid import Grid
-
-    return Grid(source.shape[:3], source.affine)
-
-
 def check_output(output: str) -> None:
     """Learn before the work that its result has no place."""
     folder = os.path.dirname(output) or "."

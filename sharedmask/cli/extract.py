@@ -14,7 +14,6 @@ import click
 
 from sharedmask.cli.base import (
     Verb,
-    _grid,
     cache_dir_option,
     check_output,
     cleaning_options,
@@ -133,7 +132,7 @@ def _extract_one(
     for name in _MANY_ONLY:
         options.pop(name)
     source = open_source(bold)
-    regions = regions_on(_grid(source))
+    regions = regions_on(source.grid)
     start = time.monotonic()
     signals = extract_signals(
         source,

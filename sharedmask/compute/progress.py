@@ -4,6 +4,7 @@ Covers: what callers may give as ``progress``. Does not cover: what counts as do
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 Progress = bool | Callable[[int, int], None] | None
@@ -22,3 +23,11 @@ def progress_to(progress: Progress, total: int, unit: str) -> Iterator[Callable[
             yield lambda done: bar.update(done - bar.n)
     else:
         yield lambda done: None
+
+
+@contextlib.contextmanager
+def counted(progress: Progress, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A function that notes one more as done, whatever it is called with."""
+    with progress_to(progress, total, unit) as notify:
+        done = itertools.count(1)
+        yield lambda *_: notify(next(done))

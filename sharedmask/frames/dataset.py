@@ -27,7 +27,6 @@ from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_nfdh5
 from sharedmask.frames.store import FrameStore
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source
 from sharedmask.storage import mapped_file
 from sharedmask.system import process, settings
@@ -567,7 +566,7 @@ def _call(dataset: FrameDataset, func: Callable[[Array], T], index: int) -> T:
 
 def _brain(mask: Any, source: Source) -> Array:
     inside = np.zeros(source.n_voxels, bool)
-    inside[Regions.from_any(mask, Grid(source.shape[:3], source.affine)).union] = True
+    inside[Regions.from_any(mask, source.grid).union] = True
     return inside.reshape(source.shape[:3], order="F")
 
 

@@ -96,7 +96,7 @@ def extract(
     (10, 2)
     """
     opened = transform.smoothed(open_source(source), smoothing_fwhm)
-    grid = Grid(opened.shape[:3], opened.affine)
+    grid = opened.grid
     request = Request.checked(opened, **parameters)
     _check_batches(strategy, memory, batch_size, on_batch)
     regions = regions_of(masks, grid, strategy, resampling_target)

@@ -29,7 +29,6 @@ from sharedmask.image import protocol, results
 from sharedmask.image.operations import Operations
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import transform
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts, Source, open_source
 from sharedmask.storage import container, registry, segment
 from sharedmask.storage import rows as masking
@@ -112,7 +111,7 @@ class SharedImage(Operations):
     def _begin(self, facts: Facts, name: str) -> None:
         """The state of an image, read from a file or attached, before it has rows."""
         self._facts = facts
-        self._grid = Grid(facts.shape[:3], facts.affine)
+        self._grid = facts.grid
         self._voxels = None
         self._asked_store = "auto"
         self._memory_limit = None

@@ -385,4 +385,4 @@ def _grid_of(lesion: Any) -> Grid | None:
     if isinstance(lesion, np.ndarray):
         return None
     source = open_source(lesion)
-    return Grid(source.shape[:3], source.affine)
+    return source.grid

@@ -30,7 +30,7 @@ def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
     EmptyMaskError
         Naming a region that lies beyond the image.
     """
-    own = Grid(source.shape[:3], source.affine)
+    own = source.grid
     if regions.fits(own):
         return source, regions.on(own)
     coordinates = np.array(np.unravel_index(regions.indices, regions.grid.shape, order="F"))

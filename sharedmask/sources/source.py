@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream
+from sharedmask.sources.grid import Grid
 from sharedmask.typing import Array
 
 EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
@@ -96,6 +97,11 @@ class Facts:
         """Number of voxels of one volume."""
         return math.prod(self.shape[:3])
 
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the voxels are."""
+        return Grid(self.shape[:3], self.affine)
+
     @property
     def n_timepoints(self) -> int:
         """Number of volumes."""
@@ -140,6 +146,15 @@ class Source(Facts, ABC):
 
     paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
     header: Any = field(repr=False)  # a copy, for later writers
+
+    @property
+    def facts(self) -> Facts:
+        """A source is its own facts."""
+        return self
+
+    def narrowed(self, select: NDArray[np.intp]) -> tuple[Volumes, NDArray[np.intp]]:
+        """The volumes to read for the voxels ``select``, and their numbers there."""
+        return self, select
 
     @property
     def compressed(self) -> bool:

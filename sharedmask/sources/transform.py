@@ -295,7 +295,7 @@ def resampled(source: Source, grid: Grid, interpolation: Interpolation = "contin
     """
     if interpolation not in _ORDERS:
         raise ParameterError(f"interpolation={interpolation!r} is none of {', '.join(map(repr, _ORDERS))}")
-    own = Grid(source.shape[:3], source.affine)
+    own = source.grid
     if own.matches(grid):
         return source
     matrix, offset = voxel_transform(source, grid)

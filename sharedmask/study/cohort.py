@@ -275,7 +275,7 @@ class _Preparer:
     def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
         source = open_source(given)
         options = {**self._options, **own}
-        regions = self._on(Grid(source.shape[:3], source.affine), key)
+        regions = self._on(source.grid, key)
         asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
         read, fitted = fit.align_to_masks(transform.smoothed(source, options.get("smoothing_fwhm")), regions)
         request, budget = Request.checked(read, **asked), MemoryBudget.here(options["memory_limit"])

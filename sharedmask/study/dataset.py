@@ -220,7 +220,7 @@ class _Work:
         # Made again when the result is there: kept, it would add up over a thousand runs.
         run = self.runs[key]
         source = open_source(run.bold)
-        grid = Grid(source.shape[:3], source.affine)
+        grid = source.grid
         brain = None if run.mask is None else Regions.from_any(str(run.mask), grid).union
         return source, Coverage.of(self._atlases_on(grid), brain, self.outputs.min_coverage)
 

@@ -154,7 +154,7 @@ def _needed(
     path: str, masks: Any, strategy: str | None, fwhm: float | None, options: Mapping[str, Any]
 ) -> int:
     source = open_source(path)
-    regions = _regions_on(masks, Grid(source.shape[:3], source.affine), strategy)
+    regions = _regions_on(masks, source.grid, strategy)
     read, fitted = fit.align_to_masks(transform.smoothed(source, fwhm), regions)
     request = Request.checked(read, **options)
     # What another machine has is its own business: here nothing is refused.
@@ -201,7 +201,7 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         source = open_source(key)
-        return self._on(Grid(source.shape[:3], source.affine))
+        return self._on(source.grid)
 
     @cached_property
     def _on(self) -> Callable[[Grid], Regions]:

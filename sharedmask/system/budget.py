@@ -5,11 +5,12 @@ operation. Does not cover: the single limits (``limits``), what operations take 
 bytes go (``segment``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from sharedmask.errors import MemoryLimitError
 from sharedmask.system import limits, settings
 from sharedmask.system.limits import Limit
+from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes, parse_bytes
 
 
@@ -25,6 +26,8 @@ class MemoryBudget:
 
     limit: int
     reason: str
+    settings: Settings = field(default_factory=settings.current, repr=False, compare=False)
+    """As they were when the budget was made: a call reads them once."""
 
     @classmethod
     def here(cls, memory_limit: int | float | str | None = None, held: int = 0) -> "MemoryBudget":
@@ -52,7 +55,15 @@ class MemoryBudget:
         if memory_limit is not None:
             total = parse_bytes(memory_limit)
             found.append(Limit(total, total - held, f"memory_limit={memory_limit!r}"))
-        return _strictest(found, knobs.memory_buffer)
+        left, reason = min(
+            (limit.left - int(knobs.memory_buffer * limit.total), limit.reason) for limit in found
+        )
+        buffer = f", {knobs.memory_buffer:.0%} kept free" if knobs.memory_buffer else ""
+        return cls(left, reason + buffer, knobs)
+
+    def less(self, nbytes: int) -> "MemoryBudget":
+        """What is left once ``nbytes`` of it are taken."""
+        return replace(self, limit=self.limit - nbytes)
 
     @classmethod
     def from_environment(cls) -> "MemoryBudget":
@@ -67,7 +78,7 @@ class MemoryBudget:
 
         Empty if it goes to memory, or has to.
         """
-        knobs = settings.current()
+        knobs = self.settings
         if not knobs.use_disk:
             return ""
         if knobs.disk_threshold is not None and held > knobs.disk_threshold:
@@ -100,8 +111,3 @@ class MemoryBudget:
                 f"{operation} needs {format_bytes(needed)} and {there_is} may be used ({self.reason})"
                 + (f": {hint}" if hint else "")
             )
-
-
-def _strictest(found: list[Limit], buffer: float) -> MemoryBudget:
-    left, reason = min((limit.left - int(buffer * limit.total), limit.reason) for limit in found)
-    return MemoryBudget(left, f"{reason}, {buffer:.0%} kept free" if buffer else reason)
