@@ -36,7 +36,8 @@ def test_every_test_that_the_reliability_page_names_exists():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))],
 )
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
@@ -54,6 +55,19 @@ def test_the_architecture_page_names_every_package():
     text = (ROOT / "docs/architecture.md").read_text()
     for package in PACKAGES:
         assert f"`{package}`" in text, package
+
+
+def test_the_files_that_the_architecture_page_names_exist():
+    named = re.findall(r"`(\w+/\w+(?:/|\.py))`", (ROOT / "docs/architecture.md").read_text())
+    assert len(named) > 20
+    for path in named:
+        assert (PACKAGE / path).exists(), path
+
+
+def test_decisions_are_all_on_the_architecture_page():
+    text = (ROOT / "docs/architecture.md").read_text()
+    for page in ROOT.glob("docs/decisions/*.md"):
+        assert f"(decisions/{page.name})" in text, page.name
 
 
 def test_public_names_are_documented():
