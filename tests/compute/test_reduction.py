@@ -1,0 +1,173 @@
+"""One value per region, against numpy and scipy."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from stored import INDEX, conversion, random_rows
+
+from sharedmask.compute import reduction
+from sharedmask.errors import ParameterError
+from sharedmask.sources import values
+
+BY_NUMPY = {
+    "mean": (np.mean, np.nanmean),
+    "median": (np.median, np.nanmedian),
+    "sum": (np.sum, np.nansum),
+    "minimum": (np.min, np.nanmin),
+    "maximum": (np.max, np.nanmax),
+    "variance": (np.var, np.nanvar),
+    "standard_deviation": (np.std, np.nanstd),
+}
+
+
+def reduced(strategy, rows, index, how):
+    out = np.full((3, rows.shape[1]), -1.0)
+    reduction.reduce_region(rows, False, out, how, strategy, index, 1)
+    np.testing.assert_array_equal(out[[0, 2]], -1)
+    return out[1]
+
+
+def test_each_strategy_is_tested():
+    assert {*BY_NUMPY, "pc1"} == set(reduction.STRATEGIES)
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+@pytest.mark.parametrize("size", [(50, 9), (50, 1), (400, 1500)])
+@pytest.mark.parametrize("stored", ["i2", "f4", "f8"])
+def test_reductions(strategy, size, stored):
+    rows = random_rows(*size, dtype=stored)
+    index = np.random.default_rng(2).permutation(size[0])[: size[0] // 2]
+    expected = BY_NUMPY[strategy][0](rows[index].astype(float), axis=0)
+    got = reduced(strategy, rows, index, conversion(stored, "f8"))
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+def test_reductions_of_scaled_values(strategy):
+    rows, how = random_rows(), conversion("i2", "f8", 0.25, -100.0)
+    expected = BY_NUMPY[strategy][0](rows[INDEX] * 0.25 - 100, axis=0)
+    np.testing.assert_allclose(reduced(strategy, rows, INDEX, how), expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+def test_reductions_of_one_voxel(strategy):
+    rows = random_rows(dtype="f8")
+    expected = BY_NUMPY[strategy][0](rows[[7]], axis=0)
+    np.testing.assert_array_equal(reduced(strategy, rows, np.array([7]), conversion("f8", "f8")), expected)
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+def test_omitting_reductions(strategy):
+    rows = random_rows(400, 700, "f4")
+    rows[np.random.default_rng(3).random(rows.shape) < 0.2] = np.nan
+    expected = BY_NUMPY[strategy][1](rows.astype(float), axis=0)
+    got = reduced(strategy, rows, np.arange(400), conversion("f4", "f8", nan_policy="omit"))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [("sum", 0.0), *((name, np.nan) for name in BY_NUMPY if name != "sum")]
+)
+def test_omitting_everything(strategy, expected):
+    rows = random_rows(dtype="f4")
+    rows[:, 3] = np.nan
+    got = reduced(strategy, rows, INDEX, conversion("f4", "f8", nan_policy="omit"))
+    np.testing.assert_array_equal(got[3], expected)
+    assert np.isfinite(np.delete(got, 3)).all()
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+def test_propagating_reductions(strategy):
+    rows = random_rows(dtype="f4")
+    rows[INDEX[1], 3] = np.nan
+    got = reduced(strategy, rows, INDEX, conversion("f4", "f8"))
+    assert np.isnan(got).tolist() == [t == 3 for t in range(9)]
+
+
+@pytest.mark.parametrize("strategy", ["mean", "sum"])
+def test_sums_have_the_bits_of_scipy(strategy):
+    rows = random_rows(3000, 40, "f4")
+    labels = np.ones(3000, int)
+    expected = [getattr(ndimage, strategy)(volume, labels, [1])[0] for volume in rows.T]
+    got = reduced(strategy, rows, np.arange(3000), conversion("f4", "f8"))
+    np.testing.assert_array_equal(got, expected)
+
+
+@given(
+    st.lists(st.sampled_from([1, 2, 7, 300, 9000]), min_size=1, max_size=6),
+    st.sampled_from([1, 2, 3, 16, 70]),
+    st.sampled_from(sorted(reduction.BY_VOLUME)),
+    st.sampled_from(["zero", "propagate", "omit"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, policy):
+    rows = random_rows(sum(sizes), n_volumes, "f4")
+    rows[np.random.default_rng(5).random(rows.shape) < 0.01] = np.nan
+    how = conversion("f4", "f8", nan_policy=policy)
+    offsets = np.cumsum([0, *sizes])
+    expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
+    for column, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        reduction.reduce_region(rows, False, expected, how, strategy, np.arange(start, stop), column)
+    finite = reduction.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets)
+    assert finite == bool(np.isfinite(rows).all())
+    np.testing.assert_array_equal(got, expected.T)
+
+
+@pytest.mark.parametrize("n_volumes", [1, 2, 3])
+def test_sums_have_the_bits_of_scipy_for_few_volumes(n_volumes):
+    rows = random_rows(3000, n_volumes, "f4")
+    expected = [ndimage.sum(volume, np.ones(3000, int), [1])[0] for volume in rows.T]
+    np.testing.assert_array_equal(reduced("sum", rows, np.arange(3000), conversion("f4", "f8")), expected)
+
+
+def eigenvariate(signals):
+    courses, scales, weights = np.linalg.svd(signals - signals.mean(axis=0), full_matrices=False)
+    return np.sign(weights[0].sum()) * courses[:, 0] * scales[0] / np.sqrt(signals.shape[1])
+
+
+def correlated(n_voxels, n_timepoints, sign=1):
+    rng = np.random.default_rng(n_voxels)
+    shared = rng.normal(size=n_timepoints)
+    weights = rng.uniform(0.5, 2, (n_voxels, 1))
+    return 100 + sign * weights * shared + 0.3 * rng.normal(size=(n_voxels, n_timepoints))
+
+
+@pytest.mark.parametrize("size", [(5, 40), (40, 40), (90, 40), (40, 2)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("piece_bytes", [values.PIECE_BYTES, 2000])
+def test_first_principal_course(size, sign, piece_bytes, monkeypatch):
+    monkeypatch.setattr(values, "PIECE_BYTES", piece_bytes)
+    rows = correlated(*size, sign)
+    got = reduced("pc1", rows, np.arange(size[0]), conversion("f8", "f8"))
+    np.testing.assert_allclose(got, eigenvariate(rows.T), atol=1e-9 * np.abs(got).max())
+
+
+def test_first_principal_course_of_one_voxel_is_its_course():
+    rows = correlated(3, 40)
+    got = reduced("pc1", rows, np.array([1]), conversion("f8", "f8"))
+    np.testing.assert_allclose(got, rows[1] - rows[1].mean(), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (9, 5)])
+def test_first_principal_course_of_constants_is_zero(size):
+    got = reduced("pc1", np.full(size, 7.0), np.arange(size[0]), conversion("f8", "f8"))
+    np.testing.assert_array_equal(got, 0)
+
+
+def test_first_principal_course_needs_every_value():
+    with pytest.raises(ParameterError, match="pc1"):
+        reduced("pc1", random_rows(), INDEX, conversion("i2", "f8", nan_policy="omit"))
+
+
+@pytest.mark.parametrize("nan_policy", ["zero", "omit", "propagate"])
+def test_no_kernel_warns_of_non_finite_values(nan_policy):
+    rows = np.full((6, 4), np.nan, "f4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for strategy in BY_NUMPY:
+            reduced(strategy, rows, np.arange(6), conversion("f4", "f8", nan_policy=nan_policy))
