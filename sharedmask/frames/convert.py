@@ -18,15 +18,10 @@ from nibabel.volumeutils import apply_read_scaling
 from sharedmask.errors import ParameterError
 from sharedmask.frames import nfdh5, nifti
 from sharedmask.frames.metadata import Metadata
-from sharedmask.frames.nfdh5 import Nfdh5Source, open_nfdh5
-from sharedmask.sources.source import Facts, Source, open_source
+from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames
+from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import mapped_file, registry
 from sharedmask.typing import Array
-
-
-def open_frames(source: Any) -> Source:
-    """The source of an NFDH5 file, or of an image."""
-    return open_nfdh5(source) if nfdh5.is_nfdh5(source) else open_source(source)
 
 
 @dataclass(frozen=True)

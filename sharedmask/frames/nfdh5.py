@@ -37,7 +37,7 @@ from isal import isal_zlib
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, ParameterError
 from sharedmask.frames import nifti
 from sharedmask.frames.metadata import Metadata
-from sharedmask.sources.source import Facts, Source, VolumeReader
+from sharedmask.sources.source import Facts, Source, VolumeReader, open_source
 from sharedmask.typing import Array
 
 Read = Callable[[int, Array], None]
@@ -185,6 +185,11 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
     return Nfdh5Source(**facts, paths=(found,), header=header, fields=fields, offset=offset, volume_axis=axis)
+
+
+def open_frames(source: Any) -> Source:
+    """The source of an NFDH5 file, or of an image."""
+    return open_nfdh5(source) if is_nfdh5(source) else open_source(source)
 
 
 @contextmanager

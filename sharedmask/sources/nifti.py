@@ -1,0 +1,184 @@
+"""NIfTI and Analyze files: their headers, and what these say of an image.
+
+Covers: telling what kind of file it is, reading its header (a compressed one, too), shape, dtype, affine and
+repetition time, refusing what is no image. Does not cover: voxels (``source``), decompression (``codecs``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel import Cifti2Image, Nifti1Pair, Spm99AnalyzeImage
+from nibabel.analyze import AnalyzeImage
+from nibabel.imageclasses import all_image_classes
+from nibabel.spatialimages import SpatialImage
+
+from sharedmask import errors
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream
+
+HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
+SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """What nibabel raises on an image it cannot read, as an `ImageError`; the system's own errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (errors.SharedMaskError, MemoryError)) or getattr(error, "errno", None):
+            raise
+        where = " (header fields scl_slope and scl_inter)" if "intercept" in str(error) else ""
+        raise ImageError(f"{name} cannot be read as an image: {error}{where}") from error
+
+
+def check_path(path: str, name: str) -> None:
+    """Refuse what is no file, or compressed in a way that is not supported."""
+    if not os.path.exists(path):
+        link = f": it is a link to {os.path.realpath(path)}" if os.path.islink(path) else ""
+        raise MissingFileError(f"{name} does not exist{link}")
+    if os.path.isdir(path):
+        raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
+    if path.lower().endswith(".zst"):
+        raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
+
+
+def _check_magic(path: str, name: str) -> None:
+    """The first bytes are those of the compression that the name tells, or of none."""
+    with open_raw(path) as file:
+        head = file.read(4)
+    if not head:
+        raise DamagedImageError(f"{name} is empty (0 bytes)")
+    said = codec_of(path)
+    holds = next((codec for codec in (GZIP, BZIP2) if head.startswith(codec.magic)), None)
+    if holds is not said:
+        found, told = (codec.name if codec else "uncompressed" for codec in (holds, said))
+        raise DamagedImageError(f"{name} holds {found} data ({head.hex(' ')} ...) where its name says {told}")
+
+
+def load(path: str, name: str) -> Any:
+    """The nibabel image, of which no voxel is read; ``name`` is the file's in messages.
+
+    Compressed headers are decompressed here and not by nibabel. With indexed_gzip installed it refuses files
+    with a wrong checksum or bytes after their end, saying that they are of no known type.
+    """
+    meta = _header_path(path)
+    _check_magic(meta, name if meta == path else f"{meta} (header of {name})")
+    with open_stream(meta, name) as stream:
+        head = _read_head(stream)
+        kind = _kind_of(path, meta, head, name)
+        if not codec_of(path):
+            return kind.from_filename(path)
+        head += _read_extensions(stream, kind, head)
+    file_map = kind.filespec_to_file_map(path)
+    file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
+    return kind.from_file_map(file_map)
+
+
+def _read_head(stream: Stream) -> bytes:
+    # No more than the header: in a small file bytes after it may not be the image's.
+    head = stream.take(HEADER)
+    is_nifti2 = b"\x02\x1c" in (head[2:4], head[1::-1])
+    return head + stream.take(540 - HEADER) if is_nifti2 else head
+
+
+def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
+    """nibabel's class of the image whose header, in the file ``meta``, begins so."""
+    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
+    if kind is None and len(head) < HEADER:
+        raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
+    if kind is None or not issubclass(kind, AnalyzeImage):
+        raise refused_kind(name, kind)
+    return kind
+
+
+def _read_extensions(stream: Stream, kind: Any, head: bytes) -> bytes:
+    """What follows the header up to the data, or (of a pair) to the end of the file."""
+    header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+    end = int(header["vox_offset"]) if len(kind.files_types) == 1 else 1 << 62
+    return stream.take(end - len(head))
+
+
+def _header_path(path: str) -> str:
+    pair = re.search(r"\.(img|hdr)(\.gz|\.bz2)?$", path, re.IGNORECASE)
+    return str(Nifti1Pair.filespec_to_file_map(path)["header"].filename) if pair else path
+
+
+def refused_kind(name: str, kind: Any) -> ImageError:
+    """What to raise for an image of a class, or None, that cannot be served."""
+    if kind is None:
+        return ImageError(f"{name} is not an image: neither NIfTI nor Analyze, by its name and first bytes")
+    if issubclass(kind, Cifti2Image):
+        return ImageError(f"{name} is CIFTI-2, which holds grayordinates and no volume; give the volume")
+    todo = "save it as NIfTI, or give nibabel.load(path), which is read whole into memory"
+    if not issubclass(kind, SpatialImage):
+        todo = "it holds no volume"
+    return ImageError(f"{name} is a {kind.__name__}, neither NIfTI nor Analyze: {todo}")
+
+
+def facts_of(name: str, image: Any, dtype: np.dtype[Any], file: str) -> dict[str, Any]:
+    """What an image's header says, ``slope`` and ``inter`` aside; of a file also what its sidecar says."""
+    shape = tuple(int(size) for size in image.shape)
+    if len(shape) < 3 or sum(size > 1 for size in shape[3:]) > 1:
+        raise ImageError(f"{name} has shape {shape}; an image is (x, y, z) or (x, y, z, time)")
+    if min(shape) < 1:
+        raise ImageError(f"{name} has no voxels: its shape is {shape}")
+    if dtype.kind not in "iuf":
+        raise ImageError(f"{name} holds {dtype} values; only real numbers, one per voxel, can be served")
+    if image.affine is None:
+        raise ImageError(f"{name} has no affine; make the image with one")
+    affine = np.array(image.affine, np.float64)
+    affine.setflags(write=False)
+    return {
+        "name": name,
+        "shape": (*shape[:3], math.prod(shape[3:])),
+        "ndim": min(len(shape), 4),
+        "dtype": dtype.newbyteorder("="),
+        "affine": affine,
+        "t_r": ((file and _sidecar_time(file)) or _header_time(image.header)) if len(shape) > 3 else None,
+        "header": image.header.copy(),
+    }
+
+
+def files_of(file: str) -> tuple[Path, ...]:
+    """The file with the voxels, then its header and (of SPM's Analyze) its affine where they exist."""
+    if _header_path(file) == file:
+        return (Path(file),)
+    file_map = Spm99AnalyzeImage.filespec_to_file_map(file)
+    rest = [str(file_map[key].filename) for key in ("header", "mat")]
+    return (Path(file), *(Path(path) for path in rest if os.path.exists(path)))
+
+
+def _header_time(header: Any) -> float | None:
+    """pixdim[4] by the header's unit; the formats that state no unit leave it unknown."""
+    if not hasattr(header, "get_xyzt_units"):
+        return None
+    # Through its shortest decimal form: 0.8 is stored as float32, which is 0.800000012 in float64.
+    return _positive(float(str(header.get_zooms()[3])) * SECONDS.get(header.get_xyzt_units()[1], 0.0))
+
+
+def _sidecar_time(file: str) -> float | None:
+    sidecar = re.sub(r"(\.[a-z]{3})?(\.gz|\.bz2)?$", "", file, count=1, flags=re.IGNORECASE) + ".json"
+    try:
+        return _positive(float(json.loads(Path(sidecar).read_bytes())["RepetitionTime"]))
+    except (FileNotFoundError, KeyError):
+        return None
+    except (ValueError, TypeError) as error:
+        said = f"no RepetitionTime can be read from {sidecar}: {error}"
+        warnings.warn(said, errors.SharedMaskWarning, stacklevel=2)
+        return None
+
+
+def _positive(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
