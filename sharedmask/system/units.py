@@ -18,7 +18,7 @@ def format_bytes(nbytes: float) -> str:
 
     Examples
     --------
-    >>> format_bytes(3 * 2**30), mib(10_000), mib(0)
+    >>> format_bytes(3 * 2**30), format_bytes(10_000), format_bytes(0)
     ('3,072 MiB', '10 KiB', '0 MiB')
     """
     if 0 < nbytes < 2**20:
