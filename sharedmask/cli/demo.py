@@ -1,4 +1,4 @@
-"""A run, twenty regions, and the usual loop beside ours.
+"""``sharedmask demo``: a run, twenty regions, and the usual loop beside ours.
 
 Covers: making a realistic run and regions, measuring two child processes, comparing what they
 return. Does not cover: benchmarks, which compare more ways, more carefully.

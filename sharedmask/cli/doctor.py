@@ -1,4 +1,4 @@
-"""A live test of this machine: what is there, and whether sharing works.
+"""``sharedmask doctor``: a live test of this machine: what is there, and whether sharing works.
 
 Covers: stores, room, attaching from another process, limits, what ``auto`` would choose. Does not
 cover: repairing anything (``registry.reap`` cleans up).

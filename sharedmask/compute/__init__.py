@@ -5,5 +5,5 @@ Does not cover: paths, images that users hold (``image``).
 
 From the bottom up::
 
-    progress  journal  cleaning  reduction  kernels  confounds  request  plan  pool  signals
+    progress  journal  cleaning  reduction  kernels  confounds  request  pool  plan  signals
 """

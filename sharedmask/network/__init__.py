@@ -5,7 +5,7 @@ Does not cover: signals of one image (``image``).
 
 From the bottom up::
 
-    subject  connectome  correlation  stat_maps  mapper  batches  output
+    subject  correlation  connectome  stat_maps  batches  mapper  output
 """
 
 import lazy_loader

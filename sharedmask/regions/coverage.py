@@ -6,7 +6,7 @@ Does not cover: what regions are and the columns of their tables (``regions``), 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -95,10 +95,7 @@ class Coverage:
 
 
 def _numbered(table: Sequence[RegionRow]) -> list[RegionRow]:
-    return [
-        RegionRow(row.index, row.name, row.n_voxels, row.n_voxels_in_mask, row.coverage, number)
-        for number, row in enumerate(table)
-    ]
+    return [replace(row, column=number) for number, row in enumerate(table)]
 
 
 def _enough(table: Sequence[RegionRow], least: float) -> NDArray[np.intp]:

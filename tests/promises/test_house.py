@@ -57,6 +57,20 @@ def test_a_package_has_three_to_fifteen_modules(package):
     assert 3 <= len(list((PACKAGE / package).glob("*.py"))) - 1 <= 15
 
 
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "cli"])
+def test_a_package_lists_its_modules_from_the_bottom_up(package):
+    text = ast.get_docstring(ast.parse(sources()[f"{package}.__init__"]))
+    listed = text.partition("From the bottom up::")[2].split()
+    modules = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(modules)
+    for place, module in enumerate(listed):
+        for node in ast.walk(ast.parse(sources()[f"{package}.{module}"])):
+            if isinstance(node, ast.ImportFrom):
+                below = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                above = {f"sharedmask.{package}.{other}" for other in listed[place:]}
+                assert not below & above, module
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_what_it_covers(module):
     text = " ".join(ast.get_docstring(ast.parse(sources()[module])).split())
