@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from segments import Segments
 
 from sharedmask.compute import pool
-from sharedmask.storage import memory
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import cohort, figures
 
 pytest_plugins = ["small_runs"]
-
-SHM = Path("/dev/shm")
-
 
 # A shell that starts us in the background, or nohup, has signals ignored, and children inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -65,49 +62,42 @@ def _helpers_that_stay(tmp_path_factory):
 def registry_dir(tmp_path, monkeypatch):
     """A registry and a disk store of the test's own, so that tests see nobody else's images."""
     folder = tmp_path / "registry"
+    folder.mkdir(mode=0o700)
     monkeypatch.setenv("SHAREDMASK_DIR", str(folder))
     monkeypatch.setenv("SHAREDMASK_TMPDIR", str(tmp_path))
     return folder
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(registry_dir):
+def segments_of_this_test(registry_dir):
+    """Call it: the names of the segments that this test and its children made, as far as they exist."""
+    segments = Segments(registry_dir)
+    yield segments
+    segments.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(registry_dir, segments_of_this_test):
     """No segment, record, descriptor or child process survives a test."""
-    before = _descriptors(), _children(), _segments()
+    before = _descriptors(), _children()
     yield
     pool.shutdown()
     gc.collect()
     gc.freeze()  # what this test leaves alive, libraries mostly, need not be looked at after each of the next
     deadline = time.monotonic() + 30
-    while (left := _left(registry_dir, *before)) and time.monotonic() < deadline:
+    while (left := _left(registry_dir, segments_of_this_test(), *before)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left, left
 
 
-def _left(registry_dir, descriptors, children, names):
+def _left(registry_dir, segments, descriptors, children):
     left = {
-        "segments": sorted(name for name in _segments() - names if not _is_of_others(name)),
+        "segments": sorted(segments),
         "records": sorted(os.listdir(registry_dir)) if registry_dir.exists() else [],
         "children": sorted(_children() - children),
         "descriptors": sorted(set(_descriptors().items()) - set(descriptors.items())),
     }
     return {what: which for what, which in left.items() if which}
-
-
-def _segments():
-    return {name for name in os.listdir(SHM) if memory.NAME.fullmatch(name)}
-
-
-def _is_of_others(name):
-    """Whether a process that is not of this session holds it: other sessions may run meanwhile."""
-    family = {os.getpid(), *_children()}
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            if int(maps.parent.name) not in family and name in maps.read_text():
-                return True
-        except (OSError, ValueError):
-            continue
-    return False
 
 
 def _children():

@@ -15,7 +15,6 @@ from images import bold, random_masks, save
 from sharedmask import SharedImage
 from sharedmask.errors import DamagedImageError, SharedMaskError
 from sharedmask.sources import loader
-from sharedmask.storage import memory
 from sharedmask.storage.registry import entries, reap
 
 LOADING = """
@@ -52,14 +51,9 @@ def run(tmp_path):
     return save(tmp_path / "run.nii.gz", bold())
 
 
-def ours():
-    return {name for name in os.listdir("/dev/shm") if memory.NAME.fullmatch(name)}
-
-
 @pytest.mark.parametrize("script", [LOADING, MASKING], ids=["loading", "masking"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_nothing_is_left_after_a_signal(script, number, run, registry_dir):
-    before = ours()
+def test_nothing_is_left_after_a_signal(script, number, run, registry_dir, segments_of_this_test):
     with running(script, run) as child:
         time.sleep(0.2)
         workers = [int(pid) for pid in child.said]
@@ -68,21 +62,20 @@ def test_nothing_is_left_after_a_signal(script, number, run, registry_dir):
         assert gone(workers)
         reap()
         assert os.listdir(registry_dir) == []
-        assert ours() <= before
+        assert not segments_of_this_test()
 
 
 @pytest.mark.parametrize("script", [LOADING, MASKING], ids=["loading", "masking"])
-def test_nothing_is_left_after_everything_is_killed_at_once(script, run, registry_dir):
-    before = ours()
+def test_nothing_is_left_after_everything_is_killed_at_once(script, run, registry_dir, segments_of_this_test):
     with running(script, run) as child:
         workers = [int(pid) for pid in child.said]
         kill_group(child)
         assert gone(workers)
-        assert ours() - before
+        assert segments_of_this_test()
         done = subprocess.run([sys.executable, "-m", "sharedmask", "gc"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert "removed sharedmask-" in done.stdout
-        assert ours() <= before
+        assert not segments_of_this_test()
         assert os.listdir(registry_dir) == []
 
 

@@ -21,6 +21,7 @@ from children import gone, kill_group, python, running
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import bold, save, truth
+from segments import exists
 
 from sharedmask import SharedImage
 from sharedmask.errors import AttachError, SegmentError
@@ -48,10 +49,6 @@ OWNER = """
 """
 
 
-def ours():
-    return {name for name in os.listdir("/dev/shm") if stores.NAME.fullmatch(name)}
-
-
 def links(name):
     """Maps and descriptors of any process that lead to the segment."""
     found = []
@@ -68,7 +65,7 @@ def links(name):
 def assert_no_leak(registry_dir, name):
     """The oracle: no record, no name, and no process that holds the bytes."""
     assert os.listdir(registry_dir) == []
-    assert name not in ours()
+    assert not exists(name)
     deadline = time.monotonic() + 60
     while (found := links(name)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -752,7 +749,7 @@ def test_space_of_a_full_shm_is_no_matter_for_anonymous_memory(tmp_path):
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_dir):
+def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_dir, segments_of_this_test):
     calls, fallocate = [], os.posix_fallocate
 
     def short(fd, start, length):
@@ -763,11 +760,10 @@ def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_d
 
     monkeypatch.setattr(os, "posix_fallocate", short)
     monkeypatch.setattr(stores, "_RESERVE_BYTES", 2**20)
-    before = ours()
     with pytest.raises(SegmentError, match=r"(too small|short): 4 MiB"):
         OwnedSegment("run", {"rows": ((2**21,), np.dtype("i2"))}, store)
     assert calls == [2**20 * i for i in range(k)]
-    assert ours() == before
+    assert not segments_of_this_test()
     assert os.listdir(registry_dir) == []
 
 
@@ -791,7 +787,7 @@ def test_views_in_use_while_the_image_closes(store, tmp_path):
     gc.collect()
     for view, before in zip(views, expected, strict=True):
         np.testing.assert_array_equal(view, before)
-    assert name not in ours()
+    assert not exists(name)
     assert links(name)
     del views, cycle, view
     gc.collect()
@@ -943,7 +939,7 @@ def test_ipc_the_registry_is_removed_before_closing(store, tmp_path, registry_di
         for record in registry_dir.iterdir():
             record.unlink()
         registry_dir.rmdir()
-    assert name not in ours()
+    assert not exists(name)
 
 
 # --- T-sec: forged handles and headers are refused, whatever is in them ---

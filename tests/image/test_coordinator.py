@@ -32,7 +32,7 @@ from sharedmask.errors import (
 )
 from sharedmask.image import protocol
 from sharedmask.sources import loader
-from sharedmask.storage import memory, registry
+from sharedmask.storage import registry
 from sharedmask.storage.registry import reap
 
 STORES = ["shm", "memfd"]
@@ -92,10 +92,6 @@ def signals(path):
     """Those of all voxels, as NiftiMasker gives them for integers."""
     values = truth(path)
     return values.reshape(-1, values.shape[3]).T.astype("f4")
-
-
-def ours():
-    return {name for name in os.listdir("/dev/shm") if memory.NAME.fullmatch(name)}
 
 
 @pytest.fixture
@@ -257,10 +253,11 @@ FLEET = """
         ("memfd", 10, 5, signal.SIGTERM),
     ],
 )
-def test_fifty_clients_and_five_killed_of_them(store, processes, threads, end, tmp_path, registry_dir):
+def test_fifty_clients_and_five_killed_of_them(
+    store, processes, threads, end, tmp_path, registry_dir, segments_of_this_test
+):
     import hashlib
 
-    before = ours()
     paths = [save(tmp_path / f"run-{i}.nii.gz", bold(seed=i)) for i in range(10)]
     expected = {str(path): hashlib.sha1(truth(path).tobytes()).hexdigest() for path in paths}
     with serving("--store", store) as coordinator:
@@ -274,7 +271,7 @@ def test_fifty_clients_and_five_killed_of_them(store, processes, threads, end, t
         else:
             coordinator.terminate()
             assert coordinator.wait(60) == 0
-    assert ours() == before
+    assert not segments_of_this_test()
     assert os.listdir(registry_dir) == []
 
 
@@ -521,17 +518,16 @@ def test_a_second_coordinator_is_refused(run):
         assert first.n_loads == 1
 
 
-def test_the_remains_of_a_killed_coordinator_are_taken_over(run, registry_dir):
-    before = ours()
+def test_the_remains_of_a_killed_coordinator_are_taken_over(run, registry_dir, segments_of_this_test):
     with serving(run) as first:
         kill_group(first)
     assert {"coordinator.claim", "coordinator.sock"} <= set(os.listdir(registry_dir))
     assert protocol.connect() is None
-    assert ours() > before
+    assert segments_of_this_test()
     with serving(run):
         assert listed()["n_loads"] == 1
-        assert len(ours() - before) == 1
-    assert ours() == before
+        assert len(segments_of_this_test()) == 1
+    assert not segments_of_this_test()
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -569,15 +565,14 @@ def test_it_ends_when_nobody_came_for_a_while(run, registry_dir):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("store", STORES)
-def test_signals_end_it_with_nothing_left(number, store, run, registry_dir):
-    before = ours()
+def test_signals_end_it_with_nothing_left(number, store, run, registry_dir, segments_of_this_test):
     with serving(run, "--store", store) as child:
         image = SharedImage.connect(run)  # holding keeps nobody from ending it
         child.send_signal(number)
         out, err = child.communicate(timeout=60)
         assert (child.returncode, out, err) == (0, "", "")
         image.close()
-    assert ours() == before
+    assert not segments_of_this_test()
     assert os.listdir(registry_dir) == []
 
 

@@ -1,7 +1,6 @@
 """The shared image from its first use to its end: facts, states, views and frames."""
 
 import gc
-import os
 import warnings
 from functools import partial
 
@@ -19,12 +18,6 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
-from sharedmask.storage import memory
-
-
-def in_shm():
-    return {name for name in os.listdir("/dev/shm") if memory.NAME.fullmatch(name)}
-
 
 # ---- facts and states
 
@@ -91,14 +84,13 @@ def test_the_name_is_the_label_of_the_segment(path):
         assert owned() == ["rest"]
 
 
-def test_close_releases_the_memory(path):
-    before = in_shm()
+def test_close_releases_the_memory(path, segments_of_this_test):
     opened = SharedImage(path).load()
-    mine = in_shm() - before
+    assert len(segments_of_this_test()) == 1
     assert not opened.closed
     opened.close()
     assert opened.closed
-    assert not mine & in_shm()
+    assert not segments_of_this_test()
     assert owned() == []
 
 
