@@ -1012,7 +1012,7 @@ class _Shared:
     """A segment whose owner may forge its header."""
 
     def __init__(self, store="shm"):
-        self._segment = Segment("0123456789abcdef" * 2, GEOMETRY, store)
+        self._segment = Segment(secrets.token_hex(16), GEOMETRY, store)
         self._segment.array("rows")[:] = 7
         self.handle = self._segment.share("run", {})
 

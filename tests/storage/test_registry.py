@@ -105,6 +105,7 @@ def test_a_linked_registry_is_refused(registry_dir, tmp_path):
 
 
 def test_a_file_in_place_of_the_registry_is_refused(registry_dir):
+    registry_dir.rmdir()
     registry_dir.write_text("")
     with pytest.raises(SegmentError, match="cannot be used"):
         reap()

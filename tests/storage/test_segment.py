@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import pickle
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from sharedmask.storage.registry import reap
 from sharedmask.storage.segment import Handle, Segment, attach
 from sharedmask.system import process
 
-TOKEN = "0123456789abcdef" * 2
+TOKEN = secrets.token_hex(16)  # sessions of tests may run beside each other
 GEOMETRY = {"rows": ((3, 5), np.dtype("int16")), "voxels": ((3,), np.dtype(np.intp))}
 
 
