@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pickle
+import secrets
 import signal
 import subprocess
 import sys
