@@ -120,7 +120,12 @@ def accumulate(series: Array, courses: Array, moments: Array, n_before: int, sta
     courses : (n_subjects, n_seeds, n_timepoints) float64 array
     moments : (2, n_seeds, n_voxels) float64 array
         Mean of z, and the sum of its squared deviations, over the ``n_before`` subjects so far;
-        subjects are added one by one (Welford), so blocks leave no trace.
+        subjects are added one by one, so blocks leave no trace.
+
+    References
+    ----------
+    B. P. Welford (1962). Note on a method for calculating corrected sums of squares and products.
+    Technometrics 4, 419-420.
     """
     span = slice(start, start + SPAN_VOXELS)
     mean, squares = np.array(moments[:, :, span])

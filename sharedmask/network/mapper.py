@@ -71,6 +71,14 @@ class FunctionalNetworkMapper:
     memory_limit : int, float or str, optional
         Bytes, ``"8G"``, or a fraction of the RAM.
 
+    References
+    ----------
+    "boes": A. D. Boes et al. (2015). Network localization of neurological symptoms from focal brain
+    lesions. Brain 138, 3061-3075. "pini": L. Pini et al. (2021). A novel stroke lesion network mapping
+    approach: improved accuracy yet still low deficit prediction. Brain Communications 3, fcab259.
+    False discovery rate: Y. Benjamini and Y. Hochberg (1995). Controlling the false discovery rate.
+    Journal of the Royal Statistical Society B 57, 289-300.
+
     Examples
     --------
     ::

@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.sources import grid as grids
+from sharedmask.sources.codecs import ENDINGS, without_codec
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import open_source
 from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
-_SUFFIX = re.compile(r"(?<=.)(\.(nii|img|hdr)(\.(gz|bz2|zst))?|\.mg[hz])$", re.IGNORECASE)
+_PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
+_SUFFIX = re.compile(rf"(?<=.)(\.(nii|img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE)
 _BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
 _UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
 
@@ -171,7 +173,7 @@ def read_volume(mask: Any, name: str, what: str = "mask") -> _Volume:
 
 def _file(path: str) -> Any:
     """What to open: formats that only nibabel reads, and reads whole, are fine for a mask."""
-    streamed = re.search(r"\.(nii|img|hdr)(\.gz|\.bz2)?$", path, re.IGNORECASE)
+    streamed = re.search(r"\.(nii|img|hdr)$", without_codec(path), re.IGNORECASE)
     return path if streamed or not Path(path).is_file() else nib.load(path)
 
 

@@ -28,11 +28,23 @@ class Codec(NamedTuple):
 
 GZIP = Codec("gzip", b"\x1f\x8b", partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
 BZIP2 = Codec("bzip2", b"BZh", bz2.BZ2Decompressor)
-CODECS = {".gz": GZIP, ".mgz": GZIP, ".bz2": BZIP2}
+ENDINGS = {".gz": GZIP, ".bz2": BZIP2}
+"""What stands behind another ending, as in .nii.gz."""
+CODECS = {**ENDINGS, ".mgz": GZIP}
 
 
 def codec_of(path: str | Path) -> Codec | None:
     return CODECS.get(os.path.splitext(path)[1].lower())
+
+
+def without_codec(path: str) -> str:
+    """``path`` less the ending of a codec.
+
+    >>> without_codec("run.nii.gz"), without_codec("run.nii")
+    ('run.nii', 'run.nii')
+    """
+    stem, ending = os.path.splitext(path)
+    return stem if ending.lower() in ENDINGS else path
 
 
 class Stream:

@@ -25,7 +25,7 @@ from nibabel.spatialimages import SpatialImage
 
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
-from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream
+from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream, without_codec
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -111,7 +111,7 @@ def _read_extensions(stream: Stream, kind: Any, head: bytes) -> bytes:
 
 
 def _header_path(path: str) -> str:
-    pair = re.search(r"\.(img|hdr)(\.gz|\.bz2)?$", path, re.IGNORECASE)
+    pair = re.search(r"\.(img|hdr)$", without_codec(path), re.IGNORECASE)
     return str(Nifti1Pair.filespec_to_file_map(path)["header"].filename) if pair else path
 
 
@@ -169,7 +169,7 @@ def _header_time(header: Any) -> float | None:
 
 
 def _sidecar_time(file: str) -> float | None:
-    sidecar = re.sub(r"(\.[a-z]{3})?(\.gz|\.bz2)?$", "", file, count=1, flags=re.IGNORECASE) + ".json"
+    sidecar = re.sub(r"\.[a-z]{3}$", "", without_codec(file), flags=re.IGNORECASE) + ".json"
     try:
         return _positive(float(json.loads(Path(sidecar).read_bytes())["RepetitionTime"]))
     except (FileNotFoundError, KeyError):
