@@ -1,6 +1,7 @@
 """The house: who may import whom, what importing costs, and what may not appear in the source."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,31 @@ def test_a_module_says_what_it_covers(module):
     if module in ("__init__", "__main__", "_version"):
         return
     assert "Covers:" in text and "not cover" in text
+
+
+def names_in_the_source():
+    """Modules and packages, and whatever stands in code, docstrings left out."""
+    found = {part for module in MODULES for part in module.split(".")}
+    for text in sources().values():
+        nodes = list(ast.walk(ast.parse(text)))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            found |= {getattr(node, kind, None) for kind in ("id", "attr", "arg", "name")}
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+                found |= set(re.findall(r"\w+", node.value))
+    return found
+
+
+def test_names_in_heads_exist():
+    known = names_in_the_source()
+    named = {
+        (module, part)
+        for module, text in sources().items()
+        for name in re.findall(r"``([a-z_][\w.]*)``", ast.get_docstring(ast.parse(text)) or "")
+        for part in name.split(".")
+    }
+    assert len(named) > 100
+    assert not {(module, part) for module, part in named if part not in known}
 
 
 def modules_after(statement):
