@@ -90,8 +90,9 @@ def map_to(
     folder.mkdir(parents=True, exist_ok=True)
     resume = resume and (folder / _SETTINGS).exists()
     with mapper.opened() as session:
-        size = _begin(folder, mapper, batch_size, session.batch_size, resume)
-        records = _Records.of(folder, given, _run_settings(mapper))
+        settings = {"connectome": mapper.connectome_.digest, **mapper.settings}
+        size = _begin(folder, settings, batch_size, session.batch_size, resume)
+        records = _Records.open(folder, given, settings)
         if not resume:
             records.clear()
         before = records.complete()
@@ -144,17 +145,9 @@ def write_maps(folder: Path, maps: NetworkMaps) -> list[Path]:
 # --- taking up again -----------------------------------------------------------------------------
 
 
-def _run_settings(mapper: FunctionalNetworkMapper) -> dict[str, Any]:
-    """What all maps depend on, whatever the lesion."""
-    return {"connectome": mapper.connectome_.digest, **mapper.settings}
-
-
-def _begin(
-    folder: Path, mapper: FunctionalNetworkMapper, asked: int | None, fitting: int, resume: bool
-) -> int:
+def _begin(folder: Path, settings: Mapping[str, Any], asked: int | None, fitting: int, resume: bool) -> int:
     """Write down what the maps depend on, or compare it; the size of batches."""
     file = folder / _SETTINGS
-    settings = _run_settings(mapper)
     size = asked or fitting
     if resume:
         before = json.loads(file.read_text())
@@ -195,7 +188,7 @@ class _Records:
     errors: dict[str, Exception] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, lesions: Mapping[str, Any], settings: Mapping[str, Any]) -> "_Records":
+    def open(cls, folder: Path, lesions: Mapping[str, Any], settings: Mapping[str, Any]) -> "_Records":
         private = folder / PRIVATE
         digests = {name: _digest(lesion, settings) for name, lesion in lesions.items()}
         return cls(folder, digests, Journal(private / _JOURNAL), Failures(private / "failed"))
