@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sharedmask._version import __version__
-from sharedmask.cli.base import CONTEXT, Verb, echo_study, filter_options, run_program
+from sharedmask.cli.base import CONTEXT, Verb, echo_study, filter_options, run_program, strategy_of
 from sharedmask.errors import ParameterError
 
 _UNKNOWN_LEVEL = 17
@@ -35,7 +35,7 @@ def main() -> None:
 @click.option("--participant-label", "sub", multiple=True, metavar="L...", help="With or without sub-.")
 @click.option("--session-label", "--session-id", "ses", multiple=True, metavar="L...")
 @click.option("-t", "--task-id", "--task-label", "task", multiple=True, metavar="L...")
-@click.option("--run-label", "run_label", multiple=True, metavar="L...")
+@click.option("--run-label", "run", multiple=True, metavar="L...")
 @click.option("--space", multiple=True, metavar="L...", help="As MNI152NLin2009cAsym.")
 @click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
 @click.option("--atlases", multiple=True, metavar="A...", help="Label images, or names in --atlases-dir.")
@@ -68,6 +68,11 @@ def app(
     atlases_dir: tuple[str, ...],
     bids_filter_file: str | None,
     output_layout: str,
+    sub: tuple[str, ...],
+    ses: tuple[str, ...],
+    task: tuple[str, ...],
+    run: tuple[str, ...],
+    space: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Write the signals of atlas regions of all preprocessed runs below BIDS_DIR to OUT_DIR."""
@@ -80,15 +85,10 @@ def app(
     if level == "group":
         click.echo(summarise(out))
         return
-    filters = _filters(options, bids_filter_file)
+    typed = {"sub": sub, "ses": ses, "task": task, "run": run, "space": space}
+    # What is typed wins over the file.
+    filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
     _participants(bids_dir, out, _atlases(atlases, atlases_dir, filters), filters, **options)
-
-
-def _filters(options: dict[str, Any], file: str | None) -> dict[str, Any]:
-    """Taken out of ``options``; what is typed wins over the file."""
-    typed = {"sub": options.pop("sub"), "ses": options.pop("ses"), "task": options.pop("task")}
-    typed |= {"run": options.pop("run_label"), "space": options.pop("space")}
-    return {**_filter_file(file), **{key: list(values) for key, values in typed.items() if values}}
 
 
 def _filter_file(path: str | None) -> dict[str, Any]:
@@ -111,27 +111,38 @@ def _atlases(given: Sequence[str], folders: Sequence[str], filters: dict[str, An
 
 
 def _participants(
-    bids_dir: str, out: Path, atlases: list[Any], filters: dict[str, Any], **options: Any
+    bids_dir: str,
+    out: Path,
+    atlases: list[Any],
+    filters: dict[str, Any],
+    *,
+    stat: str,
+    min_coverage: float,
+    form: str,
+    voxels: bool,
+    no_reports: bool,
+    n_jobs: int,
+    low_mem: bool,
+    mem: str | None,
+    **options: Any,
 ) -> None:
     from sharedmask.study.dataset import Outputs, analyse
 
     outputs = Outputs(
-        statistic=options.pop("stat").replace("-", "_"),
-        min_coverage=options.pop("min_coverage"),
-        form=options.pop("form"),
-        voxels=options.pop("voxels"),
-        reports=not options.pop("no_reports"),
+        statistic=strategy_of(stat),
+        min_coverage=min_coverage,
+        form=form,
+        voxels=voxels,
+        reports=not no_reports,
     )
-    n_jobs = 1 if options.pop("low_mem") else options.pop("n_jobs")
-    options.pop("n_jobs", None)
     study = analyse(
         bids_dir,
         out,
         atlases,
         outputs,
         filters=filters,
-        n_jobs=n_jobs,
-        memory_limit=_memory(options.pop("mem")),
+        n_jobs=1 if low_mem else n_jobs,
+        memory_limit=_memory(mem),
         progress=sys.stderr.isatty(),
         **options,
     )
