@@ -25,7 +25,7 @@ from nibabel.spatialimages import SpatialImage
 
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
-from sharedmask.sources.codecs import BZIP2, GZIP, Stream, codec_of, open_raw, open_stream, without_codec
+from sharedmask.sources.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -61,7 +61,7 @@ def _check_magic(path: str, name: str) -> None:
     if not head:
         raise DamagedImageError(f"{name} is empty (0 bytes)")
     said = codec_of(path)
-    holds = next((codec for codec in (GZIP, BZIP2) if head.startswith(codec.magic)), None)
+    holds = next((codec for codec in ENDINGS.values() if head.startswith(codec.magic)), None)
     if holds is not said:
         found, told = (codec.name if codec else "uncompressed" for codec in (holds, said))
         raise DamagedImageError(f"{name} holds {found} data ({head.hex(' ')} ...) where its name says {told}")
