@@ -1,0 +1,167 @@
+"""No room: refused with numbers before the first byte, or anonymous memory instead."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from images import bold, save
+from owners import STORES
+
+from sharedmask import SharedImage
+from sharedmask.errors import SegmentError
+from sharedmask.storage import memory
+from sharedmask.storage.registry import OwnedSegment
+
+
+def _may_mount():
+    with contextlib.suppress(OSError):
+        mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(mount, capture_output=True).returncode == 0
+    return False
+
+
+small_shm = pytest.mark.skipif(not _may_mount(), reason="this user may not mount in a namespace of its own")
+
+
+def in_small_shm(script, *args, registry=None):
+    """Run Python where /dev/shm has 16 MiB; the registry is in it too, unless given."""
+    environment = {name: value for name, value in os.environ.items() if name != "SHAREDMASK_DIR"}
+    if registry:
+        environment["SHAREDMASK_DIR"] = str(registry)
+    prepare = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"'
+    run = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", prepare, "sh", *run],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+
+
+@pytest.fixture
+def large(tmp_path):
+    """An image of 32 MiB."""
+    return save(tmp_path / "large.nii", bold((64, 64, 64, 64)))
+
+
+@pytest.mark.privileged
+@small_shm
+def test_space_too_small_is_refused_with_numbers(large, registry_dir):
+    script = """
+    import os, sys
+    from sharedmask import SharedImage
+    from sharedmask.errors import SegmentError
+    with SharedImage(sys.argv[1], store="shm") as image:
+        try:
+            image.load()
+        except SegmentError as error:
+            print(error)
+    print(sorted(os.listdir("/dev/shm")))
+    """
+    done = in_small_shm(script, large, registry=registry_dir)
+    assert done.stdout == "/dev/shm is too small: 32 MiB are needed and 16 MiB were free\n[]\n", done
+    assert os.listdir(registry_dir) == []
+
+
+@pytest.mark.privileged
+@small_shm
+def test_space_too_small_turns_auto_to_anonymous_memory(large):
+    script = """
+    import os, sys
+    import nibabel as nib, numpy as np
+    from sharedmask import SharedImage
+    with SharedImage(sys.argv[1]) as image:
+        print(image)
+        np.testing.assert_array_equal(image.array, nib.load(sys.argv[1]).dataobj)
+        print(image.handle.store)
+    """
+    done = in_small_shm(script, large)
+    assert "memfd (/dev/shm has room for 16 MiB only)" in done.stdout, done.stderr
+    assert done.stdout.endswith("memfd\n")
+
+
+FULL = """
+    import os, sys
+    import numpy as np
+    from sharedmask import SharedImage
+    from sharedmask.storage import registry
+    from sharedmask.storage import memory
+    from sharedmask.errors import SegmentError
+    registry.entries()
+    page = 4096
+    image = SharedImage(np and sys.argv[1], store=sys.argv[2])
+    spare = int(sys.argv[3])
+    fill = memory.free_bytes() - (image.nbytes + page - 1) // page * page - spare * page
+    if sys.argv[2] == "memfd":
+        fill = memory.free_bytes()
+    fd = os.open("/dev/shm/fill", os.O_CREAT | os.O_RDWR)
+    os.posix_fallocate(fd, 0, fill)
+    try:
+        with image:
+            image.load()
+            print("loaded")
+    except SegmentError as error:
+        print("refused", error)
+    print(sorted(os.listdir("/dev/shm")), os.listdir(registry.directory()))
+"""
+
+
+@pytest.mark.privileged
+@small_shm
+@pytest.mark.parametrize("spare", [0, 1, 2, 3])
+def test_space_of_the_record_is_short(spare, tmp_path):
+    """The segment fits to the byte, and the records of the registry in the same place do not."""
+    path = save(tmp_path / "run.nii", bold((32, 32, 32, 64)))
+    done = in_small_shm(FULL, path, "shm", spare)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("loaded", "refused"))
+    assert done.stdout.endswith("['fill', 'sharedmask-0'] []\n")
+
+
+@pytest.mark.privileged
+@small_shm
+def test_space_of_a_full_shm_is_no_matter_for_anonymous_memory(tmp_path):
+    path = save(tmp_path / "run.nii", bold((32, 32, 32, 64)))
+    done = in_small_shm(FULL, path, "memfd", 0)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("loaded", "refused"))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_dir, segments_of_this_test):
+    calls, fallocate = [], os.posix_fallocate
+
+    def short(fd, start, length):
+        calls.append(start)
+        if len(calls) == k:
+            raise OSError(28, "No space left on device")
+        fallocate(fd, start, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", short)
+    monkeypatch.setattr(memory, "_RESERVE_BYTES", 2**20)
+    with pytest.raises(SegmentError, match=r"(too small|short): 4 MiB"):
+        OwnedSegment("run", {"rows": ((2**21,), np.dtype("i2"))}, store)
+    assert calls == [2**20 * i for i in range(k)]
+    assert not segments_of_this_test()
+    assert os.listdir(registry_dir) == []
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save(tmp_path / "run.nii.gz", bold())
+
+
+def test_no_space_is_an_error_with_numbers_and_nothing_left(run, registry_dir, monkeypatch):
+    def full(fd, start, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with SharedImage(run) as shared, pytest.raises(OSError, match=r"too small: \d+ MiB are needed"):
+        shared.load()
+    assert os.listdir(registry_dir) == []
