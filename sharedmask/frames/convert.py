@@ -45,6 +45,7 @@ class Writer:
         with registry.draft(path) as temporary:
             nfdh5.write(
                 temporary,
+                str(path),
                 self.facts,
                 self.fields,
                 self.header,

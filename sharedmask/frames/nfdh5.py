@@ -22,7 +22,6 @@ compressed ones are one chunk each.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,11 +31,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import isal_zlib
 
-from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, ParameterError
+from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.frames import nifti
 from sharedmask.frames.metadata import Metadata
+from sharedmask.sources import hdf5
 from sharedmask.sources.source import Facts, Source, VolumeReader, open_source
 from sharedmask.typing import Array
 
@@ -50,22 +49,12 @@ _PER_FRAME = ("gradients", "midframe", "eddy_xfms", "uptake")  # of nifreeze's
 _OVERALL = ("bzero", "total_duration")
 _KNOWN = ("dataobj", "affine", "brainmask", "motion_affines", "datahdr")
 _BLOCK_BYTES = 8 * 2**20  # read at once where frames are interleaved
-_SLAB_BYTES = 2 * 2**20  # read or written at once where they are not
-_ISAL_LEVEL = 3  # the highest of ISA-L's, which are faster than zlib's of the same number
 _ALIGNMENT = 4096  # of the frames in a file that we write: a page
 
 
 def is_nfdh5(path: object) -> bool:
     """Whether this is the name of such a file."""
     return isinstance(path, (str, os.PathLike)) and os.fsdecode(path).lower().endswith(ENDINGS)
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ParameterError("HDF5 files need h5py: pip install 'sharedmask[frames]'") from error
-    return h5py
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -82,65 +71,27 @@ class Nfdh5Source(Source):
 
     @contextmanager
     def volumes(self) -> Iterator[VolumeReader]:
-        with _opened(self.paths[0], self.name) as file:
-            read = _reader(file["0/dataobj"], self.volume_axis, self.dtype)
+        with hdf5.opened(self.paths[0], self.name) as file:
+            read = self._reader(file["0/dataobj"])
             yield VolumeReader(self, partial(self._fill, read))
+
+    def _reader(self, dataset: Any) -> Read:
+        """The function that reads a frame into an (X, Y, Z) array."""
+        if self.volume_axis == 3:
+            return _Interleaved(dataset, self.dtype)
+        return lambda number, out: hdf5.read_entry(dataset, number, out, f"{self.name}, frame {number}")
 
     def _fill(self, read: Read, rows: Array, remaining: int) -> None:
         first = self.n_timepoints - remaining - len(rows)
         for number, row in enumerate(rows, first):
             try:
                 read(number, row.reshape(self.shape[:3], order="F"))
-            except (OSError, ValueError, isal_zlib.error) as error:  # type: ignore[misc]
+            except (OSError, ValueError) as error:
                 raise DamagedImageError(f"{self.name} cannot be read at frame {number}: {error}") from error
 
     def _identify(self, digest: Any) -> None:
         status = os.stat(self.paths[0])
         digest.update(repr((os.path.realpath(self.paths[0]), status.st_size, status.st_mtime_ns)).encode())
-
-
-def _reader(dataset: Any, axis: int, dtype: np.dtype[Any]) -> Read:
-    """The function that reads a frame into an (X, Y, Z) array."""
-    if axis == 3:
-        return _Interleaved(dataset, dtype)
-    if _is_deflated(dataset, dtype):
-        return partial(_inflate, dataset, dtype)
-    return partial(_read_slabs, dataset, dtype)
-
-
-def _is_deflated(dataset: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether each frame is one chunk of deflated values and nothing else."""
-    whole = dataset.chunks == (1, *dataset.shape[1:]) and dataset.id.get_num_chunks() == len(dataset)
-    return whole and dataset.dtype == dtype and _deflates_only(dataset)
-
-
-def _inflate(dataset: Any, dtype: np.dtype[Any], number: int, out: Array) -> None:
-    """HDF5 itself takes several frames of memory for this."""
-    skipped, packed = dataset.id.read_direct_chunk((number, 0, 0, 0))
-    decoder = isal_zlib.decompressobj()
-    for slab in _slabs(out):
-        nbytes = slab.size * dtype.itemsize
-        values = packed[:nbytes] if skipped else decoder.decompress(packed, nbytes)
-        packed = packed[nbytes:] if skipped else decoder.unconsumed_tail
-        slab[...] = np.frombuffer(values, dtype).reshape(slab.shape)
-    if not skipped:
-        decoder.flush()  # the checksum
-
-
-def _read_slabs(dataset: Any, dtype: np.dtype[Any], number: int, out: Array) -> None:
-    start = 0
-    for slab in _slabs(out):
-        values = np.empty(slab.shape, dtype)
-        dataset.read_direct(values, np.s_[number, start : start + len(slab)])
-        slab[...] = values
-        start += len(slab)
-
-
-def _slabs(volume: Array) -> Iterator[Array]:
-    """The volume in parts along x, small beside it: in the file x is the slowest axis of a frame."""
-    step = max(1, _SLAB_BYTES * len(volume) // max(volume.nbytes, 1))
-    for start in range(0, len(volume), step):
-        yield volume[start : start + step]
 
 
 class _Interleaved:
@@ -174,7 +125,7 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     """
     name = os.fsdecode(path)
     found = Path(os.path.abspath(os.path.expanduser(name)))
-    with _opened(found, name) as file:
+    with hdf5.opened(found, name) as file:
         root, version = _checked_root(file, name)
         dataset = root["dataobj"]
         axis = int(dataset.attrs.get("volume_axis", 3))
@@ -190,21 +141,6 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
 def open_frames(source: Any) -> Source:
     """The source of an NFDH5 file, or of an image."""
     return open_nfdh5(source) if is_nfdh5(source) else open_source(source)
-
-
-@contextmanager
-def _opened(path: Path, name: str) -> Iterator[Any]:
-    h5py = _h5py()
-    if not path.exists():
-        raise MissingFileError(f"{name} does not exist")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if error.errno:
-            raise
-        raise DamagedImageError(f"{name} cannot be read as HDF5: {error}") from error
-    with file:
-        yield file
 
 
 def _checked_root(file: Any, name: str) -> tuple[Any, int]:
@@ -248,8 +184,7 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
 
 
 def _map_offset(dataset: Any, dtype: np.dtype[Any], axis: int) -> int | None:
-    whole = axis == 0 and dataset.chunks is None and dataset.dtype == dtype and not dataset.external
-    offset = dataset.id.get_offset() if whole else None
+    offset = hdf5.offset_of(dataset) if axis == 0 and dataset.dtype == dtype else None
     return offset if offset is not None and offset % dtype.itemsize == 0 else None
 
 
@@ -295,6 +230,7 @@ def _read_header(root: Any) -> tuple[Any, float | None]:
 
 def write(
     path: Path,
+    name: str,
     facts: Facts,
     fields: Metadata,
     header: Any,
@@ -304,18 +240,18 @@ def write(
     compression: str | None = None,
     compression_opts: Any = None,
 ) -> None:
-    """Write ``volumes``, (X, Y, Z) arrays of ``dtype``, one after the other, and what is known of them."""
-    h5py = _h5py()
+    """Write ``volumes``, (X, Y, Z) arrays of ``dtype``, one after the other, and what is known of them.
+
+    ``name`` is the file's in messages.
+    """
     aligned = {"alignment_threshold": _ALIGNMENT, "alignment_interval": _ALIGNMENT}
-    # Through a file object: HDF5 itself looks for the name of the file, and it may have none yet.
-    with open(path, "w+b", buffering=0) as raw, h5py.File(raw, "w", **aligned) as file:
-        root = _write_head(file, fields)
+    with hdf5.created(path, name, **aligned) as new:
+        root = _write_head(new.file, fields)
         _write_fields(root, facts, fields, header)
         shape = (len(fields.numbers), *facts.shape[:3])
         dataset = _create_frames(root, shape, dtype, compression, compression_opts)
-        store = _deflate if _deflates_only(dataset) else _write_slabs
         for number, volume in enumerate(volumes):
-            store(dataset, number, volume)
+            new.write_entry(dataset, number, volume)
 
 
 def _write_head(file: Any, fields: Metadata) -> Any:
@@ -365,22 +301,3 @@ def _create_frames(
         raise ParameterError(f"{said} is none that HDF5 has: {error}") from error
     dataset.attrs["volume_axis"] = 0
     return dataset
-
-
-def _deflates_only(dataset: Any) -> bool:
-    return bool(dataset.compression == "gzip" and dataset.id.get_create_plist().get_nfilters() == 1)
-
-
-def _deflate(dataset: Any, number: int, volume: Array) -> None:
-    """HDF5 itself takes several frames of memory for this, and more time at low levels."""
-    level = dataset.compression_opts
-    encoder = isal_zlib.compressobj(level) if level <= _ISAL_LEVEL else zlib.compressobj(level)
-    parts = [encoder.compress(np.ascontiguousarray(slab).data) for slab in _slabs(volume)]
-    dataset.id.write_direct_chunk((number, 0, 0, 0), b"".join([*parts, encoder.flush()]))
-
-
-def _write_slabs(dataset: Any, number: int, volume: Array) -> None:
-    start = 0
-    for slab in [volume] if dataset.chunks else _slabs(volume):  # a chunk is compressed whole
-        dataset.write_direct(np.ascontiguousarray(slab), dest_sel=np.s_[number, start : start + len(slab)])
-        start += len(slab)

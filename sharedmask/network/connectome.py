@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from sharedmask.compute import pool
 from sharedmask.errors import ConnectomeError, MissingFileError
 from sharedmask.network import correlation
-from sharedmask.network.subject import Subject, open_file, subjects_in
-from sharedmask.sources import loader
+from sharedmask.network.subject import Subject, subjects_in
+from sharedmask.sources import hdf5, loader
 from sharedmask.sources.grid import Grid
 from sharedmask.storage import container, memory, segment
 from sharedmask.storage.registry import OwnedSegment
@@ -231,7 +231,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
-    with open_file(path) as file:
+    with hdf5.opened(path, str(path), ConnectomeError) as file:
         missing = [name for name in _DATASETS if name not in file]
         if missing or "mask_shape" not in file.attrs:
             raise ConnectomeError(f"{path} is no connectome: it has no {(*missing, 'mask_shape')[0]}")

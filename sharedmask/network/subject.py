@@ -14,19 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from isal import igzip_lib
 
-from sharedmask.errors import ConnectomeError, DamagedImageError, ParameterError
-from sharedmask.sources.codecs import Codec, MemberStream, Stream
+from sharedmask.errors import ConnectomeError, DamagedImageError
+from sharedmask.sources import hdf5
 from sharedmask.typing import Array
 
-_ZLIB = Codec("deflate", b"\x78", partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_ZLIB))
-_DEFLATE = 1  # HDF5's number of that filter
 _GROUP_BYTES = 64 * 2**20
 
 
@@ -92,104 +88,18 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[Any]:
-    """The file, by h5py.
-
-    Raises
-    ------
-    ConnectomeError
-        It is no HDF5 file.
-    ParameterError
-        h5py is not installed.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ParameterError("reading a connectome needs h5py: pip install 'sharedmask[network]'") from error
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ConnectomeError(f"{path} cannot be read as HDF5: {error}") from error
-    with file:
-        yield file
-
-
-@contextlib.contextmanager
 def subjects_in(path: Path, start: int, stop: int) -> Iterator[list[Subject]]:
     """Subjects ``start`` to ``stop`` of a file; each may be read once, by any thread."""
-    with open_file(path) as file:
-        series = file["timeseries"]
-        direct = _is_direct(file, series)
-        groups = _ChunkGroups(series, start, stop, str(path))
-        finders = [_place(path, series, number) if direct else None for number in range(start, stop)]
-        yield [
-            Subject(
-                f"{path}, subject {number}",
-                series.shape[1],
-                series.shape[2],
-                series.dtype,
-                finder or partial(groups.open_bytes, number),
-            )
-            for number, finder in enumerate(finders, start)
-        ]
-
-
-# --- past HDF5 -----------------------------------------------------------------------------------
-
-
-def _is_direct(file: Any, series: Any) -> bool:
-    """Whether each subject lies in one piece, as it is or deflated."""
-    filters = series.id.get_create_plist()
-    numbers = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
-    whole = series.chunks is None or series.chunks == (1, *series.shape[1:])
-    return whole and numbers in ([], [_DEFLATE]) and file.userblock_size == 0 and not series.external
-
-
-def _place(path: Path, series: Any, number: int) -> Callable[[], Any] | None:
-    """How to open the bytes of one subject; None if they were never written."""
-    nbytes = int(np.prod(series.shape[1:])) * series.dtype.itemsize
-    name = f"{path}, subject {number}"
-    if series.chunks is None:
-        offset = series.id.get_offset()
-        return None if offset is None else partial(_span, path, name, offset + number * nbytes, nbytes, False)
-    chunk = series.id.get_chunk_info_by_coord((number, 0, 0))
-    if chunk.byte_offset is None:
-        return None
-    deflated = series.compression is not None and not chunk.filter_mask
-    return partial(_span, path, name, chunk.byte_offset, chunk.size, deflated)
-
-
-@contextlib.contextmanager
-def _span(path: Path, name: str, offset: int, size: int, deflated: bool) -> Iterator[Stream]:
-    with _FileSpan(path, offset, size) as span:
-        yield MemberStream(span, _ZLIB, name) if deflated else Stream(span)
-
-
-class _FileSpan(FileIO):
-    """Some bytes of a file, as if they were all."""
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        super().__init__(path, "rb")
-        self.seek(offset)
-        self._left = size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self._left if size is None or size < 0 else min(size, self._left)
-        data = super().read(wanted) or b""
-        self._left -= len(data)
-        return data
-
-    def readinto(self, buffer: Any, /) -> int:
-        got = super().readinto(memoryview(buffer)[: self._left]) or 0
-        self._left -= got
-        return got
+    with hdf5.opened(path, str(path), ConnectomeError) as file:
+        groups = _ChunkGroups(file["timeseries"], start, stop, str(path))
+        yield [groups.subject(number) for number in range(start, stop)]
 
 
 # --- by h5py -------------------------------------------------------------------------------------
 
 
 class _ChunkGroups:
-    """Subjects that share chunks, read together, so that no chunk is decompressed twice."""
+    """Subjects of one file; those that share chunks are read together, so that none is decompressed twice."""
 
     def __init__(self, series: Any, start: int, stop: int, name: str) -> None:
         self._series = series
@@ -200,6 +110,12 @@ class _ChunkGroups:
         per_chunk = series.chunks[0] if series.chunks else 1
         fitting = _GROUP_BYTES // (int(np.prod(series.shape[1:])) * series.dtype.itemsize)
         self._step = per_chunk if per_chunk <= fitting else 1
+
+    def subject(self, number: int) -> Subject:
+        series, name = self._series, f"{self._name}, subject {number}"
+        span = hdf5.span_of(series, number)
+        open_bytes = partial(span.opened, name) if span else partial(self.open_bytes, number)
+        return Subject(name, series.shape[1], series.shape[2], series.dtype, open_bytes)
 
     @contextlib.contextmanager
     def open_bytes(self, number: int) -> Iterator["_ArrayBytes"]:

@@ -5,5 +5,5 @@ Covers: formats, decompression, scaling, smoothing and resampling, rows out of v
 
 From the bottom up::
 
-    grid  codecs  values  nifti  source  transform  loader  rechunk
+    grid  codecs  hdf5  values  nifti  source  transform  loader  rechunk
 """

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.sources import hdf5
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
 
@@ -72,13 +73,9 @@ def _write_npz(path: Path, series: Mapping[str, Array]) -> None:
 
 
 def _write_h5(path: Path, series: Mapping[str, Array]) -> None:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ParameterError("writing .h5 needs h5py: install it, or write .npz") from error
-    with h5py.File(path, "w") as file:
+    with hdf5.created(path, str(path)) as new:
         for name, array in series.items():
-            file.create_dataset(name.replace("/", "_"), data=array)
+            new.add(name.replace("/", "_"), array)
 
 
 _SERIES_WRITERS = {".npz": _write_npz, ".h5": _write_h5, ".hdf5": _write_h5}

@@ -21,6 +21,7 @@ from sharedmask import FrameDataset, SharedImage
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, ParameterError
 from sharedmask.frames import nfdh5
 from sharedmask.frames.convert import convert
+from sharedmask.sources import hdf5
 from sharedmask.storage import registry
 from sharedmask.system import files
 
@@ -228,7 +229,7 @@ def test_blocks_of_interleaved_frames_fit_together(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_slabs_of_frames_fit_together(tmp_path, monkeypatch, compression):
-    monkeypatch.setattr(nfdh5, "_SLAB_BYTES", 3 * bold()[0, ..., 0].nbytes)
+    monkeypatch.setattr(hdf5, "_SLAB_BYTES", 3 * bold()[0, ..., 0].nbytes)
     with FrameDataset(niimg(bold())) as ds:
         path = ds.to_filename(tmp_path / "run.h5", *compression)
     for store in ("auto", "disk"):
@@ -473,7 +474,7 @@ def test_without_h5py_it_is_said_what_to_install(tmp_path):
             print(error)
     """
     done = python(script, cwd=tmp_path)
-    assert done.stdout == "HDF5 files need h5py: pip install 'sharedmask[frames]'\n", done.stderr
+    assert done.stdout == "HDF5 files need h5py: pip install 'sharedmask[hdf5]'\n", done.stderr
 
 
 # --- the command line ----------------------------------------------------------------------------

@@ -1,0 +1,321 @@
+"""HDF5 files: opening one, reading and writing the entries of a data set one at a time, a new file.
+
+Covers: where in its file an entry lies, reading it past HDF5 (several at once, in little memory),
+deflating it, a new file that is complete or an error. Does not cover: what files hold (``nfdh5``,
+``connectome``, ``tables``), the names of files that are not complete (``files``).
+
+An entry is ``dataset[number]``: a frame, a subject.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedRandom, FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import igzip_lib, isal_zlib
+
+from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError
+from sharedmask.sources.codecs import Codec, MemberStream, Stream
+from sharedmask.typing import Array
+
+_DEFLATE = 1  # HDF5's number of that filter
+_ZLIB = Codec("deflate", b"\x78", partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_ZLIB))
+_ISAL_LEVEL = 3  # the highest of ISA-L's, which are faster than zlib's of the same number
+_SLAB_BYTES = 2 * 2**20  # read or written at once
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ParameterError("HDF5 files need h5py: pip install 'sharedmask[hdf5]'") from error
+    return h5py
+
+
+@contextlib.contextmanager
+def opened(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
+    """The file, as h5py's, read-only; ``name`` is the file's in messages.
+
+    Raises
+    ------
+    MissingFileError
+    DamagedImageError, or what ``wrong`` makes
+        It is no HDF5 file, or not a complete one.
+    ParameterError
+        h5py is not installed.
+    """
+    h5py = _h5py()
+    if not path.exists():
+        raise MissingFileError(f"{name} does not exist")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if error.errno:
+            raise
+        raise wrong(f"{name} cannot be read as HDF5: {error}") from error
+    with file:
+        yield file
+
+
+# --- entries -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a file that are one entry, as it is in memory or deflated."""
+
+    path: str
+    offset: int
+    nbytes: int
+    deflated: bool
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Stream]:
+        """The entry's values, read forward; ``name`` is the entry's in messages."""
+        with _SpanFile(self) as file:
+            yield MemberStream(file, _ZLIB, name) if self.deflated else Stream(file)
+
+
+class _SpanFile(FileIO):
+    """Some bytes of a file, as if they were all."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span.path, "rb")
+        self.seek(span.offset)
+        self._left = span.nbytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        data = super().read(wanted) or b""
+        self._left -= len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        got = super().readinto(memoryview(buffer)[: self._left]) or 0
+        self._left -= got
+        return got
+
+
+def span_of(dataset: Any, number: int) -> Span | None:
+    """Where entry ``number`` is in the file; None if it is not there, or only HDF5 can read it."""
+    path = dataset.file.filename
+    if dataset.chunks is None:
+        start = offset_of(dataset)
+        nbytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+        return None if start is None else Span(path, start + number * nbytes, nbytes, False)
+    filters = _filters(dataset)
+    # Some versions of HDF5 count the bytes of a chunk from the end of the user block.
+    if not _is_chunk_each(dataset) or filters not in ([], [_DEFLATE]) or dataset.file.userblock_size:
+        return None
+    chunk = dataset.id.get_chunk_info_by_coord((number,) + (0,) * (dataset.ndim - 1))
+    deflated = bool(filters) and not chunk.filter_mask
+    return None if chunk.byte_offset is None else Span(path, chunk.byte_offset, chunk.size, deflated)
+
+
+def offset_of(dataset: Any) -> int | None:
+    """Where the data set begins in the file, if it lies there in one piece, as it is in memory."""
+    whole = dataset.chunks is None and not dataset.external
+    offset: int | None = dataset.id.get_offset() if whole else None
+    return offset
+
+
+def _is_chunk_each(dataset: Any) -> bool:
+    return bool(dataset.chunks == (1, *dataset.shape[1:]))
+
+
+def _filters(dataset: Any) -> list[int]:
+    applied = dataset.id.get_create_plist()
+    return [applied.get_filter(i)[0] for i in range(applied.get_nfilters())]
+
+
+def read_entry(dataset: Any, number: int, out: Array, name: str) -> None:
+    """Fill ``out``, an array of the entry's shape and of any layout; HDF5 itself may take several of memory.
+
+    Raises
+    ------
+    OSError
+        The entry is damaged.
+    """
+    span = span_of(dataset, number) if dataset.dtype == out.dtype else None
+    if span is None:
+        _read_by_hdf5(dataset, number, out)
+        return
+    with span.opened(name) as stream:
+        for part in slabs(out):
+            values = np.empty(part.shape, out.dtype)
+            if stream.readinto(values.reshape(-1).view(np.uint8).data) < values.nbytes:
+                raise DamagedImageError(f"{name} is truncated")
+            part[...] = values
+        stream.finish()
+
+
+def _read_by_hdf5(dataset: Any, number: int, out: Array) -> None:
+    start = 0
+    for part in slabs(out):
+        values = np.empty(part.shape, out.dtype)
+        dataset.read_direct(values, np.s_[number, start : start + len(part)])
+        part[...] = values
+        start += len(part)
+
+
+def slabs(entry: Array) -> Iterator[Array]:
+    """The entry in parts along its first axis, which is the slowest in the file; small beside it."""
+    step = max(1, _SLAB_BYTES * len(entry) // max(entry.nbytes, 1))
+    for start in range(0, len(entry), step):
+        yield entry[start : start + step]
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class _Output(BufferedRandom):
+    """What HDF5 writes to. It is never told of an error, since it crashes later if it is; ``error`` is ours.
+
+    h5py ignores how much was written, so the file is a buffered one, which writes all of it.
+    """
+
+    error: BaseException | None = None
+
+    def _tried(self, do: Callable[..., Any], *args: Any, instead: Any) -> Any:
+        if self.error is None:
+            try:
+                return do(*args)
+            except BaseException as error:
+                self.error = error
+        return instead
+
+    def write(self, data: Any, /) -> int:
+        written: int = self._tried(super().write, data, instead=len(data))
+        return written
+
+    def readinto(self, buffer: Any, /) -> int:
+        got: int = self._tried(super().readinto, buffer, instead=0)
+        return got
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        found: int = self._tried(super().seek, place, whence, instead=place)
+        return found
+
+    def truncate(self, size: int | None = None, /) -> int:
+        left: int = self._tried(super().truncate, size, instead=size)
+        return left
+
+    def flush(self) -> None:
+        self._tried(super().flush, instead=None)
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """An HDF5 file that is being written."""
+
+    file: Any
+    _output: _Output
+    _name: str
+
+    def add(self, where: str, values: Any, **storage: Any) -> Any:
+        """A new data set with these values."""
+        with _signals_deferred():
+            made = self.file.create_dataset(where, data=values, **storage)
+        self.check()
+        return made
+
+    def write_entry(self, dataset: Any, number: int, values: Array) -> None:
+        """Write ``dataset[number]``: deflated here, where each entry is a chunk, else by HDF5."""
+        write = _deflate if _is_chunk_each(dataset) and _filters(dataset) == [_DEFLATE] else _write_by_hdf5
+        with _signals_deferred():
+            write(dataset, number, values)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong when bytes were written."""
+        error = self._output.error
+        if isinstance(error, OSError) and error.errno:
+            raise type(error)(error.errno, error.strerror, self._name) from error
+        if error is not None:
+            raise error
+
+
+@contextlib.contextmanager
+def created(path: Path, name: str, **options: Any) -> Iterator[NewFile]:
+    """A new file, which was opened again, and is complete, when the context ends without an error.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is written; the name may be one of /proc/self/fd.
+    name : str
+        The file's in messages.
+    **options
+        Of :class:`h5py.File`.
+
+    Raises
+    ------
+    OSError
+        Naming the file: it cannot be written; the disk is full.
+    """
+    h5py = _h5py()
+    # Through a file object: HDF5 itself looks for the name of the file, and it may have none yet.
+    with _Output(FileIO(path, "w+")) as output:
+        file = h5py.File(output, "w", **options)
+        new = NewFile(file, output, name)
+        try:
+            yield new
+        finally:
+            with _signals_deferred():
+                file.close()
+    new.check()
+    _verify(path, name)
+
+
+def _verify(path: Path, name: str) -> None:
+    try:
+        with open(path, "rb") as raw, _h5py().File(raw, "r") as file:
+            file.visititems(lambda _, found: None)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise OSError(f"{name} was not written as it should be: {error}") from error
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Handlers of Python's run at the end: an exception of theirs must not pass through HDF5."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda one, _: caught.append(one))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for one in caught:
+            signal.raise_signal(one)
+
+
+def _deflate(dataset: Any, number: int, values: Array) -> None:
+    """HDF5 itself takes several entries of memory for this, and more time at low levels."""
+    level = dataset.compression_opts
+    encoder = isal_zlib.compressobj(level) if level <= _ISAL_LEVEL else zlib.compressobj(level)
+    parts = [encoder.compress(np.ascontiguousarray(part).data) for part in slabs(values)]
+    place = (number,) + (0,) * (dataset.ndim - 1)
+    dataset.id.write_direct_chunk(place, b"".join([*parts, encoder.flush()]))
+
+
+def _write_by_hdf5(dataset: Any, number: int, values: Array) -> None:
+    start = 0
+    for part in [values] if dataset.chunks else slabs(values):  # a chunk is compressed whole
+        dataset.write_direct(np.ascontiguousarray(part), dest_sel=np.s_[number, start : start + len(part)])
+        start += len(part)

@@ -1,0 +1,196 @@
+"""The border to HDF5: entries are read past it as by it; a new file is complete, or there is an error."""
+
+import errno
+import os
+import signal
+
+import h5py
+import numpy as np
+import pytest
+from children import python
+
+from sharedmask.errors import DamagedImageError, MissingFileError
+from sharedmask.sources import hdf5
+
+SHAPE = (5, 7, 6, 4)
+LAYOUTS = {
+    "in one piece": {},
+    "deflated": {"chunks": (1, *SHAPE[1:]), "compression": "gzip"},
+    "plain chunks": {"chunks": (1, *SHAPE[1:])},
+    "shuffled": {"chunks": (1, *SHAPE[1:]), "compression": "gzip", "shuffle": True},
+    "shared chunks": {"chunks": (2, *SHAPE[1:]), "compression": "gzip"},
+    "small chunks": {"chunks": (1, 2, 3, 4), "compression": "gzip"},
+}
+BY_HDF5_ONLY = ("shuffled", "shared chunks", "small chunks")
+
+
+def values(dtype="i2"):
+    return np.random.default_rng(0).integers(-99, 99, SHAPE).astype(dtype)
+
+
+def write(path, layout="deflated", userblock=0):
+    with h5py.File(path, "w", userblock_size=userblock) as file:
+        file.create_dataset("a", data=values(), **LAYOUTS[layout])
+    return path
+
+
+# --- entries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("userblock", [0, 512])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_entries_of_every_layout_are_read(layout, userblock, order, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "_SLAB_BYTES", 3 * values()[0, 0].nbytes)
+    with hdf5.opened(write(tmp_path / "a.h5", layout, userblock), "a.h5") as file:
+        past = [hdf5.span_of(file["a"], number) is not None for number in range(len(values()))]
+        assert set(past) == {layout not in BY_HDF5_ONLY and (not userblock or layout == "in one piece")}
+        for number, expected in enumerate(values()):
+            out = np.empty(SHAPE[1:], "i2", order=order)
+            hdf5.read_entry(file["a"], number, out, "entry")
+            np.testing.assert_array_equal(out, expected)
+
+
+def test_an_entry_that_was_never_written_is_what_hdf5_says(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", SHAPE, "i2", fillvalue=7, **LAYOUTS["deflated"])[1] = 1
+    with hdf5.opened(tmp_path / "a.h5", "a.h5") as file:
+        assert hdf5.span_of(file["a"], 0) is None
+        out = np.empty(SHAPE[1:], "i2")
+        hdf5.read_entry(file["a"], 0, out, "entry")
+        assert (out == 7).all()
+
+
+def test_a_damaged_entry_is_named(tmp_path):
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path) as file:
+        offset = hdf5.span_of(file["a"], 3).offset
+    with open(path, "r+b") as file:
+        file.seek(offset + 20)
+        file.write(b"\xff" * 40)
+    with (
+        hdf5.opened(path, "a.h5") as file,
+        pytest.raises(DamagedImageError, match="entry 3 is damaged"),
+    ):
+        hdf5.read_entry(file["a"], 3, np.empty(SHAPE[1:], "i2"), "entry 3")
+
+
+def test_what_is_not_hdf5_is_refused_as_the_caller_says(tmp_path):
+    (tmp_path / "text.h5").write_text("no")
+    for kind in (DamagedImageError, KeyError):
+        with (
+            pytest.raises(kind, match=r"text\.h5 cannot be read as HDF5"),
+            hdf5.opened(tmp_path / "text.h5", "text.h5", kind),
+        ):
+            pass
+    with pytest.raises(MissingFileError, match="none"), hdf5.opened(tmp_path / "none", "none"):
+        pass
+
+
+# --- a new file ----------------------------------------------------------------------------------
+
+
+def make(path, layout="deflated"):
+    with hdf5.created(path, "out.h5") as new:
+        new.add("before", np.arange(100))
+        dataset = new.file.create_dataset("a", SHAPE, "i2", **LAYOUTS[layout])
+        for number, entry in enumerate(values()):
+            new.write_entry(dataset, number, entry)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_new_file_holds_what_was_written(layout, tmp_path):
+    make(tmp_path / "out.h5", layout)
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["a"][...], values())
+        np.testing.assert_array_equal(file["before"][...], np.arange(100))
+
+
+FAILING = """
+    import errno, sys
+    import h5py, numpy as np
+    from sharedmask.sources import hdf5
+    from test_hdf5 import LAYOUTS, make
+
+    class Failing(hdf5._Output):
+        left = 0
+        def _tried(self, do, *args, instead):
+            Failing.left -= 1
+            return super()._tried(fail if Failing.left == 0 else do, *args, instead=instead)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hdf5._Output = Failing
+    for layout in LAYOUTS:
+        for n in range(2, 10_000):  # the first is a seek in an empty file
+            Failing.left = n
+            try:
+                make(sys.argv[1], layout)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC and "out.h5" in str(error), error
+            else:
+                break
+        assert n > 10 and Failing.left > 0, (layout, n, Failing.left)
+    print("all told")
+"""
+
+
+def test_whichever_call_meets_the_full_disk_the_error_names_the_file(tmp_path):
+    """In a process of its own: HDF5 crashes, at the latest when it ends, where it is told of errors."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), *_here()])}
+    done = python(FAILING, tmp_path / "out.h5", env=env)
+    assert (done.returncode, done.stdout) == (0, "all told\n"), done.stderr
+
+
+LIMITED = """
+    import resource, sys
+    from test_hdf5 import make
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    try:
+        make(sys.argv[1], sys.argv[3])
+    except OSError as error:
+        print(error.errno, error)
+"""
+
+
+def _here():
+    return [os.path.dirname(__file__), os.path.join(os.path.dirname(__file__), "..", "helpers")]
+
+
+@pytest.mark.parametrize("layout", ["in one piece", "deflated"])
+@pytest.mark.parametrize("limit", [0, 100, 1000, 3000])
+def test_a_file_that_cannot_grow_is_an_error_and_no_crash(limit, layout, tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), *_here()])}
+    done = python(LIMITED, tmp_path / "out.h5", limit, layout, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{errno.EFBIG} ") and "out.h5" in done.stdout
+
+
+def test_a_file_that_is_not_as_it_was_written_is_an_error(tmp_path, monkeypatch):
+    close = hdf5._Output.close
+
+    def cut(self):
+        close(self)
+        os.truncate(tmp_path / "out.h5", 1000)
+
+    monkeypatch.setattr(hdf5._Output, "close", cut)
+    with pytest.raises(OSError, match=r"out\.h5 was not written as it should be"):
+        make(tmp_path / "out.h5")
+
+
+def test_a_signal_is_handled_between_calls_of_hdf5(tmp_path):
+    """Not within: an exception of its handler would pass through HDF5."""
+
+    class Interrupting:
+        def __array__(self, dtype=None, copy=None):
+            signal.raise_signal(signal.SIGINT)
+            return np.arange(3)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), hdf5.created(tmp_path / "out.h5", "out.h5") as new:
+        new.add("a", Interrupting())
+    assert signal.getsignal(signal.SIGINT) is before
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["a"][...].tolist() == [0, 1, 2]
