@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
-from sharedmask.frames.nfdh5 import Nfdh5Source
-from sharedmask.sources.source import FileSource, Source
+from sharedmask.sources.source import FileLayout, Order, Source
 from sharedmask.storage import container, mapped_file, memory, segment
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileMap, map_users_file
@@ -25,8 +24,6 @@ from sharedmask.storage.views import SharedArray
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
-
-Order = Literal["C", "F"]
 
 STORES = ("auto", "file", *memory.KINDS, "disk")
 
@@ -54,11 +51,11 @@ def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
     """Map or load the frames of ``source``."""
     if asked not in STORES:
         raise ParameterError(f"store={asked!r} is none of {', '.join(map(repr, STORES))}")
-    obstacle = _why_not_mapped(source)
-    if asked == "file" and obstacle:
-        raise ParameterError(f"{source.name} cannot be mapped as it is ({obstacle}): use another store")
-    if asked in ("auto", "file") and not obstacle:
-        return _map(source)
+    layout = source.layout
+    if asked in ("auto", "file") and isinstance(layout, FileLayout):
+        return _map(source, layout)
+    if asked == "file":
+        raise ParameterError(f"{source.name} cannot be mapped as it is ({layout}): use another store")
     if asked == "disk":
         return _spill(source, "asked for")
     budget = MemoryBudget.here(memory_limit)
@@ -67,27 +64,11 @@ def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
     return _share(source, asked, budget)
 
 
-def _why_not_mapped(source: Source) -> str:
-    """Empty if its file holds frames as an array does."""
-    if isinstance(source, Nfdh5Source):
-        return "" if source.offset is not None else "its frames are compressed or interleaved"
-    if not isinstance(source, FileSource):
-        return "it is not one file"
-    if source.compressed:
-        return "it is compressed"
-    if source.foreign or source.offset % source.dtype.itemsize:
-        return "its values are in foreign byte order, or not aligned"
-    return ""
-
-
-def _map(source: Source) -> Backing:
-    assert isinstance(source, FileSource | Nfdh5Source) and source.offset is not None
-    path = source.file if isinstance(source, FileSource) else source.paths[0]
-    mapped = map_users_file(path, os.path.basename(source.name))
-    shape, itemsize = (source.n_timepoints, source.n_voxels), source.dtype.itemsize
-    rows = mapped.at(source.offset, shape, (shape[1] * itemsize, itemsize), source.dtype)
-    order: Order = "F" if isinstance(source, FileSource) else "C"
-    return Backing(rows, order, ("file", "uncompressed: mapped as it is"))
+def _map(source: Source, layout: FileLayout) -> Backing:
+    mapped = map_users_file(layout.path, os.path.basename(source.name))
+    shape, itemsize = (source.n_timepoints, source.n_voxels), layout.dtype.itemsize
+    rows = mapped.at(layout.offset, shape, (shape[1] * itemsize, itemsize), layout.dtype)
+    return Backing(rows, layout.order, ("file", "uncompressed: mapped as it is"))
 
 
 def _why_on_disk(source: Source, budget: MemoryBudget) -> str:

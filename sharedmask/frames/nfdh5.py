@@ -36,7 +36,7 @@ from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.frames import nifti
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources import hdf5
-from sharedmask.sources.source import Facts, Source, VolumeReader, open_source
+from sharedmask.sources.source import Facts, FileLayout, Source, VolumeReader, open_source
 from sharedmask.typing import Array
 
 Read = Callable[[int, Array], None]
@@ -66,8 +66,14 @@ class Nfdh5Source(Source):
 
     fields: Metadata = field(repr=False)
     offset: int | None = field(repr=False)
-    """Where frames that can be mapped begin, each in C order; else None."""
+    """Where frames begin that lie in the file one after the other; else None."""
     volume_axis: int = field(repr=False)
+
+    @property
+    def layout(self) -> FileLayout | str:
+        if self.offset is None:
+            return "its frames are compressed or interleaved"
+        return FileLayout.aligned(os.fspath(self.paths[0]), self.offset, self.dtype, "C")
 
     @contextmanager
     def volumes(self) -> Iterator[VolumeReader]:
@@ -132,7 +138,8 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
         header, t_r = _read_header(root)
         facts = _facts(name, dataset, axis, np.asarray(root["affine"], np.float64), t_r)
         fields = _read_fields(root, facts["shape"], name)
-        offset = _map_offset(dataset, facts["dtype"], axis)
+        is_plain = axis == 0 and dataset.dtype == facts["dtype"]
+        offset = hdf5.offset_of(dataset) if is_plain else None
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
     return Nfdh5Source(**facts, paths=(found,), header=header, fields=fields, offset=offset, volume_axis=axis)
@@ -181,11 +188,6 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
         "inter": 0.0,
         "t_r": t_r,
     }
-
-
-def _map_offset(dataset: Any, dtype: np.dtype[Any], axis: int) -> int | None:
-    offset = hdf5.offset_of(dataset) if axis == 0 and dataset.dtype == dtype else None
-    return offset if offset is not None and offset % dtype.itemsize == 0 else None
 
 
 def _read_fields(root: Any, shape: tuple[int, int, int, int], name: str) -> Metadata:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.sources import loader
-from sharedmask.sources.source import FileSource, Source
+from sharedmask.sources.source import FileLayout, Source
 from sharedmask.system import process
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -76,7 +76,7 @@ def _bands(source: Source, n_rows: int, rows: int) -> Bands:
     copies = 1 if rows >= n_rows else _N_BANDS
     row_bytes = source.n_timepoints * source.dtype.itemsize
     band = copies * rows * row_bytes + loader.buffer_bytes(source, rows)
-    copied = 0 if copies == 1 or is_plain(source) else _copying_bytes(source, n_rows)
+    copied = 0 if copies == 1 or _plain(source) else _copying_bytes(source, n_rows)
     return Bands(n_rows, rows, max(band, copied))
 
 
@@ -90,14 +90,15 @@ def _copying_bytes(source: Source, n_rows: int) -> int:
     return (two_blocks + source.n_voxels) * source.dtype.itemsize
 
 
-def is_plain(source: Source) -> bool:
-    """Whether the values lie in a file as they are in memory."""
-    return isinstance(source, FileSource) and not source.compressed and not source.foreign
+def _plain(source: Source) -> FileLayout | None:
+    """Where the values lie in a file as they are in memory, x fastest."""
+    layout = source.layout
+    return layout if isinstance(layout, FileLayout) and layout.order == "F" else None
 
 
 def copied_bytes(source: Source, bands: Bands) -> int:
     """What the temporary copy takes on disk."""
-    plain = bands.is_one or is_plain(source)
+    plain = bands.is_one or _plain(source)
     return 0 if plain else bands.n_rows * source.n_timepoints * source.dtype.itemsize
 
 
@@ -237,10 +238,9 @@ def _read(file: _Volumes, view: memoryview, place: int) -> None:
 @contextlib.contextmanager
 def _volumes_in_a_file(source: Source, voxels: Voxels | None, folder: Path) -> Iterator[_Volumes]:
     n_timepoints, dtype = source.n_timepoints, source.dtype
-    if is_plain(source):
-        assert isinstance(source, FileSource)
-        with open(source.file, "rb", buffering=0) as plain:
-            place = source.offset, source.n_voxels
+    if layout := _plain(source):
+        with open(layout.path, "rb", buffering=0) as plain:
+            place = layout.offset, source.n_voxels
             yield _Volumes(source.name, plain.fileno(), *place, n_timepoints, dtype, voxels)
         return
     n_voxels = source.n_voxels if voxels is None else len(voxels)

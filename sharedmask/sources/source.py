@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -34,6 +34,8 @@ from sharedmask.sources import nifti
 from sharedmask.sources.codecs import Stream, codec_of, open_raw, open_stream
 from sharedmask.sources.grid import Grid
 from sharedmask.typing import Array
+
+Order = Literal["C", "F"]
 
 EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
 
@@ -133,6 +135,23 @@ class Facts:
         return Facts(**given | exact)
 
 
+@dataclass(frozen=True)
+class FileLayout:
+    """Where in a file all values of an image lie as they are in memory, volume after volume."""
+
+    path: str
+    offset: int  # of the first volume; a multiple of the values' size
+    dtype: np.dtype[Any]
+    order: Order  # of the voxels of a volume: x fastest as in NIfTI ("F"), or z as in HDF5
+
+    @classmethod
+    def aligned(cls, path: str, offset: int, dtype: np.dtype[Any], order: Order) -> Self | str:
+        """That place, or why values cannot be looked at where they are."""
+        if offset % dtype.itemsize:
+            return f"its values begin at byte {offset}, which is not aligned for {dtype}"
+        return cls(path, offset, dtype, order)
+
+
 @dataclass(frozen=True, eq=False)
 class Source(Facts, ABC):
     """The facts of one image, and the way to its volumes. `open_source` makes it."""
@@ -153,6 +172,11 @@ class Source(Facts, ABC):
     def compressed(self) -> bool:
         """Whether reading means decompressing."""
         return any(codec_of(path) for path in self.paths)
+
+    @property
+    def layout(self) -> FileLayout | str:
+        """Where its values can be mapped as they are; else the reason why they cannot, for messages."""
+        return "it is not one file"
 
     @property
     def reading_bytes(self) -> int:
@@ -195,6 +219,14 @@ class FileSource(Source):
     file: str = field(repr=False)
     offset: int = field(repr=False)
     foreign: bool = field(repr=False)
+
+    @property
+    def layout(self) -> FileLayout | str:
+        if self.compressed:
+            return "it is compressed"
+        if self.foreign:
+            return "its values are in foreign byte order"
+        return FileLayout.aligned(self.file, self.offset, self.dtype, "F")
 
     @contextmanager
     def volumes(self) -> Iterator[VolumeReader]:
@@ -411,20 +443,48 @@ def _check_member(number: int, item: Source, first: Source) -> None:
 
 
 class VolumesReader(Protocol):
-    def readinto(self, out: Array, /) -> None: ...
+    """One pass over the volumes of an image."""
+
+    def readinto(self, out: Array, /) -> None:
+        """Fill the rows of ``out``, (k, n_voxels), or ``out`` itself, (n_voxels,), with the next volumes.
+
+        ``out`` is C-contiguous and of the image's ``dtype``. No more volumes may be asked for than are left.
+
+        Raises
+        ------
+        DamagedImageError
+            The volumes are truncated; or their checksum is wrong, which the last volume tells at the latest.
+        """
 
 
 class Volumes(Protocol):
-    """What is needed of an image: its facts, and its volumes one after the other."""
+    """An image as ``loader`` reads it: how large it is, and its volumes one after the other.
+
+    A source is one; so are a subject of a connectome, and the same voxels of every volume of a run.
+    """
 
     @property
-    def n_voxels(self) -> int: ...
+    def n_voxels(self) -> int:
+        """Of one volume."""
+
     @property
-    def n_timepoints(self) -> int: ...
+    def n_timepoints(self) -> int:
+        """Volumes of one pass."""
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read; in native byte order."""
+
     @property
-    def compressed(self) -> bool: ...
+    def compressed(self) -> bool:
+        """Whether reading is slower than transposing what was read, so that one thread keeps pace."""
+
     @property
-    def reading_bytes(self) -> int: ...
-    def volumes(self) -> AbstractContextManager[VolumesReader]: ...
+    def reading_bytes(self) -> int:
+        """Memory that a pass takes besides what it is read into, where that is much."""
+
+    def volumes(self) -> AbstractContextManager[VolumesReader]:
+        """A pass from the first volume on, in any thread, independent of all others.
+
+        It may end before the last volume; at the end of the ``with`` block nothing of it is left open.
+        """

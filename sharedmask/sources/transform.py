@@ -29,7 +29,7 @@ from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import Source, VolumeReader
+from sharedmask.sources.source import FileLayout, Source, VolumeReader
 from sharedmask.sources.values import all_finite
 from sharedmask.system.process import n_cpus
 from sharedmask.typing import Array
@@ -79,6 +79,10 @@ class Step(Source):
         if values.dtype.kind == "f":
             values = values.astype(_float_for(values.dtype), copy=False)  # scipy knows no other
         return values.reshape(self.source.shape[:3], order="F")
+
+    @property
+    def layout(self) -> FileLayout | str:
+        return "it is smoothed or resampled"
 
     @property
     def _value_bytes(self) -> int:

@@ -22,7 +22,7 @@ from sharedmask.errors import AttachError, DamagedImageError, ImageError, Outsid
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk
 from sharedmask.sources import values as kernels
-from sharedmask.sources.source import ArraySource, Facts, FileSource, Source
+from sharedmask.sources.source import ArraySource, Facts, FileLayout, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.storage import container, disk, memory, segment
 from sharedmask.storage.mapped_file import FileIdentity
@@ -256,15 +256,15 @@ def _working_memory(budget: MemoryBudget) -> int:
 
 
 def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[OwnedSegment, Rows]:
-    if not (isinstance(source, FileSource) and rechunk.is_plain(source)):
-        why = "is compressed" if source.compressed else "is processed, or foreign, or several files"
-        raise ImageError(f"{source.name} cannot be used as it is, because it {why}: take another store")
+    layout = source.layout
+    if not isinstance(layout, FileLayout):
+        raise ImageError(f"{source.name} cannot be used as it is ({layout}): take another store")
     if voxels is not None:
         raise ParameterError(f'{source.name} is used as it is with store="file": mask_img selects nothing')
     shape = [source.n_timepoints, source.n_voxels]
-    arrays = {"volumes": {"offset": source.offset, "shape": shape, "dtype": source.dtype.str}}
-    with open(source.file, "rb", buffering=0) as file:
-        identity = FileIdentity.of(os.path.realpath(source.file), file.fileno(), ours=False)
+    arrays = {"volumes": {"offset": layout.offset, "shape": shape, "dtype": layout.dtype.str}}
+    with open(layout.path, "rb", buffering=0) as file:
+        identity = FileIdentity.of(os.path.realpath(layout.path), file.fileno(), ours=False)
     finite = source.dtype.kind in "iu"  # others would have to be read
     return _anchored(
         label, ExternalArrays(identity, arrays, "file"), {"finite": finite, "facts": source.to_dict()}

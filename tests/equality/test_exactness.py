@@ -21,7 +21,7 @@ from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save
 from sharedmask import SharedImage, extract
 from sharedmask.compute import plan
 from sharedmask.sources import rechunk
-from sharedmask.sources.source import open_source
+from sharedmask.sources.source import FileLayout, open_source
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests/data"
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -314,7 +314,7 @@ def in_bands(image, masks, **parameters):
 
 def in_file(image):
     """The store "file", where that is possible; else the disk."""
-    return "file" if rechunk.is_plain(open_source(image)) else "disk"
+    return "file" if isinstance(open_source(image).layout, FileLayout) else "disk"
 
 
 def by_file(image, masks, **parameters):
