@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
@@ -28,6 +29,7 @@ from sharedmask.errors import (
     ParameterError,
     SegmentError,
     SharedMaskError,
+    SharedMaskWarning,
     WorkerError,
 )
 
@@ -84,6 +86,12 @@ def commands() -> None:
 def run_program(command: click.Command) -> None:
     """Run a command line; one line per error, and its exit code."""
     debug = "--debug" in sys.argv  # wherever it stands
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *rest: (
+        f"sharedmask: {message}\n"
+        if issubclass(category, SharedMaskWarning)
+        else plain(message, category, *rest)
+    )
     try:
         code = command([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -97,6 +105,8 @@ def run_program(command: click.Command) -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
         code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+    finally:
+        warnings.formatwarning = plain
     sys.exit(code)
 
 
@@ -161,10 +171,12 @@ filter_options = options(
     click.option("--high-pass", type=float, metavar="HZ"),
 )
 
+t_r_option = click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's.")
+
 cleaning_options = options(
     filter_options,
     click.option("--confounds", metavar="TSV", multiple=True, help="Tables with one row per volume."),
-    click.option("--t-r", type=float, metavar="S", help="Repetition time; default: the image's."),
+    t_r_option,
 )
 
 cache_dir_option = click.option(

@@ -16,7 +16,15 @@ from typing import Any
 import click
 
 from sharedmask._version import __version__
-from sharedmask.cli.base import CONTEXT, Verb, echo_study, filter_options, run_program, strategy_of
+from sharedmask.cli.base import (
+    CONTEXT,
+    Verb,
+    echo_study,
+    filter_options,
+    run_program,
+    strategy_of,
+    t_r_option,
+)
 from sharedmask.errors import ParameterError
 
 _UNKNOWN_LEVEL = 17
@@ -51,6 +59,8 @@ def main() -> None:
     help="Confounds to regress out, as nilearn chooses them.",
 )
 @filter_options
+@t_r_option
+@click.option("--dry-run", is_flag=True, help="Print what would be read and written, and what is wrong.")
 @click.option(
     "--nprocs", "--nthreads", "--n-cpus", "-j", "--n-jobs", "n_jobs", type=int, default=1, show_default=True
 )
@@ -102,7 +112,7 @@ def _filter_file(path: str | None) -> dict[str, Any]:
 
 
 def _atlases(given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]) -> list[Any]:
-    from sharedmask.study.bids import find_atlas
+    from sharedmask.study.atlases import find_atlas
 
     if not given:
         raise click.UsageError("--atlases: give at least one")
@@ -124,9 +134,13 @@ def _participants(
     n_jobs: int,
     low_mem: bool,
     mem: str | None,
+    overwrite: bool,
+    stop_on_first_crash: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
-    from sharedmask.study.dataset import Outputs, analyse
+    from sharedmask.study.analysis import Outputs
+    from sharedmask.study.dataset import analyse
 
     outputs = Outputs(
         statistic=strategy_of(stat),
@@ -135,6 +149,9 @@ def _participants(
         voxels=voxels,
         reports=not no_reports,
     )
+    if dry_run:
+        _echo_manifests(bids_dir, out, atlases, outputs, filters=filters, **options)
+        return
     study = analyse(
         bids_dir,
         out,
@@ -143,10 +160,22 @@ def _participants(
         filters=filters,
         n_jobs=1 if low_mem else n_jobs,
         memory_limit=_memory(mem),
+        overwrite=overwrite,
+        stop_on_first_crash=stop_on_first_crash,
         progress=sys.stderr.isatty(),
         **options,
     )
     echo_study(study, "runs")
+
+
+def _echo_manifests(*study: Any, **options: Any) -> None:
+    from sharedmask.study.dataset import draw_manifests
+
+    runs = failing = 0
+    for manifest in draw_manifests(*study, **options):
+        click.echo("\n".join(manifest.lines()) + "\n")
+        runs, failing = runs + 1, failing + bool(manifest.problems)
+    click.echo(f"{runs} runs, {failing} of them would fail")
 
 
 def _memory(size: str | None) -> int | str | None:

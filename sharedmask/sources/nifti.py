@@ -26,6 +26,7 @@ from nibabel.spatialimages import SpatialImage
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.sources.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
+from sharedmask.system import files
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -46,8 +47,7 @@ def translated(name: str) -> Iterator[None]:
 def check_path(path: str, name: str) -> None:
     """Refuse what is no file, or compressed in a way that is not supported."""
     if not os.path.exists(path):
-        link = f": it is a link to {os.path.realpath(path)}" if os.path.islink(path) else ""
-        raise MissingFileError(f"{name} does not exist{link}")
+        raise MissingFileError(f"{name} {files.dangling(path) or 'does not exist'}")
     if os.path.isdir(path):
         raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
     if path.lower().endswith(".zst"):

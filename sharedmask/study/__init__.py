@@ -5,7 +5,8 @@ programs (``cli``).
 
 From the bottom up::
 
-    tables  bids  figures  report  derivatives  cohort  output  dataset
+    tables  names  bids  atlases  denoising  analysis  figures  report
+    derivatives  manifest  cohort  output  dataset
 """
 
 import lazy_loader

@@ -1,105 +1,52 @@
-"""BIDS names: what a file is called, and the preprocessed runs of a derivatives tree.
+"""BIDS trees: the preprocessed runs of a data set, and what lies beside each.
 
-Covers: entities and their order, finding runs with their masks, confounds and repetition times,
-atlases with their look-up tables. Does not cover: writing (``derivatives``), reading images
-(``source``).
+Covers: which images are runs, their masks, confounds, sidecars and spaces, found by entities. Does not
+cover: names (``names``), atlases (``atlases``), writing (``derivatives``), reading images (``source``).
 
 The tree is read as fMRIPrep and its peers write it: ``sub-X[/ses-Y]/func/..._desc-preproc_bold.nii.gz``
-with masks and confounds beside it. No index is kept: a study is a few thousand names.
+with masks and confounds beside it. No index is kept: a study is a few thousand names. A file's name is the
+one that the data set gives it, wherever links lead.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import DatasetError, NoInputError, ParameterError
+from sharedmask.errors import DatasetError, MissingFileError, NoInputError, ParameterError
+from sharedmask.study.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
+from sharedmask.system.files import dangling
 
-# The order of BIDS 1.11; "stat" is of no standard yet, and stands where XCP-D writes it.
-_ORDER = (
-    "sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt "
-    "part proc hemi space split recording chunk atlas seg scale res den stat label desc"
-)
-ENTITIES = tuple(_ORDER.split())
 _LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
-_PART = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
-_IMAGE = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Name:
-    """The name of a BIDS file: entities, suffix, extension.
-
-    Examples
-    --------
-    >>> name = Name.parse("sub-01_task-rest_desc-preproc_bold.nii.gz")
-    >>> name.entities["task"], name.suffix
-    ('rest', 'bold')
-    >>> str(name.replace(desc=None, atlas="AAL", suffix="timeseries", extension=".tsv"))
-    'sub-01_task-rest_atlas-AAL_timeseries.tsv'
-    """
-
-    entities: Mapping[str, str]
-    suffix: str
-    extension: str
-
-    @classmethod
-    def parse(cls, path: str | Path) -> "Name":
-        """The parts of a file's name.
-
-        Raises
-        ------
-        ParameterError
-            If it is no BIDS name.
-        """
-        stem, dot, extension = Path(path).name.partition(".")
-        *parts, suffix = stem.split("_")
-        found = [_PART.fullmatch(part) for part in parts]
-        if not suffix or not parts or not all(found):
-            raise ParameterError(f"{path} has no BIDS name: key-value pairs and a suffix, joined by _")
-        return cls({match[1]: match[2] for match in found if match}, suffix, dot + extension)
-
-    def replace(self, *, suffix: str | None = None, extension: str | None = None, **entities: Any) -> "Name":
-        """This name with some parts replaced; an entity that is None is left out."""
-        changed = {key: value for key, value in {**self.entities, **entities}.items() if value is not None}
-        return Name(
-            changed,
-            self.suffix if suffix is None else suffix,
-            self.extension if extension is None else extension,
-        )
-
-    def __str__(self) -> str:
-        keys = sorted(self.entities, key=lambda key: (_rank(key), key))
-        return "_".join([*(f"{key}-{self.entities[key]}" for key in keys), self.suffix]) + self.extension
-
-
-def _rank(key: str) -> int:
-    return ENTITIES.index(key) if key in ENTITIES else ENTITIES.index("desc")
-
-
-def label(text: str) -> str:
-    """``text`` as the value of an entity: letters and digits only."""
-    return re.sub(r"[^a-zA-Z0-9+]", "", text)
+NATIVE = "native"
+"""The space of a run whose name and sidecar tell none: that of its scanner."""
+# Masks and confounds are of the head in the scanner, whichever of its images was preprocessed.
+_SAME_HEAD = {"echo", "part"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One preprocessed run and what lies beside it."""
+    """One preprocessed run of the data set ``root``; what lies beside it is looked for when it is asked for.
 
+    Raises
+    ------
+    DatasetError, MissingFileError
+        By each of these: a file beside the run that is a link to nothing, that cannot be read, or one of
+        several that could be meant.
+    """
+
+    root: Path
     bold: Path
     name: Name
-    mask: Path | None
-    confounds: Path | None
-    sidecar: Mapping[str, Any] = field(repr=False)
 
     @property
-    def t_r(self) -> float | None:
-        """Repetition time in seconds, of the sidecar."""
-        found = self.sidecar.get("RepetitionTime")
-        return float(found) if isinstance(found, int | float) and found > 0 else None
+    def key(self) -> str:
+        """Its name without an extension."""
+        return str(self.name.replace(extension=""))
 
     @property
     def folder(self) -> Path:
@@ -107,8 +54,157 @@ class Run:
         parts = [f"{key}-{self.name.entities[key]}" for key in ("sub", "ses") if key in self.name.entities]
         return Path(*parts, "func")
 
+    @cached_property
+    def mask(self) -> Path | None:
+        """Its brain mask, on its grid; of another echo or part if it has none of its own."""
+        for key in ("desc", "label"):
+            found = self._beside(
+                Name({key: "brain"}, "mask", ""), IMAGE_EXTENSIONS, exact={"space", "cohort"}
+            )
+            if found is not None:
+                return found
+        return None
 
-def find_runs(root: str | Path, filters: Mapping[str, str | Sequence[str]] | None = None) -> list[Run]:
+    @cached_property
+    def confounds(self) -> Path | None:
+        """Its table of confounds, whatever space its images were resampled to."""
+        for suffix in ("timeseries", "regressors"):
+            found = self._beside(Name({"desc": "confounds"}, suffix, ""), (".tsv",))
+            if found is not None:
+                return found
+        return None
+
+    @cached_property
+    def reference(self) -> Path | None:
+        """Its reference image."""
+        found = self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
+        return found if found.is_file() else None
+
+    @cached_property
+    def sidecars(self) -> tuple[Path, ...]:
+        """The JSON files that tell of it, the nearest last (the inheritance principle)."""
+        folders = [folder for folder in self.bold.parents if folder.is_relative_to(self.root)]
+        return tuple(path for folder in reversed(folders) for path in self._telling(folder))
+
+    def _telling(self, folder: Path) -> list[Path]:
+        found = []
+        for path in folder.glob(f"*{self.name.suffix}.json"):
+            with suppress(ParameterError):
+                bare = path.name == f"{self.name.suffix}.json"
+                name = Name({}, self.name.suffix, ".json") if bare else Name.parse(path)
+                if self._tells_of(name):
+                    found.append((len(name.entities), path))
+        return [path for _, path in sorted(found)]
+
+    def _tells_of(self, name: Name) -> bool:
+        own = self.name.entities
+        return all(key in own and same(key, own[key], value) for key, value in name.entities.items())
+
+    @cached_property
+    def sidecar(self) -> Mapping[str, Any]:
+        """What they say together."""
+        merged: dict[str, Any] = {}
+        for path in self.sidecars:
+            merged.update(read_json(path))
+        return merged
+
+    @cached_property
+    def repetition_time(self) -> tuple[float, Path] | None:
+        """Seconds, and the nearest sidecar that tells them."""
+        for path in reversed(self.sidecars):
+            seconds = finite(read_json(path).get("RepetitionTime"))
+            if seconds is not None and seconds > 0:
+                return seconds, path
+        return None
+
+    @property
+    def space(self) -> str:
+        """Its name's, else its sidecar's, else :data:`NATIVE`."""
+        return space_of(self.name) or reference_of(self.sidecar) or NATIVE
+
+    @property
+    def start_time(self) -> float | None:
+        """Seconds from the first volume's begin to where the series stands, of the sidecar."""
+        return finite(self.sidecar.get("StartTime"))
+
+    def _beside(self, wanted: Name, extensions: Sequence[str], exact: Set[str] = frozenset()) -> Path | None:
+        """The file of this run with these entities and this suffix that is nearest by its other ones."""
+        ranked: dict[tuple[int, ...], list[Path]] = {}
+        for path, name in self._neighbours:
+            if name.suffix == wanted.suffix and name.extension in extensions:
+                rank = self._distance(name, wanted.entities, exact)
+                if rank is not None:
+                    ranked.setdefault(rank, []).append(path)
+        if not ranked:
+            return None
+        nearest = ranked[min(ranked)]
+        if len(nearest) > 1:
+            raise DatasetError(
+                f"{self.bold.name} has several files of one kind: {', '.join(path.name for path in nearest)}"
+            )
+        return fetched(nearest[0])
+
+    def _distance(self, name: Name, wanted: Mapping[str, str], exact: Set[str]) -> tuple[int, ...] | None:
+        """How far from this run's name; None if it is another run's."""
+        own = {key: value for key, value in self.name.entities.items() if key not in wanted and key != "desc"}
+        theirs = {key: value for key, value in name.entities.items() if key not in wanted}
+        if any(name.entities.get(key) != value for key, value in wanted.items()):
+            return None
+        other = {key for key in theirs if not same(key, own.get(key), theirs[key])}
+        lacking = set(own) - set(theirs)
+        if other - _SAME_HEAD or lacking & exact:
+            return None
+        literal = sum(own.get(key) == value for key, value in theirs.items())
+        return len(other), len(lacking), -literal, int(name.extension != self.name.extension)
+
+    @cached_property
+    def _neighbours(self) -> tuple[tuple[Path, Name], ...]:
+        found = []
+        for path in sorted(self.bold.parent.iterdir()):
+            with suppress(ParameterError):
+                found.append((path, Name.parse(path)))
+        return tuple(found)
+
+
+def finite(found: Any) -> float | None:
+    """A number of a sidecar, if it is one."""
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return float(found) if is_number and math.isfinite(found) else None
+
+
+def fetched(path: Path) -> Path:
+    """``path``, whose content is there.
+
+    Raises
+    ------
+    MissingFileError
+        If it is a link to nothing, as of a file that DataLad has not got yet.
+    """
+    if said := dangling(path):
+        raise MissingFileError(f"{path} {said}")
+    return path
+
+
+def space_of(name: Name) -> str | None:
+    """The space that a file's name tells; templates of several ages have one each."""
+    entities = name.entities
+    space = entities.get("space") or entities.get("tpl")
+    return f"{space}+{entities['cohort']}" if space and "cohort" in entities else space
+
+
+def reference_of(sidecar: Mapping[str, Any]) -> str | None:
+    """The space that a sidecar tells: ``SpatialReference``, a name or the address of a template's file."""
+    told = sidecar.get("SpatialReference") or sidecar.get("Space")
+    if isinstance(told, Mapping):
+        told = told.get("VolumeReference") or next(iter(told.values()), None)
+    if not isinstance(told, str):
+        return None
+    with suppress(ParameterError):
+        return space_of(Name.parse(told)) or told
+    return told
+
+
+def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> list[Run]:
     """The preprocessed runs below ``root``, sorted by name.
 
     Parameters
@@ -129,41 +225,63 @@ def find_runs(root: str | Path, filters: Mapping[str, str | Sequence[str]] | Non
     """
     root = Path(root).expanduser()
     _check_dataset(root)
-    paths = [path for path in _images(root) if path.name.split(".")[0].endswith("_bold")]
-    if not paths:
+    runs = [Run(root, path, name) for path, name in _images(root) if isinstance(name, Name)]
+    runs = [run for run in runs if run.name.suffix == "bold"]
+    if not runs:
         raise NoInputError(f"{root} holds no ..._bold.nii.gz below sub-*/[ses-*/]func")
-    names = {path: Name.parse(path) for path in paths}
     for key, wanted in {"desc": "preproc", **_by_entity(filters or {})}.items():
-        values = {_without_key(key, value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
-        left = {path: name for path, name in names.items() if name.entities.get(key) in values}
+        values = [_without_key(key, value) for value in _several(wanted)]
+        left = [run for run in runs if any(same(key, run.name.entities.get(key), value) for value in values)]
         if not left:
-            there = {name.entities[key] for name in names.values() if key in name.entities}
-            raise NoInputError(
-                f"no run of {root} has {key}-{'|'.join(sorted(values))}; there are: {_joined(there)}"
-            )
-        names = left
-    return [_run(root, path, name) for path, name in sorted(names.items())]
+            there = {run.name.entities[key] for run in runs if key in run.name.entities}
+            asked = "|".join(sorted(map(str, values)))
+            raise NoInputError(f"no run of {root} has {key}-{asked}; there are: {joined(there)}")
+        runs = left
+    return sorted(runs, key=lambda run: str(run.bold))
 
 
-def _joined(values: set[str]) -> str:
+def find_strays(root: str | Path) -> dict[Path, str]:
+    """Images among the runs that are left out, and why."""
+    return {path: name for path, name in _images(Path(root).expanduser()) if isinstance(name, str)}
+
+
+def joined(values: set[str]) -> str:
     return ", ".join(sorted(values)) or "none"
 
 
 def _check_dataset(root: Path) -> None:
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder")
+    description = root / "dataset_description.json"
     try:
-        json.loads((root / "dataset_description.json").read_text(encoding="utf-8"))["Name"]
-    except FileNotFoundError:
+        read_json(description)["Name"]
+    except FileNotFoundError as error:
+        if dangling(description):
+            raise DatasetError(str(error)) from error
         raise DatasetError(f"{root} is no BIDS data set: it has no dataset_description.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root}/dataset_description.json cannot be read: {error!r}") from error
+    except KeyError:
+        raise DatasetError(f"{description} cannot be read: it has no Name") from None
 
 
-def _images(root: Path) -> Iterator[Path]:
+def _images(root: Path) -> Iterator[tuple[Path, Name | str]]:
+    """Images in folders of runs: each with its name, or with why it has none."""
     for pattern in ("sub-*/func", "sub-*/ses-*/func"):
         for folder in sorted(root.glob(pattern)):
-            yield from (path for path in sorted(folder.iterdir()) if path.name.endswith(_IMAGE))
+            for path in sorted(folder.iterdir()):
+                if path.name.endswith(IMAGE_EXTENSIONS) and not path.name.startswith("."):
+                    yield path, _name(root, path)
+
+
+def _name(root: Path, path: Path) -> Name | str:
+    try:
+        name = Name.parse(path)
+    except ParameterError as error:
+        return str(error)
+    for key in ("sub", "ses"):
+        there = [part for part in path.relative_to(root).parts[:-1] if part.startswith(f"{key}-")]
+        if there != [f"{key}-{name.entities[key]}" for key in (key,) if key in name.entities]:
+            return f"{path} lies in the folder {joined(set(there))}, which its name does not tell"
+    return name
 
 
 def _by_entity(filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,124 +291,31 @@ def _by_entity(filters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_key(key: str, value: str) -> str:
-    return str(value).removeprefix(f"{key}-")
+def _several(wanted: Any) -> list[Any]:
+    return list(wanted) if isinstance(wanted, list | tuple | set) else [wanted]
 
 
-def _run(root: Path, path: Path, name: Name) -> Run:
-    mask = name.replace(desc="brain", suffix="mask")
-    # Confounds are of the run, whatever space its images were resampled to.
-    confounds = name.replace(
-        space=None, res=None, den=None, cohort=None, desc="confounds", suffix="timeseries", extension=".tsv"
-    )
-    return Run(
-        path,
-        name,
-        _beside(path, str(mask)),
-        _beside(path, str(confounds)),
-        _sidecar(root, path, name),
-    )
+def _without_key(key: str, value: Any) -> str | None:
+    return None if value is None else str(value).removeprefix(f"{key}-")
 
 
-def _beside(path: Path, name: str) -> Path | None:
-    found = path.with_name(name)
-    return found if found.is_file() else None
-
-
-def _sidecar(root: Path, path: Path, name: Name) -> dict[str, Any]:
-    """What JSON files say of a run, nearer ones winning (the inheritance principle)."""
-    merged: dict[str, Any] = {}
-    folders = [path.parent, *path.parent.parents]
-    for folder in reversed(folders[: folders.index(root) + 1]):
-        for other in sorted(folder.glob(f"*{name.suffix}.json")):
-            with suppress(ParameterError):
-                if Name.parse(other).entities.items() <= name.entities.items():
-                    merged.update(_json(other))
-    return merged
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
-
-
-# --- atlases -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """A label image, its name for ``atlas-`` and the table that names its labels."""
-
-    image: Path
-    name: str
-    lut: Path | None
-
-
-def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str | None = None) -> Atlas:
-    """An atlas by its file, or by its name in one of ``folders``.
-
-    Parameters
-    ----------
-    what : str or path
-        A label image, or the value of its ``atlas-`` (or older ``seg-``) entity.
-    folders : sequence of str or path
-        Where names are looked for, subfolders included.
-    space : str, optional
-        Which of several images of that name: its ``tpl-`` or ``space-`` entity.
+def read_json(path: Path) -> dict[str, Any]:
+    """What a sidecar says.
 
     Raises
     ------
-    NoInputError
-        If there is none, naming those that there are; or if several remain.
+    FileNotFoundError
+    DatasetError
+        If it is no JSON object in UTF-8, with or without a mark of byte order.
     """
-    path = Path(what).expanduser()
-    if path.is_file():
-        return Atlas(path, _atlas_name(path), _lut(path))
-    found = [
-        (image, _atlas_name(image))
-        for folder in folders
-        for image in sorted(Path(folder).expanduser().rglob("*"))
-        if image.name.endswith(tuple(f"_dseg{extension}" for extension in _IMAGE))
-    ]
-    matching = [image for image, name in found if name == str(what)]
-    if space is not None and len(matching) > 1:
-        matching = [image for image in matching if space in _spaces(image)]
-    if len(matching) == 1:
-        return Atlas(matching[0], str(what), _lut(matching[0]))
-    if matching:
-        raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
-    where = ", ".join(map(str, folders)) or "any folder"
-    there = _joined({name for _, name in found})
-    raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {there}")
-
-
-def _atlas_name(path: Path) -> str:
-    with suppress(ParameterError):
-        entities = Name.parse(path).entities
-        if found := entities.get("atlas") or entities.get("seg"):
-            return found
-    return label(path.name.partition(".")[0])
-
-
-def _spaces(path: Path) -> set[str]:
-    with suppress(ParameterError):
-        entities = Name.parse(path).entities
-        return {entities[key] for key in ("tpl", "space") if key in entities}
-    return set()
-
-
-def _lut(path: Path) -> Path | None:
-    """The table beside an atlas: of the same name, or of its name without what only images differ in."""
-    stem = path.name.partition(".")[0]
-    candidates = [f"{stem}.tsv"]
-    with suppress(ParameterError):
-        name = Name.parse(path)
-        plain = name.replace(extension=".tsv", tpl=None, space=None, res=None, den=None, cohort=None)
-        candidates += [str(name.replace(extension=".tsv", res=None, den=None)), str(plain)]
-    for candidate in candidates:
-        for folder in (path.parent, path.parent.parent):
-            if (folder / candidate).is_file():
-                return folder / candidate
-    return None
+    try:
+        found = json.loads(fetched(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{path} cannot be read: a JSON object was expected, not {type(found).__name__}")
+    return found

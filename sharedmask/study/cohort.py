@@ -166,7 +166,8 @@ def extract_many(
         What the images at work on this machine may take together.
 
     Other parameters are those of :func:`extract`; ``confounds`` and ``sample_mask`` are lists with
-    one entry per image, or dicts by key.
+    one entry per image, dicts by key, or, as ``t_r`` may be too, functions of the key; what such a
+    function raises ends its image.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def extract_many(
     asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
     cleans = any(asked.get(name) is not None for name in _CLEANING)
     each = _per_image(keyed, asked)
-    chosen = _shard(list(keyed), shard)
+    chosen = shard_of(list(keyed), shard)
     journal = _journal(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
     prepare = _Preparer(masks, asked, memory_limit, None if journal is None else variant)
@@ -220,6 +221,11 @@ def _keyed(sources: Any) -> dict[Key, Any]:
 def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     """The parameters of each image alone, taken out of ``asked``."""
     each: dict[Key, dict[str, Any]] = {key: {} for key in keyed}
+    for name in (*_PER_IMAGE, "t_r"):
+        if callable(asked.get(name)):
+            own = asked.pop(name)
+            for key in keyed:
+                each[key][name] = own
     for name in _PER_IMAGE:
         given = asked.pop(name, None)
         if given is None:
@@ -236,7 +242,7 @@ def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dic
     return each
 
 
-def _shard(keys: list[Key], shard: str | None) -> list[Key]:
+def shard_of(keys: list[Key], shard: str | None) -> list[Key]:
     """Every n-th key, so that long runs, which often have neighbouring names, are spread."""
     if shard is None:
         return keys
@@ -274,8 +280,8 @@ class _Preparer:
 
     def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
         source = open_source(given)
-        options = {**self._options, **own}
         regions = self._on(source.grid, key)
+        options = {**self._options, **{name: got(key) if callable(got) else got for name, got in own.items()}}
         asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
         read, fitted = fit.align_to_masks(transform.smoothed(source, options.get("smoothing_fwhm")), regions)
         request, budget = Request.checked(read, **asked), MemoryBudget.here(options["memory_limit"])

@@ -11,9 +11,10 @@ one file per run that failed, and what the study's page says of the last pass.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ import numpy as np
 
 from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
 from sharedmask.compute.progress import Progress
-from sharedmask.errors import ParameterError
-from sharedmask.regions.coverage import Coverage
+from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.source import Source, open_source
-from sharedmask.study.bids import Atlas, Run, find_runs
-from sharedmask.study.cohort import Study, extract_many
+from sharedmask.study.analysis import Analysis, Outputs
+from sharedmask.study.atlases import Atlas
+from sharedmask.study.bids import Run, find_runs, find_strays
+from sharedmask.study.cohort import Study, extract_many, shard_of
+from sharedmask.study.denoising import Denoising
 from sharedmask.study.derivatives import Derivatives
+from sharedmask.study.manifest import Manifest, clashes
 from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
@@ -38,34 +41,8 @@ from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.typing import Array
 
 _LAST = "last.json"
-_IGNORED = "*.html\n*_timeseries.*\n*_stat-coverage_bold.tsv\n"
+_IGNORED = "*.html\n*_timeseries.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
 _PICTURED_VOLUMES = 10
-STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is written for each run.
-
-    Parameters
-    ----------
-    statistic : str
-        As for :func:`sharedmask.extract`.
-    min_coverage : float
-        Regions with a smaller share of their voxels inside the brain mask get ``n/a``.
-    form : {"tsv", "parquet"}
-        Of the regions' signals.
-    voxels : bool
-        Write the series of all voxels of each region, as HDF5, instead of one value per region.
-    reports : bool
-        Write a page per run.
-    """
-
-    statistic: str = "mean"
-    min_coverage: float = 0.5
-    form: str = "tsv"
-    voxels: bool = False
-    reports: bool = True
 
 
 def analyse(
@@ -110,95 +87,140 @@ def analyse(
     Study
         Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
-    if not atlases:
-        raise ParameterError("no atlas is given")
-    runs = {_key(run): run for run in find_runs(dataset, filters)}
-    derivatives = Derivatives.create(output, dataset)
+    study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor() if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
-    work = _Work(
-        derivatives, runs, tuple(atlases), outputs or Outputs(), cleaning, stop_on_first_crash, watch, limit
-    )
+    work = _Work(study, stop_on_first_crash, watch, limit)
     work.begin()
     with watch or contextlib.nullcontext():
-        study = extract_many(
-            {key: run.bold for key, run in runs.items()},
+        done = extract_many(
+            {key: run.bold for key, run in study.runs.items()},
             work.regions,
-            strategy=None if work.outputs.voxels else work.outputs.statistic,
+            strategy=None if study.analysis.outputs.voxels else study.analysis.outputs.statistic,
             on_result=work.keep,
             on_error=work.fail,
             resume=work.private / "complete.jsonl",
             overwrite=overwrite,
-            variant=repr((work.outputs, work.atlases, work.desc)),
+            variant=study.variant,
             shard=shard,
             executor=executor,
             n_jobs=n_jobs,
             memory_limit=memory_limit,
             progress=progress,
-            **_confounds(runs, denoise_strategy),
-            **cleaning,
+            **work.own_parameters(),
+            **{name: value for name, value in cleaning.items() if name != "t_r"},
         )
     work.end()
     if shard is None:
         summarise(output)
-    return study
+    return done
 
 
-def _key(run: Run) -> str:
-    return str(run.name.replace(extension=""))
+def draw_manifests(
+    dataset: str | Path,
+    output: str | Path,
+    atlases: Sequence[Atlas],
+    outputs: Outputs | None = None,
+    *,
+    filters: Mapping[str, Any] | None = None,
+    denoise_strategy: str | None = None,
+    shard: str | None = None,
+    **cleaning: Any,
+) -> Iterator[Manifest]:
+    """What :func:`analyse` would read and write for each run, and what is wrong; writes nothing.
+
+    Parameters are those of :func:`analyse`.
+    """
+    study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
+    for key in shard_of(list(study.runs), shard):
+        yield study.manifest(key)
 
 
-def _confounds(runs: Mapping[str, Run], strategy: str | None) -> dict[str, Any]:
-    """Confounds and kept volumes of each run, as nilearn chooses them."""
-    if strategy is None:
-        return {}
-    from nilearn.interfaces.fmriprep import load_confounds_strategy
+@dataclass(frozen=True)
+class _Survey:
+    """What is asked of which runs of which data set."""
 
-    loaded = {key: load_confounds_strategy(str(run.bold), strategy) for key, run in runs.items()}
-    return {
-        "confounds": {key: confounds for key, (confounds, _) in loaded.items()},
-        "sample_mask": {key: kept for key, (_, kept) in loaded.items()},
-    }
+    analysis: Analysis
+    derivatives: Derivatives
+    runs: Mapping[str, Run]
+    clashes: Mapping[Path, str]
+    notes: tuple[str, ...]
+    """Of the study as a whole."""
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str | Path,
+        output: str | Path,
+        atlases: Sequence[Atlas],
+        outputs: Outputs | None,
+        strategy: str | None,
+        filters: Mapping[str, Any] | None,
+        cleaning: Mapping[str, Any],
+    ) -> "_Survey":
+        analysis = Analysis(tuple(atlases), outputs or Outputs(), strategy, cleaning)
+        analysis.check()
+        derivatives = Derivatives.at(output, dataset)
+        runs = find_runs(dataset, filters)
+        planned = {run.bold: derivatives.planned(run, analysis) for run in runs}
+        found = clashes(planned)
+        # Of two that would be written to the same files neither is; each goes by its file's name.
+        keys = {run.bold.name if run.bold in found else analysis.key(run): run for run in runs}
+        strays = find_strays(dataset).values()
+        notes = (*analysis.notes, *(f"left out: {why}" for why in strays))
+        study = cls(analysis, derivatives, keys, found, notes)
+        for note in notes:
+            warnings.warn(note, SharedMaskWarning, stacklevel=4)
+        return study
+
+    @property
+    def variant(self) -> str:
+        """What outputs depend on besides the images, their regions and parameters."""
+        names = [(atlas.entities, atlas.lut is not None) for atlas in self.analysis.atlases]
+        return repr((self.analysis.outputs, names, self.analysis.steps))
+
+    def manifest(self, key: str) -> Manifest:
+        run = self.runs[key]
+        drawn = Manifest.draw(run, self.analysis, self.derivatives)
+        if run.bold in self.clashes:
+            drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))
+        return drawn
 
 
 @dataclass
 class _Work:
     """What happens to each run's result."""
 
-    derivatives: Derivatives
-    runs: Mapping[str, Run]
-    atlases: tuple[Atlas, ...]
-    outputs: Outputs
-    cleaning: Mapping[str, Any]
+    study: _Survey
     stop: bool
     watch: MemoryMonitor | None
     limit: int
     """Of all that is held meanwhile; bytes."""
     _started: float = field(default_factory=time.time)
-    _begun: dict[str, float] = field(default_factory=dict)
-    """When work on each run began."""
+    _begun: dict[str, tuple[float, Manifest]] = field(default_factory=dict)
+    """When work on each run began, and what was known of it then."""
 
     @cached_property
     def private(self) -> Path:
-        return self.derivatives.root / PRIVATE
+        return self.study.derivatives.root / PRIVATE
 
     @property
     def failures(self) -> Failures:
         return Failures(self.private / "failed")
 
-    @property
-    def desc(self) -> str | None:
-        """What the names say was done to the signals."""
-        return "cleaned" if any(value not in (None, False) for value in self.cleaning.values()) else None
-
     def begin(self) -> None:
+        Derivatives.create(self.study.derivatives.root, self.study.derivatives.source)
         self.private.mkdir(exist_ok=True)
-        (self.derivatives.root / ".bidsignore").write_text(_IGNORED, encoding="utf-8")
+        (self.study.derivatives.root / ".bidsignore").write_text(_IGNORED, encoding="utf-8")
 
     def end(self) -> None:
         """Keep what the study's page says of this pass."""
-        said = {"parameters": self._asked(), "timeline": asdict(self._timeline(self._started))}
+        said = {
+            "parameters": self._asked(),
+            "notes": self.study.notes,
+            "timeline": asdict(self._timeline(self._started)),
+        }
         with atomic_write(self.private / _LAST) as temporary:
             temporary.write_text(json.dumps(said, default=str), encoding="utf-8")
 
@@ -212,77 +234,99 @@ class _Work:
         return Timeline(seconds, [sample.held for sample in samples], self.limit)
 
     def regions(self, key: str) -> Regions:
-        """What is extracted from a run."""
-        self._begun[key] = time.time() if self.watch is None else self.watch.sample().time
-        return self._coverage(key)[1].regions
+        """What is extracted from a run, after all that can be known of it before is known."""
+        manifest = self._known(key)
+        assert manifest.coverage is not None
+        self._begun[key] = self._begun[key][0], manifest.slim()
+        return manifest.coverage.regions
 
-    def _coverage(self, key: str) -> tuple[Source, Coverage]:
-        # Made again when the result is there: kept, it would add up over a thousand runs.
-        run = self.runs[key]
-        source = open_source(run.bold)
-        grid = source.grid
-        brain = None if run.mask is None else Regions.from_any(str(run.mask), grid).union
-        return source, Coverage.of(self._atlases_on(grid), brain, self.outputs.min_coverage)
+    def _known(self, key: str) -> Manifest:
+        """A run's manifest, drawn when it is first asked for; its problems are raised."""
+        if key not in self._begun:
+            begun = time.time() if self.watch is None else self.watch.sample().time
+            manifest = self.study.manifest(key)
+            manifest.check()
+            self._begun[key] = begun, manifest
+            for note in manifest.notes:
+                warnings.warn(f"{key}: {note}", SharedMaskWarning, stacklevel=2)
+        return self._begun[key][1]
 
-    @cached_property
-    def _atlases_on(self) -> Callable[[Grid], list[Regions]]:
-        def read(grid: Grid) -> list[Regions]:
-            return [
-                Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
-                for atlas in self.atlases
-            ]
+    def own_parameters(self) -> dict[str, Any]:
+        """Functions of a run's key that give the parameters of this run alone."""
+        own: dict[str, Callable[[str], Any]] = {"t_r": lambda key: self._known(key).t_r}
+        if self.study.analysis.strategy is not None:
+            own["confounds"] = lambda key: self._denoising(key).take()
+            own["sample_mask"] = lambda key: self._denoising(key).sample_mask
+        return own
 
-        return per_grid(read)
+    def _denoising(self, key: str) -> Denoising:
+        found = self._known(key).denoising
+        assert found is not None
+        return found
 
     def keep(self, key: str, signals: Any) -> list[Path]:
         """Write a run's outputs; what they are is recorded as complete."""
-        source, coverage = self._coverage(key)
-        run = self.runs[key]
-        if self.outputs.voxels:
-            written = self._write_voxels(run, coverage, signals)
-        else:
-            written = self._write_signals(run, coverage, signals)
-            if self.outputs.reports:
-                written.append(self._report(key, run, source, coverage, signals))
+        begun, known = self._begun.pop(key)
+        manifest = known.with_coverage()
+        write = self._write_voxels if self.study.analysis.outputs.voxels else self._write_signals
+        written = [*self._write_outliers(manifest), *write(manifest, signals)]
+        if self.study.derivatives.page(known.run, self.study.analysis) in manifest.written:
+            written.append(self._report(key, manifest, signals, begun))
         self.failures.remove(key)
         return written
 
-    def _write_signals(self, run: Run, coverage: Coverage, signals: Array) -> list[Path]:
-        every = zip(self.atlases, coverage.split(signals), coverage.tables, strict=True)
+    def _write_outliers(self, manifest: Manifest) -> list[Path]:
+        if (denoising := manifest.denoising) is None:
+            return []
+        run, desc = manifest.run, self.study.analysis.desc(manifest.run)
+        kept, n_timepoints = denoising.kept, denoising.n_timepoints
+        return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
+
+    def _write_signals(self, manifest: Manifest, signals: Array) -> list[Path]:
+        run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
+        assert coverage is not None
+        every = zip(analysis.atlases, coverage.split(np.atleast_2d(signals)), coverage.tables, strict=True)
         return [
-            self.derivatives.write_signals(
+            self.study.derivatives.write_signals(
                 run,
                 atlas,
-                self.outputs.statistic,
+                analysis.outputs.statistic,
                 columns,
                 table,
-                desc=self.desc,
-                facts=self._facts(),
-                form=self.outputs.form,
+                desc=analysis.desc(run),
+                facts=manifest.facts(),
+                form=analysis.outputs.form,
             )
             for atlas, columns, table in every
         ]
 
-    def _write_voxels(self, run: Run, coverage: Coverage, signals: Sequence[Array]) -> list[Path]:
-        parts = coverage.share(signals)
-        every = zip(self.atlases, parts, strict=True)
-        return [self.derivatives.write_voxels(run, atlas, series, desc=self.desc) for atlas, series in every]
+    def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
+        run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
+        assert coverage is not None
+        parts = coverage.share([np.atleast_2d(series) for series in signals])
+        desc, facts = analysis.desc(run), manifest.facts()
+        return [
+            self.study.derivatives.write_voxels(run, atlas, series, desc=desc, facts=facts)
+            for atlas, series in zip(analysis.atlases, parts, strict=True)
+        ]
 
-    def _facts(self) -> dict[str, Any]:
-        if self.desc is None:
-            return {}
-        asked = {name: value for name, value in self.cleaning.items() if value not in (None, False)}
-        return {"SoftwareFilters": {"nilearn.signal.clean": asked}}
-
-    def _report(self, key: str, run: Run, source: Source, coverage: Coverage, signals: Array) -> Path:
-        path = self.derivatives.root / f"{key}.html"
+    def _report(self, key: str, manifest: Manifest, signals: Array, begun: float) -> Path:
+        source, coverage = manifest.source, manifest.coverage
+        assert source is not None and coverage is not None
+        path = self.study.derivatives.page(manifest.run, self.study.analysis)
         table = [row for rows in coverage.tables for row in rows]
-        picture, line = _picture(run, source), self._timeline(self._begun.pop(key))
-        RunReport(key, source, coverage.regions, signals, table, picture, self._asked(), line).write(path)
+        picture, line = _picture(manifest.run, source), self._timeline(begun)
+        facts = replace(source, t_r=manifest.t_r)
+        RunReport(
+            key, facts, coverage.regions, signals, table, picture, self._asked(), line, manifest.table()
+        ).write(path)
         return path
 
     def _asked(self) -> dict[str, Any]:
-        return {**vars(self.outputs), **self.cleaning, "atlases": ", ".join(a.name for a in self.atlases)}
+        analysis = self.study.analysis
+        atlases = ", ".join(atlas.entities["atlas"] for atlas in analysis.atlases)
+        asked = {**vars(analysis.outputs), **analysis.cleaning, "atlases": atlases}
+        return asked | ({"denoise_strategy": analysis.strategy} if analysis.strategy else {})
 
     def fail(self, key: str, error: Exception) -> None:
         self._begun.pop(key, None)
@@ -293,9 +337,8 @@ class _Work:
 
 def _picture(run: Run, source: Source) -> Array:
     """The reference image beside the run, else the mean of its first volumes."""
-    reference = run.bold.with_name(str(run.name.replace(desc=None, suffix="boldref")))
-    if reference.is_file():
-        found = open_source(reference)
+    if run.reference is not None:
+        found = open_source(run.reference)
         if found.shape[:3] == source.shape[:3]:
             return found.read().reshape(source.shape[:3])
     volume, total = np.empty(source.n_voxels, source.dtype), np.zeros(source.n_voxels)
@@ -324,16 +367,34 @@ def summarise(output: str | Path) -> Path:
     return page
 
 
-def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None]:
-    """Its parameters, and its memory over time."""
+def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None, list[str]]:
+    """Its parameters, its memory over time, and what was said of the study."""
     try:
         said = json.loads((root / PRIVATE / _LAST).read_text(encoding="utf-8"))
-        return said["parameters"], Timeline(**said["timeline"])
+        return said["parameters"], Timeline(**said["timeline"]), said.get("notes", [])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, None
+        return {}, None, []
 
 
 def _done_row(root: Path, entry: Entry) -> RunRow:
     page = f"{entry.key}.html"
     facts = {"files": len(entry.outputs), "seconds": f"{entry.seconds:.1f}"}
-    return RunRow(entry.key, facts=facts, page=page if (root / page).is_file() else None)
+    return RunRow(entry.key, facts=facts | _told(entry), page=page if (root / page).is_file() else None)
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """What the sidecar of a run's first table says was read."""
+    tables = (Path(path) for path in entry.outputs if "_timeseries." in path)
+    try:
+        said = json.loads(next(tables).with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, StopIteration):
+        return {}
+    return {
+        "space": said.get("Space", ""),
+        "TR (s)": said.get("RepetitionTime", "not known"),
+        "mask": "found" if said.get("BrainMask") else "not found",
+        "volumes kept": f"{len(said['KeptVolumes'])} of {said['NumberOfVolumes']}"
+        if "KeptVolumes" in said
+        else "all",
+        "notes": "; ".join(said.get("Notes", [])),
+    }

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.errors import DatasetError, ParameterError
 from sharedmask.regions.regions import RegionRow
-from sharedmask.study.bids import Atlas, Run
+from sharedmask.study.analysis import Analysis
+from sharedmask.study.atlases import Atlas
+from sharedmask.study.bids import Run
+from sharedmask.study.names import camel
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system.files import atomic_write, write_json
 from sharedmask.typing import Array
@@ -44,6 +48,11 @@ class Derivatives:
     source: Path
 
     @classmethod
+    def at(cls, root: str | Path, source: str | Path) -> "Derivatives":
+        """Those in the folder ``root``, which is not touched."""
+        return cls(Path(root).expanduser(), Path(source).expanduser())
+
+    @classmethod
     def create(cls, root: str | Path, source: str | Path) -> "Derivatives":
         """Make the folder and describe it; what is in it stays.
 
@@ -52,7 +61,7 @@ class Derivatives:
         DatasetError
             If the folder is another program's data set.
         """
-        derivatives = cls(Path(root).expanduser(), Path(source).expanduser())
+        derivatives = cls.at(root, source)
         derivatives.root.mkdir(parents=True, exist_ok=True)
         description = derivatives.root / "dataset_description.json"
         if description.exists() and not _is_ours(description):
@@ -66,22 +75,43 @@ class Derivatives:
             "BIDSVersion": _BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
-            "SourceDatasets": [{"URL": self.source.resolve().as_uri()}],
-            "DatasetLinks": {_SOURCE: self.source.resolve().as_uri()},
+            "SourceDatasets": [{"URL": self.source.absolute().as_uri()}],
+            "DatasetLinks": {_SOURCE: self.source.absolute().as_uri()},
         }
 
     def path(
         self,
         run: Run,
-        atlas: str,
+        atlas: Atlas | None,
         statistic: str | None,
         suffix: str,
         extension: str,
         desc: str | None = None,
     ) -> Path:
-        """Where an output of ``run`` belongs."""
-        name = run.name.replace(atlas=atlas, stat=statistic, desc=desc, suffix=suffix, extension=extension)
+        """Where an output of ``run`` belongs; one that is of no atlas tells of the run itself."""
+        entities: dict[str, str] = {} if atlas is None else atlas.entities
+        name = run.name.replace(**entities, stat=statistic, desc=desc, suffix=suffix, extension=extension)
         return self.root / run.folder / str(name)
+
+    def page(self, run: Run, analysis: Analysis) -> Path:
+        """Where the page of ``run`` belongs."""
+        return self.root / f"{analysis.key(run)}.html"
+
+    def planned(self, run: Run, analysis: Analysis) -> list[Path]:
+        """All that will be written of ``run``, without the sidecars beside it."""
+        outputs, desc, paths = analysis.outputs, analysis.desc(run), []
+        for atlas in analysis.atlases:
+            if outputs.voxels:
+                paths.append(self.path(run, atlas, None, "timeseries", ".h5", desc))
+            else:
+                form = f".{outputs.form}"
+                paths.append(self.path(run, atlas, camel(outputs.statistic), "timeseries", form, desc))
+                paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
+        if analysis.strategy is not None:
+            paths.append(self.path(run, None, None, "outliers", ".tsv", desc))
+        if outputs.reports and not outputs.voxels:
+            paths.append(self.page(run, analysis))
+        return paths
 
     def write_signals(
         self,
@@ -119,42 +149,57 @@ class Derivatives:
         """
         if form not in FORMATS:
             raise ParameterError(f"{form!r} is none of {', '.join(FORMATS)}")
-        path = self.path(run, atlas.name, _camel(statistic), "timeseries", f".{form}", desc)
+        path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
         path.parent.mkdir(parents=True, exist_ok=True)
         names = [row.name for row in table]
-        coverage = self.path(run, atlas.name, "coverage", "bold", ".tsv", desc)
-        _write_coverage(coverage, table)
-        sidecar = self._sidecar(run, atlas, statistic) | dict(facts or {})
+        _write_coverage(self.path(run, atlas, "coverage", "bold", ".tsv", desc), table)
+        sidecar = self._sidecar(run, atlas) | {"Statistic": statistic} | dict(facts or {})
         write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
         (write_table if form == "tsv" else _write_parquet)(path, signals, names)
         return path
 
     def write_voxels(
-        self, run: Run, atlas: Atlas, series: Mapping[str, Array], *, desc: str | None = None
+        self,
+        run: Run,
+        atlas: Atlas,
+        series: Mapping[str, Array],
+        *,
+        desc: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Path:
         """The (n_timepoints, n_voxels) series of each region, as HDF5, with their sidecar."""
-        path = self.path(run, atlas.name, None, "timeseries", ".h5", desc)
+        path = self.path(run, atlas, None, "timeseries", ".h5", desc)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path.with_suffix(".json"), self._sidecar(run, atlas, None))
+        write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | dict(facts or {}))
         write_series(path, series)
         return path
 
-    def _sidecar(self, run: Run, atlas: Atlas, statistic: str | None) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "Sources": [self._uri(path) for path in (run.bold, run.mask, run.confounds) if path is not None],
+    def write_outliers(
+        self, run: Run, kept: NDArray[np.intp], n_timepoints: int, *, desc: str | None
+    ) -> Path:
+        """One row per volume of the run: 1 for those that the signals lack, 0 for those they have."""
+        path = self.path(run, None, None, "outliers", ".tsv", desc)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dropped = np.ones(n_timepoints, int)
+        dropped[kept] = 0
+        columns = {"outlier": {"Description": "1: this volume was left out of the signals", "Levels": {
+            "0": "kept", "1": "left out"}}}  # fmt: skip
+        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **columns})
+        write_table(path, dropped[:, None], ["outlier"])
+        return path
+
+    def uri(self, path: Path) -> str:
+        """A file of the data set, by the name that the data set has for it."""
+        return f"bids:{_SOURCE}:{path.relative_to(self.source).as_posix()}"
+
+    def _sidecar(self, run: Run, atlas: Atlas) -> dict[str, Any]:
+        return {
+            "Sources": [self.uri(run.bold)],
             "AtlasFile": os.fspath(atlas.image),
+            "AtlasLabels": None if atlas.lut is None else os.fspath(atlas.lut),
+            "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
         }
-        if statistic is not None:
-            facts["Statistic"] = statistic
-        if run.t_r is not None:
-            facts |= {"RepetitionTime": run.t_r, "SamplingFrequency": 1 / run.t_r}
-        if "StartTime" in run.sidecar:
-            facts["StartTime"] = run.sidecar["StartTime"]
-        return facts
-
-    def _uri(self, path: Path) -> str:
-        return f"bids:{_SOURCE}:{path.resolve().relative_to(self.source.resolve()).as_posix()}"
 
 
 def _is_ours(description: Path) -> bool:
@@ -163,12 +208,6 @@ def _is_ours(description: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return "sharedmask" in names
-
-
-def _camel(statistic: str) -> str:
-    """Entities have no underscores: ``standardDeviation``."""
-    first, *rest = statistic.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:

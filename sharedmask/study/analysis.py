@@ -1,0 +1,166 @@
+"""Analyses: what is asked of every run of a study.
+
+Covers: atlases, outputs, denoising and cleaning together, and what outputs are called for it. Does not
+cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sharedmask.errors import ParameterError
+from sharedmask.regions.regions import Regions
+from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.study.atlases import Atlas
+from sharedmask.study.bids import Run
+from sharedmask.study.names import camel, label
+
+# Parameters that change no signal, or only where it is said in the sidecar.
+_UNSAID = {"detrend", "high_pass", "low_pass", "standardize", "t_r", "dtype", "prefer", "memory"}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for each run.
+
+    Parameters
+    ----------
+    statistic : str
+        As for :func:`sharedmask.extract`.
+    min_coverage : float
+        Regions with a smaller share of their voxels inside the brain mask get ``n/a``.
+    form : {"tsv", "parquet"}
+        Of the regions' signals.
+    voxels : bool
+        Write the series of all voxels of each region, as HDF5, instead of one value per region.
+    reports : bool
+        Write a page per run.
+    """
+
+    statistic: str = "mean"
+    min_coverage: float = 0.5
+    form: str = "tsv"
+    voxels: bool = False
+    reports: bool = True
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is asked of every run.
+
+    Parameters
+    ----------
+    atlases : tuple of Atlas
+    outputs : Outputs, optional
+    strategy : str, optional
+        Of denoising.
+    cleaning : mapping, optional
+        Parameters of :func:`sharedmask.extract`.
+
+    Examples
+    --------
+    >>> Analysis((), strategy="simple", cleaning={"high_pass": 0.008, "standardize": "psc"}).steps
+    'denoiseSimpleHighpass8mHzPsc'
+    """
+
+    atlases: tuple[Atlas, ...]
+    outputs: Outputs = field(default_factory=Outputs)
+    strategy: str | None = None
+    cleaning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The parameters of cleaning that are not left out."""
+        return {name: value for name, value in self.cleaning.items() if value not in (None, False)}
+
+    @property
+    def filters(self) -> bool:
+        """Whether it needs a repetition time."""
+        return bool({"low_pass", "high_pass"} & set(self.asked))
+
+    @cached_property
+    def steps(self) -> str:
+        """What is done to signals, as the value of ``desc-``; empty if nothing is."""
+        asked = self.asked
+        words = ["denoise", *self.strategy.split("_")] if self.strategy else []
+        words += ["detrend"] if "detrend" in asked else []
+        words += [
+            f"{name.replace('_', '')}{_hertz(asked[name])}"
+            for name in ("high_pass", "low_pass")
+            if name in asked
+        ]
+        words += [f"{label(name)}{_text(asked[name])}" for name in sorted(set(asked) - _UNSAID)]
+        if standardize := asked.get("standardize"):
+            words.append(label(str(standardize).removesuffix("_sample")))
+        return camel("_".join(words))
+
+    def desc(self, run: Run) -> str | None:
+        """What outputs of ``run`` are called: which of its images they are of, and what was done."""
+        own = run.name.entities.get("desc")
+        return _joined(None if own == "preproc" else own, self.steps)
+
+    def key(self, run: Run) -> str:
+        """The name of ``run`` among all that is done to the data set."""
+        return str(run.name.replace(desc=_joined(run.name.entities.get("desc"), self.steps), extension=""))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found missing of the atlases."""
+        said = []
+        for atlas in self.atlases:
+            if atlas.lut is None:
+                said.append(f"atlas {atlas.image} has no table of names beside it: its labels are the names")
+            if atlas.space is None:
+                where = "no tpl- or space- in its name or its folder, no SpatialReference in a sidecar"
+                said.append(
+                    f"atlas {atlas.image}: its space is not known ({where}); no run's is compared with it"
+                )
+        return said
+
+    @cached_property
+    def regions_on(self) -> Callable[[Grid], list[Regions]]:
+        """The regions of each atlas on a grid, resampled to it, nearest neighbour, if need be."""
+        return per_grid(
+            lambda grid: [
+                Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
+                for atlas in self.atlases
+            ]
+        )
+
+    def check(self) -> None:
+        """That it can be asked of any run.
+
+        Raises
+        ------
+        ParameterError
+            If there is no atlas, or outputs of two would go by one name.
+        """
+        if not self.atlases:
+            raise ParameterError("no atlas is given")
+        names: dict[str, Atlas] = {}
+        for atlas in self.atlases:
+            name = repr(atlas.entities)
+            if name in names:
+                both = f"{names[name].image} and {atlas.image}"
+                entities = "_".join(f"{key}-{value}" for key, value in atlas.entities.items())
+                raise ParameterError(
+                    f"{both} would both be written to ..._{entities}_...: rename one of them"
+                )
+            names[name] = atlas
+
+
+def _hertz(frequency: float) -> str:
+    """Without a point, which names of files cannot have: ``8mHz``, ``12500uHz``."""
+    for unit, size in (("Hz", 1.0), ("mHz", 1e-3), ("uHz", 1e-6)):
+        if abs(round(frequency / size) * size - frequency) < 1e-9:
+            return f"{round(frequency / size)}{unit}"
+    return f"{round(frequency / 1e-9)}nHz"
+
+
+def _text(value: Any) -> str:
+    return label((f"{value:g}" if isinstance(value, float) else str(value)).replace(".", "p"))
+
+
+def _joined(own: str | None, steps: str) -> str | None:
+    return camel("_".join(filter(None, (own, steps)))) or None

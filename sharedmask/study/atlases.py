@@ -1,0 +1,154 @@
+"""Atlases: label images, the tables that name their labels, and the spaces they are in.
+
+Covers: finding an atlas by file or by name, what its outputs are called, whether it is in a run's space.
+Does not cover: what a label image holds (``regions``), reading tables (``lut``).
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sharedmask.errors import GridMismatchError, NoInputError, ParameterError
+from sharedmask.study.bids import NATIVE, Run, fetched, joined, read_json, reference_of, space_of
+from sharedmask.study.names import IMAGE_EXTENSIONS, Name, image_stem, label
+from sharedmask.system.files import dangling
+
+# Those of BIDS 1.11 and of TemplateFlow that images of the whole brain are in.
+_TEMPLATE = re.compile(
+    r"(?<![A-Za-z0-9])(MNI152NLin20(?:09[a-c]|06)(?:Sym|Asym)|MNI152NLin6(?:Sym|Asym)|MNI152Lin|MNI305|MNIColin27"
+    r"|MNIPediatricAsym|MNIInfant|IXI549Space|ICBM452\w+|OASIS30ANTs|NKI|UNCInfant\w*|WHS)(?![A-Za-z0-9])"
+)
+_FOLDER = re.compile(r"(?:tpl|space)-([a-zA-Z0-9+]+)")
+# Spaces of one head each: another subject's is another space, though it has the same name.
+_INDIVIDUAL = {NATIVE, "T1w", "T2w", "anat", "individual", "orig", "func", "bold", "boldref", "scanner"}
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A label image, its name for ``atlas-`` and the table that names its labels."""
+
+    image: Path
+    name: str
+    lut: Path | None
+
+    @cached_property
+    def entities(self) -> dict[str, str]:
+        """What tells its outputs from those of other atlases, as entities of their names."""
+        with suppress(ParameterError):
+            own = Name.parse(self.image).entities
+            kept = {key: own[key] for key in ("seg", "scale") if key in own}
+            if kept.get("seg") == self.name:
+                del kept["seg"]
+            return {"atlas": "+".join([self.name, *([own["desc"]] if "desc" in own else [])]), **kept}
+        return {"atlas": self.name}
+
+    @cached_property
+    def space(self) -> str | None:
+        """That its name tells, else its sidecar, else its folders; None if none does."""
+        with suppress(ParameterError):
+            if found := space_of(Name.parse(self.image)):
+                return found
+        sidecar = self.image.with_name(f"{image_stem(self.image)}.json")
+        if (sidecar.exists() or dangling(sidecar)) and (found := reference_of(read_json(sidecar))):
+            return found
+        texts = [image_stem(self.image), *(folder.name for folder in self.image.absolute().parents)]
+        matches = (_FOLDER.fullmatch(text) or _TEMPLATE.search(text) for text in texts)
+        return next((match[1] for match in matches if match), None)
+
+    def check_space(self, run: Run) -> None:
+        """That it is in the space of ``run``, as far as that can be known.
+
+        Raises
+        ------
+        GridMismatchError
+            If it is in another one, naming both.
+        """
+        if self.space is None:
+            return
+        if self.space != run.space:
+            where = (
+                ""
+                if run.space != NATIVE
+                else " (neither its name nor SpatialReference in a sidecar tells another)"
+            )
+            raise GridMismatchError(
+                f"atlas {self.name} is in the space {self.space}, {run.bold.name} in {run.space}{where}; "
+                "choose runs by --space, or give an atlas in theirs"
+            )
+        with suppress(ParameterError):
+            subject = Name.parse(self.image).entities.get("sub", run.name.entities["sub"])
+            if self.space in _INDIVIDUAL and subject != run.name.entities["sub"]:
+                raise GridMismatchError(
+                    f"atlas {self.image} is in {self.space} of sub-{subject}, not of {run.bold.name}"
+                )
+
+
+def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str | None = None) -> Atlas:
+    """An atlas by its file, or by its name in one of ``folders``.
+
+    Parameters
+    ----------
+    what : str or path
+        A label image, or the value of its ``atlas-`` (or older ``seg-``) entity.
+    folders : sequence of str or path
+        Where names are looked for, subfolders included.
+    space : str, optional
+        Which of several images of that name: its ``tpl-`` or ``space-`` entity.
+
+    Raises
+    ------
+    NoInputError
+        If there is none, naming those that there are; or if several remain.
+    MissingFileError
+        If it, or its table of names, is a link to nothing.
+    """
+    path = Path(what).expanduser()
+    if path.is_file() or dangling(path):
+        return Atlas(fetched(path), _name(path), _lut(path))
+    found = [
+        (image, _name(image))
+        for folder in folders
+        for image in sorted(Path(folder).expanduser().rglob("*"))
+        if image.name.endswith(tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS))
+    ]
+    matching = [image for image, name in found if str(what) in (name, _full_name(image, name))]
+    if space is not None and len(matching) > 1:
+        matching = [image for image in matching if Atlas(image, str(what), None).space == space]
+    if len(matching) == 1:
+        (image,) = matching
+        return Atlas(fetched(image), _name(image), _lut(image))
+    if matching:
+        raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
+    where = ", ".join(map(str, folders)) or "any folder"
+    there = joined({name for _, name in found})
+    raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {there}")
+
+
+def _full_name(image: Path, name: str) -> str:
+    return Atlas(image, name, None).entities["atlas"]
+
+
+def _name(path: Path) -> str:
+    with suppress(ParameterError):
+        entities = Name.parse(path).entities
+        if found := entities.get("atlas") or entities.get("seg"):
+            return found
+    return label(image_stem(path))
+
+
+def _lut(path: Path) -> Path | None:
+    """The table beside an atlas: of the same name, or of its name without what only images differ in."""
+    candidates = [f"{image_stem(path)}.tsv"]
+    with suppress(ParameterError):
+        name = Name.parse(path)
+        plain = name.replace(extension=".tsv", tpl=None, space=None, res=None, den=None, cohort=None)
+        candidates += [str(name.replace(extension=".tsv", res=None, den=None)), str(plain)]
+    for candidate in candidates:
+        for folder in (path.parent, path.parent.parent):
+            table = folder / candidate
+            if table.is_file() or dangling(table):
+                return fetched(table)
+    return None

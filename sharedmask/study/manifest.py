@@ -1,0 +1,203 @@
+"""Manifests: what is read and written for one run, and what is already seen to be wrong.
+
+Covers: everything of a run that can be known before its voxels are read, for dry runs, pages and sidecars.
+Does not cover: finding files (``bids``, ``atlases``), reading voxels (``extraction``), pages (``report``).
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import ParameterError
+from sharedmask.regions.coverage import Coverage
+from sharedmask.regions.regions import Regions
+from sharedmask.sources.source import Source, open_source
+from sharedmask.study.analysis import Analysis
+from sharedmask.study.bids import NATIVE, Run
+from sharedmask.study.denoising import Denoising
+from sharedmask.study.derivatives import Derivatives
+from sharedmask.typing import Array
+
+
+@dataclass
+class Manifest:
+    """What is known of a run before its voxels are read; :meth:`draw` finds it out.
+
+    Attributes
+    ----------
+    rows : dict
+        What is read, for people: file by file, with the repetition time, the space and where they are from.
+    written : list of Path
+        Tables and pages that will be written.
+    notes : list of str
+        What was found missing and is no error.
+    problems : list of Exception
+        What ends this run.
+    """
+
+    run: Run
+    analysis: Analysis
+    derivatives: Derivatives
+    written: list[Path] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Exception] = field(default_factory=list)
+    source: Source | None = field(default=None, repr=False)
+    t_r: float | None = None
+    origin: str = ""
+    """Of the repetition time."""
+    denoising: Denoising | None = field(default=None, repr=False)
+    coverage: Coverage | None = field(default=None, repr=False)
+    _brain: Array | None = field(default=None, repr=False)
+
+    @classmethod
+    def draw(cls, run: Run, analysis: Analysis, derivatives: Derivatives) -> "Manifest":
+        """Look at all that ``run`` has for ``analysis``; nothing is raised."""
+        drawn = cls(run, analysis, derivatives, derivatives.planned(run, analysis))
+        for step in (drawn._image, drawn._mask, drawn._time, drawn._confounds, drawn._space, drawn._regions):
+            try:
+                step()
+            except Exception as error:
+                drawn.problems.append(error)
+        return drawn
+
+    def check(self) -> None:
+        """Raise the first of its problems."""
+        if self.problems:
+            raise self.problems[0]
+
+    def slim(self) -> "Manifest":
+        """Without what it takes memory to keep until the run is done."""
+        return replace(self, coverage=None, _brain=None)
+
+    def with_coverage(self) -> "Manifest":
+        """With it again."""
+        again = replace(self, problems=[], rows=dict(self.rows), notes=[])
+        again._mask()
+        again._regions()
+        return replace(again, notes=self.notes)
+
+    def table(self) -> dict[str, str]:
+        """What is read, what is written, and what is to be said, for people."""
+        written = {f"writes {number}": str(path) for number, path in enumerate(self.written, 1)}
+        return {**self.rows, **written, **({"note": "; ".join(self.notes)} if self.notes else {})}
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal."""
+        yield self.analysis.key(self.run)
+        problems = (" ".join(str(problem).split()) for problem in self.problems)
+        rows = [*self.table().items(), *(("problem", problem) for problem in problems)]
+        width = max(len(name) for name, _ in rows)
+        yield from (f"  {name:{width}}  {value}" for name, value in rows)
+
+    def facts(self) -> dict[str, Any]:
+        """What the sidecars of outputs say of it."""
+        uri, run, denoising = self.derivatives.uri, self.run, self.denoising
+        used = [run.bold, *([run.mask] if run.mask else []), *([denoising.file] if denoising else [])]
+        facts: dict[str, Any] = {
+            "Sources": list(map(uri, used)),
+            "Space": run.space,
+            "BrainMask": uri(run.mask) if run.mask else None,
+        }
+        if self.t_r is not None:
+            facts |= {"RepetitionTime": self.t_r, "SamplingFrequency": 1 / self.t_r}
+            facts["RepetitionTimeSource"] = self.origin
+        if run.start_time is not None:
+            facts["StartTime"] = run.start_time
+        if denoising is not None:
+            facts["Confounds"] = {
+                "Strategy": f"nilearn.interfaces.fmriprep.load_confounds_strategy: {denoising.strategy}",
+                "File": uri(denoising.file),
+                "Columns": denoising.columns,
+            }
+            facts["NumberOfVolumes"] = denoising.n_timepoints
+            facts["KeptVolumes"] = denoising.kept.tolist()
+        if steps := self._steps():
+            facts["SoftwareFilters"] = {"nilearn.signal.clean": steps}
+        return facts | ({"Notes": self.notes} if self.notes else {})
+
+    def _steps(self) -> dict[str, Any]:
+        steps = {name: value for name, value in self.analysis.asked.items() if name != "t_r"}
+        if self.denoising is not None:
+            steps |= {"confounds": self.denoising.columns, "dropped_volumes": self.denoising.dropped.tolist()}
+        return steps | ({"t_r": self.t_r} if self.analysis.filters else {})
+
+    # --- what is looked at -----------------------------------------------------------------------
+
+    def _name(self, path: Path) -> str:
+        return os.fspath(path.relative_to(self.run.root))
+
+    def _image(self) -> None:
+        self.rows["bold"] = self._name(self.run.bold)
+        self.source = source = open_source(str(self.run.bold))
+        shape = " x ".join(map(str, source.shape[:3]))
+        self.rows["bold"] += f": {shape} voxels, {source.n_timepoints} volumes of {source.dtype}"
+
+    def _mask(self) -> None:
+        self.rows["mask"] = "not found"
+        mask = self.run.mask
+        if mask is None:
+            self.notes.append("no brain mask was found: coverage counts every voxel of the image")
+            return
+        self.rows["mask"] = self._name(mask)
+        if self.source is not None:
+            self._brain = Regions.from_any(str(mask), self.source.grid).union
+
+    def _time(self) -> None:
+        self.rows["repetition time"] = "not known"
+        if self.analysis.cleaning.get("t_r") is not None:
+            self.t_r, self.origin = float(self.analysis.cleaning["t_r"]), "given"
+        elif self.source is not None:
+            self.t_r, self.origin = self.source.t_r, "of its header"
+            if (told := self.run.repetition_time) is not None:
+                self.t_r, self.origin = told[0], f"of {self._name(told[1])}"
+        if self.t_r is not None:
+            self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"
+        elif self.source is not None and self.analysis.filters:
+            raise ParameterError(
+                f"{self.run.bold} needs a repetition time for low_pass and high_pass: "
+                "its sidecars and its header tell none; give t_r (--t-r)"
+            )
+        elif self.source is not None:
+            self.notes.append("no repetition time was found, in sidecars or in the header")
+        if not self.run.sidecars:
+            self.notes.append("no sidecar was found")
+
+    def _confounds(self) -> None:
+        self.rows["confounds"] = "not found" if self.analysis.strategy else "none asked for"
+        if self.analysis.strategy is not None and self.source is not None:
+            self.denoising = Denoising.load(self.run, self.analysis.strategy, self.source.n_timepoints)
+            kept, n_timepoints = len(self.denoising.kept), self.denoising.n_timepoints
+            self.rows["confounds"] = (
+                f"{self._name(self.denoising.file)}: {len(self.denoising.columns)} columns of the strategy "
+                f"{self.denoising.strategy}, {kept} of {n_timepoints} volumes kept"
+            )
+        elif (found := self.run.confounds) is not None:
+            self.rows["confounds"] = f"{self._name(found)}, not used"
+
+    def _space(self) -> None:
+        for atlas in self.analysis.atlases:
+            named = "labels without names" if atlas.lut is None else f"names of {atlas.lut}"
+            space = "space not known" if atlas.space is None else f"space {atlas.space}"
+            self.rows[f"atlas {atlas.entities['atlas']}"] = f"{atlas.image}, {named}, {space}"
+        self.rows["space"] = "not told: its own" if self.run.space == NATIVE else self.run.space
+        for atlas in self.analysis.atlases:
+            atlas.check_space(self.run)
+
+    def _regions(self) -> None:
+        if self.source is not None:
+            atlases = self.analysis.regions_on(self.source.grid)
+            self.coverage = Coverage.of(atlases, self._brain, self.analysis.outputs.min_coverage)
+
+
+def clashes(planned: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:
+    """Of images and the files they would be written to: those that share one, and what to say of it."""
+    owners: dict[Path, Path] = {}
+    found: dict[Path, str] = {}
+    for bold, path in ((bold, path) for bold, paths in planned.items() for path in paths):
+        first = owners.setdefault(path, bold)
+        if first != bold:
+            found[first] = found[bold] = f"{first} and {bold} would both be written to {path}"
+    return found

@@ -1,0 +1,103 @@
+"""Names of BIDS files: entities, suffix, extension.
+
+Covers: entities and their order, which values are the same, labels. Does not cover: which files there are
+(``bids``), what outputs are called (``derivatives``).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import ParameterError
+
+# The order of BIDS 1.11; "stat" is of no standard yet, and stands where XCP-D writes it.
+_ORDER = (
+    "sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt "
+    "part proc hemi space split recording chunk atlas seg scale res den stat label desc"
+)
+ENTITIES = tuple(_ORDER.split())
+IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+_NUMBERS = {"run", "echo", "flip", "inv", "split", "chunk"}
+_PART = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
+_SUFFIX = re.compile(r"[a-zA-Z0-9]+")
+
+
+@dataclass(frozen=True)
+class Name:
+    """The name of a BIDS file: entities, suffix, extension.
+
+    Examples
+    --------
+    >>> name = Name.parse("sub-01_task-rest_desc-preproc_bold.nii.gz")
+    >>> name.entities["task"], name.suffix
+    ('rest', 'bold')
+    >>> str(name.replace(desc=None, atlas="AAL", suffix="timeseries", extension=".tsv"))
+    'sub-01_task-rest_atlas-AAL_timeseries.tsv'
+    """
+
+    entities: Mapping[str, str]
+    suffix: str
+    extension: str
+
+    @classmethod
+    def parse(cls, path: str | Path) -> "Name":
+        """The parts of a file's name.
+
+        Raises
+        ------
+        ParameterError
+            If it is no BIDS name.
+        """
+        stem, dot, extension = Path(path).name.partition(".")
+        *parts, suffix = stem.split("_")
+        found = [match for part in parts if (match := _PART.fullmatch(part))]
+        entities = {match[1]: match[2] for match in found}
+        if not parts or len(found) < len(parts) or not _SUFFIX.fullmatch(suffix):
+            raise ParameterError(f"{path} has no BIDS name: key-value pairs and a suffix, joined by _")
+        if len(entities) < len(found):
+            raise ParameterError(f"{path} has no BIDS name: an entity is there twice")
+        return cls(entities, suffix, dot + extension)
+
+    def replace(self, *, suffix: str | None = None, extension: str | None = None, **entities: Any) -> "Name":
+        """This name with some parts replaced; an entity that is None is left out."""
+        changed = {key: value for key, value in {**self.entities, **entities}.items() if value is not None}
+        return Name(
+            changed,
+            self.suffix if suffix is None else suffix,
+            self.extension if extension is None else extension,
+        )
+
+    def __str__(self) -> str:
+        keys = sorted(self.entities, key=lambda key: (_rank(key), key))
+        return "_".join([*(f"{key}-{self.entities[key]}" for key in keys), self.suffix]) + self.extension
+
+
+def _rank(key: str) -> int:
+    return ENTITIES.index(key) if key in ENTITIES else ENTITIES.index("desc")
+
+
+def same(key: str, one: str | None, other: str | None) -> bool:
+    """Whether two values of an entity are one: numbers may have zeros before them."""
+    if key in _NUMBERS and one and other and one.isdigit() and other.isdigit():
+        return int(one) == int(other)
+    return one == other
+
+
+def label(text: str) -> str:
+    """``text`` as the value of an entity: letters and digits only."""
+    return re.sub(r"[^a-zA-Z0-9+]", "", text)
+
+
+def camel(text: str) -> str:
+    """Words of letters and digits, joined as entities need them: ``standardDeviation``."""
+    first, *rest = text.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in rest)
+
+
+def image_stem(path: str | Path) -> str:
+    """A file's name without the extension of an image; other dots belong to the name."""
+    name = Path(path).name
+    extension = next((ending for ending in IMAGE_EXTENSIONS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(extension)]
