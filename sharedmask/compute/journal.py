@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import write_json
 
 PRIVATE = ".sharedmask"
 """The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
@@ -133,8 +133,7 @@ class Failures:
     def add(self, key: str, error: Exception) -> None:
         facts = {"run": key, "kind": type(error).__name__, "error": str(error), "time": time.time()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._path(key)) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(self._path(key), facts)
 
     def remove(self, key: str) -> None:
         """The run is complete now."""

@@ -20,7 +20,8 @@ from sharedmask.frames import nfdh5, nifti
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames
 from sharedmask.sources.source import Facts, Source
-from sharedmask.storage import mapped_file, registry
+from sharedmask.storage import mapped_file
+from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
 
 
@@ -42,7 +43,7 @@ class Writer:
     ) -> None:
         """Write an NFDH5 file."""
         _check_target(path)
-        with registry.draft(path) as temporary:
+        with atomic_write(path) as temporary:
             nfdh5.write(
                 temporary,
                 str(path),
@@ -61,7 +62,7 @@ class Writer:
         _check_target(path)
         shape = (*self.facts.shape[:3], len(self.fields.numbers))
         header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine)
-        with registry.draft(path) as temporary:
+        with atomic_write(path) as temporary:
             nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
 
 

@@ -1,7 +1,7 @@
 """NFDH5: frames and what is known of them in one HDF5 file.
 
 Covers: the layout of the file, reading versions 1 and 2 (nifreeze's, too) and writing version 2, one
-volume at a time. Does not cover: temporary names (``registry``), mapping the file (``mapped_file``), what
+volume at a time. Does not cover: temporary names (``files``), mapping the file (``mapped_file``), what
 fields must be (``metadata``).
 
 ::

@@ -1,7 +1,7 @@
 """A NIfTI file written volume by volume.
 
 Covers: headers for other values than those they came with, headers as bytes, plain and gzip files.
-Does not cover: reading (``source``), temporary names (``registry``), shared images (``niimg``).
+Does not cover: reading (``source``), temporary names (``files``), shared images (``niimg``).
 """
 
 from collections.abc import Iterable, Iterator

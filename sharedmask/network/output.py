@@ -17,7 +17,6 @@ done again as a whole, so that its products have the same shape and its maps the
 
 import json
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +31,6 @@ from sharedmask.network import batches
 from sharedmask.network.mapper import FunctionalNetworkMapper
 from sharedmask.network.stat_maps import KEYS, NetworkMaps
 from sharedmask.regions.masks import named_masks
-from sharedmask.system import process
 from sharedmask.system.files import atomic_write, write_json
 
 _SETTINGS = "run.json"
@@ -40,7 +38,6 @@ _SUMMARY = "_summary.json"
 _TABLE = "summary.tsv"
 _JOURNAL = "complete.jsonl"
 _LEVEL = 1  # of the compression: maps are floats, which hardly compress
-_TEMPORARY = re.compile(r"\.(?P<file>.+)\.(?P<pid>\d+)\.tmp")
 
 
 @dataclass(frozen=True)
@@ -159,21 +156,8 @@ def _begin(folder: Path, settings: Mapping[str, Any], asked: int | None, fitting
                 f"{folder} holds maps of a run with another {changed[0]}: "
                 f"{before.get(changed[0])!r}, now {settings[changed[0]]!r}; give another folder"
             )
-    _sweep(folder)
     write_json(file, {**settings, "batch_size": size})
     return size
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a run that was killed had not finished writing."""
-    for path in folder.glob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and _is_ours(found["file"]) and not process.start_time(int(found["pid"])):
-            path.unlink(missing_ok=True)
-
-
-def _is_ours(name: str) -> bool:
-    return name.endswith(("map.nii.gz", _SUMMARY)) or name in (_SETTINGS, _TABLE)
 
 
 @dataclass(frozen=True)

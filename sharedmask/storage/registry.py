@@ -1,7 +1,7 @@
 """The lifecycle manager: who owns which segment, and the end of those whose owner died.
 
-Covers: the registry directory, one record per segment, owning (record, segment) pairs, files that
-are being written, the reaper. Does not cover: bytes (``segment``), images (``image``).
+Covers: the registry directory, one record per segment, owning (record, segment) pairs, the reaper.
+Does not cover: bytes (``segment``), images (``image``).
 
 A record is linked and locked before its segment exists and removed after it is gone. The lock is
 the kernel's (flock): it falls when the owner dies in whatever way, and with it the segment.
@@ -11,11 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import secrets
-import signal
-import stat
-import sys
 import tempfile
 import threading
 import time
@@ -32,13 +28,12 @@ from sharedmask.storage import segment as segments
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.segment import ExternalArrays, Handle, Segment
 from sharedmask.system import files, process
-from sharedmask.system.files import is_free, is_named, private_directory
+from sharedmask.system.files import is_free, is_named, opened_ours, private_directory
 
 _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
 _CLAIM_SUFFIX = ".claim"
 _SOCKET_SUFFIX = ".sock"
-_DRAFT = re.compile(r"\.sharedmask-[0-9a-f]{16}\.tmp")
 _TOLD = {"token": str, "name": str, "label": str, "pid": int, "created": float}
 
 
@@ -102,7 +97,7 @@ class Record:
 
 def _locked_file(folder: int, name: str, content: str) -> int:
     """Create a file that is complete and locked before anybody can see it."""
-    fd = files.nameless_file(folder)
+    fd = files.nameless(folder)
     if fd is None:
         return _named_file(folder, name, content)
     try:
@@ -138,7 +133,7 @@ def _lock_and_fill(fd: int, content: str) -> None:
 
 # --- owning --------------------------------------------------------------------------------------
 
-_kept: "weakref.WeakSet[OwnedSegment | Claim | Record]" = weakref.WeakSet()
+_kept: "weakref.WeakSet[OwnedSegment | Claim]" = weakref.WeakSet()
 # Held while descriptors are made that a child must let go of, and while a fork happens.
 _making = threading.RLock()
 _reaped_by = 0
@@ -231,65 +226,6 @@ def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
     pid = os.getpid()
     facts = {"token": token, "store": store, "name": segments.segment_name(token), "label": label}
     return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.time()}
-
-
-# --- files being written -------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name to write to, whose file becomes ``path`` if all went well and else never was.
-
-    The file has no name while it is written, so that no signal leaves one. Where files must have
-    a name (network file systems), SIGTERM ends this process as an exception does, and a record
-    names the file to the reaper, should the process be killed.
-    """
-    target = Path(os.path.abspath(path))
-    token = secrets.token_hex(16)
-    temporary = target.with_name(f".sharedmask-{token[:16]}.tmp")
-    with _making:
-        facts = {"token": token, "draft": str(temporary), "pid": os.getpid(), "created": time.time()}
-        record = Record(token, json.dumps(facts))
-        _kept.add(record)
-    try:
-        yield from _written(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        record.remove()
-
-
-def _written(temporary: Path) -> Iterator[Path]:
-    """A name of a new file, which is called ``temporary`` only when it is complete, if that can be."""
-    folder = os.open(temporary.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fd = files.nameless_file(folder, 0o666)
-        if fd is None:
-            with _sigterm_raises():
-                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-                yield temporary
-            return
-        try:
-            yield Path(f"/proc/self/fd/{fd}")
-            os.link(f"/proc/self/fd/{fd}", temporary.name, dst_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(fd)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM unwinds the stack, unless somebody else handles it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # --- looking and reaping -------------------------------------------------------------------------
@@ -387,7 +323,7 @@ def reap() -> list[str]:
 
 
 def _reap_claim(folder: int, name: str) -> None:
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name) as fd:
         if fd is not None and is_free(fd) and is_named(folder, name, fd):
             _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
 
@@ -404,48 +340,19 @@ def _is_record(name: str) -> bool:
     return bool(segments.TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
 
 
-@contextlib.contextmanager
-def _opened(folder: int, name: str) -> Iterator[int | None]:
-    """A descriptor of a record that looks like one of ours, else None."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        fd = os.open(name, flags, dir_fd=folder)
-    except OSError:
-        yield None
-        return
-    try:
-        facts = os.fstat(fd)
-        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
-        yield fd if ours and facts.st_size <= _RECORD_BYTES else None
-    finally:
-        os.close(fd)
-
-
 def _reap_record(folder: int, name: str) -> list[str]:
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name) as fd:
         if fd is None or not is_free(fd) or not is_named(folder, name, fd):
             return []
         segment = segments.segment_name(name[:32])
         removed = [segment] if memory.remove(segment) else []
-        removed += _remove_draft(os.read(fd, _RECORD_BYTES))
         os.unlink(name, dir_fd=folder)
         return removed
 
 
-def _remove_draft(text: bytes) -> list[str]:
-    """Remove the unfinished file that the record of a dead writer names, if it looks like one of ours."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, OSError, RecursionError):
-        path = Path(json.loads(text)["draft"])
-        facts = path.lstat()
-        if _DRAFT.fullmatch(path.name) and stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid():
-            path.unlink()
-            return [str(path)]
-    return []
-
-
 def _read(folder: int, name: str) -> Entry | None:
     """What the record says; None if its owner is dead or it is none of ours."""
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name) as fd:
         if fd is None:
             return None
         if is_free(fd):

@@ -1,8 +1,8 @@
-"""Places of our own: directories that are this user's alone, names that still mean the same file.
+"""Files of our own: names that mean one file, locks, and files that are written whole or not at all.
 
-Covers: where files that may be large go, opening a private directory, whether a name leads to a
-descriptor's file or to nothing, taking a lock or not. Does not cover: what is kept there (``registry``,
-``disk``, ``spill``).
+Covers: where files that may be large go, opening a private directory, files without a name, the lock on
+a name, links to nothing, writing and reading all of a buffer, ``atomic_write`` and the sweep of what killed
+writers left. Does not cover: what is kept in files (``registry``, ``kept``, ``disk``, ``spill``, ``tables``).
 """
 
 import contextlib
@@ -10,15 +10,24 @@ import errno
 import fcntl
 import json
 import os
+import re
+import secrets
+import socket
 import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import SegmentError, SharedMaskWarning
-from sharedmask.system import settings
+from sharedmask.system import process, settings
+
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
+_swept: set[tuple[int, int]] = set()
 
 
 def spill_folder() -> Path:
@@ -53,14 +62,16 @@ def private_directory(path: Path, what: str) -> Iterator[int]:
         os.close(fd)
 
 
+# --- locks ---------------------------------------------------------------------------------------
+
+
 def is_named(folder: int, name: str, fd: int) -> bool:
     """Whether ``name`` in the directory ``folder`` is the file behind ``fd``."""
     try:
         named = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    mine = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+    return os.path.samestat(named, os.fstat(fd))
 
 
 def is_free(fd: int) -> bool:
@@ -72,6 +83,50 @@ def is_free(fd: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def locked(folder: int, name: str) -> Iterator[None]:
+    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
+
+    1. A holds the lock, B waits for it.
+    2. A removes the file. C makes a new one of that name.
+    3. B gets the lock of a file that has no name any more, and tries again, behind C.
+    """
+    while True:
+        fd = os.open(name, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if is_named(folder, name, fd):
+            break
+        os.close(fd)
+    try:
+        yield
+    finally:
+        os.unlink(name, dir_fd=folder)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def opened_ours(folder: int, name: str, magic: bytes | tuple[bytes, ...] = b"") -> Iterator[int | None]:
+    """A descriptor of a regular file of this user's that begins so; None if it is another, or gone."""
+    try:
+        fd = os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder)
+    except OSError:
+        yield None
+        return
+    try:
+        yield fd if is_ours(fd, magic) else None
+    finally:
+        os.close(fd)
+
+
+def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:
+    """Whether the file is regular, this user's, and begins so, or is empty."""
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        return False
+    return not facts.st_size or not magic or os.pread(fd, 64, 0).startswith(magic)
+
+
 def dangling(path: str | os.PathLike[str]) -> str:
     """What to say of a link to content that is not there; empty of any other name."""
     if not os.path.islink(path) or os.path.exists(path):
@@ -79,7 +134,11 @@ def dangling(path: str | os.PathLike[str]) -> str:
     return f"is a link to {os.path.realpath(path)}, which is not there: get it with `datalad get {path}`"
 
 
-def nameless_file(folder: int, mode: int = 0o600) -> int | None:
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def nameless(folder: int, mode: int = 0o600) -> int | None:
+    """A new file in the directory that has no name yet; None where that is impossible."""
     try:
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=folder)
     except (AttributeError, OSError) as error:
@@ -89,23 +148,191 @@ def nameless_file(folder: int, mode: int = 0o600) -> int | None:
         return None
 
 
+def scratch(folder: int) -> int:
+    """A new file in the directory that never has a name, or, where that is impossible, none any more."""
+    fd = nameless(folder)
+    if fd is None:
+        fd, name = _named(folder, 0o600)
+        os.unlink(name, dir_fd=folder)
+    return fd
+
+
+def pwrite_all(fd: int, data: memoryview | bytes, place: int) -> None:
+    """Write all of ``data``, bytes, at ``place``."""
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(fd, left, place)
+        left, place = left[done:], place + done
+
+
+def pread_into(fd: int, view: memoryview, place: int) -> int:
+    """Fill ``view`` from ``place`` on; the number of bytes read, fewer only where the file ends."""
+    done = 0
+    while done < len(view) and (got := os.preadv(fd, [view[done:]], place + done)):
+        done += got
+    return done
+
+
+# --- whole or not at all -------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` only if all went well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name to write to, whose file becomes ``path`` if all went well and else never was.
+
+    The file has no name while it is written, so that no signal leaves one; where files must have a name
+    (network file systems), the next process that writes to the directory removes those of dead ones.
+    Its bytes are on the disk before it is called ``path``, and the name is there when this returns.
+    What is no regular file (a pipe, a device) is written to, never replaced.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(Path(folder, "out.tsv")) as temporary:
+    ...         _ = temporary.write_text("a\\n")
+    ...     os.listdir(folder)
+    ['out.tsv']
+    """
+    path = Path(os.path.abspath(path))
+    if _is_special(path):
+        yield path
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        if settings.current().cleanup_temporary:
-            temporary.unlink(missing_ok=True)
-        elif temporary.exists():
-            warnings.warn(f"left half written: {temporary}", SharedMaskWarning, stacklevel=3)
-        raise
+        _sweep_once(folder)
+        fd = nameless(folder, 0o666)
+        if fd is None:
+            fd, name = _named(folder, 0o666)
+            draft = _named_draft(folder, path, fd, name)
+        else:
+            draft = _nameless_draft(folder, path, fd)
+        with draft as temporary:
+            yield temporary
+        with contextlib.suppress(OSError):  # not every file system has this for directories
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether the path leads to what is no regular file, or through a descriptor (``/dev/stdout``)."""
+    place = os.path.realpath(path.parent)
+    if place == "/dev" or place.startswith("/proc/"):
+        return True
+    with contextlib.suppress(OSError):
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    return False
+
+
+@contextlib.contextmanager
+def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
+        os.fsync(fd)
+        try:
+            _link(fd, folder, path.name)
+        except FileExistsError:
+            name = _temporary_name()
+            _link(fd, folder, name)
+            _rename(folder, name, path.name)
+    except BaseException:
+        if not settings.current().cleanup_temporary:
+            _link(fd, folder, _half_written(path))
+        raise
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _named_draft(folder: int, path: Path, fd: int, name: str) -> Iterator[Path]:
+    try:
+        yield path.with_name(name)
+        os.fsync(fd)
+        _rename(folder, name, path.name)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            if settings.current().cleanup_temporary:
+                os.unlink(name, dir_fd=folder)
+            else:
+                os.rename(name, _half_written(path), src_dir_fd=folder, dst_dir_fd=folder)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _link(fd: int, folder: int, name: str) -> None:
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+
+
+def _rename(folder: int, name: str, final: str) -> None:
+    try:
+        os.replace(name, final, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(name, dir_fd=folder)
+        raise
+
+
+def _half_written(path: Path) -> str:
+    """A name under which what is half written stays; a warning tells it."""
+    name = f".{path.name[:200]}.{secrets.token_hex(8)}.tmp"
+    warnings.warn(f"left half written: {path.with_name(name)}", SharedMaskWarning, stacklevel=6)
+    return name
+
+
+def _named(folder: int, mode: int) -> tuple[int, str]:
+    name = _temporary_name()
+    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | _OPEN, mode, dir_fd=folder), name
+
+
+def _temporary_name() -> str:
+    pid = os.getpid()
+    return f".sharedmask-{_here()}-{pid}-{process.start_time(pid)}-{secrets.token_hex(8)}.tmp"
+
+
+@cache
+def _here() -> str:
+    """Where process ids mean what they mean here: of other machines nobody is known to be dead."""
+    return blake2b(f"{socket.gethostname()} {process.pid_namespace()}".encode(), digest_size=4).hexdigest()
+
+
+# --- what killed writers left --------------------------------------------------------------------
+
+
+def sweep(path: str | os.PathLike[str]) -> list[str]:
+    """Remove what killed writers left half written in a directory; the paths of what was removed."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return [os.path.join(path, name) for name in _sweep(folder)]
+    finally:
+        os.close(folder)
+
+
+def _sweep_once(folder: int) -> None:
+    """Once per process and directory: there may be a great many files in it, and as many to write."""
+    facts = os.fstat(folder)
+    if (facts.st_dev, facts.st_ino) not in _swept:
+        _swept.add((facts.st_dev, facts.st_ino))
+        with contextlib.suppress(OSError):
+            _sweep(folder)
+
+
+def _sweep(folder: int) -> list[str]:
+    return [name for name in os.listdir(folder) if _is_of_the_dead(name) and _remove_ours(folder, name)]
+
+
+def _is_of_the_dead(name: str) -> bool:
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found[1] == _here() and process.start_time(int(found[2])) != int(found[3])
+
+
+def _remove_ours(folder: int, name: str) -> bool:
+    with opened_ours(folder, name) as fd:
+        if fd is not None:
+            os.unlink(name, dir_fd=folder)
+        return fd is not None

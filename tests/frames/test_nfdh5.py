@@ -1,11 +1,9 @@
 """The HDF5 file: exact both ways, whole or not at all; and the NIfTI files that frames are written to."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import nibabel as nib
@@ -22,7 +20,6 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, P
 from sharedmask.frames import nfdh5
 from sharedmask.frames.convert import convert
 from sharedmask.sources import hdf5
-from sharedmask.storage import registry
 from sharedmask.system import files
 
 N = 12
@@ -369,15 +366,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, n
     path.write_text("old")
     with FrameDataset(niimg(bold()), store="disk") as ds:
         if not nameless:
-            monkeypatch.setattr(files, "nameless_file", only_records)
+            monkeypatch.setattr(files, "nameless", only_scratch)
         with pytest.raises(OSError, match="the disk is gone"):
             ds.to_filename(path) if name == "run.h5" else ds.to_nifti(path)
     assert path.read_text() == "old"
     assert left_in(tmp_path) == [name]
 
 
-def only_records(folder, mode=0o600, make=files.nameless_file):
-    """As where files must have a name; the registry is elsewhere."""
+def only_scratch(folder, mode=0o600, make=files.nameless):
+    """As where files must have a name; the registry and scratch are elsewhere."""
     return make(folder) if mode == 0o600 else None
 
 
@@ -385,12 +382,11 @@ SAVING = """
     import sys, time
     import nibabel as nib, numpy as np
     from sharedmask import FrameDataset
-    from sharedmask.storage import registry
     from sharedmask.system import files
 
     if sys.argv[2] == "named":
-        nameless = files.nameless_file
-        files.nameless_file = lambda folder, mode=0o600: nameless(folder) if mode == 0o600 else None
+        nameless = files.nameless
+        files.nameless = lambda folder, mode=0o600: nameless(folder) if mode == 0o600 else None
     def frames(self, **options):
         for index in range(len(self)):
             if index == 5:
@@ -405,62 +401,17 @@ SAVING = """
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("how", ["nameless", "named"])
-def test_killed_while_saving_the_old_file_is_intact(tmp_path, registry_dir, how, number):
+def test_killed_while_saving_the_old_file_is_intact(tmp_path, how, number):
     path = tmp_path / "run.h5"
     path.write_text("old")
     with running(SAVING, path, how) as child:
         os.kill(child.pid, number)
         child.wait()
-    cleaned = how == "nameless" or number in (signal.SIGINT, signal.SIGTERM)
-    assert (left_in(tmp_path) == ["run.h5"]) == cleaned
-    removed = registry.reap()
     assert path.read_text() == "old"
+    left = [str(tmp_path / name) for name in left_in(tmp_path) if name != "run.h5"]
+    assert len(left) == (how == "named" and number != signal.SIGINT)
+    assert files.sweep(tmp_path) == left
     assert left_in(tmp_path) == ["run.h5"]
-    assert not list(Path(registry_dir).iterdir())
-    assert len(removed) == (not cleaned)
-
-
-def test_the_reaper_touches_only_what_looks_like_a_draft(tmp_path):
-    mine, linked = tmp_path / "thesis.h5", tmp_path / ".sharedmask-0123456789abcdef.tmp"
-    mine.write_text("mine")
-    linked.symlink_to(mine)
-    for path in (mine, linked, tmp_path / "gone", 5, None):
-        record = registry.Record("0" * 32, json.dumps({"draft": path and str(path)}))
-        record.forget()
-        assert registry.reap() == []
-    assert mine.read_text() == "mine"
-    assert linked.is_symlink()
-
-
-def test_a_living_writer_is_left_alone(tmp_path):
-    with registry.draft(tmp_path / "out.h5") as temporary:
-        temporary.write_text("new")
-        assert registry.reap() == []
-    assert (tmp_path / "out.h5").read_text() == "new"
-
-
-def test_a_handler_of_the_users_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "nameless_file", only_records)
-    for handler in (signal.SIG_DFL, signal.SIG_IGN):
-        before = signal.signal(signal.SIGTERM, handler)
-        try:
-            with registry.draft(tmp_path / "out.h5") as temporary:
-                temporary.write_text("new")
-                assert (signal.getsignal(signal.SIGTERM) is handler) == (handler is signal.SIG_IGN)
-            assert signal.getsignal(signal.SIGTERM) is handler
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    assert left_in(tmp_path) == ["out.h5"]
-
-
-def test_a_draft_has_the_usual_mode(tmp_path):
-    old = os.umask(0o027)
-    try:
-        with registry.draft(tmp_path / "out.h5") as temporary:
-            temporary.write_text("new")
-    finally:
-        os.umask(old)
-    assert (tmp_path / "out.h5").stat().st_mode & 0o777 == 0o640
 
 
 def test_without_h5py_it_is_said_what_to_install(tmp_path):

@@ -22,8 +22,6 @@ from sharedmask.system.settings import GIB, Settings
 
 RUN = niimg(np.zeros((16, 16, 16, 64), "i2"))
 MASKS = [np.ones((16, 16, 16), bool)]
-NONE = MemoryBudget(0, "a machine without memory")
-PLENTY = MemoryBudget(2**40, "free RAM")
 
 
 def kept_free(tmp_path):
@@ -41,7 +39,9 @@ def buffered(tmp_path):
 def cleaned_at_once(tmp_path):
     facts = open_source(RUN)
     regions = Regions.from_any(niimg(np.ones((16, 16, 16), "u1")))
-    return plan.mask(facts, regions, Request.checked(facts, detrend=True), PLENTY, "cleaning").rows
+    return plan.mask(
+        facts, regions, Request.checked(facts, detrend=True), MemoryBudget(2**40, "free RAM"), "cleaning"
+    ).rows
 
 
 def store(tmp_path):
@@ -51,11 +51,11 @@ def store(tmp_path):
 
 
 def store_without_memory(tmp_path):
-    return rows.choose("auto", open_source(RUN), None, NONE)[0]
+    return rows.choose("auto", open_source(RUN), None, MemoryBudget(0, "a machine without memory"))[0]
 
 
 def store_with_memory(tmp_path):
-    return rows.choose("auto", open_source(RUN), None, PLENTY)[0]
+    return rows.choose("auto", open_source(RUN), None, MemoryBudget(2**40, "free RAM"))[0]
 
 
 def place(tmp_path):

@@ -163,7 +163,7 @@ def test_a_living_owner_in_another_process_is_seen_and_not_reaped():
 
 
 def test_without_nameless_files_records_work_the_same(monkeypatch):
-    monkeypatch.setattr(files, "nameless_file", lambda folder: None)
+    monkeypatch.setattr(files, "nameless", lambda folder: None)
     owned = OwnedSegment("run", GEOMETRY)
     handle = owned.share({})
     assert reap() == []
@@ -173,7 +173,7 @@ def test_without_nameless_files_records_work_the_same(monkeypatch):
 
 def test_a_record_that_was_taken_before_it_was_locked_is_made_again(monkeypatch, registry_dir):
     """A reaper may lock and remove the named file between its creation and our lock."""
-    monkeypatch.setattr(files, "nameless_file", lambda folder: None)
+    monkeypatch.setattr(files, "nameless", lambda folder: None)
     lock, taken = registry._lock_and_fill, []
 
     def slow_lock(fd, content):
@@ -193,7 +193,7 @@ def test_the_reaper_spares_a_record_replaced_under_its_hands(registry_dir):
     """It opened the old record; the owner replaced it and let go of the old lock."""
     owned = OwnedSegment("run", GEOMETRY)
     (name,) = os.listdir(registry_dir)
-    with registry._open_directory() as folder, registry._opened(folder, name) as old:
+    with registry._open_directory() as folder, registry.opened_ours(folder, name) as old:
         owned.share({})
         assert registry.is_free(old)
         assert not registry.is_named(folder, name, old)

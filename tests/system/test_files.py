@@ -1,77 +1,380 @@
-"""Files of results: what is in them, and that there is never half of one."""
+"""Files of our own: whole or not at all, never mixed, never through a name of others; locks."""
 
-import numpy as np
-import pandas as pd
+import errno
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+
 import pytest
+from children import python, running
 
-from sharedmask.errors import ParameterError
-from sharedmask.study.tables import write_series, write_table
+from sharedmask.system import files, settings
 from sharedmask.system.files import atomic_write
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_tables_read_back_bit_for_bit(tmp_path, dtype):
-    signals = np.random.default_rng(0).normal(1000, 50, (12, 3)).astype(dtype)
-    write_table(tmp_path / "out.tsv", signals, ["a", "b\tc", "d"])
-    table = pd.read_csv(tmp_path / "out.tsv", sep="\t")
-    assert list(table) == ["a", "b c", "d"]
-    np.testing.assert_array_equal(table.to_numpy().astype(dtype), signals)
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    files._swept.clear()
+    return tmp_path / "out"
 
 
-def test_missing_values_are_na(tmp_path):
-    write_table(tmp_path / "out.tsv", np.array([[1.0, np.nan]]), ["a", "b"])
-    assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.0\tn/a\n"
+@pytest.fixture(params=["nameless", "named"])
+def how(request, monkeypatch):
+    """The file has no name while it is written, or has one because it must."""
+    if request.param == "named":
+        monkeypatch.setattr(files, "nameless", lambda folder, mode=0o600: None)
+    return request.param
 
 
-def test_one_volume_is_one_row(tmp_path):
-    write_table(tmp_path / "out.tsv", np.array([1.5, 2.5]), ["a", "b"])
-    assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.5\t2.5\n"
+def left_in(folder):
+    return sorted(os.listdir(folder))
 
 
-def test_a_dash_is_standard_output(capsys):
-    write_table("-", np.array([[1.5]]), ["a"])
-    assert capsys.readouterr().out == "a\n1.5\n"
+# --- whole or not at all ---
 
 
-def read_npz(path):
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def read_h5(path):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path) as file:
-        return {name: file[name][:] for name in file}
-
-
-@pytest.mark.parametrize(("name", "read"), [("out.npz", read_npz), ("out.h5", read_h5)])
-def test_series_read_back(tmp_path, name, read):
-    series = {
-        "left": np.arange(6.0).reshape(2, 3).T,
-        "file": np.arange(4, dtype="f4").reshape(1, 4),
-        "a/b": np.arange(3),
-    }
-    write_series(tmp_path / name, series)
-    found = read(tmp_path / name)
-    assert set(found) == {"left", "file", "a_b"}
-    for key, array in series.items():
-        np.testing.assert_array_equal(found[key.replace("/", "_")], array)
-        assert found[key.replace("/", "_")].dtype == array.dtype
-
-
-def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(ParameterError, match=r"out\.csv: .*\.npz or \.h5"):
-        write_series(tmp_path / "out.csv", {"a": np.zeros((2, 2))})
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "out.tsv"
-    path.write_text("old")
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_file_is_whole_or_not_there(folder, how, old):
+    path = folder / "out.tsv"
+    if old is not None:
+        path.write_text(old)
+    before = left_in(folder)
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path] or {p.name for p in tmp_path.iterdir()} <= {
-        "out.tsv",
-        "registry",
-    }
+    assert left_in(folder) == before
+    assert old is None or path.read_text() == old
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+        assert old is None or path.read_text() == old
+    assert path.read_text() == "new"
+    assert left_in(folder) == ["out.tsv"]
+
+
+def test_a_file_has_the_usual_mode(folder, how):
+    old = os.umask(0o027)
+    try:
+        with atomic_write(folder / "out.tsv") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((folder / "out.tsv").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "link"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(folder, how, call, old, monkeypatch):
+    path = folder / "out.tsv"
+    if old:
+        path.write_text("old")
+    before = left_in(folder)
+
+    def fails(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, call, fails)
+    unused = (how, call) == ("named", "link") or (how, call, old) == ("nameless", "replace", False)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text("new")
+        assert unused
+        assert path.read_text() == "new"
+    except OSError as error:
+        assert not unused, error
+        assert left_in(folder) == before
+        assert not old or path.read_text() == "old"
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(folder, how, monkeypatch):
+    done = []
+    calls = {name: getattr(os, name) for name in ("fsync", "link", "replace")}
+
+    def noted(name):
+        def call(*args, **options):
+            kind = "folder" if name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode) else ""
+            done.append(name + kind)
+            return calls[name](*args, **options)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(os, name, noted(name))
+    with atomic_write(folder / "out.tsv") as temporary:
+        temporary.write_text("new")
+    assert done == ["fsync", "link" if how == "nameless" else "replace", "fsyncfolder"]
+
+
+def test_threads_that_write_one_output_do_not_mix(folder, how):
+    path, begun = folder / "out.tsv", threading.Barrier(4)
+
+    def write(letter):
+        begun.wait()
+        for _ in range(10):
+            with atomic_write(path) as temporary, open(temporary, "w") as file:
+                for _ in range(20):
+                    file.write(letter * 1000)
+                    file.flush()
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in [letter * 20000 for letter in "abcd"]
+    assert left_in(folder) == ["out.tsv"]
+
+
+# --- what is no regular file ---
+
+
+def test_a_device_is_written_to_and_stays():
+    before = os.stat("/dev/null")
+    with atomic_write("/dev/null") as temporary:
+        temporary.write_text("nothing")
+    assert os.path.samestat(os.stat("/dev/null"), before)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_pipe_is_written_to_and_stays(folder):
+    os.mkfifo(path := folder / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_write(path) as temporary:
+        temporary.write_text("a row")
+    assert os.read(reader, 100) == b"a row"
+    os.close(reader)
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("to", ["a pipe", "a file"])
+def test_standard_output_is_written_to_and_stays(name, to, folder):
+    script = f"""
+        from sharedmask.system.files import atomic_write
+        with atomic_write({name!r}) as temporary:
+            temporary.write_text("a row")
+    """
+    if to == "a pipe":
+        assert python(script).stdout == "a row"
+    else:
+        import subprocess
+        import textwrap
+
+        with open(folder / "out", "wb") as out:
+            subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stdout=out, check=True)
+        assert (folder / "out").read_text() == "a row"
+    assert not stat.S_ISREG(os.lstat("/dev/stdout").st_mode)
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(folder, tmp_path):
+    """As in a folder of DataLad, where links lead to files that nobody may change."""
+    (tmp_path / "kept").write_text("kept")
+    (folder / "out.tsv").symlink_to(tmp_path / "kept")
+    with atomic_write(folder / "out.tsv") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "kept").read_text() == "kept"
+    assert not (folder / "out.tsv").is_symlink()
+
+
+def test_a_directory_is_refused(folder):
+    with pytest.raises(IsADirectoryError), atomic_write(folder) as temporary:
+        temporary.write_text("new")
+
+
+# --- what killed writers leave ---
+
+KILLED = """
+    import os, signal, sys
+    from sharedmask.system import files
+
+    path, how, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+    def dying(call):
+        def wrapped(*args, **options):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+        return wrapped
+
+    if how == "named":
+        files.nameless = lambda folder, mode=0o600: None
+    for name in ("open", "fsync", "link", "replace", "unlink", "close", "listdir", "fstat", "stat", "write"):
+        setattr(os, name, dying(getattr(os, name)))
+    with files.atomic_write(path) as temporary:
+        fd = os.open(temporary, os.O_WRONLY)
+        os.write(fd, b"new")
+        os.close(fd)
+    print("survived")
+"""
+
+
+@pytest.mark.parametrize("how", ["nameless", "named"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_writer_killed_at_any_call_leaves_nothing_that_is_not_swept(folder, how, old):
+    path, other = folder / "out.tsv", folder / "other.tsv"
+    swept = 0
+    for call in range(1, 100):
+        path.unlink(missing_ok=True)
+        if old:
+            path.write_text("old")
+        done = python(KILLED, path, how, call)
+        if "survived" in done.stdout:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not path.exists() or path.read_text() in (["old", "new"] if old else ["new"])
+        litter = set(left_in(folder)) - {"out.tsv"}
+        if call % 2:  # by the next write
+            files._swept.clear()
+            with atomic_write(other) as temporary:
+                temporary.write_text("other")
+            other.unlink()
+        else:  # or by hand
+            assert set(files.sweep(folder)) == {str(folder / name) for name in litter}
+        assert set(left_in(folder)) <= {"out.tsv"}
+        swept += len(litter)
+    assert "survived" in done.stdout
+    assert call > 8
+    assert (swept > 0) == (how == "named" or old)
+
+
+WRITING = """
+    import sys, time
+    from sharedmask.system import files
+    files.nameless = lambda folder, mode=0o600: None
+    with files.atomic_write(sys.argv[1]):
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_gc_sweeps_the_folders_it_is_given(folder):
+    with running(WRITING, folder / "out.tsv") as child:
+        child.kill()
+        child.wait()
+        (left,) = left_in(folder)
+    done = python("sharedmask", "gc", folder, how="-m")
+    assert f"removed {folder / left}" in done.stdout, done.stderr
+    assert left_in(folder) == []
+
+
+def test_what_is_being_written_is_not_swept(folder):
+    with running(WRITING, folder / "out.tsv"):
+        before = left_in(folder)
+        assert files.sweep(folder) == []
+        assert left_in(folder) == before != []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".sharedmask-{here}-1-x-{token}.tmp",
+        ".sharedmask-00000000-999999999-5-{token}.tmp",
+        ".out.tsv.999999999.tmp",
+        "sharedmask-{here}-999999999-5-{token}.tmp",
+    ],
+)
+def test_names_of_others_and_of_other_machines_are_not_swept(folder, name):
+    name = name.format(here=files._here(), token=16 * "0")
+    (folder / name).write_text("mine")
+    assert files.sweep(folder) == []
+    assert left_in(folder) == [name]
+
+
+def test_what_is_no_file_of_ours_is_not_swept(folder, tmp_path):
+    name = f".sharedmask-{files._here()}-999999999-5-{16 * '0'}.tmp"
+    (tmp_path / "thesis").write_text("mine")
+    (folder / name).symlink_to(tmp_path / "thesis")
+    assert files.sweep(folder) == []
+    assert left_in(folder) == [name]
+
+
+def test_what_was_half_written_stays_if_that_is_asked_for(folder, how):
+    with (
+        settings.using(cleanup_temporary=False),
+        pytest.warns(UserWarning, match="left half written: .*out.tsv"),
+        pytest.raises(RuntimeError),
+        atomic_write(folder / "out.tsv") as temporary,
+    ):
+        temporary.write_text("half")
+        raise RuntimeError
+    (left,) = left_in(folder)
+    assert (folder / left).read_text() == "half"
+    assert files.sweep(folder) == []
+
+
+# --- locks and bytes ---
+
+
+def test_of_many_that_want_a_lock_one_has_it_and_no_file_stays(folder):
+    fd = os.open(folder, os.O_RDONLY)
+    inside, most = [], []
+
+    def take(number):
+        for _ in range(20):
+            with files.locked(fd, "lock"):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.remove(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    assert max(most) == 1
+    assert len(most) == 80
+    assert left_in(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "ours"),
+    [
+        (lambda path: path.write_bytes(b"magic and more"), True),
+        (lambda path: path.write_bytes(b""), True),
+        (lambda path: path.write_bytes(b"thesis"), False),
+        (lambda path: path.symlink_to("/etc/hostname"), False),
+        (os.mkfifo, False),
+        (os.mkdir, False),
+        (lambda path: None, False),
+    ],
+)
+def test_only_what_begins_as_ours_is_opened(folder, make, ours):
+    make(folder / "name")
+    fd = os.open(folder, os.O_RDONLY)
+    with files.opened_ours(fd, "name", b"magic") as found:
+        assert (found is not None) == ours
+    os.close(fd)
+
+
+def test_short_writes_and_reads_are_gone_on_with(folder, monkeypatch):
+    write, read = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:3], place))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:3]], place))
+    data = bytes(range(20))
+    fd = os.open(folder / "file", os.O_RDWR | os.O_CREAT)
+    files.pwrite_all(fd, data, 5)
+    found = bytearray(20)
+    assert files.pread_into(fd, memoryview(found), 5) == 20
+    assert found == data
+    assert files.pread_into(fd, memoryview(found), 15) == 10
+    os.close(fd)
+
+
+@pytest.mark.parametrize("tmpfile", [True, False])
+def test_scratch_has_no_name(folder, tmpfile, monkeypatch):
+    if not tmpfile:
+        monkeypatch.setattr(files, "nameless", lambda folder, mode=0o600: None)
+    at = os.open(folder, os.O_RDONLY)
+    fd = files.scratch(at)
+    os.write(fd, b"x")
+    assert left_in(folder) == []
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+    os.close(fd)
+    os.close(at)

@@ -1,0 +1,63 @@
+"""Files of results: what is in them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharedmask.errors import ParameterError
+from sharedmask.study.tables import write_series, write_table
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_tables_read_back_bit_for_bit(tmp_path, dtype):
+    signals = np.random.default_rng(0).normal(1000, 50, (12, 3)).astype(dtype)
+    write_table(tmp_path / "out.tsv", signals, ["a", "b\tc", "d"])
+    table = pd.read_csv(tmp_path / "out.tsv", sep="\t")
+    assert list(table) == ["a", "b c", "d"]
+    np.testing.assert_array_equal(table.to_numpy().astype(dtype), signals)
+
+
+def test_missing_values_are_na(tmp_path):
+    write_table(tmp_path / "out.tsv", np.array([[1.0, np.nan]]), ["a", "b"])
+    assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.0\tn/a\n"
+
+
+def test_one_volume_is_one_row(tmp_path):
+    write_table(tmp_path / "out.tsv", np.array([1.5, 2.5]), ["a", "b"])
+    assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.5\t2.5\n"
+
+
+def test_a_dash_is_standard_output(capsys):
+    write_table("-", np.array([[1.5]]), ["a"])
+    assert capsys.readouterr().out == "a\n1.5\n"
+
+
+def read_npz(path):
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def read_h5(path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path) as file:
+        return {name: file[name][:] for name in file}
+
+
+@pytest.mark.parametrize(("name", "read"), [("out.npz", read_npz), ("out.h5", read_h5)])
+def test_series_read_back(tmp_path, name, read):
+    series = {
+        "left": np.arange(6.0).reshape(2, 3).T,
+        "file": np.arange(4, dtype="f4").reshape(1, 4),
+        "a/b": np.arange(3),
+    }
+    write_series(tmp_path / name, series)
+    found = read(tmp_path / name)
+    assert set(found) == {"left", "file", "a_b"}
+    for key, array in series.items():
+        np.testing.assert_array_equal(found[key.replace("/", "_")], array)
+        assert found[key.replace("/", "_")].dtype == array.dtype
+
+
+def test_another_ending_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"out\.csv: .*\.npz or \.h5"):
+        write_series(tmp_path / "out.csv", {"a": np.zeros((2, 2))})
