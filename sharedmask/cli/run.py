@@ -121,7 +121,7 @@ def _run(images: list[str], options: dict[str, Any]) -> None:
 
 def _chosen_regions(options: dict[str, Any]) -> Any:
     """The regions on a grid, of these names only; an unknown name is an error."""
-    from sharedmask.regions.lut import read
+    from sharedmask.regions.lut import read_lut
     from sharedmask.regions.masks import matching
 
     names, masks, atlas, lut = (options[key] for key in ("names", "masks", "atlas", "lut"))
@@ -130,7 +130,7 @@ def _chosen_regions(options: dict[str, Any]) -> Any:
     if masks:
         found: dict[str, Any] = matching(masks)
         return regions_maker({name: found[name] for name in _known(names, found)}, None, None, "data")
-    values = {name: value for value, name in read(lut).items()}
+    values = {name: value for value, name in read_lut(lut).items()}
     return regions_maker(None, atlas, lut, "data", [values[name] for name in _known(names, values)])
 
 

@@ -1,4 +1,4 @@
-"""A reel: the frames of a run in a store, one after the other.
+"""The backing: the frames of a run as they are stored, one after the other.
 
 Covers: which store suits, mapping the user's file as it is, loading frames into shared memory or into
 an unnamed file. Does not cover: files (``source``, ``nfdh5``), maps (``mapped_file``, ``segment``), what

@@ -30,7 +30,7 @@ class Writer:
     """What is known of frames that are to be written."""
 
     facts: Facts
-    fields: Metadata
+    metadata: Metadata
     header: Any
     dtype: np.dtype[Any]
 
@@ -48,7 +48,7 @@ class Writer:
                 temporary,
                 str(path),
                 self.facts,
-                self.fields,
+                self.metadata,
                 self.header,
                 frames,
                 dtype=self.dtype,
@@ -60,7 +60,7 @@ class Writer:
         """Write a ``.nii`` or ``.nii.gz``."""
         nifti.check_ending(path)
         _check_target(path)
-        shape = (*self.facts.shape[:3], len(self.fields.numbers))
+        shape = (*self.facts.shape[:3], len(self.metadata.numbers))
         header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine)
         with atomic_write(path) as temporary:
             nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
@@ -90,8 +90,8 @@ def convert(
         Nothing is left behind, and an old target stays as it was.
     """
     opened, path = open_frames(source), Path(target)
-    fields = opened.fields if isinstance(opened, Nfdh5Source) else Metadata.checked(opened.shape)
-    writer = Writer(opened, fields, opened.header, opened.scaled_dtype)
+    metadata = opened.metadata if isinstance(opened, Nfdh5Source) else Metadata.checked(opened.shape)
+    writer = Writer(opened, metadata, opened.header, opened.scaled_dtype)
     if nfdh5.is_nfdh5(path):
         writer.write_h5(path, _frames(opened), compression, compression_opts)
         return

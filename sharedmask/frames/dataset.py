@@ -93,8 +93,8 @@ class FrameDataset(FrameSequence):
         given = Metadata.checked(
             opened.shape, brainmask=brain, motion_affines=affines, per_frame=per_frame, overall=overall
         )
-        fields = opened.fields.updated(given) if isinstance(opened, Nfdh5Source) else given
-        self._film = FrameStore.opened(opened, fields, store, memory_limit)
+        metadata = opened.metadata.updated(given) if isinstance(opened, Nfdh5Source) else given
+        self._store = FrameStore.open(opened, metadata, store, memory_limit)
         self._numbers = np.arange(opened.n_timepoints)
         self._is_selection = False
 
@@ -106,7 +106,7 @@ class FrameDataset(FrameSequence):
         Its selections end with it. To close one of them does nothing.
         """
         if not self._is_selection:
-            self._film.close()
+            self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -117,9 +117,9 @@ class FrameDataset(FrameSequence):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        chosen = np.zeros(self._film.facts.n_timepoints, bool)
+        chosen = np.zeros(self._store.facts.n_timepoints, bool)
         chosen[self._numbers] = True
-        return _attached, (self._film.handle, np.packbits(chosen).tobytes())
+        return _attached, (self._store.handle, np.packbits(chosen).tobytes())
 
     # --- work ---
 
@@ -211,8 +211,8 @@ class FrameDataset(FrameSequence):
         """
         path = Path(filename)
         path = path if nfdh5.is_nfdh5(path) else path.with_name(f"{path.name}.h5")
-        film = self._film
-        writer = convert.Writer(film.facts, self._fields, film.header, self.dtype)
+        store = self._store
+        writer = convert.Writer(store.facts, self._metadata, store.header, self.dtype)
         writer.write_h5(path, self.frames(), compression, compression_opts)
         return path
 
@@ -225,8 +225,8 @@ class FrameDataset(FrameSequence):
             Another ending, values that NIfTI cannot hold, or a file whose frames are mapped.
         """
         path = Path(filename)
-        film = self._film
-        convert.Writer(film.facts, self._fields, film.header, self.dtype).write_nifti(path, self.frames())
+        store = self._store
+        convert.Writer(store.facts, self._metadata, store.header, self.dtype).write_nifti(path, self.frames())
         return path
 
 
@@ -235,9 +235,9 @@ class FrameDataset(FrameSequence):
 
 def _attached(handle: str, chosen: bytes) -> FrameDataset:
     """A data set again, in another process."""
-    film = FrameStore.attached(handle)
-    flags = np.unpackbits(np.frombuffer(chosen, np.uint8), count=film.facts.n_timepoints)
-    return FrameDataset._of(film, np.flatnonzero(flags), is_selection=False)
+    store = FrameStore.attach(handle)
+    flags = np.unpackbits(np.frombuffer(chosen, np.uint8), count=store.facts.n_timepoints)
+    return FrameDataset._from_store(store, np.flatnonzero(flags), is_selection=False)
 
 
 def _call(dataset: FrameDataset, func: Callable[[Array], T], index: int) -> T:

@@ -68,7 +68,7 @@ class Metadata:
             overall={**self.overall, **other.overall},
         )
 
-    def of(self, chosen: Any) -> "Metadata":
+    def select(self, chosen: Any) -> "Metadata":
         """The fields of the frames that ``chosen`` indexes."""
         affines = self.motion_affines
         return replace(

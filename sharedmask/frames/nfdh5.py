@@ -64,7 +64,7 @@ def is_nfdh5(path: object) -> bool:
 class Nfdh5Source(Source):
     """The frames of one file, as a source like any image."""
 
-    fields: Metadata = field(repr=False)
+    metadata: Metadata = field(repr=False)
     offset: int | None = field(repr=False)
     """Where frames begin that lie in the file one after the other; else None."""
     volume_axis: int = field(repr=False)
@@ -77,7 +77,7 @@ class Nfdh5Source(Source):
 
     @contextmanager
     def volumes(self) -> Iterator[VolumeReader]:
-        with hdf5.opened(self.paths[0], self.name) as file:
+        with hdf5.open_file(self.paths[0], self.name) as file:
             read = self._reader(file["0/dataobj"])
             yield VolumeReader(self, partial(self._fill, read))
 
@@ -131,18 +131,20 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     """
     name = os.fsdecode(path)
     found = Path(os.path.abspath(os.path.expanduser(name)))
-    with hdf5.opened(found, name) as file:
+    with hdf5.open_file(found, name) as file:
         root, version = _checked_root(file, name)
         dataset = root["dataobj"]
         axis = int(dataset.attrs.get("volume_axis", 3))
         header, t_r = _read_header(root)
         facts = _facts(name, dataset, axis, np.asarray(root["affine"], np.float64), t_r)
-        fields = _read_fields(root, facts["shape"], name)
+        metadata = _read_fields(root, facts["shape"], name)
         is_plain = axis == 0 and dataset.dtype == facts["dtype"]
         offset = hdf5.offset_of(dataset) if is_plain else None
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
-    return Nfdh5Source(**facts, paths=(found,), header=header, fields=fields, offset=offset, volume_axis=axis)
+    return Nfdh5Source(
+        **facts, paths=(found,), header=header, metadata=metadata, offset=offset, volume_axis=axis
+    )
 
 
 def open_frames(source: Any) -> Source:
@@ -234,7 +236,7 @@ def write(
     path: Path,
     name: str,
     facts: Facts,
-    fields: Metadata,
+    metadata: Metadata,
     header: Any,
     volumes: Iterable[Array],
     *,
@@ -247,36 +249,36 @@ def write(
     ``name`` is the file's in messages.
     """
     aligned = {"alignment_threshold": _ALIGNMENT, "alignment_interval": _ALIGNMENT}
-    with hdf5.created(path, name, **aligned) as new:
-        root = _write_head(new.file, fields)
-        _write_fields(root, facts, fields, header)
-        shape = (len(fields.numbers), *facts.shape[:3])
+    with hdf5.create_file(path, name, **aligned) as new:
+        root = _write_head(new.file, metadata)
+        _write_fields(root, facts, metadata, header)
+        shape = (len(metadata.numbers), *facts.shape[:3])
         dataset = _create_frames(root, shape, dtype, compression, compression_opts)
         for number, volume in enumerate(volumes):
             new.write_entry(dataset, number, volume)
 
 
-def _write_head(file: Any, fields: Metadata) -> Any:
-    is_pet = "midframe" in fields.per_frame
+def _write_head(file: Any, metadata: Metadata) -> Any:
+    is_pet = "midframe" in metadata.per_frame
     file.attrs["Format"] = "EMC/PET" if is_pet else "NFDH5"
     file.attrs["Version"] = np.uint16(2)
-    if "gradients" in fields.per_frame:
+    if "gradients" in metadata.per_frame:
         file.attrs["Type"] = "dmri"
     root = file.create_group("0")
     root.attrs["Type"] = "pet" if is_pet else "base dataset"
     return root
 
 
-def _write_fields(root: Any, facts: Facts, fields: Metadata, header: Any) -> None:
+def _write_fields(root: Any, facts: Facts, metadata: Metadata, header: Any) -> None:
     root["affine"] = facts.affine
     for name in ("brainmask", "motion_affines"):
-        if getattr(fields, name) is not None:
-            root[name] = getattr(fields, name)
-    _write_group(root, "_per_frame", fields.per_frame, _PER_FRAME)
-    _write_group(root, "_overall", fields.overall, _OVERALL)
-    if fields.per_frame:
-        root.attrs["_order"] = list(fields.per_frame)
-    root["_numbers"] = fields.numbers
+        if getattr(metadata, name) is not None:
+            root[name] = getattr(metadata, name)
+    _write_group(root, "_per_frame", metadata.per_frame, _PER_FRAME)
+    _write_group(root, "_overall", metadata.overall, _OVERALL)
+    if metadata.per_frame:
+        root.attrs["_order"] = list(metadata.per_frame)
+    root["_numbers"] = metadata.numbers
     _write_header(root, header, facts.t_r)
 
 

@@ -28,14 +28,14 @@ T = TypeVar("T")
 class FrameSequence:
     """Some of the frames of a store, as a sequence; what a data set is, however it came to be."""
 
-    _film: FrameStore
+    _store: FrameStore
     _numbers: NDArray[np.intp]
     _is_selection: bool
 
     @classmethod
-    def _of(cls, film: FrameStore, numbers: NDArray[np.intp], *, is_selection: bool = True) -> Self:
+    def _from_store(cls, store: FrameStore, numbers: NDArray[np.intp], *, is_selection: bool = True) -> Self:
         made = cls.__new__(cls)
-        made._film, made._numbers, made._is_selection = film, numbers, is_selection
+        made._store, made._numbers, made._is_selection = store, numbers, is_selection
         return made
 
     # --- facts ---
@@ -51,72 +51,71 @@ class FrameSequence:
     @property
     def shape3d(self) -> tuple[int, int, int]:
         """(X, Y, Z)."""
-        return self._film.facts.shape[:3]
+        return self._store.facts.shape[:3]
 
     @property
     def size3d(self) -> int:
         """Voxels of a frame."""
-        return self._film.facts.n_voxels
+        return self._store.facts.n_voxels
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the frames' true values."""
-        return self._film.dtype
+        return self._store.dtype
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to millimetres, (4, 4)."""
-        return self._film.facts.affine
+        return self._store.facts.affine
 
     @property
     def t_r(self) -> float | None:
         """Repetition time in seconds, of the BIDS sidecar or the header."""
-        return self._film.facts.t_r
+        return self._store.facts.t_r
 
     @property
     def datahdr(self) -> Any:
         """The image's header, a copy."""
-        return self._film.header.copy()
+        return self._store.header.copy()
 
     @property
     def brainmask(self) -> Array | None:
         """(X, Y, Z) bool, or None."""
-        return self._film.fields.brainmask
+        return self._store.metadata.brainmask
 
     @property
     def motion_affines(self) -> Array | None:
         """(N, 4, 4), or None as long as there are none."""
-        return self._fields.motion_affines
+        return self._metadata.motion_affines
 
     @property
     def per_frame(self) -> dict[str, Array]:
         """(N, ...) arrays by name."""
-        return dict(self._fields.per_frame)
+        return dict(self._metadata.per_frame)
 
     @property
     def overall(self) -> dict[str, Array]:
         """Facts of the data set as a whole, by name."""
-        return dict(self._film.fields.overall)
+        return dict(self._store.metadata.overall)
 
     @property
     def store(self) -> tuple[str, str]:
         """Where the frames live, and why there."""
-        return self._film.reel.store
+        return self._store.backing.store
 
     @property
     def closed(self) -> bool:
-        return self._film.closed
+        return self._store.closed
 
     @property
-    def _fields(self) -> Metadata:
-        return self._film.fields.of(self._numbers)
+    def _metadata(self) -> Metadata:
+        return self._store.metadata.select(self._numbers)
 
     def __repr__(self) -> str:
-        shape, (store, _) = "x".join(map(str, self.shape)), self.store
-        state = "closed" if self.closed else "open"
-        fields = ", ".join(("motion_affines",) * (self.motion_affines is not None) + (*self.per_frame,))
-        known = f"{self._film.label} {shape} {self.dtype} {store} {state}"
-        return f"<{type(self).__name__} {known}: {fields or 'no fields'}>"
+        shape, state = "x".join(map(str, self.shape)), "closed" if self.closed else "open"
+        names = ", ".join(("motion_affines",) * (self.motion_affines is not None) + (*self.per_frame,))
+        run = f"{self._store.label} {shape} {self.dtype} {self.store[0]} {state}"
+        return f"<{type(self).__name__} {run}: {names or 'no fields'}>"
 
     def __eq__(self, other: object) -> bool:
         """Whether frames, affine and fields are the same up to rounding, wherever they live."""
@@ -125,7 +124,7 @@ class FrameSequence:
         return (
             self.shape == other.shape
             and np.allclose(self.affine, other.affine)
-            and self._fields.is_close_to(other._fields)
+            and self._metadata.is_close_to(other._metadata)
             and all(map(_close, self.frames(), other.frames()))
         )
 
@@ -141,7 +140,7 @@ class FrameSequence:
             No view has them: the image is scaled, frames were transformed, or they are not evenly
             spaced in the run. ``ds[:]`` gives a copy.
         """
-        view = self._film.view(self._numbers)
+        view = self._store.view(self._numbers)
         if view is None:
             raise ParameterError(
                 f"no view has the frames of {self!r}: ds[:] copies them, frames() walks them"
@@ -151,7 +150,7 @@ class FrameSequence:
     @property
     def stored(self) -> Array:
         """The stored values of the original frames as one read-only (X, Y, Z, N) view; before scaling."""
-        view = self._film.stored(self._numbers)
+        view = self._store.stored(self._numbers)
         if view is None:
             raise ParameterError(f"no view has the frames of {self!r}: they are not evenly spaced in the run")
         return view
@@ -159,13 +158,13 @@ class FrameSequence:
     def __getitem__(self, index: Index) -> tuple[Any, ...]:
         chosen = self._chosen(index)
         number = self._numbers[chosen]
-        data = self._film.frame(int(number)) if isinstance(chosen, int) else self._block(number)
-        fields = self._film.fields.of(number)
-        return data, fields.motion_affines, *fields.per_frame.values()
+        data = self._store.frame(int(number)) if isinstance(chosen, int) else self._block(number)
+        metadata = self._store.metadata.select(number)
+        return data, metadata.motion_affines, *metadata.per_frame.values()
 
     def _block(self, numbers: NDArray[np.intp]) -> Array:
-        view = self._film.view(numbers)
-        return self._film.copy(numbers) if view is None else view
+        view = self._store.view(numbers)
+        return self._store.copy(numbers) if view is None else view
 
     def _chosen(self, index: Index) -> int | NDArray[np.intp]:
         """The place, or the places, that ``index`` means among these frames."""
@@ -178,13 +177,13 @@ class FrameSequence:
             return int(places[as_index(index)])  # type: ignore[arg-type]
         except (IndexError, TypeError) as error:
             raise FrameIndexError(
-                f"{self._film.label} has {len(self)} frames, no {index!r}: {error}"
+                f"{self._store.label} has {len(self)} frames, no {index!r}: {error}"
             ) from error
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        fields = self._fields
+        metadata = self._metadata
         for place, frame in enumerate(self.frames()):
-            known = fields.of(place)
+            known = metadata.select(place)
             yield frame, known.motion_affines, *known.per_frame.values()
 
     def frames(self, *, progress: Progress = None) -> Iterator[Array]:
@@ -198,13 +197,13 @@ class FrameSequence:
         progress : bool or callable, optional
             True draws a bar; a function is called with (done, total).
         """
-        film, numbers = self._film, self._numbers.tolist()
+        store, numbers = self._store, self._numbers.tolist()
         with progress_to(progress, len(numbers), "frame") as tell:
             for done, (number, following) in enumerate(zip(numbers, [*numbers[1:], None], strict=True), 1):
                 if following is not None:
-                    mapped_file.will_need(film.row(following))
-                yield film.frame(number)
-                mapped_file.dont_need(film.row(number))
+                    mapped_file.will_need(store.row(following))
+                yield store.frame(number)
+                mapped_file.dont_need(store.row(number))
                 tell(done)
 
     def select(self, index: slice | list[Any] | Array) -> Self:
@@ -219,15 +218,15 @@ class FrameSequence:
         chosen = self._chosen(index)
         if isinstance(chosen, int) or not len(chosen) or np.any(np.diff(chosen) <= 0):
             raise ParameterError(f"{index!r} selects no frames, or not each once in their order")
-        return self._of(self._film, self._numbers[chosen])
+        return self._from_store(self._store, self._numbers[chosen])
 
     def original_index(self, index: int) -> int:
         """Which frame of the original run frame ``index`` of this data set is."""
-        return int(self._film.fields.numbers[self._numbers[self._place(index)]])
+        return int(self._store.metadata.numbers[self._numbers[self._place(index)]])
 
     def original(self, index: int) -> Array:
         """Frame ``index`` of this data set as it was before any transform, (X, Y, Z)."""
-        return self._film.original(int(self._numbers[self._place(index)]))
+        return self._store.original(int(self._numbers[self._place(index)]))
 
     def set_transform(self, index: int, affine: Any, *, order: int = 3) -> None:
         """Resample a frame by a motion affine, from the original frame each time.
@@ -244,7 +243,7 @@ class FrameSequence:
         order : int
             Of the spline.
         """
-        self._film.transform(int(self._numbers[self._place(index)]), affine, order)
+        self._store.transform(int(self._numbers[self._place(index)]), affine, order)
 
     def _place(self, index: int) -> int:
         chosen = self._chosen(index)
@@ -260,13 +259,13 @@ class FrameSequence:
         Integers of up to 32 bits have exact sums, so the sum of most of a run is that of the whole
         run minus that of the frames left out; the numbers are the same.
         """
-        film, all_of_them = self._film, np.arange(self._film.facts.n_timepoints)
+        store, all_of_them = self._store, np.arange(self._store.facts.n_timepoints)
         left_out = np.setdiff1d(all_of_them, self._numbers)
-        if not kernels.is_exact(self.dtype) or len(left_out) >= len(self) or not film.is_owned:
+        if not kernels.is_exact(self.dtype) or len(left_out) >= len(self) or not store.is_owned:
             return kernels.total(self.frames(), self.shape3d)
-        if film.total is None:
-            film.total = kernels.total(self._of(film, all_of_them).frames(), self.shape3d)
-        return film.total - kernels.total(self._of(film, left_out).frames(), self.shape3d)
+        if store.total is None:
+            store.total = kernels.total(self._from_store(store, all_of_them).frames(), self.shape3d)
+        return store.total - kernels.total(self._from_store(store, left_out).frames(), self.shape3d)
 
     def mean(self) -> NDArray[np.float64]:
         """The mean frame, (X, Y, Z): :meth:`sum` divided by the number of frames."""
@@ -305,7 +304,7 @@ class FrameSequence:
 
     def materialise(self) -> Array:
         """All frames in one fresh array, (X, Y, Z, N), volume after volume in memory."""
-        return self._film.copy(self._numbers)
+        return self._store.copy(self._numbers)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         values = self.materialise() if copy else self._block(self._numbers)

@@ -1,14 +1,14 @@
-"""A film: all frames of a run, those that were transformed, and what is known of them.
+"""The store of frames: all frames of a run, those that were transformed, and what is known of them.
 
-Covers: the values of single frames and of blocks, the film's own copies of transformed frames, how
+Covers: the values of single frames and of blocks, its own copies of transformed frames, how
 another process finds all this. Does not cover: where frames live (``backing``), choosing and walking
-them (``dataset``).
+them (``sequence``).
 
 ::
 
-    reel    (N, voxels)   the user's file as it is | a segment of shared memory | an unnamed file
-    moved   (N, voxels)   an unnamed file, in which only transformed frames take room
-    sheet                 a segment with what is known of them; its handle is all that travels
+    backing      (N, voxels)   the user's file as it is | a segment of shared memory | an unnamed file
+    transformed  (N, voxels)   an unnamed file, in which only transformed frames take room
+    metadata                   a segment with what is known of them; its handle is all that travels
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from sharedmask.frames.backing import Backing, open_backing
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import container, mapped_file, memory, segment
-from sharedmask.storage import spill as spills
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileHandle
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Handle
-from sharedmask.storage.spill import Spill
+from sharedmask.storage.spill import Spill, array_in
+from sharedmask.storage.views import SharedArray
 from sharedmask.typing import Array
 
+# What makes a view again, by the names that other processes are told.
 _REOPEN = {"segment": segment.view_of, "file": mapped_file.file_view_of}
+_REOPENED_BY = {reopen: name for name, reopen in _REOPEN.items()}
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,27 @@ class TransformedFrames:
     origin: FileHandle
     specs: dict[str, dict[str, Any]]
     frames: Array
-    is_moved: Array
+    is_transformed: Array
     affines: Array
 
     @classmethod
-    def attached(cls, origin: FileHandle, specs: dict[str, dict[str, Any]]) -> TransformedFrames:
+    def attach(cls, origin: FileHandle, specs: dict[str, dict[str, Any]]) -> TransformedFrames:
         mapped = mapped_file.attach_file(origin)
-        return cls(origin, specs, *(spills.array_in(mapped, specs[name]) for name in _TRANSFORMED))
+        return cls(origin, specs, *(array_in(mapped, specs[name]) for name in _TRANSFORMED))
 
 
-_TRANSFORMED = ("frames", "is_moved", "motion_affines")
+_TRANSFORMED = ("frames", "is_transformed", "motion_affines")
 
 
 class FrameStore:
     """All frames of a run; what selections of them share."""
 
-    def __init__(self, facts: Facts, header: Any, fields: Metadata, reel: Backing) -> None:
-        self.facts, self.header, self.reel = facts, header, reel
-        self._fields = fields
-        self._moved: TransformedFrames | None = None
+    def __init__(self, facts: Facts, header: Any, metadata: Metadata, backing: Backing) -> None:
+        self.facts, self.header, self.backing = facts, header, backing
+        self._metadata = metadata
+        self._transformed: TransformedFrames | None = None
         self._spill: Spill | None = None
-        self._sheets: dict[bool, _Sheet] = {}
+        self._segments: dict[bool, _MetadataSegment] = {}
         self._handle: str | None = None
         self.total: NDArray[np.float64] | None = None
         """The sum of all frames, once it was needed; until one is transformed."""
@@ -75,9 +77,9 @@ class FrameStore:
         self.closed = False
 
     @classmethod
-    def opened(cls, source: Source, fields: Metadata, store: str, memory_limit: Any) -> FrameStore:
+    def open(cls, source: Source, metadata: Metadata, store: str, memory_limit: Any) -> FrameStore:
         """Map or load the frames of ``source``."""
-        return cls(source, source.header, fields, open_backing(source, store, memory_limit))
+        return cls(source, source.header, metadata, open_backing(source, store, memory_limit))
 
     # --- facts ---
 
@@ -87,11 +89,11 @@ class FrameStore:
         return self.facts.scaled_dtype
 
     @property
-    def fields(self) -> Metadata:
+    def metadata(self) -> Metadata:
         """What is known of the frames now."""
-        if self._moved is None:
-            return self._fields
-        return replace(self._fields, motion_affines=np.array(self._moved.affines))
+        if self._transformed is None:
+            return self._metadata
+        return replace(self._metadata, motion_affines=np.array(self._transformed.affines))
 
     @property
     def is_owned(self) -> bool:
@@ -106,20 +108,20 @@ class FrameStore:
 
     def row(self, number: int) -> Array:
         """The current values of a frame as they lie in their store, for the kernel's sake."""
-        reel = self._usable()
-        if self._moved is not None and self._moved.is_moved[number]:
-            return np.asanyarray(self._moved.frames[number])
-        return np.asanyarray(reel.rows[number])
+        backing = self._usable()
+        if self._transformed is not None and self._transformed.is_transformed[number]:
+            return np.asanyarray(self._transformed.frames[number])
+        return np.asanyarray(backing.rows[number])
 
     def frame(self, number: int) -> Array:
         """True values, (X, Y, Z): a read-only view, or a fresh array of a scaled image."""
-        if self._is_moved(number):
+        if self._is_transformed(number):
             return self.row(number).reshape(self.facts.shape[:3], order="F")
         return self.original(number)
 
     def original(self, number: int) -> Array:
         """True values before any transform."""
-        volume = self._usable().rows[number].reshape(self.facts.shape[:3], order=self.reel.order)
+        volume = self._usable().rows[number].reshape(self.facts.shape[:3], order=self.backing.order)
         if not self.facts.is_scaled:
             return np.asanyarray(volume)
         return np.asarray(apply_read_scaling(volume, self.facts.slope, self.facts.inter))
@@ -131,7 +133,7 @@ class FrameStore:
 
     def view(self, numbers: NDArray[np.intp]) -> Array | None:
         """The true values of these frames, (X, Y, Z, k), if a view has them."""
-        if self.facts.is_scaled or any(map(self._is_moved, numbers.tolist())):
+        if self.facts.is_scaled or any(map(self._is_transformed, numbers.tolist())):
             return None
         return self.stored(numbers)
 
@@ -145,18 +147,18 @@ class FrameStore:
 
     def _volumes(self, rows: Array) -> Array:
         shape = self.facts.shape[:3]
-        if self.reel.order == "F":
+        if self.backing.order == "F":
             return rows.reshape(-1, *shape[::-1]).T
         return np.moveaxis(rows.reshape(-1, *shape), 0, 3)
 
-    def _is_moved(self, number: int) -> bool:
-        return self._moved is not None and bool(self._moved.is_moved[number])
+    def _is_transformed(self, number: int) -> bool:
+        return self._transformed is not None and bool(self._transformed.is_transformed[number])
 
     def _usable(self) -> Backing:
         if self.closed:
             raise ClosedImageError(f"{self.label} is closed: open it again with FrameDataset(...)")
-        self.reel.check()
-        return self.reel
+        self.backing.check()
+        return self.backing
 
     # --- transforms ---
 
@@ -166,31 +168,31 @@ class FrameStore:
         with self._lock:
             original = self.original(number)
             spill = self._own_frames()
-            moves = not np.array_equal(matrix, np.eye(4))
-            if moves:
+            changes = not np.array_equal(matrix, np.eye(4))
+            if changes:
                 values = kernels.resample(original, self.facts.affine, matrix, order, self.dtype)
                 spill.write("frames", number, values.ravel(order="F"))
             spill.write("motion_affines", number, matrix)
             self.total = None
-            spill.write("is_moved", number, np.array([moves], np.uint8))
+            spill.write("is_transformed", number, np.array([changes], np.uint8))
 
     def _own_frames(self) -> Spill:
         if not self.is_owned:
             raise ParameterError(f"{self.label} is another process's: only its owner transforms frames")
         if self._spill is None:
             self._spill = self._new_spill()
-            self._moved = TransformedFrames.attached(self._spill.handle, self._spill.specs)
+            self._transformed = TransformedFrames.attach(self._spill.handle, self._spill.specs)
         return self._spill
 
     def _new_spill(self) -> Spill:
         n_frames = self.facts.n_timepoints
         geometry: Geometry = {
             "motion_affines": ((n_frames, 4, 4), np.dtype(np.float64)),
-            "is_moved": ((n_frames,), np.dtype(np.uint8)),
+            "is_transformed": ((n_frames,), np.dtype(np.uint8)),
             "frames": ((n_frames, self.facts.n_voxels), self.dtype),
         }
         spill = Spill(f"the transformed frames of {self.label}", geometry)
-        given = self._fields.motion_affines
+        given = self._metadata.motion_affines
         known = np.broadcast_to(np.eye(4), (n_frames, 4, 4)) if given is None else given
         spill.write("motion_affines", 0, known)
         return spill
@@ -201,101 +203,101 @@ class FrameStore:
         """Release what this process made; views keep their bytes. Idempotent."""
         with self._lock:
             self.closed = True
-            held = [self.reel.owned, self._spill, *(sheet.owned for sheet in self._sheets.values())]
-            self._spill, self._sheets = None, {}
+            held = [self.backing.owned, self._spill, *(one.owned for one in self._segments.values())]
+            self._spill, self._segments = None, {}
             for one in held:
                 if one is not None:
                     one.release()
 
     @property
     def handle(self) -> str:
-        """What leads another process of this user to the film; a few hundred bytes."""
+        """What leads another process of this user to the frames; a few hundred bytes."""
         self._usable()
         if self._handle is not None:
             return self._handle
         with self._lock:
-            # What is told changes once: when the first frame is transformed.
-            key = self._moved is not None
-            if key not in self._sheets:
-                self._sheets[key] = self._write_sheet()
-            return self._sheets[key].handle.to_json()
+            # What is in it changes once: when the first frame is transformed.
+            key = self._transformed is not None
+            if key not in self._segments:
+                self._segments[key] = self._publish_metadata()
+            return self._segments[key].handle.to_json()
 
-    def _write_sheet(self) -> _Sheet:
-        arrays = {"numbers": self._fields.numbers}
+    def _publish_metadata(self) -> _MetadataSegment:
+        arrays = {"numbers": self._metadata.numbers}
         for name in ("motion_affines", "brainmask"):
-            if getattr(self._fields, name) is not None:
-                arrays[name] = getattr(self._fields, name)
-        arrays |= {f"p{i}": values for i, values in enumerate(self._fields.per_frame.values())}
-        arrays |= {f"o{i}": values for i, values in enumerate(self._fields.overall.values())}
+            if getattr(self._metadata, name) is not None:
+                arrays[name] = getattr(self._metadata, name)
+        arrays |= {f"p{i}": values for i, values in enumerate(self._metadata.per_frame.values())}
+        arrays |= {f"o{i}": values for i, values in enumerate(self._metadata.overall.values())}
         kind, content = nifti.pack_header(self.header)
         arrays["header"] = np.frombuffer(content, np.uint8)
-        arrays["text"] = np.frombuffer(json.dumps(self._told(kind)).encode(), np.uint8)
-        return _Sheet.written(self.label, arrays, self.reel.store[0])
+        arrays["text"] = np.frombuffer(json.dumps(self._header_facts(kind)).encode(), np.uint8)
+        return _MetadataSegment.write(self.label, arrays, self.backing.store[0])
 
-    def _told(self, header_class: str) -> dict[str, Any]:
-        reopen, place = self.reel.rows.__reduce_ex__(2)
-        moved = self._moved
+    def _header_facts(self, header_class: str) -> dict[str, Any]:
+        transformed = self._transformed
         return {
             "facts": self.facts.to_dict(),
             "header": header_class,
-            "per_frame": list(self._fields.per_frame),
-            "overall": list(self._fields.overall),
-            "rows": ["file" if reopen is mapped_file.file_view_of else "segment", *place],
-            "order": self.reel.order,
-            "store": self.reel.store,
-            "moved": None if moved is None else [moved.origin.to_json(), moved.specs],
+            "per_frame": list(self._metadata.per_frame),
+            "overall": list(self._metadata.overall),
+            "rows": _place_of(self.backing.rows),
+            "order": self.backing.order,
+            "store": self.backing.store,
+            "transformed": transformed and [transformed.origin.to_json(), transformed.specs],
         }
 
     @classmethod
-    def attached(cls, handle: str) -> FrameStore:
-        """The film that another process owns.
+    def attach(cls, handle: str) -> FrameStore:
+        """The frames that another process owns.
 
         Raises
         ------
         AttachError
             It is gone, or the handle is of another machine, boot or user.
         """
-        sheet = segment.attach(Handle.from_json(handle))
+        attachment = segment.attach(Handle.from_json(handle))
         try:
-            film = cls._of_sheet(sheet)
+            store = cls._from_segment(attachment)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, AttachError):
                 raise
-            raise AttachError(f"{sheet.handle.label} is no shared data set of frames: {error!r}") from error
-        film._handle = handle
-        return film
+            label = attachment.handle.label
+            raise AttachError(f"{label} is no shared data set of frames: {error!r}") from error
+        store._handle = handle
+        return store
 
     @classmethod
-    def _of_sheet(cls, sheet: segment.Attachment) -> FrameStore:
-        arrays = {name: sheet.view(name) for name in sheet.arrays}
-        told = json.loads(arrays["text"].tobytes())
-        kind, text, offset, shape, strides, dtype = told["rows"]
+    def _from_segment(cls, attachment: segment.Attachment) -> FrameStore:
+        arrays = {name: attachment.view(name) for name in attachment.arrays}
+        known = json.loads(arrays["text"].tobytes())
+        kind, text, offset, shape, strides, dtype = known["rows"]
         rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
-        fields = Metadata(
+        metadata = Metadata(
             arrays["numbers"].view(np.ndarray),
             arrays.get("motion_affines"),
             arrays.get("brainmask"),
-            {name: arrays[f"p{i}"] for i, name in enumerate(told["per_frame"])},
-            {name: arrays[f"o{i}"] for i, name in enumerate(told["overall"])},
+            {name: arrays[f"p{i}"] for i, name in enumerate(known["per_frame"])},
+            {name: arrays[f"o{i}"] for i, name in enumerate(known["overall"])},
         )
-        header = nifti.unpack_header(told["header"], arrays["header"].tobytes())
-        reel = Backing(rows, told["order"], tuple(told["store"]))
-        film = cls(Facts.from_dict(told["facts"]), header, fields, reel)
-        if told["moved"] is not None:
-            origin, specs = told["moved"]
-            film._moved = TransformedFrames.attached(FileHandle.from_json(origin), specs)
-        return film
+        header = nifti.unpack_header(known["header"], arrays["header"].tobytes())
+        backing = Backing(rows, known["order"], tuple(known["store"]))
+        store = cls(Facts.from_dict(known["facts"]), header, metadata, backing)
+        if known["transformed"] is not None:
+            origin, specs = known["transformed"]
+            store._transformed = TransformedFrames.attach(FileHandle.from_json(origin), specs)
+        return store
 
 
 @dataclass(frozen=True)
-class _Sheet:
-    """What is known of a film, in a segment."""
+class _MetadataSegment:
+    """What is known of frames, in a segment."""
 
     owned: OwnedSegment
     handle: Handle
 
     @classmethod
-    def written(cls, label: str, arrays: dict[str, Array], store: str) -> _Sheet:
+    def write(cls, label: str, arrays: dict[str, Array], store: str) -> _MetadataSegment:
         geometry = {name: (values.shape, values.dtype) for name, values in arrays.items()}
         if store not in memory.KINDS:
             store, _ = memory.choose("auto", container.projected(geometry))
@@ -307,6 +309,14 @@ class _Sheet:
         except BaseException:
             owned.release()
             raise
+
+
+def _place_of(rows: SharedArray) -> list[Any]:
+    """What makes a view of these rows again, and its arguments, as JSON has them."""
+    origin = rows.origin
+    assert origin is not None
+    reopen, text = origin.reopened_by()
+    return [_REOPENED_BY[reopen], text, origin.place(rows), rows.shape, rows.strides, rows.dtype.str]
 
 
 def _as_slice(numbers: NDArray[np.intp]) -> slice | None:

@@ -231,7 +231,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
-    with hdf5.opened(path, str(path), ConnectomeError) as file:
+    with hdf5.open_file(path, str(path), ConnectomeError) as file:
         missing = [name for name in _DATASETS if name not in file]
         if missing or "mask_shape" not in file.attrs:
             raise ConnectomeError(f"{path} is no connectome: it has no {(*missing, 'mask_shape')[0]}")

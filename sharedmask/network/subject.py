@@ -90,7 +90,7 @@ class _Reader:
 @contextlib.contextmanager
 def subjects_in(path: Path, start: int, stop: int) -> Iterator[list[Subject]]:
     """Subjects ``start`` to ``stop`` of a file; each may be read once, by any thread."""
-    with hdf5.opened(path, str(path), ConnectomeError) as file:
+    with hdf5.open_file(path, str(path), ConnectomeError) as file:
         groups = _ChunkGroups(file["timeseries"], start, stop, str(path))
         yield [groups.subject(number) for number in range(start, stop)]
 
@@ -114,7 +114,7 @@ class _ChunkGroups:
     def subject(self, number: int) -> Subject:
         series, name = self._series, f"{self._name}, subject {number}"
         span = hdf5.span_of(series, number)
-        open_bytes = partial(span.opened, name) if span else partial(self.open_bytes, number)
+        open_bytes = partial(span.open, name) if span else partial(self.open_bytes, number)
         return Subject(name, series.shape[1], series.shape[2], series.dtype, open_bytes)
 
     @contextlib.contextmanager

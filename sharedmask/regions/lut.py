@@ -14,7 +14,7 @@ from typing import Any
 from sharedmask.errors import MaskError, MissingFileError
 
 
-def read(lut: Any) -> dict[int, str]:
+def read_lut(lut: Any) -> dict[int, str]:
     """Value -> name.
 
     Parameters
@@ -29,7 +29,7 @@ def read(lut: Any) -> dict[int, str]:
 
     Examples
     --------
-    >>> read({3: "pons"})
+    >>> read_lut({3: "pons"})
     {3: 'pons'}
     """
     path = os.path.expanduser(os.fsdecode(lut)) if isinstance(lut, (str, os.PathLike)) else None

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
-from sharedmask.sources import grid as grids
 from sharedmask.sources.codecs import ENDINGS, without_codec
-from sharedmask.sources.grid import Grid
+from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
 from sharedmask.sources.source import open_source
 from sharedmask.typing import Array, Numbers
 
@@ -133,13 +132,13 @@ def target_grid(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
     """The grid to put the volume on: the image's, else (or if asked for) its own."""
     shape = volume.data.shape
     if len(shape) != 3:
-        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({grids.times(shape)}); 3 are needed")
+        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({times(shape)}); 3 are needed")
     if volume.grid is not None:
         return volume.grid if own or grid is None else grid
     if grid is None:
         raise MaskError(f"{volume.where} is an array and has no affine: give grid=, the image's grid")
     if shape != grid.shape:
-        shapes = f"{grids.times(shape)}, the image {grids.times(grid.shape)}"
+        shapes = f"{times(shape)}, the image {times(grid.shape)}"
         raise GridMismatchError(f"{volume.where} is an array of {shapes}")
     return grid
 
@@ -183,7 +182,7 @@ def _volume(where: str, data: Array, affine: Array | None) -> _Volume:
     if data.ndim > 3 and set(data.shape[3:]) == {1}:
         data = data.reshape(data.shape[:3])
     if data.ndim not in (3, 4):
-        raise MaskError(f"{where} has {data.ndim} dimensions ({grids.times(data.shape)}); 3 are needed")
+        raise MaskError(f"{where} has {data.ndim} dimensions ({times(data.shape)}); 3 are needed")
     return _Volume(where, data, None if affine is None else Grid(data.shape[:3], affine))
 
 
@@ -230,16 +229,16 @@ def place_on(
 ) -> tuple[Numbers, Array]:
     """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
     own = volume.grid or grid
-    steps = grids.strides_to(own, grid)
+    steps = strides_to(own, grid)
     if steps is None and resampling_target != "data":
-        raise grids.mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
+        raise mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
     if steps is None:
         codes, steps = _resample(volume.where, codes, own, grid), (0, np.cumprod([1, *grid.shape[:2]]))
     positions = np.flatnonzero(codes)  # of the flat array, which is several times faster than of the 3D one
     coordinates = np.unravel_index(positions, codes.shape)
-    return grids.numbers(coordinates, *steps), codes.reshape(-1)[positions]
+    return voxel_numbers(coordinates, *steps), codes.reshape(-1)[positions]
 
 
 def moves_the_image(resampling_target: object) -> bool:

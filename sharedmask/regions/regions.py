@@ -19,7 +19,7 @@ import numpy as np
 
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError
-from sharedmask.regions import lut as luts
+from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
     Container,
     ResamplingTarget,
@@ -36,8 +36,7 @@ from sharedmask.regions.masks import (
     voxels_inside,
     wanted_labels,
 )
-from sharedmask.sources import grid as grids
-from sharedmask.sources.grid import Grid
+from sharedmask.sources.grid import Grid, mismatch_error, strides_to, voxel_numbers
 from sharedmask.typing import Numbers
 
 T = TypeVar("T")
@@ -181,7 +180,7 @@ class Regions:
 
     def fits(self, grid: Grid) -> bool:
         """Whether the regions can be put :meth:`on` ``grid``."""
-        return grids.strides_to(self.grid, grid) is not None
+        return strides_to(self.grid, grid) is not None
 
     def on(self, grid: Grid) -> Regions:
         """The same regions, each in its own order, on an image's grid.
@@ -190,12 +189,12 @@ class Regions:
         """
         if self.grid.matches(grid):
             return self if np.array_equal(self.grid.affine, grid.affine) else replace(self, grid=grid)
-        steps = grids.strides_to(self.grid, grid)
+        steps = strides_to(self.grid, grid)
         if steps is None:
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
-            raise grids.mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
+            raise mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
         coordinates = np.unravel_index(self.indices, self.grid.shape, order="F")
-        return replace(self, grid=grid, indices=grids.numbers(coordinates, *steps))
+        return replace(self, grid=grid, indices=voxel_numbers(coordinates, *steps))
 
     @classmethod
     def from_any(
@@ -274,7 +273,7 @@ class Regions:
         """
         to_masks = moves_the_image(resampling_target)
         volume = read_volume(labels_img, file_stem(labels_img) or "labels", "label image")
-        grid, known = target_grid(volume, grid, own=to_masks), luts.read(lut)
+        grid, known = target_grid(volume, grid, own=to_masks), read_lut(lut)
         values, codes = label_codes(volume, background_label)
         names = wanted_labels(labels, {*values, *known} - {background_label}, known, volume.where)
         numbers, found = place_on(volume, codes, grid, resampling_target)

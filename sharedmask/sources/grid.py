@@ -110,7 +110,7 @@ def _same_place(grid: Grid, axes: Array, origin: Array) -> bool:
     return same_origin and np.allclose(grid.affine[:3, :3], axes)
 
 
-def numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:
+def voxel_numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:
     """Numbers of the voxels at ``coordinates``, three arrays, on the grid that :func:`strides_to` led to."""
     i, j, k = coordinates
     found: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start

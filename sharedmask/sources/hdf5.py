@@ -43,7 +43,7 @@ def _h5py() -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
+def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
     """The file, as h5py's, read-only; ``name`` is the file's in messages.
 
     Raises
@@ -80,7 +80,7 @@ class Span:
     deflated: bool
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[Stream]:
+    def open(self, name: str) -> Iterator[Stream]:
         """The entry's values, read forward; ``name`` is the entry's in messages."""
         with _SpanFile(self) as file:
             yield MemberStream(file, _ZLIB, name) if self.deflated else Stream(file)
@@ -150,7 +150,7 @@ def read_entry(dataset: Any, number: int, out: Array, name: str) -> None:
     if span is None:
         _read_by_hdf5(dataset, number, out)
         return
-    with span.opened(name) as stream:
+    with span.open(name) as stream:
         for part in slabs(out):
             values = np.empty(part.shape, out.dtype)
             if stream.readinto(values.reshape(-1).view(np.uint8).data) < values.nbytes:
@@ -246,7 +246,7 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def created(path: Path, name: str, **options: Any) -> Iterator[NewFile]:
+def create_file(path: Path, name: str, **options: Any) -> Iterator[NewFile]:
     """A new file, which was opened again, and is complete, when the context ends without an error.
 
     Parameters

@@ -33,7 +33,7 @@ SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 
 @contextmanager
-def translated(name: str) -> Iterator[None]:
+def as_image_error(name: str) -> Iterator[None]:
     """What nibabel raises on an image it cannot read, as an `ImageError`; the system's own errors pass."""
     try:
         yield

@@ -378,7 +378,7 @@ def _open_one(source: object) -> Source:
 def _from_path(name: str) -> Source:
     path = os.path.abspath(os.path.expanduser(name))
     nifti.check_path(path, name)
-    with nifti.translated(name):
+    with nifti.as_image_error(name):
         image = nifti.load(path, name)
         return _file_source(name, image, image.file_map["image"].filename)
 
@@ -390,7 +390,7 @@ def _from_image(image: Any) -> Source:
     if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
         return _file_source(data.file_like, image, os.path.abspath(data.file_like))
     name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
-    with nifti.translated(name):
+    with nifti.as_image_error(name):
         one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
         dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
         return ArraySource(

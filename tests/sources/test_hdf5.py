@@ -42,7 +42,7 @@ def write(path, layout="deflated", userblock=0):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_entries_of_every_layout_are_read(layout, userblock, order, tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "_SLAB_BYTES", 3 * values()[0, 0].nbytes)
-    with hdf5.opened(write(tmp_path / "a.h5", layout, userblock), "a.h5") as file:
+    with hdf5.open_file(write(tmp_path / "a.h5", layout, userblock), "a.h5") as file:
         past = [hdf5.span_of(file["a"], number) is not None for number in range(len(values()))]
         assert set(past) == {layout not in BY_HDF5_ONLY and (not userblock or layout == "in one piece")}
         for number, expected in enumerate(values()):
@@ -54,7 +54,7 @@ def test_entries_of_every_layout_are_read(layout, userblock, order, tmp_path, mo
 def test_an_entry_that_was_never_written_is_what_hdf5_says(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", SHAPE, "i2", fillvalue=7, **LAYOUTS["deflated"])[1] = 1
-    with hdf5.opened(tmp_path / "a.h5", "a.h5") as file:
+    with hdf5.open_file(tmp_path / "a.h5", "a.h5") as file:
         assert hdf5.span_of(file["a"], 0) is None
         out = np.empty(SHAPE[1:], "i2")
         hdf5.read_entry(file["a"], 0, out, "entry")
@@ -69,7 +69,7 @@ def test_a_damaged_entry_is_named(tmp_path):
         file.seek(offset + 20)
         file.write(b"\xff" * 40)
     with (
-        hdf5.opened(path, "a.h5") as file,
+        hdf5.open_file(path, "a.h5") as file,
         pytest.raises(DamagedImageError, match="entry 3 is damaged"),
     ):
         hdf5.read_entry(file["a"], 3, np.empty(SHAPE[1:], "i2"), "entry 3")
@@ -80,10 +80,10 @@ def test_what_is_not_hdf5_is_refused_as_the_caller_says(tmp_path):
     for kind in (DamagedImageError, KeyError):
         with (
             pytest.raises(kind, match=r"text\.h5 cannot be read as HDF5"),
-            hdf5.opened(tmp_path / "text.h5", "text.h5", kind),
+            hdf5.open_file(tmp_path / "text.h5", "text.h5", kind),
         ):
             pass
-    with pytest.raises(MissingFileError, match="none"), hdf5.opened(tmp_path / "none", "none"):
+    with pytest.raises(MissingFileError, match="none"), hdf5.open_file(tmp_path / "none", "none"):
         pass
 
 
@@ -91,7 +91,7 @@ def test_what_is_not_hdf5_is_refused_as_the_caller_says(tmp_path):
 
 
 def make(path, layout="deflated"):
-    with hdf5.created(path, "out.h5") as new:
+    with hdf5.create_file(path, "out.h5") as new:
         new.add("before", np.arange(100))
         dataset = new.file.create_dataset("a", SHAPE, "i2", **LAYOUTS[layout])
         for number, entry in enumerate(values()):
@@ -189,7 +189,7 @@ def test_a_signal_is_handled_between_calls_of_hdf5(tmp_path):
             return np.arange(3)
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), hdf5.created(tmp_path / "out.h5", "out.h5") as new:
+    with pytest.raises(KeyboardInterrupt), hdf5.create_file(tmp_path / "out.h5", "out.h5") as new:
         new.add("a", Interrupting())
     assert signal.getsignal(signal.SIGINT) is before
     with h5py.File(tmp_path / "out.h5") as file:
