@@ -91,7 +91,7 @@ class RunReport:
             )
         return {
             "title": self.title,
-            "facts": {**self.read, **self._facts()},
+            "facts": {**self.read, **self._facts(), **self.read},
             "pictures": pictures,
             "table": self.table,
             "parameters": _as_texts(self.parameters),

@@ -1,39 +1,13 @@
-"""BIDS names and trees."""
+"""BIDS trees: which images are runs, and what lies beside them."""
 
 import json
 from pathlib import Path
 
 import pytest
-from datasets import SPACE, atlas, preprocessed
-from hypothesis import given
-from hypothesis import strategies as st
+from datasets import MNI, mask_of, preprocessed, run_of
 
-from sharedmask.errors import DatasetError, NoInputError, ParameterError
-from sharedmask.study.atlases import find_atlas
-from sharedmask.study.bids import find_runs
-from sharedmask.study.names import ENTITIES, Name, label
-
-values = st.text("abcXYZ019", min_size=1, max_size=5)
-
-
-@given(st.dictionaries(st.sampled_from(ENTITIES), values, min_size=1), st.sampled_from([".nii.gz", ".tsv"]))
-def test_names_survive_a_round_trip_in_the_standards_order(entities, extension):
-    written = str(Name(entities, "bold", extension))
-    assert Name.parse(written) == Name(entities, "bold", extension)
-    keys = [part.split("-")[0] for part in written.split("_")[:-1]]
-    assert keys == sorted(entities, key=ENTITIES.index)
-
-
-@pytest.mark.parametrize(
-    "name", ["bold.nii.gz", "sub-01", "sub_01_bold.nii", "sub-01_task_bold.nii", "_bold.nii"]
-)
-def test_other_names_are_refused(name):
-    with pytest.raises(ParameterError, match=r"no BIDS name"):
-        Name.parse(name)
-
-
-def test_labels_have_letters_and_digits_only():
-    assert label("Schaefer 2018_400-parcels") == "Schaefer2018400parcels"
+from sharedmask.errors import DatasetError, MissingFileError, NoInputError, ParameterError
+from sharedmask.study.bids import NATIVE, find_runs, find_strays
 
 
 def test_a_run_comes_with_what_lies_beside_it(tmp_path):
@@ -104,19 +78,153 @@ def test_what_is_no_dataset_is_refused(tmp_path):
         find_runs(tmp_path)
 
 
-def test_an_atlas_by_file_and_by_name(tmp_path):
-    path = atlas(tmp_path / "atlases")
-    for found in (find_atlas(path), find_atlas("Toy", [tmp_path])):
-        assert (found.image, found.name) == (path, "Toy")
-        assert found.lut.name.endswith("_atlas-Toy_dseg.tsv")
-    with pytest.raises(NoInputError, match=r"AAL is neither a file nor an atlas of .*there are: Toy"):
-        find_atlas("AAL", [tmp_path])
+# --- found by entities ---------------------------------------------------------------------------
 
 
-def test_several_atlases_of_one_name_are_told_apart_by_space(tmp_path):
-    path = atlas(tmp_path)
-    other = path.with_name(path.name.replace("MNI152NLin2009cAsym", "MNI152NLin6Asym"))
-    other.write_bytes(path.read_bytes())
-    with pytest.raises(NoInputError, match=r"in several files"):
-        find_atlas("Toy", [tmp_path])
-    assert find_atlas("Toy", [tmp_path], SPACE.removeprefix("space-")).image == path
+def described(root):
+    root.mkdir()
+    (root / "dataset_description.json").write_text('{"Name": "some"}')
+    return root
+
+
+STEM = "sub-01_task-rest_run-1"
+
+
+@pytest.mark.parametrize(
+    ("bold", "masks", "found"),
+    [
+        ("", [f"{STEM}_{MNI}"], f"{STEM}_{MNI}"),
+        ("_echo-2", [f"{STEM}_{MNI}"], f"{STEM}_{MNI}"),
+        ("_echo-2", [f"{STEM}_echo-1_{MNI}"], f"{STEM}_echo-1_{MNI}"),
+        ("_echo-2", [f"{STEM}_echo-1_{MNI}", f"{STEM}_echo-2_{MNI}"], f"{STEM}_echo-2_{MNI}"),
+        ("_echo-2", [f"{STEM}_echo-1_{MNI}", f"{STEM}_{MNI}"], f"{STEM}_{MNI}"),
+        ("_part-mag", [f"{STEM}_part-phase_{MNI}"], f"{STEM}_part-phase_{MNI}"),
+        ("", [f"{STEM}_echo-1_{MNI}"], f"{STEM}_echo-1_{MNI}"),
+        ("", [f"sub-01_task-rest_run-01_{MNI}"], f"sub-01_task-rest_run-01_{MNI}"),
+        ("", [f"sub-01_task-rest_{MNI}"], f"sub-01_task-rest_{MNI}"),
+        ("", [f"sub-01_task-rest_{MNI}", f"{STEM}_{MNI}"], f"{STEM}_{MNI}"),
+        ("", [f"sub-01_task-rest_run-2_{MNI}"], None),
+        ("", [STEM], None),
+        ("", [f"{STEM}_space-T1w"], None),
+        ("", [f"{STEM}_{MNI}_res-2"], None),
+        ("", [f"sub-01_task-nback_{MNI}"], None),
+    ],
+)
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_masks_are_found_by_entities(tmp_path, bold, masks, found, extension):
+    root = described(tmp_path / "in")
+    path = run_of(root, f"{STEM}{bold}")
+    for name in masks:
+        mask_of(path, name, extension=extension)
+    (run,) = find_runs(root)
+    assert run.mask == (found and path.with_name(f"{found}_desc-brain_mask{extension}"))
+
+
+def test_of_a_mask_with_and_without_compression_the_one_like_the_run_is_taken(tmp_path):
+    root = described(tmp_path / "in")
+    path = run_of(root, STEM)
+    for extension in (".nii", ".nii.gz"):
+        mask_of(path, f"{STEM}_{MNI}", extension=extension)
+    assert find_runs(root)[0].mask.name.endswith(".nii.gz")
+
+
+def test_several_masks_that_could_be_meant_are_named(tmp_path):
+    root = described(tmp_path / "in")
+    path = run_of(root, f"{STEM}_echo-3")
+    for echo in (1, 2):
+        mask_of(path, f"{STEM}_echo-{echo}_{MNI}")
+    with pytest.raises(DatasetError, match=r"has several files of one kind: .*echo-1.*, .*echo-2"):
+        _ = find_runs(root)[0].mask
+
+
+@pytest.mark.parametrize("what", ["mask", "confounds", "sidecar"])
+def test_links_to_nothing_are_named_with_how_to_get_them(tmp_path, what):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (run,) = find_runs(root)
+    path = {"mask": run.mask, "confounds": run.confounds, "sidecar": run.sidecars[-1]}[what]
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/gone")
+    (run,) = find_runs(root)
+    with pytest.raises(MissingFileError, match=rf"{path.name} is a link to .*gone, .*`datalad get "):
+        getattr(run, what)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "Expecting value"),
+        ('{"a": "\u00fc"}'.encode("latin-1"), "it is not UTF-8"),
+        (b"[1]", "a JSON object was expected, not list"),
+    ],
+)
+def test_what_is_wrong_with_a_sidecar_is_the_runs_alone(tmp_path, content, what):
+    root = preprocessed(tmp_path / "in")
+    find_runs(root)[0].sidecars[-1].write_bytes(content)
+    bad, good = find_runs(root)
+    with pytest.raises(DatasetError, match=what):
+        _ = bad.sidecar
+    assert good.sidecar["RepetitionTime"] == 2.0
+
+
+def test_marks_of_byte_order_and_numbers_that_are_none_are_read_past(tmp_path):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (run,) = find_runs(root)
+    run.sidecars[-1].write_bytes(b'\xef\xbb\xbf{"RepetitionTime": NaN, "StartTime": NaN}')
+    (root / "bold.json").write_text('{"RepetitionTime": 1.5}')
+    (run,) = find_runs(root)
+    assert run.start_time is None
+    assert run.repetition_time == (1.5, root / "bold.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tmp_bold.nii.gz", "bold.nii.gz", f"sub-01_task-rest_{MNI}_desc-preproc (copy)_bold.nii.gz",
+     f"sub-01_task-n-back_{MNI}_desc-preproc_bold.nii.gz", "sub-01_task-rest_task-rest_bold.nii.gz",
+     f"sub-02_task-rest_{MNI}_desc-preproc_bold.nii.gz", "sub-01_ses-1_task-rest_desc-preproc_bold.nii.gz",
+     f"sub-01_task-rest_{MNI}:res-2_desc-preproc_bold.nii.gz", "sub-01_desc-v1.2_bold.nii.gz"],
+)  # fmt: skip
+def test_stray_images_are_left_out_and_named(tmp_path, name):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (run,) = find_runs(root)
+    run.bold.with_name(name).write_bytes(b"")
+    assert [found.bold for found in find_runs(root)] == [run.bold]
+    ((path, why),) = find_strays(root).items()
+    assert path.name == name and name in why
+
+
+def test_hidden_files_are_nobodys(tmp_path):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (run,) = find_runs(root)
+    run.bold.with_name(f"._{run.bold.name}").write_bytes(b"")
+    assert len(find_runs(root)) == 1 and find_strays(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("space", "sidecar", "expected"),
+    [
+        (MNI, {}, "MNI152NLin2009cAsym"),
+        ("space-MNIInfant_cohort-2", {}, "MNIInfant+2"),
+        ("acq-x", {}, NATIVE),
+        ("acq-x", {"SpatialReference": "MNI152NLin6Asym"}, "MNI152NLin6Asym"),
+        (
+            "acq-x",
+            {"SpatialReference": "https://x.org/tpl-MNI152NLin6Asym_res-02_T1w.nii.gz"},
+            "MNI152NLin6Asym",
+        ),
+        ("acq-x", {"SpatialReference": {"VolumeReference": "MNI305"}}, "MNI305"),
+    ],
+)
+def test_a_run_has_a_space(tmp_path, space, sidecar, expected):
+    root = described(tmp_path / "in")
+    path = run_of(root, STEM, space=space)
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
+    assert find_runs(root)[0].space == expected
+
+
+@pytest.mark.parametrize("wanted", [{"run": 1}, {"run": "01"}, {"run": ["1"]}, {"echo": None}])
+def test_filters_take_numbers_and_what_is_not_there(tmp_path, wanted):
+    root = described(tmp_path / "in")
+    run_of(root, STEM)
+    run_of(root, "sub-01_task-rest_run-2_echo-1")
+    (run,) = find_runs(root, wanted)
+    assert run.name.entities["run"] == "1"

@@ -1,0 +1,49 @@
+"""Names of BIDS files."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharedmask.errors import ParameterError
+from sharedmask.study.names import ENTITIES, Name, camel, image_stem, label, same
+
+values = st.text("abcXYZ019", min_size=1, max_size=5)
+
+
+@given(st.dictionaries(st.sampled_from(ENTITIES), values, min_size=1), st.sampled_from([".nii.gz", ".tsv"]))
+def test_names_survive_a_round_trip_in_the_standards_order(entities, extension):
+    written = str(Name(entities, "bold", extension))
+    assert Name.parse(written) == Name(entities, "bold", extension)
+    keys = [part.split("-")[0] for part in written.split("_")[:-1]]
+    assert keys == sorted(entities, key=ENTITIES.index)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bold.nii.gz",
+        "sub-01",
+        "sub_01_bold.nii",
+        "sub-01_task_bold.nii",
+        "_bold.nii",
+        "sub-01_desc-1.2_bold.nii",
+        "sub-01_sub-01_bold.nii",
+    ],
+)
+def test_other_names_are_refused(name):
+    with pytest.raises(ParameterError, match=r"no BIDS name"):
+        Name.parse(name)
+
+
+def test_labels_have_letters_and_digits_only():
+    assert label("Schaefer 2018_400-parcels") == "Schaefer2018400parcels"
+
+
+def test_numbers_are_the_same_with_zeros_before_them():
+    assert same("run", "1", "01") and not same("run", "1", "11")
+    assert not same("task", "1", "01") and not same("run", None, "0")
+
+
+def test_words_become_one():
+    assert camel("standard_deviation") == "standardDeviation" and camel("") == ""
+    assert image_stem("a/atlas.v1.nii.gz") == "atlas.v1" and image_stem("b.nii") == "b"
