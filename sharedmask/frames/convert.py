@@ -46,7 +46,6 @@ class Writer:
         with atomic_write(path) as temporary:
             nfdh5.write(
                 temporary,
-                str(path),
                 self.facts,
                 self.metadata,
                 self.header,

@@ -234,7 +234,6 @@ def _read_header(root: Any) -> tuple[Any, float | None]:
 
 def write(
     path: Path,
-    name: str,
     facts: Facts,
     metadata: Metadata,
     header: Any,
@@ -244,12 +243,9 @@ def write(
     compression: str | None = None,
     compression_opts: Any = None,
 ) -> None:
-    """Write ``volumes``, (X, Y, Z) arrays of ``dtype``, one after the other, and what is known of them.
-
-    ``name`` is the file's in messages.
-    """
+    """Write ``volumes``, (X, Y, Z) arrays of ``dtype``, one after the other, and what is known of them."""
     aligned = {"alignment_threshold": _ALIGNMENT, "alignment_interval": _ALIGNMENT}
-    with hdf5.create_file(path, name, **aligned) as new:
+    with hdf5.create_file(path, **aligned) as new:
         root = _write_head(new.file, metadata)
         _write_fields(root, facts, metadata, header)
         shape = (len(metadata.numbers), *facts.shape[:3])

@@ -10,7 +10,9 @@ An entry is ``dataset[number]``: a frame, a subject.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import signal
 import threading
 import zlib
@@ -219,8 +221,8 @@ class NewFile:
     """An HDF5 file that is being written."""
 
     file: Any
+    _path: Path
     _output: _Output
-    _name: str
 
     def add(self, where: str, values: Any, **storage: Any) -> Any:
         """A new data set with these values."""
@@ -240,21 +242,19 @@ class NewFile:
         """Raise what went wrong when bytes were written."""
         error = self._output.error
         if isinstance(error, OSError) and error.errno:
-            raise type(error)(error.errno, error.strerror, self._name) from error
+            raise type(error)(error.errno, error.strerror, os.fspath(self._path)) from error
         if error is not None:
             raise error
 
 
 @contextlib.contextmanager
-def create_file(path: Path, name: str, **options: Any) -> Iterator[NewFile]:
+def create_file(path: Path, **options: Any) -> Iterator[NewFile]:
     """A new file, which was opened again, and is complete, when the context ends without an error.
 
     Parameters
     ----------
     path : Path
         Where it is written; the name may be one of /proc/self/fd.
-    name : str
-        The file's in messages.
     **options
         Of :class:`h5py.File`.
 
@@ -267,22 +267,22 @@ def create_file(path: Path, name: str, **options: Any) -> Iterator[NewFile]:
     # Through a file object: HDF5 itself looks for the name of the file, and it may have none yet.
     with _Output(FileIO(path, "w+")) as output:
         file = h5py.File(output, "w", **options)
-        new = NewFile(file, output, name)
+        new = NewFile(file, path, output)
         try:
             yield new
         finally:
             with _signals_deferred():
                 file.close()
     new.check()
-    _verify(path, name)
+    _verify(path)
 
 
-def _verify(path: Path, name: str) -> None:
+def _verify(path: Path) -> None:
     try:
         with open(path, "rb") as raw, _h5py().File(raw, "r") as file:
             file.visititems(lambda _, found: None)
     except (OSError, RuntimeError, KeyError) as error:
-        raise OSError(f"{name} was not written as it should be: {error}") from error
+        raise OSError(errno.EIO, f"HDF5 cannot read what it wrote: {error}", os.fspath(path)) from error
 
 
 @contextlib.contextmanager

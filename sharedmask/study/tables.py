@@ -73,7 +73,7 @@ def _write_npz(path: Path, series: Mapping[str, Array]) -> None:
 
 
 def _write_h5(path: Path, series: Mapping[str, Array]) -> None:
-    with hdf5.create_file(path, str(path)) as new:
+    with hdf5.create_file(path) as new:
         for name, array in series.items():
             new.add(name.replace("/", "_"), array)
 

@@ -26,6 +26,7 @@ from sharedmask.errors import SegmentError, SharedMaskWarning
 from sharedmask.system import process, settings
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
 _swept: set[tuple[int, int]] = set()
 
@@ -183,7 +184,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The file has no name while it is written, so that no signal leaves one; where files must have a name
     (network file systems), the next process that writes to the directory removes those of dead ones.
     Its bytes are on the disk before it is called ``path``, and the name is there when this returns.
-    What is no regular file (a pipe, a device) is written to, never replaced.
+    What is no regular file (a pipe, a device) is written to, never replaced. An error of the system's that
+    is about this file, such as a full disk, names ``path``.
 
     Examples
     --------
@@ -206,7 +208,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             draft = _named_draft(folder, path, fd, name)
         else:
             draft = _nameless_draft(folder, path, fd)
-        with draft as temporary:
+        with draft as temporary, _naming(path, temporary):
             yield temporary
         with contextlib.suppress(OSError):  # not every file system has this for directories
             os.fsync(folder)
@@ -218,6 +220,17 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        is_full = error.filename is None and error.errno in _FULL
+        if is_full or error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)
+        raise
 
 
 def _is_special(path: Path) -> bool:
