@@ -114,41 +114,41 @@ def extract(
             _extract_one(cast(str, output), images[0], regions_on, list(confounds), **options)
 
 
-_MANY_ONLY = ("form", "overwrite", "shard", "dask")
+def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
+    """What is asked of each image, as :func:`sharedmask.extract` takes it."""
+    from sharedmask.compute.request import Parameters
+
+    asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
+    return asked | {"confounds": confounds or None, "progress": sys.stderr.isatty()}
 
 
 def _extract_one(
     output: str, bold: str, regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
 ) -> None:
-    from sharedmask.image.extraction import extract as extract_signals
-    from sharedmask.sources.source import open_source
+    from sharedmask.image.extraction import Extraction
     from sharedmask.study.tables import series_writer, write_series, write_table
 
-    stat = options.pop("stat")
+    stat = options["stat"]
     as_table = stat is not None or output == "-" or output.endswith(".tsv")
     check_output(output)
     if not as_table:
         series_writer(output)
-    for name in _MANY_ONLY:
-        options.pop(name)
-    source = open_source(bold)
-    regions = regions_on(source.grid)
-    start = time.monotonic()
-    signals = extract_signals(
-        source,
-        regions,
+    asked = Extraction.prepared(
+        bold,
+        regions_on,
+        options["smoothing_fwhm"],
         strategy=strategy_of(stat) if as_table else None,
-        confounds=confounds or None,
-        progress=sys.stderr.isatty(),
-        **options,
+        **_asked(options, confounds),
     )
+    regions, start = asked.request.regions, time.monotonic()
+    signals = asked.run(options["memory_limit"], options["memory"])
     if as_table:
         write_table(output, signals, regions.names)
     else:
         series = signals.values() if isinstance(signals, dict) else signals
         write_series(output, dict(zip(regions.names, series, strict=True)))
     took = time.monotonic() - start
-    echo(f"{bold}: {len(regions)} regions x {source.n_timepoints} volumes in {took:.1f} s")
+    echo(f"{bold}: {len(regions)} regions x {asked.source.n_timepoints} volumes in {took:.1f} s")
 
 
 def _extract_many(
@@ -158,19 +158,19 @@ def _extract_many(
     from sharedmask.study.output import extract_to
     from sharedmask.system.process import effective_n_jobs
 
-    stat, dask = options.pop("stat"), options.pop("dask")
-    n_jobs = effective_n_jobs(options.pop("n_jobs"))
+    asked, dask = _asked(options, confounds), options["dask"]
+    n_jobs = effective_n_jobs(asked.pop("n_jobs"))
+    once = ("overwrite", "shard", "memory", "memory_limit", "smoothing_fwhm", "resampling_target")
     with on_dask(dask, n_jobs) if dask else contextlib.nullcontext() as executor:
         study = extract_to(
             folder,
             images,
             regions_on,
-            form=f".{options.pop('form')}",
-            strategy=strategy_of(stat),
-            confounds=confounds or None,
+            form=f".{options['form']}",
+            strategy=strategy_of(options["stat"]),
             executor=executor,
             n_jobs=None if dask else n_jobs,
-            progress=sys.stderr.isatty(),
-            **options,
+            **asked,
+            **{name: options[name] for name in once},
         )
     echo_study(study, "images")

@@ -1,12 +1,13 @@
-"""The parameters of a request, checked: one clear refusal before any work is done.
+"""Requests: all that one call asks of an image, checked; one clear refusal before any work is done.
 
-Covers: dtypes, non-finite values, cleaning (confounds, sample masks, repetition time), jobs. Does
-not cover: which voxels are asked for (``regions``), carrying the request out (``signals``).
+Covers: regions, what is made of them, dtypes, non-finite values, cleaning (confounds, sample masks,
+repetition time), jobs. Does not cover: which voxels a mask has (``regions``), what a request takes
+(``plan``), carrying it out (``signals``).
 """
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import DTypeLike, NDArray
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.compute.confounds import confounds_table, kept_volumes
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.reduction import STRATEGIES
+from sharedmask.compute.reduction import BY_VOLUME, STRATEGIES
 from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion, NanPolicy
 from sharedmask.system.process import effective_n_jobs
@@ -45,21 +47,34 @@ class Parameters(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """The checked parameters of one call."""
+    """All that one call asks of an image, checked."""
 
-    dtype: DTypeLike | Literal["auto"] | None
-    nan_policy: NanPolicy | None
-    cleaning: Cleaning
-    n_jobs: int
+    regions: Regions
+    dtype: DTypeLike | Literal["auto"] | None = "auto"
+    nan_policy: NanPolicy | None = None
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    strategy: str | None = None
+    """For one value per region and volume; None: the signals of all voxels, or what ``function`` makes."""
+    function: Callable[[NDArray[Any]], Any] | None = None
+    n_jobs: int = 1
     prefer: Prefer = None
     progress: Progress = None
     on_result: OnResult = None
+    label: str = "extract"
+    """What monitors call it."""
+    operation: str = "extracting"
+    """What messages call it."""
 
     @classmethod
     def checked(
         cls,
         facts: Facts,
+        regions: Regions,
         *,
+        strategy: str | None = None,
+        function: Callable[[NDArray[Any]], Any] | None = None,
+        label: str = "extract",
+        operation: str | None = None,
         n_jobs: int | None = None,
         prefer: Prefer = None,
         dtype: DTypeLike | Literal["auto"] | None = "auto",
@@ -75,15 +90,34 @@ class Request:
             raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
         check_names(cleaning)
         _check_dtype(dtype)
+        if strategy is not None:
+            check_strategy(strategy)
         return cls(
+            regions=regions,
             dtype=dtype,
             nan_policy=nan_policy,
             cleaning=checked_cleaning(facts, **cleaning),
+            strategy=strategy,
+            function=function,
             n_jobs=effective_n_jobs(n_jobs),
             prefer=prefer,
             progress=progress,
             on_result=on_result,
+            label=label,
+            operation=operation or f"extracting from {facts.name}",
         )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the results can be made while volumes pass by."""
+        if self.function is not None:
+            return False
+        return self.strategy in BY_VOLUME if self.strategy else not self.cleaning.needed
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether the work keeps the interpreter busy."""
+        return self.function is not None or (self.strategy is None and self.cleaning.needed)
 
     def conversion(self, facts: Facts) -> Conversion:
         """For the signals of voxels: nilearn's dtypes, unless told otherwise.
@@ -102,7 +136,7 @@ class Request:
         policy = self.nan_policy or ("propagate" if self.dtype is None else "zero")
         return Conversion(facts.slope, facts.inter, scaled, result, policy, facts.name)
 
-    def finished(self, signals: NDArray[Any]) -> NDArray[Any]:
+    def cast_result(self, signals: NDArray[Any]) -> NDArray[Any]:
         """Cleaned signals in the dtype asked for."""
         if self.dtype is None or self._automatic:
             return signals

@@ -1,39 +1,95 @@
-"""Extraction: the signals of masks in one pass over an image that is never held.
+"""Extraction: what is asked of an image in one pass, prepared once; nothing of the image is held.
 
-Covers: what is kept on the way (results, or the rows of the masks' voxels), what that takes; batches
-of masks, handed over one after the other.
-Does not cover: images that several calls share (``image``), the work itself (``signals``).
+Covers: an image and a request made ready together, what that takes, what identifies it; batches of
+masks, handed over one after the other. Does not cover: images that several calls share (``image``), the
+work itself (``signals``).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Unpack
 
 import numpy as np
 
 from sharedmask.compute import plan as plans
-from sharedmask.compute import progress, reduction
-from sharedmask.compute import signals as masking
+from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan
 from sharedmask.compute.request import Parameters, Request, check_strategy
-from sharedmask.compute.signals import FEWER
 from sharedmask.errors import MemoryLimitError, ParameterError
-from sharedmask.image import results as recall
-from sharedmask.regions import fit
+from sharedmask.image.results import Lookup, get_or_compute
+from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources import loader, transform
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.transform import smoothed
+from sharedmask.storage import rows
 from sharedmask.storage.kept import Cache
-from sharedmask.storage.rows import transposing_threads, union_bytes
-from sharedmask.system import monitor
+from sharedmask.storage.rows import Series
+from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
 OnBatch = Callable[[dict[Any, Array]], object]
 
 _HELD_SHARE = 0.5  # of the limit: the union of all masks, for which the image is read once
+_FORMAT = 2  # of what identifies an extraction to those who ask whether it is done
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An image and what is asked of it: headers and masks are read, values are not. It travels."""
+
+    source: Source
+    request: Request
+
+    @classmethod
+    def prepared(
+        cls,
+        source: Any,
+        regions_on: Callable[[Grid], Regions],
+        smoothing_fwhm: float | None = None,
+        **asked: Any,
+    ) -> "Extraction":
+        """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
+        opened = smoothed(open_source(source), smoothing_fwhm)
+        read, regions = align_to_masks(opened, regions_on(opened.grid))
+        return cls(read, Request.checked(read, regions, **asked))
+
+    def needed(self, budget: MemoryBudget) -> int:
+        """Bytes that it takes at its peak.
+
+        Raises
+        ------
+        MemoryLimitError
+            They are more than may be used.
+        """
+        return plans.of_volumes(self.source, self.request, budget).needed
+
+    def digest(self, variant: str) -> str:
+        """Of all that its signals depend on, and of ``variant``."""
+        parts = _FORMAT, variant, Lookup(self.source, self.source.fingerprint, self.request).identity
+        return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def run(self, memory_limit: int | float | str | None = None, memory: Any = None) -> Any:
+        """The signals, in the container of the masks; with a strategy one array."""
+        knobs = settings.current()
+        cache = Cache.of(memory, knobs)
+
+        def compute() -> list[Array]:
+            budget = MemoryBudget.here(memory_limit, knobs=knobs)
+            return signals.run(
+                self.source, plans.of_volumes(self.source, self.request, budget), budget
+            ).values
+
+        if cache is None:
+            results = compute()
+        else:
+            lookup = Lookup(self.source, self.source.fingerprint, self.request)
+            results = get_or_compute(cache, lookup, compute)
+        return self.request.regions.pack(results) if self.request.strategy is None else results[0]
 
 
 def extract(
@@ -95,25 +151,17 @@ def extract(
     >>> extract(bold, atlas, strategy="mean").shape
     (10, 2)
     """
-    opened = transform.smoothed(open_source(source), smoothing_fwhm)
-    grid = opened.grid
-    request = Request.checked(opened, **parameters)
     _check_batches(strategy, memory, batch_size, on_batch)
-    regions = regions_of(masks, grid, strategy, resampling_target)
-    opened, regions = fit.align_to_masks(opened, regions)
+    asked = Extraction.prepared(
+        source,
+        lambda grid: regions_of(masks, grid, strategy, resampling_target),
+        smoothing_fwhm,
+        strategy=strategy,
+        **parameters,
+    )
     if on_batch is not None:
-        return _in_batches(opened, regions, request, MemoryBudget.here(memory_limit), batch_size, on_batch)
-
-    def compute() -> list[Array]:
-        return _extracted(opened, regions, request, strategy, MemoryBudget.here(memory_limit))
-
-    cache = Cache.of(memory)
-    if cache is None:
-        results = compute()
-    else:
-        asked = recall.Asked(opened, opened.fingerprint, regions, request, strategy)
-        results = recall.get_or_compute(cache, asked, compute)
-    return regions.pack(results) if strategy is None else results[0]
+        return _in_batches(asked, MemoryBudget.here(memory_limit), batch_size, on_batch)
+    return asked.run(memory_limit, memory)
 
 
 def regions_of(masks: Any, grid: Grid, strategy: str | None, target: ResamplingTarget) -> Regions:
@@ -122,88 +170,6 @@ def regions_of(masks: Any, grid: Grid, strategy: str | None, target: ResamplingT
         return Regions.from_any(masks, grid, resampling_target=target)
     check_strategy(strategy)
     return Regions.from_atlas_or_masks(masks, grid, resampling_target=target)
-
-
-def projected(
-    source: Source, regions: Regions, strategy: str | None, request: Request, budget: MemoryBudget
-) -> int:
-    """Bytes that :func:`extract` takes for these regions at its peak.
-
-    Raises
-    ------
-    MemoryLimitError
-        They are more than may be used.
-    """
-    operation = f"extracting from {source.name}"
-    if strategy is None and not request.cleaning.needed:
-        return _streaming_bytes(source, regions, request)
-    if strategy in reduction.BY_VOLUME:
-        return _reducing_bytes(source, regions, request)
-    if strategy is None:
-        plan = plans.mask(source, regions, request, budget, operation)
-    else:
-        plan = plans.reduce(source, regions, strategy, request, budget, operation)
-    return union_bytes(source, regions) + plan.needed
-
-
-def _streaming_bytes(source: Source, regions: Regions, request: Request) -> int:
-    itemsize, n_rows = request.conversion(source).result.itemsize, len(regions.indices)
-    return n_rows * source.n_timepoints * itemsize + loader.buffer_bytes(source, n_rows)
-
-
-def _reducing_bytes(source: Source, regions: Regions, request: Request) -> int:
-    reading = loader.buffer_bytes(source, len(regions.indices))
-    return reading + plans.reduce_volumes(source, regions, request)
-
-
-def _extracted(
-    source: Source, regions: Regions, request: Request, strategy: str | None, budget: MemoryBudget
-) -> list[Array]:
-    """The signals of each region; or, with a ``strategy``, a single array of all."""
-    operation = f"extracting from {source.name}"
-    if strategy in reduction.BY_VOLUME:
-        return [_reduced(source, regions, strategy, request, budget)]
-    if strategy is not None:
-        plan = plans.reduce(source, regions, strategy, request, budget, operation)
-        with masking.load_union(source, regions, plan, budget) as rows:
-            return [masking.reduce(rows, regions, strategy, plan)]
-    if request.cleaning.needed:
-        plan = plans.mask(source, regions, request, budget, operation)
-        with masking.load_union(source, regions, plan, budget) as rows:
-            return masking.mask(rows, regions, plan)
-    return _streamed(source, regions, request, budget)
-
-
-def _streamed(source: Source, regions: Regions, request: Request, budget: MemoryBudget) -> list[Array]:
-    """Signals of voxels, written on the way: each volume's values go straight to their results."""
-    conversion, operation = request.conversion(source), f"extracting from {source.name}"
-    shape = (len(regions.indices), source.n_timepoints)
-    needed = _streaming_bytes(source, regions, request)
-    budget.require(operation, needed, FEWER)
-    with (
-        monitor.operation("extract", operation, needed),
-        progress.progress_to(request.progress, source.n_timepoints, "volume") as tell,
-    ):
-        rows = np.empty(shape, conversion.result)
-        loader.load(
-            source,
-            rows,
-            select=regions.indices,
-            conversion=conversion,
-            n_threads=transposing_threads(source),
-            on_volumes=tell,
-        )
-    return masking.notify(masking.split(rows, regions, source), regions, request)
-
-
-def _reduced(
-    source: Source, regions: Regions, strategy: str, request: Request, budget: MemoryBudget
-) -> Array:
-    """One value per region and volume, made on the way."""
-    operation, needed = f"extracting from {source.name}", _reducing_bytes(source, regions, request)
-    budget.require(operation, needed, FEWER)
-    with monitor.operation("extract", operation, needed):
-        return masking.reduced_in_passing(source, source, regions, strategy, request)
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -224,68 +190,68 @@ def _check_batches(
 
 
 def _in_batches(
-    source: Source,
-    regions: Regions,
-    request: Request,
-    budget: MemoryBudget,
-    batch_size: int | None,
-    on_batch: OnBatch,
+    asked: Extraction, budget: MemoryBudget, batch_size: int | None, on_batch: OnBatch
 ) -> dict[Any, tuple[int, ...]]:
     """Hand over the signals of some masks at a time; their shapes."""
-    once = union_bytes(source, regions) <= budget.limit * _HELD_SHARE
-    held = regions if once else None
-    size = batch_size or _fitting(source, regions, request, budget, held)
-    work = _planned(source, regions.batches(size), request, budget, held)
-    if not once:
-        return _handed_over(work, lambda batch, plan: _of_batch(source, batch, plan, budget), on_batch)
-    most = max((plan for _, plan in work), key=lambda plan: plan.needed)  # workers read one union: one plan
-    with masking.load_union(source, regions, most, budget) as rows:
-        return _handed_over(work, lambda batch, _: masking.mask(rows, batch, most), on_batch)
-
-
-def _planned(
-    source: Source,
-    batches: Iterable[Regions],
-    request: Request,
-    budget: MemoryBudget,
-    held: Regions | None,
-) -> list[tuple[Regions, Plan]]:
-    """Each batch's plan, while the union of ``held``, or its own, is in memory."""
-
-    def plan(batch: Regions) -> Plan:
-        left = replace(budget, limit=budget.limit - union_bytes(source, held or batch))
-        return plans.mask(source, batch, request, left, f"extracting {len(batch)} masks from {source.name}")
-
-    return [(batch, plan(batch)) for batch in batches]
-
-
-def _fitting(
-    source: Source, regions: Regions, request: Request, budget: MemoryBudget, held: Regions | None
-) -> int:
-    """How many masks go together: at first what signals alone would allow, then half of it, and so on."""
-    largest = max(plans.signals_bytes(source, one, request) for one in regions.batches(1))
-    size = min(max(1, budget.limit // largest), len(regions))
-    while size > 1:
-        try:
-            _planned(source, regions.batches(size), request, budget, held)
-            break
-        except MemoryLimitError:
-            size //= 2
-    return size
-
-
-def _of_batch(source: Source, batch: Regions, plan: Plan, budget: MemoryBudget) -> list[Array]:
-    with masking.load_union(source, batch, plan, budget) as rows:
-        return masking.mask(rows, batch, plan)
-
-
-def _handed_over(
-    work: list[tuple[Regions, Plan]], signals_of: Callable[[Regions, Plan], list[Array]], on_batch: OnBatch
-) -> dict[Any, tuple[int, ...]]:
+    batches = _Batches.of(asked, budget)
+    work = batches.planned(batch_size or batches.fitting())
     shapes: dict[Any, tuple[int, ...]] = {}
-    for batch, plan in work:
-        signals = dict(zip(batch.keys, signals_of(batch, plan), strict=True))
-        shapes |= {key: one.shape for key, one in signals.items()}
-        on_batch(signals)
-        del signals  # before the next are made
+    with batches.series(work) as series:
+        for plan in work:
+            results = signals.run(series, plan, budget).values
+            made = dict(zip(plan.request.regions.keys, results, strict=True))
+            shapes |= {key: one.shape for key, one in made.items()}
+            on_batch(made)
+            del made, results  # before the next are made
     return shapes
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Masks that go together, planned before the first is read."""
+
+    source: Source
+    request: Request
+    budget: MemoryBudget
+    once: bool
+    """Whether the image is read once, for the rows of all masks; else once per batch."""
+
+    @classmethod
+    def of(cls, asked: Extraction, budget: MemoryBudget) -> "_Batches":
+        taken = rows.union_bytes(asked.source, asked.request.regions)
+        return cls(asked.source, asked.request, budget, taken <= budget.limit * _HELD_SHARE)
+
+    def planned(self, size: int) -> list[Plan]:
+        """The plan of each batch; refused if one does not fit."""
+        return [self._plan(batch) for batch in self.request.regions.batches(size)]
+
+    def _plan(self, batch: Regions) -> Plan:
+        operation = f"extracting {len(batch)} masks from {self.source.name}"
+        request = replace(self.request, regions=batch, operation=operation)
+        if not self.once:
+            return plans.of_volumes(self.source, request, self.budget)
+        left = self.budget.less(rows.union_bytes(self.source, self.request.regions))
+        return plans.of_rows(self.source, request, left)
+
+    def fitting(self) -> int:
+        """How many masks go together: at first what signals alone would allow, then half of it, and so on."""
+        singles = (replace(self.request, regions=one) for one in self.request.regions.batches(1))
+        largest = max(plans.signals_bytes(self.source, one) for one in singles)
+        size = min(max(1, self.budget.limit // largest), len(self.request.regions))
+        while size > 1:
+            try:
+                self.planned(size)
+                break
+            except MemoryLimitError:
+                size //= 2
+        return size
+
+    @contextlib.contextmanager
+    def series(self, work: list[Plan]) -> Iterator[Series]:
+        """What the batches are taken from."""
+        if not self.once:
+            yield self.source
+            return
+        shared = any(plan.in_processes for plan in work)
+        with rows.load_union(self.source, self.request.regions.union, shared, self.budget) as held:
+            yield held

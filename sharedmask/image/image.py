@@ -11,13 +11,13 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.compute.request import Request
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
@@ -25,19 +25,20 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
-from sharedmask.image import protocol, results
+from sharedmask.image import protocol
 from sharedmask.image.operations import Operations
+from sharedmask.image.results import Lookup, identity
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import transform
 from sharedmask.sources.source import Facts, Source, open_source
-from sharedmask.storage import container, registry, segment
-from sharedmask.storage import rows as masking
+from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.storage.rows import Rows, geometry_of, load
+from sharedmask.storage.rows import Held, geometry_of
 from sharedmask.storage.segment import Handle
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.monitor import MemoryReport
+from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -99,8 +100,8 @@ class SharedImage(Operations):
         memory_limit: int | float | str | None = None,
         name: str | None = None,
     ) -> None:
-        if store not in ("auto", *masking.STORES):
-            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, masking.STORES))}")
+        if store not in ("auto", *rows.STORES):
+            raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
         self._source: Source | None = transform.smoothed(open_source(source), smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
@@ -119,7 +120,7 @@ class SharedImage(Operations):
         self._lock = threading.RLock()
         self._owned: OwnedSegment | None = None
         self._lease: socket.socket | None = None
-        self._rows: Rows | None = None
+        self._held: Held | None = None
         self._fingerprint: str | None = None
         self._store: tuple[str, str] | None = None
         self._closed = False
@@ -164,18 +165,18 @@ class SharedImage(Operations):
     @property
     def store(self) -> tuple[str, str]:
         """Where the bytes live or would live now, and why there."""
-        if self._store is None:
-            assert self._source is not None  # an attached image knows its owner's choice
-            budget = MemoryBudget.here(self._memory_limit)
-            return masking.choose(self._asked_store, self._source, self._voxels, budget)
-        return self._store
+        return self._store or self._choice(MemoryBudget.here(self._memory_limit))
+
+    def _choice(self, budget: MemoryBudget) -> tuple[str, str]:
+        assert self._source is not None  # an attached image knows its owner's choice
+        return rows.choose(self._asked_store, self._source, self._voxels, budget)
 
     @property
     def closed(self) -> bool:
         return self._closed
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._rows else "not loaded"
+        state = "closed" if self._closed else "open" if self._held else "not loaded"
         shape = "x".join(map(str, self.shape))
         store, reason = self.store
         facts = f"{shape} {self.dtype} {format_bytes(self.nbytes)}"
@@ -196,61 +197,73 @@ class SharedImage(Operations):
         self._loaded()
         return self
 
-    def _loaded(self) -> Rows:
+    def _loaded(self, budget: MemoryBudget | None = None) -> Held:
         with self._lock:
             self._check_open()
-            if self._rows is None:
+            if self._held is None:
+                budget = budget or MemoryBudget.here(self._memory_limit)
                 with monitor.operation("load", f"loading {self._name}", self.nbytes):
-                    self._rows = self._load()
-            return self._rows
+                    self._held = self._load(budget)
+            return self._held
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedImageError(f"{self._name} is closed: open it again with SharedImage(...)")
 
     @contextlib.contextmanager
-    def _in_use(self) -> Iterator[Rows]:
-        """The rows; if another thread closes the image before workers attach, that is what is said."""
+    def _in_use(self, knobs: Settings) -> Iterator[tuple[Held, MemoryBudget]]:
+        """The image, and what a call may take besides, whose surroundings are looked at once.
+
+        If another thread closes the image before workers attach, that is what is said.
+        """
         try:
-            yield self._loaded()
+            before = self._bytes_in_memory
+            budget = MemoryBudget.here(self._memory_limit, before, knobs)
+            held = self._loaded(budget)
+            yield held, budget.less(self._bytes_in_memory - before)
         except AttachError as error:
             if self._closed:
                 raise ClosedImageError(f"{self._name} was closed while it was in use") from error
             raise
 
-    def _load(self) -> Rows:
+    @property
+    def _bytes_in_memory(self) -> int:
+        """What the image takes now that counts as memory in use."""
+        return self.nbytes if self._store is not None and rows.in_memory(self._store[0]) else 0
+
+    def _load(self, budget: MemoryBudget) -> Held:
         assert self._source is not None  # an attached image has its rows
         if self._source.paths:
-            self._fingerprint = results.identity(self._source)
-        budget = MemoryBudget.here(self._memory_limit)
-        store, reason = self.store
+            self._fingerprint = identity(self._source)
+        store, reason = self._choice(budget)
         _log.info("%s goes to %s: %s", self._name, store, reason)
-        self._owned, rows = load(self._source, self._voxels, self._name, budget, store)
+        self._owned, held = rows.load(self._source, self._voxels, self._name, budget, store)
         self._store = store, reason
-        return rows
+        return held
 
-    def _budget(self) -> MemoryBudget:
-        return MemoryBudget.here(self._memory_limit, self.nbytes if masking.in_memory(self.store[0]) else 0)
-
-    def _read_as(self) -> str | None:
+    def _lookup(self, request: Request) -> Lookup | None:
         with self._lock:
             self._check_open()
             if self._source is None:
                 return None
-            if self._rows is None or self.store[0] == "file":
+            if self._held is None or self.store[0] == "file":
                 self._fingerprint = self._source.fingerprint
-            return self._fingerprint
+            if self._fingerprint is None:
+                return None
+            return Lookup(self._source, self._fingerprint, request, self._voxels)
 
     def memory_report(self) -> MemoryReport:
         """What the image takes and where, what this process and its workers hold, what they may."""
-        return monitor.report(self._rows is not None, self.nbytes, self.store, self._budget())
+        budget = MemoryBudget.here(self._memory_limit, self._bytes_in_memory)
+        store = self._store or self._choice(budget)
+        return monitor.report(self._held is not None, self.nbytes, store, budget)
 
     def close(self) -> None:
         """Release the memory; results and views that are still in use keep theirs. Idempotent."""
         with self._lock:
-            self._closed, self._rows = True, None
+            self._closed, self._held = True, None
             if self._owned is not None:
-                masking.release(self._owned)
+                rows.release(self._owned)
                 self._owned = None
             if self._lease is not None:
                 self._lease.close()
@@ -279,13 +292,12 @@ class SharedImage(Operations):
     def publish(self, name: str) -> Handle:
         """Load the image and let others find it by ``name`` (:meth:`attach`, ``sharedmask ls``)."""
         with self._lock:
-            rows = self._loaded()
+            self._loaded()
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
             handle = self._owned.rename(name)
             self._name = name
-            assert rows.shared is not None
-            self._rows = replace(rows, shared=replace(rows.shared, handle=handle))
+            self._held = rows.attached(segment.attach(handle))
             return handle
 
     @classmethod
@@ -304,13 +316,13 @@ class SharedImage(Operations):
         """
         if isinstance(handle, str):
             handle = Handle.from_json(handle) if handle.lstrip().startswith("{") else registry.find(handle)
-        rows = Rows.attached(segment.attach(handle))
+        attachment = segment.attach(handle)
+        held = rows.attached(attachment)
         image = cls.__new__(cls)
         image._source = None
-        image._begin(rows.facts, handle.label)
-        image._voxels, image._rows = rows.voxels, rows
-        assert rows.attachment is not None
-        image._store = rows.attachment.kind, "its owner's choice"
+        image._begin(held.facts, handle.label)
+        image._voxels, image._held = held.voxels, held
+        image._store = attachment.kind, "its owner's choice"
         return image
 
     @classmethod
@@ -377,12 +389,12 @@ class SharedImage(Operations):
 
         Like :attr:`array` it travels to other processes as a handle, and so do its slices.
         """
-        rows = self._loaded()
-        if rows.voxels is not None:
+        held = self._loaded()
+        if held.voxels is not None:
             raise OutsideImageError(
                 f"{self._name} holds the voxels of its mask_img only: use frame() or mask()"
             )
-        return masking.stored_view(rows)
+        return held.stored_view
 
     @property
     def array(self) -> Array:
@@ -400,9 +412,9 @@ class SharedImage(Operations):
 
         A read-only view where the values are stored as they are, else a fresh array.
         """
-        rows = self._loaded()
+        held = self._loaded()
         if not isinstance(t, int | np.integer) or not -self.shape[3] <= t < self.shape[3]:
             raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t!r}")
-        if rows.voxels is None and not self._facts.is_scaled:
+        if held.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
-        return masking.volumes(rows, slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
+        return held.volumes_at(slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]

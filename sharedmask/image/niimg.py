@@ -17,9 +17,8 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import DTypeLike
 
 from sharedmask.sources.source import Facts, Source
-from sharedmask.storage import rows as masking
 from sharedmask.storage import segment
-from sharedmask.storage.rows import Rows
+from sharedmask.storage.rows import Held, attached
 from sharedmask.storage.segment import Handle
 from sharedmask.typing import Array
 
@@ -43,17 +42,17 @@ class SharedNifti(_Lent):
 
     # None for what nibabel and nilearn derive from it by calling its class: an ordinary image.
     _handle: Handle | None = None
-    rows: Rows | None = None
+    held: Held | None = None
     """The series behind the image, as it was attached."""
 
     @classmethod
     def of(cls, handle: Handle | str) -> SharedNifti:
         """The image behind a handle."""
         handle = Handle.from_json(handle) if isinstance(handle, str) else handle
-        rows = Rows.attached(segment.attach(handle))
-        facts = rows.facts
-        image = cls(_data_of(rows), facts.affine, dtype=facts.scaled_dtype)
-        image._handle, image.rows = handle, rows
+        held = attached(segment.attach(handle))
+        facts = held.facts
+        image = cls(_data_of(held), facts.affine, dtype=facts.scaled_dtype)
+        image._handle, image.held = handle, held
         image.header.set_xyzt_units("mm", "sec")
         if facts.ndim == 4 and facts.t_r:
             image.header.set_zooms((*image.header.get_zooms()[:3], facts.t_r))
@@ -102,11 +101,11 @@ class SourceNifti(_Lent):
         return SourceNifti.of, (self.source, self.source.fingerprint)
 
 
-def _data_of(rows: Rows) -> Any:
-    if rows.facts.is_scaled or rows.voxels is not None:
-        return _RowValues(rows)
-    view = masking.stored_view(rows)
-    return view[..., 0] if rows.facts.ndim == 3 else view
+def _data_of(held: Held) -> Any:
+    if held.facts.is_scaled or held.voxels is not None:
+        return _HeldValues(held)
+    view = held.stored_view
+    return view[..., 0] if held.facts.ndim == 3 else view
 
 
 class _Values(ABC):
@@ -136,16 +135,16 @@ class _Values(ABC):
     def _volume(self, t: int) -> Array: ...
 
 
-class _RowValues(_Values):
-    def __init__(self, rows: Rows) -> None:
-        super().__init__(rows.facts)
-        self._rows = rows
+class _HeldValues(_Values):
+    def __init__(self, held: Held) -> None:
+        super().__init__(held.facts)
+        self._held = held
 
     def _all(self) -> Array:
-        return masking.volumes(self._rows, slice(None)).reshape(self.shape, order="F")
+        return self._held.volumes_at(slice(None)).reshape(self.shape, order="F")
 
     def _volume(self, t: int) -> Array:
-        return masking.volumes(self._rows, slice(t, t + 1))[..., 0]
+        return self._held.volumes_at(slice(t, t + 1))[..., 0]
 
 
 class _SourceValues(_Values):

@@ -1,4 +1,4 @@
-"""Requests: what may be asked of an image that is held.
+"""Operations: what may be asked of an image that is held.
 
 Covers: the calls and their parameters, for any image that has rows; which masks go together. Does
 not cover: how an image comes to have rows and when it gives them up (``image``), checking parameters
@@ -6,60 +6,50 @@ not cover: how an image comes to have rows and when it gives them up (``image``)
 """
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sharedmask.compute import plan as plans
-from sharedmask.compute import reduction
-from sharedmask.compute import signals as masking
-from sharedmask.compute.plan import Plan
+from sharedmask.compute import signals
+from sharedmask.compute.plan import plan_for, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import ParameterError
-from sharedmask.image import results
-from sharedmask.regions import fit
+from sharedmask.image.results import Lookup, get_or_compute
+from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import Facts, Source
-from sharedmask.storage import rows as holding
+from sharedmask.sources.source import Facts
 from sharedmask.storage.kept import Cache
-from sharedmask.storage.rows import Rows
+from sharedmask.storage.rows import Held, Series, as_source
+from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.settings import Settings
 from sharedmask.typing import Array
 
 T = TypeVar("T")
-_Planner = Callable[[Facts, Regions, Request, MemoryBudget, str], Plan]
-_Work = Callable[[Rows, Regions, Plan], list[Any]]
 
 _BATCH_SHARE = 0.5  # of the memory that is left: what the signals of a batch of masks may take
 
 
-class Operations(ABC):
-    """The calls of an image, on rows that it provides."""
+class Operations:
+    """The calls of an image; what it has to provide is declared here."""
 
     _facts: Facts
     _grid: Grid
     _name: str
-    _source: Source | None
-    _voxels: NDArray[np.intp] | None
 
-    @abstractmethod
-    def _in_use(self) -> AbstractContextManager[Rows]:
-        """The rows, for the time of a call."""
+    if TYPE_CHECKING:
 
-    @abstractmethod
-    def _budget(self) -> MemoryBudget:
-        """What calls may take besides the image."""
+        def _in_use(self, knobs: Settings) -> AbstractContextManager[tuple[Held, MemoryBudget]]:
+            """The image, loaded, for the time of a call; and what the call may take besides."""
 
-    @abstractmethod
-    def _read_as(self) -> str | None:
-        """The fingerprint of the source whose values the rows have or will have; None if unknown."""
+        def _lookup(self, request: Request) -> Lookup | None:
+            """Under which results are kept; None if the image cannot be told from others."""
 
     def mask_parallel(
         self,
@@ -125,15 +115,10 @@ class Operations(ABC):
             Each with the file or mask and the number that is wrong.
         ClosedImageError, WorkerError
         """
-        request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
         operation = f"masking {self._name} with {len(regions)} masks"
-
-        def compute() -> list[Array]:
-            passing = None if request.cleaning.needed else 0
-            return self._carry_out(regions, request, operation, plans.mask, masking.mask, passing)
-
-        return regions.pack(self._recalled(memory, compute, regions, request, None))
+        request = self._request(regions, "mask", operation, **parameters)
+        return regions.pack(self._results(request, memory))
 
     def mask(
         self,
@@ -182,23 +167,11 @@ class Operations(ABC):
             Columns in the order of the labels or masks; ``Regions.table()`` names them.
             (n_regions,) for a 3D image.
         """
-        request = Request.checked(self._facts, **parameters)
-        check_strategy(strategy)
         regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
         operation = f"reducing {self._name} to {len(regions)} regions"
-
-        def plan(facts: Facts, regions: Regions, request: Request, budget: MemoryBudget, what: str) -> Plan:
-            return plans.reduce(facts, regions, strategy, request, budget, what)
-
-        def work(rows: Rows, regions: Regions, plan: Plan) -> list[Array]:
-            return [masking.reduce(rows, regions, strategy, plan)]
-
-        def compute() -> list[Array]:
-            in_passing = strategy in reduction.BY_VOLUME
-            passing = plans.reduce_volumes(self._facts, regions, request) if in_passing else None
-            return self._carry_out(regions, request, operation, plan, work, passing)
-
-        return self._recalled(memory, compute, regions, request, strategy)[0]
+        check_strategy(strategy)
+        request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
+        return self._results(request, memory)[0]
 
     def map(
         self,
@@ -219,14 +192,10 @@ class Operations(ABC):
         list, dict or object
             What ``func`` returned, in the container of ``masks``.
         """
-        request = Request.checked(self._facts, **parameters)
         regions = self._regions(masks, resampling_target)
         operation = f"calling a function on {len(regions)} masks of {self._name}"
-
-        def work(rows: Rows, regions: Regions, plan: Plan) -> list[T]:
-            return masking.map_regions(rows, regions, func, plan)
-
-        return regions.pack(self._carry_out(regions, request, operation, plans.map_regions, work))
+        request = self._request(regions, "map", operation, function=func, **parameters)
+        return regions.pack(self._run(request, settings.current()))
 
     def iter_masks(
         self,
@@ -258,22 +227,23 @@ class Operations(ABC):
             raise ParameterError(f"batch_size={batch_size!r} is no number of masks")
         batches = _batches(masks, self._grid, batch_size or 1, resampling_target)
         if batch_size is None:
-            request = Request.checked(self._facts, **parameters)
-            batches = self._fitting(batches, resampling_target, request)
+            batches = self._fitting(batches, resampling_target, parameters)
         for batch in batches:
             signals = self.mask_parallel(batch, resampling_target=resampling_target, **parameters)
             yield from signals.items()
 
     def _fitting(
-        self, singles: Iterator[Any], target: ResamplingTarget, request: Request
+        self, singles: Iterator[Any], target: ResamplingTarget, parameters: Parameters
     ) -> Iterator[Regions]:
         """Masks, opened one by one, whose signals together take a share of the memory that is left."""
-        with self._in_use():
-            room = self._budget().limit * _BATCH_SHARE
-        batch, taken = list[Regions](), 0
+        with self._in_use(settings.current()) as (_, budget):
+            room = budget.limit * _BATCH_SHARE
+        batch, taken, request = list[Regions](), 0, None
         for single in singles:
             regions = self._regions(single, target)
-            needed = plans.signals_bytes(self._facts, regions, request)
+            # The first one checks the parameters.
+            request = request or self._request(regions, "mask", self._name, **parameters)
+            needed = signals_bytes(self._facts, replace(request, regions=regions))
             if batch and taken + needed > room:
                 yield Regions.joined(batch)
                 batch, taken = [], 0
@@ -282,52 +252,36 @@ class Operations(ABC):
         if batch:
             yield Regions.joined(batch)
 
-    # --- carrying out ---
+    # --- checked, found or computed, loaded, planned, done ---
 
     def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
         return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
 
-    def _carry_out(
-        self,
-        regions: Regions,
-        request: Request,
-        operation: str,
-        planner: _Planner,
-        work: _Work,
-        passing: int | None = None,
-    ) -> list[Any]:
-        """Do the work on the image's rows, or on those of the image resampled to the masks' grid.
+    def _request(self, regions: Regions, label: str, operation: str, **asked: Any) -> Request:
+        return Request.checked(self._facts, regions, label=label, operation=operation, **asked)
 
-        ``passing`` is what it takes while volumes pass by; None: it needs rows.
-        """
-        with self._in_use() as rows:
-            budget = self._budget()
-            if not regions.fits(self._grid):
-                source, regions = fit.align_to_masks(holding.as_source(rows), regions)
-                plan = planner(source, regions, request, budget, operation)
-                with masking.load_union(source, regions, plan, budget) as resampled:
-                    return work(resampled, regions, plan)
-            regions = regions.on(self._grid)
-            plan = planner(self._facts, regions, request, budget, operation)
-            plan = masking.with_pass(plan, rows, regions, budget, passing)
-            with plan.running():
-                return work(rows, regions, plan)
+    def _results(self, request: Request, memory: Any) -> list[Array]:
+        """What the request gives, or gave before for this image."""
+        knobs = settings.current()
+        cache = Cache.of(memory, knobs)
+        lookup = None if cache is None else self._lookup(request)
+        if cache is None or lookup is None:
+            return self._run(request, knobs)
+        return get_or_compute(cache, lookup, lambda: self._run(request, knobs))
 
-    def _recalled(
-        self,
-        memory: Any,
-        compute: results.Computation,
-        regions: Regions,
-        request: Request,
-        strategy: str | None,
-    ) -> list[Array]:
-        """What ``compute`` returns, or returned before for this image."""
-        cache = Cache.of(memory)
-        taken = None if cache is None else self._read_as()
-        if cache is None or taken is None or self._source is None:
-            return compute()
-        asked = results.Asked(self._source, taken, regions, request, strategy, self._voxels)
-        return results.get_or_compute(cache, asked, compute)
+    def _run(self, request: Request, knobs: Settings) -> list[Any]:
+        with self._in_use(knobs) as (held, budget):
+            series, request = _on_one_grid(held, request)
+            return signals.run(series, plan_for(series, request, budget), budget).values
+
+
+def _on_one_grid(held: Held, request: Request) -> tuple[Series, Request]:
+    """The image as it is, or resampled to the masks; and the masks there."""
+    grid, regions = held.facts.grid, request.regions
+    if regions.fits(grid):
+        return held, replace(request, regions=regions.on(grid))
+    source, regions = align_to_masks(as_source(held), regions)
+    return source, replace(request, regions=regions)
 
 
 def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:

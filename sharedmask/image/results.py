@@ -1,4 +1,4 @@
-"""Recall: results of requests that were carried out before.
+"""Results: those of requests that were carried out before.
 
 Covers: what identifies a result, whether the image is still what it was, telling callbacks of a
 result that was found. Does not cover: keeping results (``kept``), carrying requests out
@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask._version import __version__
-from sharedmask.compute import progress
-from sharedmask.compute import signals as masking
+from sharedmask.compute.progress import progress_to
 from sharedmask.compute.request import Request
-from sharedmask.regions.regions import Regions
+from sharedmask.compute.signals import notify
 from sharedmask.sources.source import Source
 from sharedmask.storage.kept import Cache
 from sharedmask.typing import Array
@@ -34,7 +33,7 @@ from sharedmask.typing import Array
 Computation = Callable[[], list[Array]]
 
 _NUMBERS = 1  # of the way in which results come about; another one makes all entries miss
-HOW = frozenset({"n_jobs", "prefer", "progress", "on_result"})
+HOW = frozenset({"n_jobs", "prefer", "progress", "on_result", "label", "operation"})
 """Fields of a request that say how it is carried out: the only ones that are not in the key."""
 
 # A file that is written twice within one tick of the kernel's clock has one time for both.
@@ -43,49 +42,53 @@ _COARSE_TICK = 2.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class Lookup:
     """A request of an image, and all that its numbers depend on."""
 
     source: Source
     fingerprint: str
     """The source's, taken before the image was read."""
-    regions: Regions
     request: Request
-    strategy: str | None = None
-    """None: one array per region; else a single one, (n_timepoints, n_regions)."""
     voxels: NDArray[np.intp] | None = None
     """Those that the image holds, where a request for others would be refused."""
 
     @property
-    def key(self) -> str:
-        """40 hexadecimal digits that differ where the numbers may."""
+    def identity(self) -> tuple[Any, ...]:
+        """The image and what is asked of it, out of strings and numbers."""
         request, dtype = self.request, self.request.dtype
         asked = {one.name: getattr(request, one.name) for one in fields(request) if one.name not in HOW}
+        asked["regions"] = request.regions.digest
         if not (dtype is None or (isinstance(dtype, str) and dtype == "auto")):
             asked["dtype"] = np.dtype(dtype)  # which has many names
         image = self.fingerprint, self.source.ndim, self.source.scaled_dtype, self.voxels
-        parts = image, self.regions.digest, asked, self.strategy, _versions(request.cleaning.needed)
-        return blake2b(repr(_plain(parts)).encode(), digest_size=20).hexdigest()
+        identity: tuple[Any, ...] = _plain((image, asked))
+        return identity
 
-    def told(self, results: list[Array]) -> None:
+    @property
+    def key(self) -> str:
+        """40 hexadecimal digits that differ where the numbers may."""
+        parts = self.identity, _versions(self.request.cleaning.needed)
+        return blake2b(repr(parts).encode(), digest_size=20).hexdigest()
+
+    def notify(self, results: list[Array]) -> None:
         """Call the request's callbacks as if the results had just been computed."""
-        n_regions = len(self.regions)
-        with progress.progress_to(self.request.progress, n_regions, "mask") as tell:
+        request = self.request
+        n_regions = len(request.regions)
+        with progress_to(request.progress, n_regions, "mask") as tell:
             tell(n_regions)
-        signals = results if self.strategy is None else list(results[0].T)
-        masking.notify(signals, self.regions, self.request)
+        notify(results if request.strategy is None else list(results[0].T), request)
 
 
-def get_or_compute(cache: Cache, asked: Asked, compute: Computation) -> list[Array]:
+def get_or_compute(cache: Cache, lookup: Lookup, compute: Computation) -> list[Array]:
     """What ``compute`` returns, or returned for the same request of the same image."""
 
     def settled() -> list[Array]:
-        time.sleep(_unsettled(asked.source))
+        time.sleep(_unsettled(lookup.source))
         return compute()
 
-    results, was_there = cache.through(asked.key, settled, lambda: _is_unchanged(asked))
+    results, was_there = cache.through(lookup.key, settled, lambda: _is_unchanged(lookup))
     if was_there:
-        asked.told(results)
+        lookup.notify(results)
     return results
 
 
@@ -94,9 +97,9 @@ def identity(source: Source) -> str | None:
     return None if _unsettled(source) else source.fingerprint
 
 
-def _is_unchanged(asked: Asked) -> bool:
+def _is_unchanged(lookup: Lookup) -> bool:
     with contextlib.suppress(OSError):  # the file is gone
-        return asked.source.fingerprint == asked.fingerprint
+        return lookup.source.fingerprint == lookup.fingerprint
     return False
 
 

@@ -35,30 +35,25 @@ from nilearn.regions.signal_extraction import (
 from nilearn.signal import clean
 from numpy.typing import NDArray
 
-from sharedmask.compute import plan as plans
-from sharedmask.compute import pool, reduction
-from sharedmask.compute import signals as reductions
-from sharedmask.compute.cleaning import Cleaning
-from sharedmask.compute.plan import Plan
+from sharedmask.compute import pool
+from sharedmask.compute.plan import Plan, plan_for
 from sharedmask.compute.request import Request
+from sharedmask.compute.signals import by_volume, run
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, transform
-from sharedmask.sources import values as kernels
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts, Source, open_source
-from sharedmask.storage import rows as holding
-from sharedmask.storage.rows import Rows
+from sharedmask.sources.values import Conversion, convert, pieces
+from sharedmask.storage.rows import Rows, Series, as_source
 from sharedmask.storage.segment import Handle
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
 Given = SharedNifti | SourceNifti
-Series = Rows | Source
 
-_RAW = Request(dtype="auto", nan_policy=None, cleaning=Cleaning(), n_jobs=1)
 _CLEAN_BYTES = 32 * 2**20  # of signals cleaned at a time; nilearn takes a few times as much meanwhile
 
 
@@ -79,7 +74,7 @@ def as_niimg(imgs: Any) -> Any:
 
 
 def _is_niimg(imgs: Any) -> bool:
-    shared = isinstance(imgs, SharedNifti) and imgs.rows is not None
+    shared = isinstance(imgs, SharedNifti) and imgs.held is not None
     return shared or (isinstance(imgs, SourceNifti) and imgs.source is not None)
 
 
@@ -105,10 +100,10 @@ def series_on_grid(image: Given, parameters: dict[str, Any], target: Any = None)
     grid = None if target is None or grid_of(target).matches(grid_of(image)) else grid_of(target)
     fwhm = parameters["smoothing_fwhm"]
     if isinstance(image, SharedNifti):
-        assert image.rows is not None
-        if grid is None and fwhm is None and image.rows.volumes is None:
-            return image.rows
-        source = holding.as_source(image.rows)
+        assert image.held is not None
+        if grid is None and fwhm is None and isinstance(image.held, Rows):
+            return image.held
+        source = as_source(image.held)
     else:
         assert image.source is not None
         source = image.source
@@ -138,84 +133,49 @@ def _warn(said: str) -> None:
     warnings.warn(said, UserWarning, stacklevel=find_stack_level())
 
 
-def _facts(series: Series) -> Facts:
-    return series.facts if isinstance(series, Rows) else series
-
-
-def _require(series: Series, n_voxels: int, nbytes: int, parameters: dict[str, Any]) -> MemoryBudget:
-    """The budget, once it is known that it allows results of ``nbytes`` and the reading."""
-    reading = 0 if isinstance(series, Rows) else loader.buffer_bytes(series, n_voxels)
-    budget = MemoryBudget.here(parameters.get("memory_limit"))
-    budget.require(f"extracting from {_facts(series).name}", nbytes + reading)
-    return budget
-
-
 # --- signals ---------------------------------------------------------------------------------------
 
 
 def voxels(series: Series, regions: Regions, parameters: dict[str, Any]) -> Array:
     """(n_timepoints, n_voxels) values, C-contiguous, in the dtype of nilearn's NiftiMasker."""
-    facts, index = _facts(series), regions.indices
-    conversion = _RAW.conversion(facts)
-    shape = (facts.n_timepoints, len(index))
-    _require(series, len(index), shape[0] * shape[1] * conversion.result.itemsize, parameters)
-    out = np.empty(shape, conversion.result)
-    if isinstance(series, Rows):
-        positions = series.positions(regions)
-        for piece in kernels.pieces(len(index), shape[0] * facts.dtype.itemsize):
-            kernels.convert(series.array[positions[piece]], out.T[piece], conversion)
-    else:
-        # Seen as rows the output has volumes side by side, as they arrive: nothing is transposed.
-        n_threads = holding.transposing_threads(series)
-        loader.load(series, out.T, select=index, conversion=conversion, n_threads=n_threads)
-    return out
+    plan, _ = _planned(series, Request(regions), parameters)
+    return by_volume(series, plan)
 
 
 def reduced(
     series: Series, regions: Regions, strategy: str | Callable[[Array], Array], parameters: dict[str, Any]
 ) -> Array:
     """(n_timepoints, n_regions) values, in the dtype of nilearn's NiftiLabelsMasker."""
-    if isinstance(series, Rows):
-        plan = _plan(series, regions, strategy, _require(series, 0, 0, parameters))
-        signals, finite = _reduced_rows(series, regions, strategy, plan), series.finite
-    elif isinstance(strategy, str) and strategy in reduction.BY_VOLUME:
-        _require(series, len(regions.indices), series.n_timepoints * len(regions) * 8, parameters)
-        signals, finite = reductions.reduced(series, regions, strategy, _RAW.reduction(series))
+    if callable(strategy):
+        request = Request(regions, function=strategy)
     else:
-        budget = _require(series, 0, 0, parameters)
-        plan = _plan(series, regions, strategy, budget)
-        with reductions.load_union(series, regions, plan, budget) as rows:
-            signals, finite = _reduced_rows(rows, regions, strategy, plan), rows.finite
-    if not finite:
+        request = Request(regions, strategy=strategy)
+    found = run(series, *_planned(series, request, parameters))
+    if not found.finite:
         _warn_of_nonfinite()
-    return signals
+    if callable(strategy):
+        return _columns(found.values, request, series.facts)
+    return np.ascontiguousarray(np.atleast_2d(found.values[0]))
+
+
+def _planned(series: Series, request: Request, parameters: dict[str, Any]) -> tuple[Plan, MemoryBudget]:
+    budget = MemoryBudget.here(parameters.get("memory_limit"))
+    request = replace(request, operation=f"extracting from {series.facts.name}")
+    return plan_for(series, request, budget), budget
+
+
+def _columns(made: list[Any], request: Request, facts: Facts) -> Array:
+    """What the caller's function made of each region, as one table."""
+    columns = [np.asarray(column) for column in made]
+    expected = (facts.n_timepoints,)
+    for name, column in zip(request.regions.names, columns, strict=True):
+        if column.shape != expected:
+            raise ParameterError(f"strategy gave shape {column.shape} for region {name}, not {expected}")
+    return np.stack(columns, axis=1).astype(request.reduction(facts).result, copy=False)
 
 
 def _warn_of_nonfinite() -> None:
     _warn("Non-finite values detected. These values will be replaced with zeros.")
-
-
-def _plan(
-    series: Series, regions: Regions, strategy: str | Callable[[Array], Array], budget: MemoryBudget
-) -> Plan:
-    facts = _facts(series)
-    operation = f"extracting from {facts.name}"
-    if callable(strategy):
-        return plans.map_regions(facts, regions, _RAW, budget, operation)
-    return plans.reduce(facts, regions, strategy, _RAW, budget, operation)
-
-
-def _reduced_rows(
-    rows: Rows, regions: Regions, strategy: str | Callable[[Array], Array], plan: Plan
-) -> Array:
-    if not callable(strategy):
-        return np.ascontiguousarray(np.atleast_2d(reductions.reduce(rows, regions, strategy, plan)))
-    columns = [np.asarray(column) for column in reductions.map_regions(rows, regions, strategy, plan)]
-    expected = (rows.facts.n_timepoints,)
-    for name, column in zip(regions.names, columns, strict=True):
-        if column.shape != expected:
-            raise ParameterError(f"strategy gave shape {column.shape} for region {name}, not {expected}")
-    return np.stack(columns, axis=1).astype(_RAW.reduction(rows.facts).result, copy=False)
 
 
 def fitted_to_maps(series: Series, maps: Array, regions: Regions, parameters: dict[str, Any]) -> Array:
@@ -225,18 +185,20 @@ def fitted_to_maps(series: Series, maps: Array, regions: Regions, parameters: di
     """
     from scipy.linalg import lstsq, qr
 
-    facts, index = _facts(series), regions.indices
-    conversion = replace(_RAW.reduction(facts), result=np.dtype(np.float64))
-    _require(series, len(index), 3 * maps.nbytes, parameters)
+    facts, index = series.facts, regions.indices
+    conversion = replace(Request(regions).reduction(facts), result=np.dtype(np.float64))
+    reading = 0 if isinstance(series, Rows) else loader.buffer_bytes(series, len(index))
+    budget = MemoryBudget.here(parameters.get("memory_limit"))
+    budget.require(f"extracting from {facts.name}", 3 * maps.nbytes + reading)
     q, r = qr(maps.astype(np.float64), mode="economic", overwrite_a=True)
     projected = np.zeros((facts.n_timepoints, q.shape[1]))
     finite = True
     if isinstance(series, Rows):
         positions, finite = series.positions(regions), series.finite
-        for piece in kernels.pieces(len(index), facts.n_timepoints * 8, _CLEAN_BYTES):
+        for piece in pieces(len(index), facts.n_timepoints * 8, _CLEAN_BYTES):
             projected += _true(series.array[positions[piece]], conversion)[0].T @ q[piece]
     else:
-        with loader.blocks(series, index) as blocks:
+        with loader.blocks(*series.narrowed(index)) as blocks:
             for start, block in blocks:
                 values, fine = _true(block, conversion)
                 projected[start : start + len(block)] = values @ q
@@ -256,9 +218,9 @@ def _solved_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return solved
 
 
-def _true(stored: Array, conversion: kernels.Conversion) -> tuple[Array, bool]:
+def _true(stored: Array, conversion: Conversion) -> tuple[Array, bool]:
     values = np.empty(stored.shape)
-    return values, kernels.convert(stored, values, conversion)
+    return values, convert(stored, values, conversion)
 
 
 # --- cleaning --------------------------------------------------------------------------------------
@@ -291,7 +253,7 @@ def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_m
     done = any(value is not None and value is not False for value in _asked(settings)) or extra
     if not done:
         return signals
-    first, *others = kernels.pieces(signals.shape[1], len(signals) * signals.itemsize, _CLEAN_BYTES)
+    first, *others = pieces(signals.shape[1], len(signals) * signals.itemsize, _CLEAN_BYTES)
     result = clean(signals[:, first], **settings, **extra)
     if not others:
         return np.ascontiguousarray(result)

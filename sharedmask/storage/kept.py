@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.storage import entries
 from sharedmask.system import settings
+from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -107,16 +108,18 @@ class Cache:
         self.limit = settings.current().cache_limit if limit is None else limit
 
     @classmethod
-    def of(cls, memory: Any) -> "Cache | None":
+    def of(cls, memory: Any, knobs: Settings | None = None) -> "Cache | None":
         """The cache that an argument ``memory`` means; None if results are not kept.
 
         Parameters
         ----------
         memory : str, path, joblib.Memory, None or False
             None: the setting ``cache_dir``. Of a joblib.Memory only the location is used.
+        knobs : Settings, optional
+            Where they have been read already.
         """
         if memory is None:
-            memory = settings.current().cache_dir
+            memory = (knobs or settings.current()).cache_dir
         memory = getattr(memory, "location", memory)
         if memory is None or memory is False:
             return None

@@ -28,22 +28,18 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from sharedmask.compute import pool
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.compute.progress import Progress, progress_to
-from sharedmask.compute.request import Parameters, Request, check_names, check_strategy
+from sharedmask.compute.request import check_names, check_strategy
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning, WorkerError
-from sharedmask.image import extraction
-from sharedmask.regions import fit
+from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources import transform
 from sharedmask.sources.grid import Grid, per_grid
-from sharedmask.sources.source import Source, open_source
 from sharedmask.system import process
 from sharedmask.system.budget import MemoryBudget
 
@@ -60,7 +56,6 @@ _CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
 # What the workers' template imports, once for all of them.
 EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
 CLEANING = (*EXTRACTING, "nilearn.signal")
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -68,15 +63,15 @@ class Task:
     """One image and what is asked of it; what travels to a worker."""
 
     key: Key
-    source: Any
-    masks: Any
-    options: Mapping[str, Any]
+    asked: Extraction
+    memory: Any = None
+    memory_limit: int | float | str | None = None
     digest: str = ""
     needed: int = 0
 
     def run(self) -> Any:
         """The signals, as :func:`sharedmask.extract` gives them."""
-        return extraction.extract(self.source, self.masks, **self.options)
+        return self.asked.run(self.memory_limit, self.memory)
 
 
 def _work(task: Task) -> Any:
@@ -192,7 +187,7 @@ def extract_many(
     chosen = shard_of(list(keyed), shard)
     journal = _journal(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
-    prepare = _Preparer(masks, asked, memory_limit, None if journal is None else variant)
+    prepare = _Preparer(masks, asked, budget, memory_limit, None if journal is None else variant)
     with _engine(executor, n_jobs, cleans) as engine, progress_to(progress, len(chosen), "image") as tell:
         run = _Run(engine, budget, journal, on_result, on_error, retries, tell)
         return run.all(prepare, [(key, keyed[key], each[key]) for key in chosen])
@@ -267,48 +262,34 @@ def _journal(resume: str | Path | None, on_result: OnResult, overwrite: bool) ->
 
 
 class _Preparer:
-    """Makes the tasks: regions are made once per grid, here, and travel to the workers."""
+    """Makes the tasks, each once: regions are made once per grid, here, and travel to the workers."""
 
     def __init__(
-        self, masks: Any, options: Mapping[str, Any], memory_limit: Any, variant: str | None
+        self,
+        masks: Any,
+        asked: Mapping[str, Any],
+        budget: MemoryBudget,
+        memory_limit: Any,
+        variant: str | None,
     ) -> None:
+        self._asked = dict(asked)
+        self._memory = self._asked.pop("memory", None)
+        self._target = self._asked.pop("resampling_target")
         self._masks = masks
-        self._options = {**options, "memory_limit": memory_limit}
-        strategy, target = options["strategy"], options["resampling_target"]
-        self._shared = per_grid(lambda grid: extraction.regions_of(masks, grid, strategy, target))
-        self._variant = variant
+        self._shared = per_grid(lambda grid: self._regions_of(masks, grid))
+        self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
 
-    def __call__(self, key: Key, given: Any, own: Mapping[str, Any]) -> Task:
-        source = open_source(given)
-        regions = self._on(source.grid, key)
-        options = {**self._options, **{name: got(key) if callable(got) else got for name, got in own.items()}}
-        asked = {name: value for name, value in options.items() if name in Parameters.__annotations__}
-        read, fitted = fit.align_to_masks(transform.smoothed(source, options.get("smoothing_fwhm")), regions)
-        request, budget = Request.checked(read, **asked), MemoryBudget.here(options["memory_limit"])
-        needed = extraction.projected(read, fitted, options["strategy"], request, budget)
-        digest = "" if self._variant is None else _digest(source, regions, options, self._variant)
-        travels = given if isinstance(given, str | Path) else source
-        return Task(key, travels, regions, options, digest, needed)
+    def __call__(self, key: Key, source: Any, own: Mapping[str, Any]) -> Task:
+        def regions_on(grid: Grid) -> Regions:
+            return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
-    def _on(self, grid: Grid, key: Key) -> Regions:
-        if not callable(self._masks):
-            return self._shared(grid)
-        strategy, target = self._options["strategy"], self._options["resampling_target"]
-        return extraction.regions_of(self._masks(key), grid, strategy, target)
+        own = {name: given(key) if callable(given) else given for name, given in own.items()}
+        asked = Extraction.prepared(source, regions_on, **{**self._asked, **own})
+        digest = "" if self._variant is None else asked.digest(self._variant)
+        return Task(key, asked, self._memory, self._memory_limit, digest, asked.needed(self._budget))
 
-
-def _digest(source: Source, regions: Regions, options: Mapping[str, Any], variant: str) -> str:
-    """Of all that the outputs depend on."""
-    import joblib  # knows arrays and data frames by their content
-
-    silent = ("n_jobs", "prefer", "progress", "on_result", "memory", "memory_limit")
-    said = {name: value for name, value in sorted(options.items()) if name not in silent}
-    digest = blake2b(repr((_FORMAT, variant)).encode(), digest_size=16)
-    digest.update(source.fingerprint.encode() + regions.digest.encode())
-    for name, value in said.items():
-        content = Path(value).read_bytes() if name in _PER_IMAGE and isinstance(value, str | Path) else b""
-        digest.update(name.encode() + joblib.hash(value).encode() + content)
-    return digest.hexdigest()
+    def _regions_of(self, masks: Any, grid: Grid) -> Regions:
+        return regions_of(masks, grid, self._asked["strategy"], self._target)
 
 
 # --- where it is worked on -----------------------------------------------------------------------

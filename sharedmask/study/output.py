@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sharedmask.compute.journal import PRIVATE, Failures
-from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError
-from sharedmask.image.extraction import projected, regions_of
+from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.image.image import SharedImage
-from sharedmask.regions import fit
 from sharedmask.regions.regions import Regions
-from sharedmask.sources import transform
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.source import open_source
 from sharedmask.study.cohort import Study, extract_many
@@ -147,18 +144,17 @@ def largest(
     images: Sequence[str], masks: Any, strategy: str | None, smoothing_fwhm: float | None, **options: Any
 ) -> int:
     """Bytes that :func:`extract_to` needs for the image that needs most; their headers are read."""
-    return max(_needed(path, masks, strategy, smoothing_fwhm, options) for path in images)
-
-
-def _needed(
-    path: str, masks: Any, strategy: str | None, fwhm: float | None, options: Mapping[str, Any]
-) -> int:
-    source = open_source(path)
-    regions = _regions_on(masks, source.grid, strategy)
-    read, fitted = fit.align_to_masks(transform.smoothed(source, fwhm), regions)
-    request = Request.checked(read, **options)
     # What another machine has is its own business: here nothing is refused.
-    return projected(read, fitted, strategy, request, MemoryBudget(sys.maxsize, "the job's own"))
+    unlimited = MemoryBudget(sys.maxsize, "the job's own")
+
+    def regions_on(grid: Grid) -> Regions:
+        return _regions_on(masks, grid, strategy)
+
+    def needed(path: str) -> int:
+        asked = Extraction.prepared(path, regions_on, smoothing_fwhm, strategy=strategy, **options)
+        return asked.needed(unlimited)
+
+    return max(map(needed, images))
 
 
 def _regions_on(masks: Any, grid: Grid, strategy: str | None) -> Regions:

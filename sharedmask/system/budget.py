@@ -30,7 +30,12 @@ class MemoryBudget:
     """As they were when the budget was made: a call reads them once."""
 
     @classmethod
-    def here(cls, memory_limit: int | float | str | None = None, held: int = 0) -> "MemoryBudget":
+    def here(
+        cls,
+        memory_limit: int | float | str | None = None,
+        held: int = 0,
+        knobs: Settings | None = None,
+    ) -> "MemoryBudget":
         """The strictest of all limits, less the fraction that is to stay free.
 
         They are: free RAM, the control groups of this process, a SLURM job's memory, the kernel's
@@ -43,6 +48,8 @@ class MemoryBudget:
             the settings say.
         held : int
             Bytes that already count towards ``memory_limit``.
+        knobs : Settings, optional
+            Where they have been read already.
 
         Raises
         ------
@@ -50,7 +57,7 @@ class MemoryBudget:
             An amount or a setting makes no sense.
         """
         found = limits.all_limits(held)
-        knobs = settings.current()
+        knobs = knobs or settings.current()
         memory_limit = knobs.memory_limit if memory_limit is None else memory_limit
         if memory_limit is not None:
             total = parse_bytes(memory_limit)

@@ -14,18 +14,22 @@ from sharedmask.sources.source import open_source
 from sharedmask.system import process, settings
 
 MIB = 2**20
-PLENTY = MemoryBudget(2**40, "free RAM")
 FACTS = open_source(niimg(np.zeros((20, 20, 20, 500), "i2")))
 GRID = Grid(FACTS.shape[:3], FACTS.affine)
 REGIONS = Regions.from_any([np.ones((20, 20, 20), bool)] * 3, GRID)
 
 
-def request(**parameters):
-    return Request.checked(FACTS, **parameters)
+def request(regions=REGIONS, **parameters):
+    return Request.checked(FACTS, regions, operation="masking", **parameters)
 
 
-def planned(budget=PLENTY, **parameters):
-    return plan.mask(FACTS, REGIONS, request(**parameters), budget, "masking")
+def plenty():
+    """With the settings as they are now."""
+    return MemoryBudget(2**40, "free RAM")
+
+
+def planned(budget=None, **parameters):
+    return plan.of_rows(FACTS, request(**parameters), budget or plenty())
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +60,8 @@ def test_threads_share_the_bound_of_their_one_process():
 
 def test_workers_go_where_all_of_them_do_not_fit():
     alone = planned(detrend=True, n_jobs=1, prefer="processes").needed
-    budget = MemoryBudget(alone + 60 * MIB, "free RAM")
     with settings.using(max_memory_per_process="64M"):
+        budget = MemoryBudget(alone + 60 * MIB, "free RAM")
         assert 1 <= planned(budget, detrend=True, n_jobs=8, prefer="processes").request.n_jobs < 8
 
 
@@ -72,16 +76,15 @@ def test_a_region_is_a_block_that_cannot_be_cut():
         settings.using(max_memory_per_process="40M"),
         pytest.raises(MemoryLimitError, match="smallest block"),
     ):
-        plan.map_regions(FACTS, REGIONS, request(n_jobs=2), PLENTY, "calling")
+        planned(n_jobs=2, function=len)
     with settings.using(max_memory_per_process="60M"):
-        assert plan.map_regions(FACTS, REGIONS, request(n_jobs=2), PLENTY, "calling").request.n_jobs == 2
+        assert planned(n_jobs=2, function=len).request.n_jobs == 2
 
 
 @pytest.mark.parametrize(("n_jobs", "mib"), [(1, 4096), (2, 4096), (4, 2048), (16, 512)])
 def test_auto_gives_each_process_its_part(n_jobs, mib):
-    budget = MemoryBudget(8 * 2**30, "free RAM")
     with settings.using(profile="auto", memory_limit="8G"):
-        assert plan.per_process(n_jobs, budget) == mib * MIB
+        assert plan.per_process(n_jobs, MemoryBudget(8 * 2**30, "free RAM")) == mib * MIB
 
 
 def test_an_explicit_bound_is_not_divided():
@@ -90,7 +93,7 @@ def test_an_explicit_bound_is_not_divided():
 
 
 def test_without_a_bound_there_is_none():
-    assert plan.per_process(4, PLENTY) is None
+    assert plan.per_process(4, plenty()) is None
 
 
 @pytest.mark.parametrize("cleaning", [{}, {"detrend": True, "standardize": "psc"}], ids=str)
@@ -123,7 +126,7 @@ def test_too_many_masks_are_refused_with_a_number_that_fits():
         planned(budget)
     size = int(re.search(r"iter_masks\(\.\.\., batch_size=(\d+)\)", str(caught.value))[1])
     fewer = Regions.from_any([np.ones((20, 20, 20), bool)] * size, GRID)
-    assert plan.mask(FACTS, fewer, request(), budget, "masking").needed <= budget.limit
+    assert plan.of_rows(FACTS, request(fewer), budget).needed <= budget.limit
 
 
 @pytest.mark.parametrize("store", ["shm", "memfd"])
@@ -151,7 +154,7 @@ def test_every_operation_is_projected(call, monkeypatch):
 
 def test_without_shared_memory_workers_are_threads():
     with settings.using(shared_memory=False):
-        assert not plan.in_processes(request(n_jobs=4), heavy=True)
+        assert not plan.runs_in_processes(request(n_jobs=4, detrend=True), plenty())
         with pytest.raises(ParameterError, match="shared_memory is off"):
-            plan.in_processes(request(n_jobs=4, prefer="processes"), heavy=True)
-    assert plan.in_processes(request(n_jobs=4), heavy=True)
+            plan.runs_in_processes(request(n_jobs=4, prefer="processes"), plenty())
+    assert plan.runs_in_processes(request(n_jobs=4, detrend=True), plenty())

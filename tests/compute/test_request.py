@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from images import bold, niimg, save
 
+from sharedmask import Grid, Regions
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.sources.source import open_source
 
 N = 12
 TABLE = np.random.default_rng(0).normal(size=(N, 3))
+
+REGIONS = Regions.from_any(np.ones((2, 2, 2), bool), Grid((2, 2, 2), np.eye(4)))
 
 
 @pytest.fixture
@@ -30,12 +33,12 @@ def of_dtype(dtype, t_r=2.0):
 
 
 def cleaning(source, **parameters):
-    return Request.checked(source, **parameters).cleaning
+    return Request.checked(source, REGIONS, **parameters).cleaning
 
 
 def refusal(source, **parameters):
     with pytest.raises(ParameterError) as caught:
-        Request.checked(source, **parameters)
+        Request.checked(source, REGIONS, **parameters)
     return str(caught.value)
 
 
@@ -76,12 +79,12 @@ def test_refused(wrong, source):
     ("n_jobs", "effective"), [(None, 1), (1, 1), (7, 7), (np.int64(3), 3)], ids=["None", "1", "7", "numpy's"]
 )
 def test_jobs(n_jobs, effective, source):
-    assert Request.checked(source, n_jobs=n_jobs).n_jobs == effective
+    assert Request.checked(source, REGIONS, n_jobs=n_jobs).n_jobs == effective
 
 
 def test_unknown_parameters_are_refused(source):
     with pytest.raises(TypeError, match="there is no parameter 'smoothing'; there are confounds, detrend,"):
-        Request.checked(source, smoothing=6)
+        Request.checked(source, REGIONS, smoothing=6)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_nothing_asked_for_is_no_cleaning(source):
 )
 def test_dtype_of_signals(stored, dtype, result):
     source = of_dtype(stored)
-    assert Request.checked(source, dtype=dtype).conversion(source).result == result
+    assert Request.checked(source, REGIONS, dtype=dtype).conversion(source).result == result
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_dtype_of_signals(stored, dtype, result):
 )
 def test_dtype_of_reductions(stored, dtype, result):
     source = of_dtype(stored)
-    assert Request.checked(source, dtype=dtype).reduction(source).result == result
+    assert Request.checked(source, REGIONS, dtype=dtype).reduction(source).result == result
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_dtype_of_reductions(stored, dtype, result):
 )
 def test_dtype_of_scaled_signals(dtype, result, tmp_path):
     source = open_source(save(tmp_path / "scaled.nii", bold(), slope=0.5))
-    assert Request.checked(source, dtype=dtype).conversion(source).result == result
+    assert Request.checked(source, REGIONS, dtype=dtype).conversion(source).result == result
 
 
 @pytest.mark.parametrize(
@@ -161,17 +164,17 @@ def test_dtype_of_scaled_signals(dtype, result, tmp_path):
     ids=str,
 )
 def test_nan_policy_of_signals(parameters, policy, source):
-    assert Request.checked(source, **parameters).conversion(source).nan_policy == policy
+    assert Request.checked(source, REGIONS, **parameters).conversion(source).nan_policy == policy
 
 
 def test_signals_cannot_omit(source):
     with pytest.raises(ParameterError, match="omit"):
-        Request.checked(source, nan_policy="omit").conversion(source)
+        Request.checked(source, REGIONS, nan_policy="omit").conversion(source)
 
 
 @pytest.mark.parametrize(("given", "policy"), [(None, "zero"), ("omit", "omit"), ("propagate", "propagate")])
 def test_nan_policy_of_reductions(given, policy, source):
-    assert Request.checked(source, nan_policy=given).reduction(source).nan_policy == policy
+    assert Request.checked(source, REGIONS, nan_policy=given).reduction(source).nan_policy == policy
 
 
 # ---- confounds

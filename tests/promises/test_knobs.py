@@ -39,9 +39,8 @@ def buffered(tmp_path):
 def cleaned_at_once(tmp_path):
     facts = open_source(RUN)
     regions = Regions.from_any(niimg(np.ones((16, 16, 16), "u1")))
-    return plan.mask(
-        facts, regions, Request.checked(facts, detrend=True), MemoryBudget(2**40, "free RAM"), "cleaning"
-    ).rows
+    request = Request.checked(facts, regions, detrend=True)
+    return plan.of_rows(facts, request, MemoryBudget(2**40, "free RAM")).rows
 
 
 def store(tmp_path):

@@ -379,8 +379,8 @@ def dataset(shape=(3, 3, 3, N_TIMEPOINTS)):
 
 
 def key(source, regions, strategy=None, voxels=None, fingerprint="f", **parameters):
-    request = Request.checked(source, **parameters)
-    return results.Asked(source, fingerprint, regions, request, strategy, voxels).key
+    request = Request.checked(source, regions, strategy=strategy, **parameters)
+    return results.Lookup(source, fingerprint, request, voxels).key
 
 
 PERTURBED = {
@@ -406,7 +406,9 @@ def test_every_parameter_is_in_the_key_unless_it_only_says_how():
     changing = {
         name for name in PERTURBED if key(source, regions, **{name: PERTURBED[name]}) != key(source, regions)
     }
-    assert set(PERTURBED) - changing == results.HOW == {"n_jobs", "prefer", "progress", "on_result"}
+    only_how = set(PERTURBED) - changing
+    assert only_how == {"n_jobs", "prefer", "progress", "on_result"}
+    assert results.HOW - only_how == {"label", "operation"}  # which no caller gives
 
 
 # Where each argument that is no parameter of a request shows in the key; None: nowhere, because no
@@ -431,9 +433,8 @@ ARGUMENTS = {
 @pytest.mark.parametrize("call", [extract, SharedImage, SharedImage.mask_parallel, SharedImage.reduce])
 def test_every_other_argument_is_known_too(call):
     assert set(inspect.signature(call).parameters) - {"self", "parameters"} <= set(ARGUMENTS)
-    assert {place for place in ARGUMENTS.values() if place} <= set(
-        inspect.signature(results.Asked).parameters
-    )
+    known = {*inspect.signature(results.Lookup).parameters, *inspect.signature(Request).parameters}
+    assert {place for place in ARGUMENTS.values() if place} <= known
 
 
 @pytest.mark.parametrize(

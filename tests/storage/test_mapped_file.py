@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,7 +133,11 @@ def test_picking_is_indexing(n_timepoints, n_voxels, picked, scaled):
     double = np.dtype(float)
     conversion = Conversion(2.0, 1.0, double, double) if scaled else None
     out = np.empty((len(voxels), n_timepoints), double if scaled else volumes.dtype)
-    assert rows.pick(volumes, voxels, out, conversion, 2)
+    lying = rows.MappedVolumes(
+        "run.nii", (n_voxels, 1, 1, n_timepoints), 4, volumes.dtype, np.eye(4), 1.0, 0.0, None, (), None,
+        volumes.T.reshape(n_voxels, 1, 1, n_timepoints), SimpleNamespace(arrays={"volumes": volumes}),
+    )  # fmt: skip
+    assert rows.fill(lying, out, voxels, conversion)
     right = volumes[:, voxels].T
     same_bits(out, right * 2.0 + 1.0 if scaled else right)
 

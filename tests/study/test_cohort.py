@@ -18,6 +18,7 @@ from sharedmask.errors import (
     SharedMaskWarning,
     WorkerError,
 )
+from sharedmask.image.extraction import Extraction
 from sharedmask.study import cohort
 from sharedmask.study.cohort import Study, Task, extract_many
 
@@ -36,13 +37,13 @@ def masks():
 def calls(monkeypatch):
     """Sources that were extracted in this process."""
     made = []
-    real = cohort.extraction.extract
+    real = Extraction.run
 
-    def counted(source, *args, **kwargs):
-        made.append(source)
-        return real(source, *args, **kwargs)
+    def counted(asked, *args):
+        made.append(asked.source.file)
+        return real(asked, *args)
 
-    monkeypatch.setattr(cohort.extraction, "extract", counted)
+    monkeypatch.setattr(Extraction, "run", counted)
     return made
 
 
@@ -327,7 +328,7 @@ def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
         return result
 
     monkeypatch.setattr(cohort, "_work", watched)
-    monkeypatch.setattr(cohort.extraction, "projected", lambda *_: 40 * 2**20)
+    monkeypatch.setattr(Extraction, "needed", lambda *_: 40 * 2**20)
     monkeypatch.setattr(cohort.pool, "can_start_processes", lambda: False)  # threads, which can be watched
     extract_many(runs, masks, memory_limit="100M", n_jobs=5)
     assert max(most) == 2
