@@ -38,7 +38,7 @@ class Coverage:
     _taken: tuple[NDArray[np.intp], ...]
 
     @classmethod
-    def of(cls, atlases: Sequence[Regions], brain: Array | None, least: float = 0.0) -> "Coverage":
+    def from_atlases(cls, atlases: Sequence[Regions], brain: Array | None, least: float = 0.0) -> "Coverage":
         """Cut ``atlases`` to ``brain``.
 
         Parameters
@@ -66,8 +66,8 @@ class Coverage:
             raise EmptyMaskError(
                 f"no region is covered enough: {least:g} is asked for, the best has {best:.3g}"
             )
-        every = zip(atlases, tables, taken, strict=True)
-        picked = [region for each in every for region in _picked(*each, brain)]
+        atlas_rows = zip(atlases, tables, taken, strict=True)
+        picked = [region for rows in atlas_rows for region in _picked(*rows, brain)]
         return cls(_joined(picked, atlases[0].grid), tables, taken)
 
     def split(self, signals: Array) -> list[Array]:

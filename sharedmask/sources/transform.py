@@ -70,7 +70,7 @@ class Step(Source):
             while reader.remaining and len(running) <= n_cpus():
                 stored = np.empty(self.source.n_voxels, self.source.dtype)
                 reader.readinto(stored)
-                running.append(threads.submit(self._made, stored))
+                running.append(threads.submit(self._transform, stored))
             yield running.popleft().result()
 
     def _values(self, stored: Array) -> Array:
@@ -91,11 +91,11 @@ class Step(Source):
         return of.n_voxels * (of.dtype.itemsize + of.scaled_dtype.itemsize * of.is_scaled)
 
     def _identify(self, digest: blake2b) -> None:
-        digest.update(f"{self._said} {self.source.fingerprint}".encode())
+        digest.update(f"{self._description} {self.source.fingerprint}".encode())
 
     @property
     @abstractmethod
-    def _said(self) -> str:
+    def _description(self) -> str:
         """What is done, for the fingerprint."""
 
     @property
@@ -104,7 +104,7 @@ class Step(Source):
         """Memory that one volume takes while it is made, the stored one included."""
 
     @abstractmethod
-    def _made(self, stored: Array) -> Array:
+    def _transform(self, stored: Array) -> Array:
         """The new volume, flat; runs on any thread."""
 
 
@@ -128,14 +128,14 @@ class Smoothed(Step):
     sigma: tuple[float, float, float]  # in voxels
 
     @property
-    def _said(self) -> str:
+    def _description(self) -> str:
         return f"smoothed {self.sigma}"
 
     @property
     def _volume_bytes(self) -> int:
         return self._value_bytes + self.n_voxels * self.dtype.itemsize
 
-    def _made(self, stored: Array) -> Array:
+    def _transform(self, stored: Array) -> Array:
         from scipy.ndimage import gaussian_filter1d
 
         volume = self._values(stored).astype(self.dtype, order="F")
@@ -205,7 +205,7 @@ class Resampled(Step):
     offset: Array = field(repr=False)
 
     @property
-    def _said(self) -> str:
+    def _description(self) -> str:
         return f"resampled {self.order}"
 
     @property
@@ -236,7 +236,7 @@ class Resampled(Step):
         with super().volumes() as reader:
             yield reader
 
-    def _made(self, stored: Array) -> Array:
+    def _transform(self, stored: Array) -> Array:
         values = self._values(stored)
         finite = values.dtype.kind in "iu" or all_finite(values)
         volume = self._placed(values if finite else _extrapolated(values), self.dtype, self.order)

@@ -189,7 +189,7 @@ class Manifest:
     def _regions(self) -> None:
         if self.source is not None:
             atlases = self.analysis.regions_on(self.source.grid)
-            self.coverage = Coverage.of(atlases, self._brain, self.analysis.outputs.min_coverage)
+            self.coverage = Coverage.from_atlases(atlases, self._brain, self.analysis.outputs.min_coverage)
 
 
 def clashes(planned: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:
