@@ -117,7 +117,7 @@ def _dumps(thing: object) -> bytes:
 
 def _dumps_by_value(thing: object) -> bytes:
     """Lambdas, closures and what a script or notebook defined travel whole, the rest by name."""
-    import cloudpickle  # one of joblib's requirements
+    import cloudpickle
 
     return bytes(cloudpickle.dumps(thing))
 

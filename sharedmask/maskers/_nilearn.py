@@ -8,11 +8,11 @@ an image that is held (``signals``).
 
     image ──> on the mask's grid ──> smoothed ──> voxels, labels or maps ──> cleaned ──> 1D for a 3D image
 
-Three functions have the names and the arguments of those of nilearn that they replace in its maskers.
+Three functions have the names and the arguments of those of nilearn that they replace in its maskers. All
+names of nilearn that are not public, and that sharedmask knows, are imported here or listed in ``PRIVATE``.
 """
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,12 +21,16 @@ from typing import Any
 
 import numpy as np
 from nibabel import Nifti1Image
+from nilearn._base import NilearnBaseEstimator as NilearnBaseEstimator
 from nilearn._utils.logger import find_stack_level
+from nilearn._utils.tags import InputTags as InputTags
 from nilearn.image import check_niimg, crop_img, resample_img
 from nilearn.image import high_variance_confounds as image_confounds
+from nilearn.maskers.base_masker import filter_and_extract as nilearn_filter_and_extract
 from nilearn.maskers.base_masker import mask_logger
 from nilearn.maskers.nifti_labels_masker import _ExtractionFunctor as LabelsFunctor
 from nilearn.maskers.nifti_maps_masker import _ExtractionFunctor as MapsFunctor
+from nilearn.maskers.nifti_masker import filter_and_mask as nilearn_filter_and_mask
 from nilearn.regions.signal_extraction import (
     _check_shape_and_affine_compatibility,
     _get_labels_data,
@@ -224,20 +228,6 @@ def _true(stored: Array, conversion: Conversion) -> tuple[Array, bool]:
 
 
 # --- cleaning --------------------------------------------------------------------------------------
-
-
-def check_clean_args(given: dict[str, Any] | None) -> None:
-    """Refuse what :func:`nilearn.signal.clean` would ignore.
-
-    Raises
-    ------
-    ParameterError
-        Naming the key.
-    """
-    known = inspect.signature(clean).parameters
-    for key in given or {}:
-        if key not in known and not key.startswith("butterworth__"):
-            raise ParameterError(f"clean_args: nilearn.signal.clean has no parameter {key!r}")
 
 
 def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_mask: Any) -> Array:
@@ -440,3 +430,23 @@ _EXTRACTORS = {
     LabelsFunctor.func_name: _extract_labels,
     MapsFunctor.func_name: _extract_maps,
 }
+
+STAND_INS: dict[Any, Callable[..., Any]] = {
+    nilearn_filter_and_mask: filter_and_mask,
+    nilearn_filter_and_extract: filter_and_extract,
+    image_confounds: high_variance_confounds,
+}
+"""nilearn's functions, and what its maskers call instead of them."""
+
+PRIVATE = {
+    "_cache": "BaseMasker",  # calls what is costly: with our functions in the place of nilearn's
+    "_load_mask": "BaseMasker",  # alters the caller's mask: gets a copy
+    "_get_masker_params": "NiftiMasker",  # what is given to the functions: with n_jobs
+    "_report_content": "NiftiMasker",  # what fit keeps for reports, here until there is one
+    "_reporting_data": "NiftiMasker",
+    "_check_array": "NiftiLabelsMasker",  # checks the signals of inverse_transform
+    "_fit": "NiftiLabelsMasker",  # checks the strategy, and knows none of ours
+    "_generate_lut": "NiftiLabelsMasker",  # is called when the atlas is loaded and not resampled yet
+    "_lut_": "NiftiLabelsMasker",  # one row per column: with those of labels without voxels
+}
+"""Attributes of nilearn's maskers that ours override or set, and the class that has them."""

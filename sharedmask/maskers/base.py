@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy as shallow_copy
 from copy import deepcopy
@@ -17,35 +17,41 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from nibabel import Nifti1Image
-from nilearn.image import high_variance_confounds
-from nilearn.maskers.base_masker import filter_and_extract
-from nilearn.maskers.nifti_masker import filter_and_mask
+from nilearn.signal import clean
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from sharedmask.errors import ParameterError
 from sharedmask.image.niimg import SourceNifti
-from sharedmask.maskers import _nilearn
-from sharedmask.maskers._nilearn import as_niimg, check_clean_args
+from sharedmask.maskers._nilearn import STAND_INS, as_niimg
 
 Masker = TypeVar("Masker", bound=type)
 
-_STAND_INS: dict[Any, Callable[..., Any]] = {
-    filter_and_mask: _nilearn.filter_and_mask,
-    filter_and_extract: _nilearn.filter_and_extract,
-    high_variance_confounds: _nilearn.high_variance_confounds,
-}
 _HEADING = re.compile(r"^([A-Z]\w*(?: \w+)?)\n-+\n", re.MULTILINE)
+_MEMORY_LIMIT = """\
+memory_limit : int, float, str or None, default=None
+    What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
+    groups limit it anyway."""
+_UNLIKE = """\
+Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
+fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
+and pairs of files are accepted, complex images refused; values have native byte order."""
 
 
 def documented(masker: Masker) -> Masker:
-    """The class with nilearn's description of what it inherits, and its own parameters after those."""
+    """The class with nilearn's description of what it inherits, its own, and what all of ours share."""
     own, parents = _sections(masker), _sections(masker.__mro__[2])
-    parents["Parameters"] += "\n\n" + own.pop("Parameters")
     merged = parents | own
+    merged["Parameters"] = _joined(parents["Parameters"], own.get("Parameters"), _MEMORY_LIMIT)
+    merged["Notes"] = _joined(own.get("Notes"), _UNLIKE)
     order = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
     texts = [f"{name}\n{'-' * len(name)}\n{merged[name]}" if name else merged[name] for name in order]
     masker.__doc__ = "\n\n".join(texts) + "\n"
     return masker
+
+
+def _joined(*paragraphs: str | None) -> str:
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _sections(documented_class: type) -> dict[str, str]:
@@ -54,6 +60,20 @@ def _sections(documented_class: type) -> dict[str, str]:
     return {"": parts[0].strip()} | {
         name: text.strip("\n ") for name, text in zip(parts[1::2], parts[2::2], strict=True)
     }
+
+
+def check_clean_args(given: dict[str, Any] | None) -> None:
+    """Refuse what :func:`nilearn.signal.clean` would ignore.
+
+    Raises
+    ------
+    ParameterError
+        Naming the key.
+    """
+    known = inspect.signature(clean).parameters
+    for key in given or {}:
+        if key not in known and not key.startswith("butterworth__"):
+            raise ParameterError(f"clean_args: nilearn.signal.clean has no parameter {key!r}")
 
 
 class SharedMasker(TransformerMixin):
@@ -120,7 +140,7 @@ class SharedMasker(TransformerMixin):
 
     def _cache(self, func: Any, *args: Any, **options: Any) -> Any:
         # nilearn calls whatever is costly through this method: here its way with images becomes ours.
-        return super()._cache(_STAND_INS.get(func, func), *args, **options)
+        return super()._cache(STAND_INS.get(func, func), *args, **options)
 
     def _load_mask(self, imgs: Any) -> Any:
         # nilearn writes zeros where the mask is not finite: into a copy, and not into the caller's.

@@ -32,10 +32,6 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
         Whether labels that have no voxel left, in the images' field of view and in the mask, keep their
         column, filled with NaN.
 
-    memory_limit : int, float, str or None, default=None
-        What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
-        groups limit it anyway.
-
     Notes
     -----
     ``strategy`` may also be ``"pc1"``, the first principal time course of a region's voxels (scaled as SPM's
@@ -44,10 +40,6 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
     After ``transform`` the properties ``labels_``, ``region_ids_`` and ``region_names_`` describe the
     columns, ``region_atlas_`` is the atlas that was used, and :attr:`region_table_` tells of each region how
     much of it there was.
-
-    Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
-    fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
-    and pairs of files are accepted, complex images refused; values have native byte order.
 
     Examples
     --------

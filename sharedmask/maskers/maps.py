@@ -19,18 +19,6 @@ class SharedMapsMasker(SharedMasker, NiftiMapsMasker):
     The least squares fit of the maps to each volume is made as the volumes pass by. Parameters, values (to
     1e-6), dtypes and warnings are those of :class:`nilearn.maskers.NiftiMapsMasker`.
 
-    Parameters
-    ----------
-    memory_limit : int, float, str or None, default=None
-        What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
-        groups limit it anyway.
-
-    Notes
-    -----
-    Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
-    fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
-    and pairs of files are accepted, complex images refused; values have native byte order.
-
     Examples
     --------
     >>> import nibabel as nib

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from nibabel import Nifti1Image
-from nilearn._base import NilearnBaseEstimator
-from nilearn._utils.tags import InputTags
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
+from sharedmask.maskers._nilearn import InputTags, NilearnBaseEstimator
 from sharedmask.maskers.nifti import SharedNiftiMasker
 from sharedmask.regions.regions import Regions
 from sharedmask.system.process import effective_n_jobs

@@ -20,18 +20,8 @@ class SharedNiftiMasker(SharedMasker, NiftiMasker):
     of its handle) are gathered from shared memory. Parameters, order of operations, values, dtypes and
     warnings are those of :class:`nilearn.maskers.NiftiMasker`.
 
-    Parameters
-    ----------
-    memory_limit : int, float, str or None, default=None
-        What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
-        groups limit it anyway.
-
     Notes
     -----
-    Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
-    fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
-    and pairs of files are accepted, complex images refused; values have native byte order.
-
     nilearn's decoders and ``SecondLevelModel`` build a plain ``NiftiMasker`` from the parameters of the
     masker that they are given: they work with this one, and gain nothing. ``FirstLevelModel`` uses a masker
     that is fitted as it is.

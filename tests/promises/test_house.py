@@ -1,9 +1,11 @@
 """The house: who may import whom, what importing costs, and what may not appear in the source."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,25 @@ def test_only_the_maskers_import_nilearn_at_their_top():
     costly = {"nilearn", "scipy", "sklearn", "pandas"}
     found = {module for module, text in sources().items() if costly & set(imports_at_top(text))}
     assert found == {f"maskers.{name}" for name in ("_nilearn", "base", "labels", "maps", "multi", "nifti")}
+
+
+def test_what_is_imported_is_required():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    told = [*project["dependencies"], *itertools.chain(*extras)]
+    required = {re.match(r"[\w-]+", one)[0] for one in told}
+    imported = {name.split(".")[0] for text in sources().values() for name in all_imports(text)}
+    names = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
+    libraries = imported - set(sys.stdlib_module_names) - {"sharedmask", "_posixshmem"}
+    assert {names.get(name, name) for name in libraries} <= required
+
+
+def all_imports(text):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
 
 
 def test_public_names_are_there():
