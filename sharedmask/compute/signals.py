@@ -125,12 +125,9 @@ def _output(
         array = np.empty(shape, dtype)
         yield array, array
         return
-    owned = OwnedSegment("output", {"out": (shape, dtype)}, shared.handle.store)
-    try:
+    with OwnedSegment("output", {"out": (shape, dtype)}, shared.handle.store) as owned:
         array = owned.segment.array("out")
         yield array, Shared(owned.share({}, writable=True), "out", writable=True)
-    finally:
-        owned.release()
 
 
 def _for_workers(held: Rows, plan: Plan) -> Shared | None:

@@ -8,17 +8,19 @@ becomes of frames (``store``).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
 from sharedmask.sources.source import FileLayout, Order, Source
-from sharedmask.storage import container, mapped_file, memory, segment
+from sharedmask.storage import container, mapped_file, memory
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileMap, map_users_file
-from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
 from sharedmask.system import settings
@@ -97,27 +99,20 @@ def _share(source: Source, asked: str, budget: MemoryBudget) -> Backing:
     store, reason = memory.choose(asked, nbytes)
     needed = nbytes + _volume_bytes(source)
     budget.require(f"loading the frames of {label}", needed, "store='disk' takes a volume only")
-    owned = OwnedSegment(label, geometry, store)
-    try:
-        _fill(source, owned.segment.array("frames"))
-        attachment = segment.attach(owned.share({}))
-    except BaseException:
-        owned.release()
-        raise
+    owned, attachment = publish(label, geometry, partial(_fill, source), store)
     return Backing(attachment.view("frames"), "F", (store, reason), owned)
 
 
-def _fill(source: Source, rows: Array) -> None:
+def _fill(source: Source, arrays: Mapping[str, Array]) -> None:
     with source.volumes() as reader:
-        for row in rows:
+        for row in arrays["frames"]:
             reader.readinto(row)
             mapped_file.dont_need(row)
 
 
 def _spill(source: Source, reason: str) -> Backing:
-    spill = Spill(os.path.basename(source.name), _geometry(source))
+    spill = Spill(os.path.basename(source.name), _geometry(source), reserve=True)
     try:
-        spill.reserve()
         row = np.empty(source.n_voxels, source.dtype)
         with source.volumes() as reader:
             for number in range(source.n_timepoints):

@@ -10,7 +10,7 @@ or (voxels, 3), ``mask_affine`` (4, 4), and the attribute ``mask_shape``.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -26,8 +26,8 @@ from sharedmask.network import correlation
 from sharedmask.network.subject import Subject, subjects_in
 from sharedmask.sources import hdf5, loader
 from sharedmask.sources.grid import Grid
-from sharedmask.storage import container, memory, segment
-from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage import container, segment
+from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Shared
 from sharedmask.system import settings
 from sharedmask.typing import Array
@@ -193,22 +193,18 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
     geometry = connectome.geometry(block.n_subjects)
     if not settings.current().shared_memory:
         private = {name: np.empty(shape, dtype) for name, (shape, dtype) in geometry.items()}
-        _read(block, private["series"], private["lengths"], n_threads)
+        _read(block, private, n_threads)
         yield SharedBlock(**private, attachment=None)
         return
-    store, _ = memory.choose("auto", container.projected(geometry))
-    owned = OwnedSegment(f"{block.file.path.name} {block.start}:{block.stop}", geometry, store)
-    try:
-        _read(block, owned.segment.array("series"), owned.segment.array("lengths"), n_threads)
-        attachment = segment.attach(owned.share({}))
+    label = f"{block.file.path.name} {block.start}:{block.stop}"
+    owned, attachment = publish(label, geometry, lambda arrays: _read(block, arrays, n_threads))
+    with owned:
         yield SharedBlock(attachment.arrays["series"], attachment.arrays["lengths"], attachment)
-    finally:
-        owned.release()
 
 
-def _read(block: Block, series: Array, lengths: Array, n_threads: int) -> None:
+def _read(block: Block, arrays: Mapping[str, Array], n_threads: int) -> None:
     with subjects_in(block.file.path, block.start, block.stop) as found:
-        pool.run_threads(_fill, (series, lengths), list(enumerate(found)), n_threads)
+        pool.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)
 
 
 def _fill(series: Array, lengths: Array, number: int, subject: Subject) -> None:

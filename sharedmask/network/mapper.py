@@ -27,7 +27,7 @@ from sharedmask.regions.masks import matching
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import open_source
-from sharedmask.storage import container, memory
+from sharedmask.storage import container
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
 from sharedmask.system import process, settings
@@ -367,14 +367,10 @@ class MappingSession:
             arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in geometry.items()}
             yield arrays, dict(arrays)
             return
-        store, _ = memory.choose("auto", container.projected(geometry))
-        owned = OwnedSegment("sums of network maps", geometry, store)
-        try:
+        with OwnedSegment("sums of network maps", geometry, "auto") as owned:
             arrays = {name: owned.segment.array(name) for name in geometry}
             handle = owned.share({}, writable=True)
             yield arrays, {name: Shared(handle, name, writable=True) for name in geometry}
-        finally:
-            owned.release()
 
     def _argument(self, block: SharedBlock, name: str) -> Any:
         return block.argument(name, self._in_processes)

@@ -15,12 +15,9 @@ written once more. If all rows fit in memory there is one band, and no copy.
 """
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from numpy.typing import NDArray
 from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.sources import loader
 from sharedmask.sources.source import FileLayout, Source
-from sharedmask.system import process
+from sharedmask.system import files, process
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -227,12 +224,9 @@ class _PartReader:
 
 
 def _read(file: _Volumes, view: memoryview, place: int) -> None:
-    done = 0
-    while done < len(view):
-        got = os.preadv(file.fd, [view[done:]], place + done)
-        if not got:
-            raise DamagedImageError(f"{file.name} is truncated: it ends after {place + done} bytes")
-        done += got
+    done = files.pread_into(file.fd, view, place)
+    if done < len(view):
+        raise DamagedImageError(f"{file.name} is truncated: it ends after {place + done} bytes")
 
 
 @contextlib.contextmanager
@@ -244,17 +238,19 @@ def _volumes_in_a_file(source: Source, voxels: Voxels | None, folder: Path) -> I
             yield _Volumes(source.name, plain.fileno(), *place, n_timepoints, dtype, voxels)
         return
     n_voxels = source.n_voxels if voxels is None else len(voxels)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as copy:
-        _copy(source, voxels, n_voxels, partial(_write_all, copy.fileno()))
+    with open(files.scratch(folder), "r+b") as copy:
+        _copy(source, voxels, n_voxels, copy.fileno())
         yield _Volumes(source.name, copy.fileno(), 0, n_voxels, n_timepoints, dtype, None)
 
 
-def _copy(source: Source, voxels: Voxels | None, n_voxels: int, write: Callable[[Array], None]) -> None:
+def _copy(source: Source, voxels: Voxels | None, n_voxels: int, fd: int) -> None:
+    place = 0
     try:
         step = _copying_volumes(source, n_voxels)
         with loader.decoded(source, n_voxels, voxels, step) as blocks:
             for _, block in blocks:
-                write(block)
+                files.pwrite_all(fd, block.reshape(-1).view(np.uint8).data, place)
+                place += block.nbytes
     except OSError as error:
         if isinstance(error, DamagedImageError):
             raise
@@ -262,10 +258,3 @@ def _copy(source: Source, voxels: Voxels | None, n_voxels: int, write: Callable[
         raise SegmentError(
             f"no copy of {source.name} ({format_bytes(nbytes)}) can be made: {error}"
         ) from error
-
-
-def _write_all(fd: int, values: Array) -> None:
-    view = values.reshape(-1).view(np.uint8).data
-    done = 0
-    while done < len(view):
-        done += os.write(fd, view[done:])

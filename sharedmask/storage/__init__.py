@@ -5,5 +5,5 @@ Covers: segments, files of rows, kept results, the registry and its reaper. Does
 
 From the bottom up::
 
-    container  views  memory  mapped_file  segment  registry  spill  disk  rows  entries  kept
+    container  views  memory  mapped_file  segment  registry  disk  spill  rows  entries  kept
 """

@@ -1,8 +1,8 @@
 """The disk store: rows of images in files that stay for the next run.
 
-Covers: where they are, building each once, finding it again, what they may take together, what a
-killed process left. Does not cover: how rows are made (``rechunk``), what attaching checks
-(``segment``, ``mapped_file``), when an image goes to disk (``rows``).
+Covers: where they are, building each once, finding it again, files that have no name (``spill``), what
+all may take together, what a killed process left. Does not cover: how rows are made (``rechunk``), what
+attaching checks (``segment``, ``mapped_file``), when an image goes to disk (``rows``).
 
 A file is a header page and arrays, like a segment, under a name that says of which image::
 
@@ -20,7 +20,6 @@ import fcntl
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -35,9 +34,18 @@ from sharedmask.storage import container
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.segment import ExternalArrays
-from sharedmask.system import settings
-from sharedmask.system.files import is_free, is_named, private_directory, spill_folder
+from sharedmask.system import files, settings
+from sharedmask.system.files import (
+    DISK_FOLDER,
+    is_free,
+    is_named,
+    locked,
+    opened_ours,
+    private_directory,
+    spill_folder,
+)
 from sharedmask.system.units import format_bytes
+from sharedmask.system.usage import nameless_bytes
 from sharedmask.typing import Array
 
 Write = Callable[[str, int, Array], None]
@@ -50,6 +58,7 @@ _LAYOUT = 1
 _LABEL_LENGTH = 200
 _NAME = re.compile(r"sharedmask-([0-9a-f]{32})\.(rows|part|lock)")
 _UNFINISHED = b"sharedmask, unfinished"
+_MAGICS = (container.MAGIC, _UNFINISHED)
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Pieces start on their way to the disk as they are written; never is more than this unwritten.
 _PIECE_BYTES = 16 * 2**20
@@ -60,7 +69,7 @@ _log = logging.getLogger(__name__)
 
 def directory() -> Path:
     """Where this user's files are: a directory of our own, so that the one around it may hold anything."""
-    return spill_folder() / f"sharedmask-disk-{os.geteuid()}"
+    return spill_folder() / f"{DISK_FOLDER}{os.geteuid()}"
 
 
 def key_of(fingerprint: str, voxels: NDArray[np.intp] | None, dtype: np.dtype[Any]) -> str:
@@ -108,7 +117,7 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
         fd = _found(folder, key, geometry)
         found = fd is not None
         if fd is None:
-            with _locked(folder, f"sharedmask-{key}.lock"):
+            with locked(folder, f"sharedmask-{key}.lock"):
                 fd = _found(folder, key, geometry)  # built while we waited
                 if fd is None:
                     fd = _build(folder, key, geometry, label, fill, copied)
@@ -144,7 +153,7 @@ def _found(folder: int, key: str, geometry: Geometry) -> int | None:
         if is_named(folder, name, fd):
             if _is_complete(fd, key, geometry):
                 return fd
-            if not _is_ours(fd):
+            if not files.is_ours(fd, _MAGICS):
                 os.close(fd)
                 raise SegmentError(f"{directory() / name} is no file of sharedmask: move it away")
             os.close(fd)
@@ -162,32 +171,7 @@ def _is_complete(fd: int, key: str, geometry: Geometry) -> bool:
     return same and os.fstat(fd).st_size == nbytes
 
 
-def _is_ours(fd: int) -> bool:
-    """Whether the first bytes are those of a file that we wrote, whole or not."""
-    facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-        return False
-    start = os.pread(fd, container.HEADER_BYTES, 0)
-    return not start or start.startswith((container.MAGIC, _UNFINISHED))
-
-
 # --- building ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(folder: int, name: str) -> Iterator[None]:
-    """The lock file ``name`` in our hands; it is gone afterwards."""
-    while True:
-        fd = os.open(name, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if is_named(folder, name, fd):
-            break
-        os.close(fd)  # whoever had it removed it
-    try:
-        yield
-    finally:
-        os.unlink(name, dir_fd=folder)
-        os.close(fd)
 
 
 def _build(folder: int, key: str, geometry: Geometry, label: str, fill: Fill, copied: int) -> int:
@@ -195,11 +179,11 @@ def _build(folder: int, key: str, geometry: Geometry, label: str, fill: Fill, co
     arrays, nbytes = container.layout(geometry)
     part, name = f"sharedmask-{key}.part", f"sharedmask-{key}.rows"
     _remove_part(folder, part)
-    _make_room(folder, nbytes, copied, label)
+    _make_room(folder, nbytes, nbytes + copied, label)
     fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
     try:
         os.pwrite(fd, _UNFINISHED, 0)
-        with _told(label, nbytes):
+        with disk_full_as_segment_error(label, nbytes):
             os.posix_fallocate(fd, 0, nbytes)
             meta = {**fill(_Writer(fd, arrays).write), "label": label[-_LABEL_LENGTH:]}
             facts = {"token": key, "nbytes": nbytes, "arrays": arrays, "meta": meta}
@@ -217,7 +201,8 @@ def _build(folder: int, key: str, geometry: Geometry, label: str, fill: Fill, co
 
 
 @contextlib.contextmanager
-def _told(label: str, nbytes: int) -> Iterator[None]:
+def disk_full_as_segment_error(label: str, nbytes: int) -> Iterator[None]:
+    """Say of which file there was no room for what, and where."""
     try:
         yield
     except OSError as error:
@@ -227,7 +212,8 @@ def _told(label: str, nbytes: int) -> Iterator[None]:
         free = os.statvfs(folder)
         raise SegmentError(
             f"{folder} has no room for {label}: {format_bytes(nbytes)} are needed, "
-            f"{format_bytes(free.f_bavail * free.f_frsize)} are free ({error.strerror})"
+            f"{format_bytes(free.f_bavail * free.f_frsize)} are free ({error.strerror}); "
+            "SHAREDMASK_TMPDIR names another folder"
         ) from error
 
 
@@ -246,9 +232,7 @@ class _Writer:
             self._put(view[piece : piece + _PIECE_BYTES], place + piece)
 
     def _put(self, piece: memoryview, place: int) -> None:
-        done = 0
-        while done < len(piece):
-            done += os.pwrite(self._fd, piece[done:], place + done)
+        files.pwrite_all(self._fd, piece, place)
         self._dirty += len(piece)
         if self._dirty >= _DIRTY_BYTES:
             os.fdatasync(self._fd)
@@ -308,7 +292,7 @@ def _kind(name: str) -> str | None:
 
 
 def _entry(folder: int, name: str) -> Entry | None:
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name, _MAGICS) as fd:
         if fd is None:
             return None
         facts, label = os.fstat(fd), ""
@@ -318,38 +302,48 @@ def _entry(folder: int, name: str) -> Entry | None:
         return Entry(name, label, facts.st_size, facts.st_mtime)
 
 
-@contextlib.contextmanager
-def _opened(folder: int, name: str) -> Iterator[int | None]:
-    """A descriptor of a file of ours; None if it is not, or gone."""
+def scratch(label: str, nbytes: int, reserve: bool) -> int:
+    """A descriptor of a new file of ``nbytes`` bytes that has no name: it goes with its last user.
+
+    Raises
+    ------
+    SegmentError
+        There is no room within the limit or, to ``reserve`` it all now, on the disk.
+    """
+    with _folder() as folder:
+        _sweep(folder)
+        _make_room(folder, nbytes, nbytes if reserve else 0, label)
+        fd = files.scratch(directory())
     try:
-        fd = os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd if _is_ours(fd) else None
-    finally:
+        with disk_full_as_segment_error(label, nbytes):
+            if reserve:
+                os.posix_fallocate(fd, 0, nbytes)
+            else:
+                os.truncate(fd, nbytes)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
-def _make_room(folder: int, nbytes: int, copied: int, label: str) -> None:
+def _make_room(folder: int, nbytes: int, on_disk: int, label: str) -> None:
     """Remove the least recently used files until there is room, within the limit and on the disk."""
     limit = settings.current().spill_limit
     held = _entries(folder, "rows", "part")
-    total = sum(entry.nbytes for entry in held)
+    total = sum(entry.nbytes for entry in held) + nameless_bytes(directory())
     for entry in held:
-        if total + nbytes <= limit and _free(folder) >= nbytes + copied:
+        if total + nbytes <= limit and _free(folder) >= on_disk:
             return
         if _kind(entry.name) == "rows" and _evict(folder, entry.name):
             total -= entry.nbytes
     if total + nbytes > limit:
         raise SegmentError(
-            f"{label} takes {format_bytes(nbytes)} on disk: images in use there take {format_bytes(total)} "
-            f"of the {format_bytes(limit)} that spill_limit allows"
+            f"{label} takes {format_bytes(nbytes)} on disk: images and frames in use there take "
+            f"{format_bytes(total)} of the {format_bytes(limit)} that spill_limit allows"
         )
-    if _free(folder) < nbytes + copied:
+    if _free(folder) < on_disk:
         raise SegmentError(
-            f"{directory()} has no room for {label}: {format_bytes(nbytes + copied)} are needed, "
+            f"{directory()} has no room for {label}: {format_bytes(on_disk)} are needed, "
             f"{format_bytes(_free(folder))} are free"
         )
 
@@ -361,7 +355,7 @@ def _free(folder: int) -> int:
 
 def _evict(folder: int, name: str) -> bool:
     """Remove a complete file if it is ours and nobody uses it; whether it is gone."""
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name, _MAGICS) as fd:
         if fd is None or not is_free(fd) or not is_named(folder, name, fd):
             return False
         os.unlink(name, dir_fd=folder)
@@ -370,7 +364,7 @@ def _evict(folder: int, name: str) -> bool:
 
 
 def _sweep(folder: int) -> list[str]:
-    removed = []
+    removed = files.sweep(directory())
     for name in sorted(os.listdir(folder), reverse=True):  # a part before the lock that guards it
         if _kind(name) in ("part", "lock") and _sweep_one(folder, name):
             removed.append(name)
@@ -396,7 +390,7 @@ def _sweep_one(folder: int, name: str) -> bool:
 
 def _remove_part(folder: int, name: str) -> bool:
     """Remove a half-built file, whose lock we hold, if it is ours; whether it was there."""
-    with _opened(folder, name) as fd:
+    with opened_ours(folder, name, _MAGICS) as fd:
         if fd is not None:
             os.unlink(name, dir_fd=folder)
         return fd is not None

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from typing import Any
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import memory
 from sharedmask.storage import segment as segments
-from sharedmask.storage.container import Geometry
-from sharedmask.storage.segment import ExternalArrays, Handle, Segment
+from sharedmask.storage.container import Geometry, projected
+from sharedmask.storage.segment import Attachment, ExternalArrays, Handle, Segment
 from sharedmask.system import files, process
 from sharedmask.system.files import is_free, is_named, opened_ours, private_directory
+from sharedmask.typing import Array
 
 _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
@@ -148,6 +149,7 @@ class OwnedSegment:
 
     def __init__(self, label: str, geometry: Geometry, store: str = "shm") -> None:
         _reap_once()
+        store, _ = memory.choose(store, projected(geometry))
         token = secrets.token_hex(16)
         with _making:
             self._record = Record(token, json.dumps(_provisional_record(token, label, store)))
@@ -189,10 +191,46 @@ class OwnedSegment:
             _, _, (pid, _, segment, record), _ = parts
             _release(pid, segment, record)
 
+    def __enter__(self) -> "OwnedSegment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def forget(self) -> None:
         """In a forked child: let go of lock and memory, which are the parent's."""
         self._record.forget()
         self.segment.forget()
+
+
+def publish(
+    label: str,
+    geometry: Geometry,
+    fill: Callable[[dict[str, Array]], Mapping[str, Any] | None],
+    store: str = "auto",
+    *,
+    elsewhere: ExternalArrays | None = None,
+) -> tuple[OwnedSegment, Attachment]:
+    """A segment that was filled and shared, attached to as by everyone else; all of it or nothing.
+
+    Parameters
+    ----------
+    label : str
+    geometry : mapping
+        Shape and dtype of each array.
+    fill : callable
+        Writes the arrays, which it gets by their names, and returns what is to be remembered of them.
+    store : {"auto", "shm", "memfd"}
+    elsewhere : ExternalArrays, optional
+        Arrays in a file, for a segment that has none of its own.
+    """
+    owned = OwnedSegment(label, geometry, store)
+    try:
+        meta = fill({name: owned.segment.array(name) for name in geometry})
+        return owned, segments.attach(owned.share(meta or {}, elsewhere=elsewhere))
+    except BaseException:
+        owned.release()
+        raise
 
 
 def _finalize(pid: int, label: str, segment: Segment, record: Record) -> None:

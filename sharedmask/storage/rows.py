@@ -23,9 +23,9 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk, values
 from sharedmask.sources.source import ArraySource, Facts, FileLayout, Source, Volumes
 from sharedmask.sources.values import Conversion
-from sharedmask.storage import container, disk, memory, segment
+from sharedmask.storage import container, disk, memory
 from sharedmask.storage.mapped_file import FileIdentity
-from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
 from sharedmask.system import process, settings
 from sharedmask.system.budget import MemoryBudget
@@ -241,16 +241,14 @@ def load(
         finite = fill(source, array, voxels)
         array.flags.writeable = False
         return None, Rows(source, array, finite, voxels)
-    owned = OwnedSegment(label, geometry, store)
-    try:
+
+    def fill_all(arrays: dict[str, Array]) -> Mapping[str, Any]:
         if voxels is not None:
-            owned.segment.array("voxels")[:] = voxels
-        finite = fill(source, owned.segment.array("rows"), voxels)
-        handle = owned.share({"finite": finite, "facts": source.to_dict()})
-    except BaseException:
-        owned.release()
-        raise
-    return owned, attached(segment.attach(handle))
+            arrays["voxels"][:] = voxels
+        return {"finite": fill(source, arrays["rows"], voxels), "facts": source.to_dict()}
+
+    owned, attachment = publish(label, geometry, fill_all, store)
+    return owned, attached(attachment)
 
 
 def fill(
@@ -366,9 +364,5 @@ def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Own
 
 def _anchored(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> tuple[OwnedSegment, Held]:
     """A segment that is a header only, and the file attached through it."""
-    owned = OwnedSegment(label, {}, memory.choose("auto", 0)[0])
-    try:
-        return owned, attached(segment.attach(owned.share(meta, elsewhere=elsewhere)))
-    except BaseException:
-        owned.release()
-        raise
+    owned, attachment = publish(label, {}, lambda _: meta, elsewhere=elsewhere)
+    return owned, attached(attachment)

@@ -7,19 +7,16 @@ Does not cover: attaching (``mapped_file``), files that stay for the next run (`
 
 import os
 import secrets
-import tempfile
 import weakref
 from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import SegmentError
-from sharedmask.storage import container
+from sharedmask.storage import container, disk
 from sharedmask.storage.mapped_file import FileHandle, FileIdentity, FileMap, attach_file
 from sharedmask.storage.views import SharedArray
 from sharedmask.system import process
-from sharedmask.system.files import spill_folder
-from sharedmask.system.units import format_bytes
+from sharedmask.system.files import pwrite_all
 from sharedmask.typing import Array
 
 Spec = dict[str, Any]
@@ -28,13 +25,26 @@ Spec = dict[str, Any]
 class Spill:
     """Arrays in a file without a name, so that nothing is left of it whatever happens to its owner.
 
-    Only what was written takes room. Other processes attach through this one's descriptor.
+    Other processes attach through this one's descriptor.
+
+    Parameters
+    ----------
+    label : str
+    geometry : mapping
+        Shape and dtype of each array.
+    reserve : bool
+        Take the room for everything now; otherwise only what was written takes room.
+
+    Raises
+    ------
+    SegmentError
+        There is no room on the disk or within ``spill_limit``.
     """
 
-    def __init__(self, label: str, geometry: container.Geometry) -> None:
+    def __init__(self, label: str, geometry: container.Geometry, *, reserve: bool = False) -> None:
         self.specs, nbytes = container.layout(geometry)
         """Where the arrays lie, for :func:`array_in` elsewhere."""
-        self._fd = _nameless_file(label, nbytes)
+        self._fd = disk.scratch(label, nbytes, reserve)
         self._closed = weakref.finalize(self, os.close, self._fd)
         token = secrets.token_hex(16)
         os.pwrite(self._fd, token.encode(), 0)
@@ -43,32 +53,9 @@ class Spill:
 
     def write(self, name: str, number: int, values: Array) -> None:
         """Write item ``number`` of the array ``name``; its maps see it at once."""
-        spec = self.specs[name]
-        nbytes = values.nbytes
-        place = spec["offset"] + number * nbytes
-        left = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        try:
-            while left:
-                left = left[os.pwrite(self._fd, left, place + nbytes - len(left)) :]
-        except OSError as error:
-            raise self._no_room(format_bytes(nbytes), error) from error
-
-    def reserve(self) -> None:
-        """Take the room for everything now.
-
-        Raises
-        ------
-        SegmentError
-            There is not enough of it.
-        """
-        try:
-            os.posix_fallocate(self._fd, 0, self.handle.file.nbytes)
-        except OSError as error:
-            raise self._no_room(format_bytes(self.handle.file.nbytes), error) from error
-
-    def _no_room(self, what: str, error: OSError) -> SegmentError:
-        where = f"{spill_folder()} (SHAREDMASK_TMPDIR names another folder)"
-        return SegmentError(f"{self.handle.label}: no room for {what} in {where}: {error.strerror}")
+        place = self.specs[name]["offset"] + number * values.nbytes
+        with disk.disk_full_as_segment_error(self.handle.label, values.nbytes):
+            pwrite_all(self._fd, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, place)
 
     def array(self, name: str) -> SharedArray:
         """The array ``name``, a read-only view."""
@@ -84,12 +71,3 @@ def array_in(origin: FileMap, spec: Spec) -> SharedArray:
     shape, dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
     steps = np.cumprod((dtype.itemsize, *shape[:0:-1]))[::-1]
     return origin.at(spec["offset"], shape, tuple(map(int, steps)), dtype)
-
-
-def _nameless_file(label: str, nbytes: int) -> int:
-    try:
-        with tempfile.TemporaryFile(dir=spill_folder(), buffering=0) as file:
-            os.truncate(file.fileno(), nbytes)
-            return os.dup(file.fileno())
-    except OSError as error:
-        raise SegmentError(f"{label}: no file can be made in {spill_folder()}: {error.strerror}") from error

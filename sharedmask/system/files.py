@@ -30,6 +30,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
 _swept: set[tuple[int, int]] = set()
 
+DISK_FOLDER = "sharedmask-disk-"
+"""What the name of the folder of images and frames on disk begins with; the user's number follows."""
+
 
 def spill_folder() -> Path:
     """Where images and frames on disk are: ``$SHAREDMASK_TMPDIR``, else ``$TMPDIR``, else /var/tmp."""
@@ -149,13 +152,17 @@ def nameless(folder: int, mode: int = 0o600) -> int | None:
         return None
 
 
-def scratch(folder: int) -> int:
-    """A new file in the directory that never has a name, or, where that is impossible, none any more."""
-    fd = nameless(folder)
-    if fd is None:
-        fd, name = _named(folder, 0o600)
-        os.unlink(name, dir_fd=folder)
-    return fd
+def scratch(path: str | os.PathLike[str]) -> int:
+    """A new file in a directory that never has a name, or, where that is impossible, none any more."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = nameless(folder)
+        if fd is None:
+            fd, name = _named(folder, 0o600)
+            os.unlink(name, dir_fd=folder)
+        return fd
+    finally:
+        os.close(folder)
 
 
 def pwrite_all(fd: int, data: memoryview | bytes, place: int) -> None:

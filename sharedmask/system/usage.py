@@ -20,12 +20,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sharedmask.system.files import DISK_FOLDER
+
 _SHARE = re.compile(rb"^(Pss|Pss_Anon|Pss_Shmem): +(\d+) kB", re.MULTILINE)
 _SHARED_OBJECT = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+) +((?:/dev/shm/|/memfd:|/dev/zero|/SYSV).*)$",
     re.MULTILINE,
 )
-_SPILL = "/sharedmask-disk-"  # the directory of the disk store
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def of_processes(pids: Sequence[int]) -> Usage:
             files += of_files
             for key, nbytes in _shared_objects(pid):
                 shared[key] = max(shared.get(key, 0), nbytes)
-            spilled.update(_spilled_files(pid))
+            spilled |= {key: facts.st_blocks * 512 for key, facts in _spilled_files(pid, f"/{DISK_FOLDER}")}
     return Usage(private, sum(shared.values()), files, sum(spilled.values()))
 
 
@@ -98,13 +99,23 @@ def _shared_objects(pid: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
         yield (device, inode), _allocated(name, extent)
 
 
-def _spilled_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """(device and inode, bytes) of the files of the disk store that a process has open."""
+def nameless_bytes(folder: Path) -> int:
+    """On disk: files without a name in ``folder`` that processes of this user have open, once."""
+    nameless: dict[tuple[int, int], int] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it left meanwhile, or is another user's
+            found = _spilled_files(int(pid), f"{folder}/")
+            nameless |= {key: facts.st_blocks * 512 for key, facts in found if not facts.st_nlink}
+    return sum(nameless.values())
+
+
+def _spilled_files(pid: int, within: str) -> Iterator[tuple[tuple[int, int], os.stat_result]]:
+    """(device and inode, facts) of the files of the disk store that a process has open."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            if _SPILL in os.readlink(link):
+            if within in os.readlink(link):
                 facts = link.stat()
-                yield (facts.st_dev, facts.st_ino), facts.st_blocks * 512
+                yield (facts.st_dev, facts.st_ino), facts
 
 
 def _allocated(name: bytes, extent: int) -> int:

@@ -20,6 +20,7 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, P
 from sharedmask.frames import nfdh5
 from sharedmask.frames.convert import convert
 from sharedmask.sources import hdf5
+from sharedmask.storage import disk
 from sharedmask.system import files
 
 N = 12
@@ -31,7 +32,9 @@ COMPRESSIONS = [(), ("gzip", 1), ("gzip", 6), ("lzf",)]
 
 
 def left_in(folder):
-    return sorted(path.name for path in folder.iterdir() if path.name != "registry")
+    return sorted(
+        path.name for path in folder.iterdir() if path.name != "registry" and path != disk.directory()
+    )
 
 
 def nifreezes(path, data, version=1, userblock=0, **fields):

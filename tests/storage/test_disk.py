@@ -232,7 +232,10 @@ def test_what_is_in_use_never_goes(tmp_path):
     with on_disk(runs[0]) as image:
         view = image.load().array[1]
         held = Path(image._held.attachment.path)
-        with using(spill_limit=held.stat().st_size), pytest.raises(SegmentError, match="images in use there"):
+        with (
+            using(spill_limit=held.stat().st_size),
+            pytest.raises(SegmentError, match="images and frames in use there"),
+        ):
             written(runs[1])
     assert disk.remove_unused() == []  # a view is use
     del view

@@ -15,7 +15,7 @@ from segments import exists
 
 from sharedmask.errors import SegmentError
 from sharedmask.storage import memory, registry, segment
-from sharedmask.storage.registry import OwnedSegment, entries, reap
+from sharedmask.storage.registry import OwnedSegment, entries, find, reap
 from sharedmask.storage.segment import attach
 from sharedmask.system import files
 
@@ -287,3 +287,31 @@ def test_reaping_removes_only_what_a_record_names(registry_dir):
     assert reap() == [segment.segment_name(token)]
     assert exists(segment.segment_name(other))
     memory.remove(segment.segment_name(other))
+
+
+# --- publishing ---
+
+
+def fill(arrays):
+    arrays["rows"][...] = 7
+    return {"about": "seven"}
+
+
+def test_what_is_published_is_attached_to_and_remembered():
+    owned, attachment = registry.publish("run", GEOMETRY, fill)
+    assert (attachment.arrays["rows"] == 7).all()
+    assert attachment.meta == {"about": "seven"}
+    assert find("run") == attachment.handle
+    with owned:
+        pass
+    assert entries() == []
+
+
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+def test_what_cannot_be_filled_is_not_published(store):
+    def failing(arrays):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        registry.publish("run", GEOMETRY, failing, store)
+    assert entries() == []

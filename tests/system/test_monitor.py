@@ -13,7 +13,7 @@ import pytest
 from children import python
 from images import niimg
 
-from sharedmask import MemoryMonitor, SharedImage
+from sharedmask import FrameDataset, MemoryMonitor, SharedImage
 from sharedmask.errors import MemoryLimitError, ParameterError, SharedMaskWarning
 from sharedmask.system import monitor, settings, usage
 
@@ -88,6 +88,12 @@ def test_images_on_disk_are_told_apart(run, tmp_path, monkeypatch):
         now = usage.of_tree()
         assert 20 * MIB <= now.spilled <= 21 * MIB
         assert now.shared < MIB
+    assert usage.of_tree().spilled == 0
+
+
+def test_frames_on_disk_are_told_apart(run):
+    with FrameDataset(run, store="disk"):
+        assert 20 * MIB <= usage.of_tree().spilled <= 21 * MIB
     assert usage.of_tree().spilled == 0
 
 
