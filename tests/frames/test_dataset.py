@@ -30,8 +30,8 @@ from sharedmask.errors import (
 )
 from sharedmask.frames import kernels
 from sharedmask.storage import mapped_file, registry
-from sharedmask.storage import spill as spills
 from sharedmask.storage.mapped_file import FileHandle
+from sharedmask.storage.spill import Spill
 from sharedmask.system.settings import using
 
 N = 12
@@ -471,7 +471,7 @@ def test_handles_lead_to_their_file_only(run, tmp_path):
 
 
 def test_a_closed_file_of_ours_is_gone():
-    spill = spills.Spill("test", {"a": ((3, 4), np.dtype("f8"))})
+    spill = Spill("test", {"a": ((3, 4), np.dtype("f8"))})
     handle = spill.handle
     spill.write("a", 1, np.arange(4.0))
     np.testing.assert_array_equal(spill.array("a"), [[0] * 4, [0, 1, 2, 3], [0] * 4])
@@ -592,7 +592,6 @@ PEAK = """
     from pathlib import Path
     import h5py, nibabel, numpy as np, psutil
     from sharedmask import FrameDataset
-    from sharedmask.sources import codecs as streams
     from sharedmask.frames.convert import convert
 
     def status(name):
