@@ -86,7 +86,7 @@ def get_or_compute(cache: Cache, lookup: Lookup, compute: Computation) -> list[A
         time.sleep(_unsettled(lookup.source))
         return compute()
 
-    results, was_there = cache.through(lookup.key, settled, lambda: _is_unchanged(lookup))
+    results, was_there = cache.get_or_compute(lookup.key, settled, lambda: _is_unchanged(lookup))
     if was_there:
         lookup.notify(results)
     return results

@@ -1,6 +1,6 @@
 """Containers: a header of JSON facts, then arrays at multiples of 64 bytes.
 
-Covers: layout, header, reading one back. Does not cover: where the bytes live, who owns them.
+Covers: layout, header, reading one back, facts that others wrote. Does not cover: where the bytes live, who owns them.
 
 ::
 
@@ -13,13 +13,14 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.typing import Array
 
+T = TypeVar("T")
 MAGIC = b"sharedmask\x00\x00\x00\x00\x00\x01"
 HEADER_BYTES = 4096
 _DIGEST_BYTES = 16
@@ -79,6 +80,29 @@ def parse_header(page: bytes) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise AttachError("the segment's header holds no facts")
     return facts
+
+
+def checked_json(text: str | bytes, what: str) -> dict[str, Any]:
+    """The facts in a text that others wrote; ``what`` it should be, for the message of the AttachError."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AttachError(f"not {what}: {error}") from error
+    if not isinstance(facts, dict):
+        raise AttachError(f"not {what}: a {type(facts).__name__}")
+    return facts
+
+
+def checked_facts(cls: type[T], facts: Any, what: str) -> T:
+    """The dataclass ``cls`` out of facts that others wrote, each of exactly the type it should have."""
+    try:
+        made = cls(**facts)
+    except TypeError as error:
+        raise AttachError(f"not {what}: {error}") from error
+    for name, kind in cls.__annotations__.items():
+        if type(getattr(made, name)) is not kind:
+            raise AttachError(f"not {what}: {name} is no {kind.__name__}")
+    return made
 
 
 def array_at(buffer: mmap.mmap, spec: Mapping[str, Any]) -> Array:

@@ -19,6 +19,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,8 +95,8 @@ class Cache:
     >>> key = 40 * "0"
     >>> with tempfile.TemporaryDirectory() as location:
     ...     cache = Cache(location)
-    ...     first, was_there = cache.through(key, lambda: [np.arange(3)])
-    ...     again, is_there = cache.through(key, lambda: [np.arange(3)])
+    ...     first, was_there = cache.get_or_compute(key, lambda: [np.arange(3)])
+    ...     again, is_there = cache.get_or_compute(key, lambda: [np.arange(3)])
     ...     cache.stats().counts.hits, was_there, is_there, again
     (1, False, True, [array([0, 1, 2])])
     """
@@ -127,8 +128,8 @@ class Cache:
             raise ParameterError(f"memory={memory!r} is no directory, joblib.Memory, None or False")
         return cls(memory)
 
-    def through(
-        self, key: str, compute: Callable[[], list[Array]], sure: Callable[[], bool] = lambda: True
+    def get_or_compute(
+        self, key: str, compute: Callable[[], list[Array]], is_valid: Callable[[], bool] = lambda: True
     ) -> tuple[list[Array], bool]:
         """The arrays under ``key``, computed if they are not there yet, and whether they were.
 
@@ -140,17 +141,17 @@ class Cache:
             40 hexadecimal digits.
         compute : callable
             Its errors are the caller's; nothing is kept then.
-        sure : callable
+        is_valid : callable
             Asked after the computation: whether its results may be kept.
         """
         found = self._read(key)
         if found is None:
-            with self._turn(key) as part:
+            with self._exclusive_part(key) as part:
                 found = self._read(key)  # by who had the turn before
                 if found is None:
                     results = compute()
                     self._count(misses=1)
-                    if part is not None and sure():
+                    if part is not None and is_valid():
                         self._keep(part, key, results)
                     return results, False
         self._count(hits=1, bytes_read=sum(array.nbytes for array in found))
@@ -171,6 +172,13 @@ class Cache:
                 (self.folder / "counts").unlink(missing_ok=True)
         return removed
 
+    def _check_owner(self) -> None:
+        """Refuse a folder in which others could put results, or hold locks."""
+        facts = os.stat(self.folder, follow_symlinks=False)
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+            mode = stat.S_IMODE(facts.st_mode)
+            raise PermissionError(f"others may write to it: uid {facts.st_uid}, mode {mode:o}")
+
     # --- entries ---
 
     def _path(self, key: str, ending: str) -> str:
@@ -181,6 +189,7 @@ class Cache:
         path = self._path(key, "result")
         found = None
         with contextlib.suppress(OSError), FileIO(path) as file:
+            self._check_owner()
             found = entries.read(file, key)
             if found is not None:
                 os.utime(path)
@@ -191,7 +200,7 @@ class Cache:
         return found
 
     @contextlib.contextmanager
-    def _turn(self, key: str) -> Iterator[FileIO | None]:
+    def _exclusive_part(self, key: str) -> Iterator[FileIO | None]:
         """The file that becomes the entry, ours alone; None where none can be made."""
         path = self._path(key, "part")
         part = self._claimed(path)
@@ -209,7 +218,9 @@ class Cache:
 
     def _claimed(self, path: str) -> FileIO | None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self._check_owner()
             return _claim(path)
         except OSError as error:
             self._tell(error)
@@ -270,7 +281,8 @@ class Cache:
     def _counting(self, flags: int) -> Iterator[int | None]:
         """The file of counts, locked; None where it cannot be opened."""
         try:
-            fd = os.open(self.folder / "counts", flags | os.O_CLOEXEC, 0o666)
+            self._check_owner()
+            fd = os.open(self.folder / "counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError:
             yield None
             return

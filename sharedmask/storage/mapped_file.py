@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 
 from sharedmask.errors import AttachError, DamagedImageError
+from sharedmask.storage.container import checked_facts, checked_json
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import process
 from sharedmask.typing import Array
@@ -53,14 +54,7 @@ class FileIdentity:
         AttachError
             If it is none.
         """
-        try:
-            identity = cls(**given)
-        except TypeError as error:
-            raise AttachError(f"not the identity of a file: {error}") from error
-        for name, kind in cls.__annotations__.items():
-            if type(getattr(identity, name)) is not kind:
-                raise AttachError(f"not the identity of a file: {name} is no {kind.__name__}")
-        return identity
+        return checked_facts(cls, given, "the identity of a file")
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON has."""
@@ -159,15 +153,9 @@ class FileHandle:
     @classmethod
     def from_json(cls, text: str) -> "FileHandle":
         """Parse a handle, checking the types of all fields."""
-        try:
-            facts = json.loads(text)
-            handle = cls(**{**facts, "file": FileIdentity.from_dict(facts["file"])})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise AttachError(f"not a handle of a mapped file: {error}") from error
-        for name in ("label", "token", "boot_id"):
-            if type(getattr(handle, name)) is not str:
-                raise AttachError(f"not a handle of a mapped file: {name} is no str")
-        return handle
+        facts = checked_json(text, "a handle of a mapped file")
+        file = FileIdentity.from_dict(facts.get("file", {}))
+        return checked_facts(cls, {**facts, "file": file}, "a handle of a mapped file")
 
 
 class FileMap(Origin):

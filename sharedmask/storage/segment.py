@@ -35,6 +35,8 @@ from sharedmask.storage.container import (
     Geometry,
     Specs,
     array_at,
+    checked_facts,
+    checked_json,
     header,
     layout,
     parse_header,
@@ -95,14 +97,8 @@ class Handle:
         AttachError
             If this is no handle.
         """
-        try:
-            handle = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise AttachError(f"not a handle of a shared image: {error}") from error
-        for name, kind in cls.__annotations__.items():
-            if type(getattr(handle, name)) is not kind:
-                raise AttachError(f"not a handle of a shared image: {name} is no {kind.__name__}")
-        return handle
+        what = "a handle of a shared image"
+        return checked_facts(cls, checked_json(text, what), what)
 
 
 def segment_name(token: str) -> str:

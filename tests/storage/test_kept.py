@@ -126,8 +126,8 @@ def test_large_arrays_are_mapped_and_writing_to_them_changes_no_entry(tmp_path):
 
 
 def test_computed_once(place):
-    first, was_there = Cache(place).through(KEY, lambda: [np.arange(3)])
-    again, is_there = Cache(place).through(KEY, not_computed)
+    first, was_there = Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
+    again, is_there = Cache(place).get_or_compute(KEY, not_computed)
     assert (was_there, is_there) == (False, True)
     np.testing.assert_array_equal(first, again)
     now = Cache(place).stats()
@@ -137,18 +137,18 @@ def test_computed_once(place):
 
 def test_what_raises_is_not_kept(place):
     with pytest.raises(ZeroDivisionError):
-        Cache(place).through(KEY, lambda: 1 / 0)
+        Cache(place).get_or_compute(KEY, lambda: 1 / 0)
     assert os.listdir(place / "sharedmask") == []
 
 
 def test_a_damaged_entry_is_computed_again_and_replaced(place):
-    Cache(place).through(KEY, lambda: [np.arange(3)])
+    Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
     path = place / "sharedmask" / f"{KEY}.result"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert not Cache(place).through(KEY, lambda: [np.arange(3)])[1]
-    assert Cache(place).through(KEY, not_computed)[1]
+    assert not Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])[1]
+    assert Cache(place).get_or_compute(KEY, not_computed)[1]
     assert (counts(place).damaged, counts(place).misses, counts(place).hits) == (1, 2, 1)
 
 
@@ -156,10 +156,10 @@ def test_the_least_recently_used_go_first(place):
     cache = Cache(place, limit=3 * 8192)
     keys = [f"{number:040x}" for number in range(4)]
     for age, key in enumerate(keys[:3]):
-        cache.through(key, lambda: [np.zeros(900)])
+        cache.get_or_compute(key, lambda: [np.zeros(900)])
         os.utime(place / "sharedmask" / f"{key}.result", ns=(age + 1, 0))
-    cache.through(keys[0], not_computed)  # used now, so number 1 is the oldest
-    cache.through(keys[3], lambda: [np.zeros(900)])
+    cache.get_or_compute(keys[0], not_computed)  # used now, so number 1 is the oldest
+    cache.get_or_compute(keys[3], lambda: [np.zeros(900)])
     kept = {key for key in keys if (place / "sharedmask" / f"{key}.result").exists()}
     assert kept == {keys[0], keys[2], keys[3]}
     assert cache.stats().nbytes <= cache.limit
@@ -171,15 +171,15 @@ def test_the_least_recently_used_go_first(place):
 def test_the_limit_holds(sizes, tmp_path_factory):
     cache = Cache(tmp_path_factory.mktemp("cache"), limit=40_000)
     for number, size in enumerate(sizes):
-        assert cache.through(f"{number:040x}", lambda size=size: [np.ones(size)])[0][0].sum() == size
+        assert cache.get_or_compute(f"{number:040x}", lambda size=size: [np.ones(size)])[0][0].sum() == size
         assert cache.stats().nbytes <= cache.limit
 
 
 def test_a_result_above_the_limit_is_returned_with_one_warning(place):
     cache = Cache(place, limit=100)
     with pytest.warns(SharedMaskWarning, match="more than cache_limit"):
-        cache.through(KEY, lambda: [np.zeros(100)])
-    cache.through(KEY, lambda: [np.zeros(100)])
+        cache.get_or_compute(KEY, lambda: [np.zeros(100)])
+    cache.get_or_compute(KEY, lambda: [np.zeros(100)])
     assert cache.stats().n_entries == 0
 
 
@@ -191,15 +191,15 @@ def test_the_files_of_the_user_stay(place):
     for path in theirs:
         path.write_text("longer than a header of ours" * 9)
     cache = Cache(place, limit=1000)
-    cache.through(KEY, lambda: [np.zeros(50)])
-    cache.through(40 * "c", lambda: [np.zeros(50)])
+    cache.get_or_compute(KEY, lambda: [np.zeros(50)])
+    cache.get_or_compute(40 * "c", lambda: [np.zeros(50)])
     assert cache.clear() == 1
     assert {path.read_text() for path in theirs} == {"longer than a header of ours" * 9}
     assert sorted(os.listdir(folder)) == sorted(path.name for path in theirs[1:])
 
 
 def test_clear_removes_what_is_ours(place):
-    Cache(place).through(KEY, lambda: [np.arange(3)])
+    Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
     assert Cache(place).clear() == 1
     assert os.listdir(place / "sharedmask") == []
     assert Cache(place).clear() == 0
@@ -209,12 +209,30 @@ def test_a_place_that_cannot_be_written_costs_one_warning(place):
     place.mkdir()
     (place / "sharedmask").write_text("a file in the way")
     with pytest.warns(SharedMaskWarning, match="not cached in .*sharedmask"):
-        assert Cache(place).through(KEY, lambda: [np.arange(3)])[0][0][2] == 2
-    assert not Cache(place).through(KEY, lambda: [np.arange(3)])[1]
+        assert Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])[0][0][2] == 2
+    assert not Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])[1]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda path: os.chmod(path, 0o722), lambda path: os.chown(path, 12345, -1)]
+)
+def test_a_folder_that_others_can_write_to_is_not_trusted(place, spoil):
+    folder = Cache(place).folder
+    Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    try:
+        spoil(folder)
+    except PermissionError:
+        pytest.skip("only root gives files away")
+    before = sorted(os.listdir(folder))
+    with pytest.warns(UserWarning, match="others may write to it"):
+        [found], was_there = Cache(place).get_or_compute(KEY, lambda: [np.arange(5)])
+    assert (len(found), was_there) == (5, False)
+    assert sorted(os.listdir(folder)) == before
 
 
 def test_entries_are_found_where_nothing_can_be_written(place, monkeypatch):
-    Cache(place).through(KEY, lambda: [np.arange(3)])
+    Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
     opened = os.open
 
     def read_only(path, flags, *mode, **more):
@@ -223,9 +241,9 @@ def test_entries_are_found_where_nothing_can_be_written(place, monkeypatch):
         return opened(path, flags, *mode, **more)
 
     monkeypatch.setattr(os, "open", read_only)
-    assert Cache(place).through(KEY, not_computed)[1]
+    assert Cache(place).get_or_compute(KEY, not_computed)[1]
     with pytest.warns(SharedMaskWarning, match="Read-only file system"):
-        Cache(place).through(OTHER, lambda: [np.arange(3)])
+        Cache(place).get_or_compute(OTHER, lambda: [np.arange(3)])
 
 
 def test_a_full_disk_costs_one_warning(place):
@@ -240,7 +258,7 @@ def test_a_full_disk_costs_one_warning(place):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             for _ in range(2):
-                [result], was_there = cache.through("a" * 40, lambda: [np.ones(5000)])
+                [result], was_there = cache.get_or_compute("a" * 40, lambda: [np.ones(5000)])
                 assert result.sum() == 5000 and not was_there
         assert len(told) == 1 and "File too large" in str(told[0].message), told
         print(*os.listdir(cache.folder))
@@ -264,7 +282,7 @@ def compute():
     time.sleep(float(sys.argv[3]))
     return [np.full(1000, 7.0)]
 
-[result], was_there = Cache(sys.argv[1]).through("a" * 40, compute)
+[result], was_there = Cache(sys.argv[1]).get_or_compute("a" * 40, compute)
 assert (result == 7).all()
 print("hit" if was_there else "computed")
 """
@@ -287,7 +305,7 @@ def test_if_the_first_dies_the_second_computes(place, tmp_path):
         second = python(ASKING, place, log, 0)
     assert second.stdout.split() == ["ready", "computed"], second.stderr
     assert log.read_text().split() == ["computed"] * 2
-    assert Cache(place).through(KEY, not_computed)[1]
+    assert Cache(place).get_or_compute(KEY, not_computed)[1]
 
 
 def test_a_turn_is_that_of_the_file_that_has_the_name(tmp_path):
@@ -314,7 +332,7 @@ def test_threads_compute_once(place):
 
     def ask():
         gate.wait()
-        answers.append(Cache(place).through(KEY, compute)[1])
+        answers.append(Cache(place).get_or_compute(KEY, compute)[1])
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -332,7 +350,7 @@ def test_counts_of_many_processes_add_up(place):
     import numpy as np
     from sharedmask.storage.kept import Cache
     for number in range(50):
-        Cache(sys.argv[1]).through(f"{number % 5:040x}", lambda: [np.arange(10)])
+        Cache(sys.argv[1]).get_or_compute(f"{number % 5:040x}", lambda: [np.arange(10)])
     """
     threads = [threading.Thread(target=python, args=(script, place)) for _ in range(3)]
     for thread in threads:
@@ -356,18 +374,18 @@ def test_what_was_half_written_is_never_used_and_goes(place):
         time.sleep(60)
 
     entries._write_all = half
-    Cache(sys.argv[1]).through(40 * "a", lambda: [np.arange(1000)])
+    Cache(sys.argv[1]).get_or_compute(40 * "a", lambda: [np.arange(1000)])
     """
     part = place / "sharedmask" / f"{KEY}.part"
     with running(script, place) as child:
         assert part.stat().st_size > 0
-        Cache(place).through(OTHER, lambda: [np.arange(3)])
+        Cache(place).get_or_compute(OTHER, lambda: [np.arange(3)])
         assert part.exists()  # its process lives
         child.kill()
         child.wait()
-    Cache(place).through(40 * "c", lambda: [np.arange(3)])
+    Cache(place).get_or_compute(40 * "c", lambda: [np.arange(3)])
     assert not part.exists()
-    assert not Cache(place).through(KEY, lambda: [np.arange(1000)])[1]
+    assert not Cache(place).get_or_compute(KEY, lambda: [np.arange(1000)])[1]
 
 
 # --- keys -----------------------------------------------------------------------------------------
