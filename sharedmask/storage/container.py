@@ -1,6 +1,7 @@
 """Containers: a header of JSON facts, then arrays at multiples of 64 bytes.
 
-Covers: layout, header, reading one back, facts that others wrote. Does not cover: where the bytes live, who owns them.
+Covers: layout, header, reading one back, facts that others wrote. Does not cover: where the bytes live,
+who owns them.
 
 ::
 

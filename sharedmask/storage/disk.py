@@ -81,7 +81,7 @@ def key_of(fingerprint: str, voxels: NDArray[np.intp] | None, dtype: np.dtype[An
 
 
 @dataclass(frozen=True)
-class Kept:
+class OpenRows:
     """A complete file: what it is, its arrays, what was remembered when it was built."""
 
     elsewhere: ExternalArrays
@@ -91,7 +91,7 @@ class Kept:
 
 
 @contextlib.contextmanager
-def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int = 0) -> Iterator[Kept]:
+def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int = 0) -> Iterator[OpenRows]:
     """The rows of ``key``, found or built; they are in use until the end of the ``with`` block.
 
     Parameters
@@ -135,10 +135,10 @@ def _folder() -> contextlib.AbstractContextManager[int]:
     return private_directory(path, "the directory for images on disk")
 
 
-def _kept(fd: int, key: str, found: bool) -> Kept:
+def _kept(fd: int, key: str, found: bool) -> OpenRows:
     facts = container.parse_header(os.pread(fd, container.HEADER_BYTES, 0))
     identity = FileIdentity.of(str(directory() / f"sharedmask-{key}.rows"), fd, ours=True)
-    return Kept(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
+    return OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
 
 
 def _found(folder: int, key: str, geometry: Geometry) -> int | None:
@@ -246,7 +246,7 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeptRows:
     """A file of ours, complete or not."""
 
     name: str
@@ -256,7 +256,7 @@ class Entry:
     """When it was last used, in seconds since the epoch."""
 
 
-def entries() -> list[Entry]:
+def entries() -> list[KeptRows]:
     """The complete files, least recently used first."""
     if not directory().is_dir():
         return []
@@ -281,7 +281,7 @@ def sweep() -> list[str]:
         return _sweep(folder)
 
 
-def _entries(folder: int, *kinds: str) -> list[Entry]:
+def _entries(folder: int, *kinds: str) -> list[KeptRows]:
     found = (_entry(folder, name) for name in os.listdir(folder) if _kind(name) in kinds)
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
@@ -291,7 +291,7 @@ def _kind(name: str) -> str | None:
     return match[2] if match else None
 
 
-def _entry(folder: int, name: str) -> Entry | None:
+def _entry(folder: int, name: str) -> KeptRows | None:
     with opened_ours(folder, name, _MAGICS) as fd:
         if fd is None:
             return None
@@ -299,7 +299,7 @@ def _entry(folder: int, name: str) -> Entry | None:
         with contextlib.suppress(AttachError):
             header = container.parse_header(os.pread(fd, container.HEADER_BYTES, 0))
             label = str(header.get("meta", {}).get("label", ""))
-        return Entry(name, label, facts.st_size, facts.st_mtime)
+        return KeptRows(name, label, facts.st_size, facts.st_mtime)
 
 
 def scratch(label: str, nbytes: int, reserve: bool) -> int:

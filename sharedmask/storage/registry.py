@@ -270,7 +270,7 @@ def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Published:
     """What one record says. ``handle`` is None while the segment is being filled."""
 
     token: str
@@ -281,7 +281,7 @@ class Entry:
     handle: Handle | None
 
 
-def entries() -> list[Entry]:
+def entries() -> list[Published]:
     """What living owners have published, oldest first."""
     with _open_directory() as folder:
         # A record that is about to replace another has a longer name, and would count twice.
@@ -388,7 +388,7 @@ def _reap_record(folder: int, name: str) -> list[str]:
         return removed
 
 
-def _read(folder: int, name: str) -> Entry | None:
+def _read(folder: int, name: str) -> Published | None:
     """What the record says; None if its owner is dead or it is none of ours."""
     with opened_ours(folder, name) as fd:
         if fd is None:
@@ -402,6 +402,6 @@ def _read(folder: int, name: str) -> Entry | None:
         handle = Handle.from_json(text) if "ino" in facts else None
         told = {name: facts[name] for name in _TOLD}
         proper = all(type(told[name]) is kind for name, kind in _TOLD.items())
-        return Entry(**told, handle=handle) if proper else None
+        return Published(**told, handle=handle) if proper else None
     except (ValueError, KeyError, TypeError, RecursionError, AttachError):
         return None

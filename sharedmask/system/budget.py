@@ -72,13 +72,7 @@ class MemoryBudget:
         """What is left once ``nbytes`` of it are taken."""
         return replace(self, limit=self.limit - nbytes)
 
-    @classmethod
-    def from_environment(cls) -> "MemoryBudget":
-        """The budget of this process as its surroundings set it: nothing is given by the caller.
-
-        In a SLURM job that is the job's memory on this node, whatever the node has.
-        """
-        return cls.here()
+    from_environment = here
 
     def why_on_disk(self, held: int, needed: int) -> str:
         """Why an image goes to the disk that takes ``held`` bytes, and ``needed`` while it is loaded.

@@ -130,23 +130,16 @@ def _profile(value: Any) -> str:
     return str(value)
 
 
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "profile": _profile,
-    "memory_limit": _limit,
-    "memory_buffer": _fraction,
-    "max_memory_per_process": _size,
-    "shared_memory": _flag,
-    "use_disk": _flag,
-    "disk_threshold": _size,
-    "spill_dir": _folder,
-    "spill_limit": _size,
-    "keep_disk": _flag,
-    "cleanup_temporary": _flag,
-    "monitor": _flag,
-    "log_memory": _flag,
-    "cache_dir": _folder,
-    "cache_limit": _size,
+_BY_TYPE: dict[Any, Callable[[Any], Any]] = {
+    bool: _flag,
+    float: _fraction,
+    int: _size,
+    int | None: _size,
+    int | float | str | None: _limit,
+    Path | None: _folder,
+    str | None: _profile,
 }
+_CHECKS = {field.name: _BY_TYPE[field.type] for field in fields(Settings)}
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True}
 _FLAGS |= {"0": False, "false": False, "no": False, "off": False}
 
