@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -24,21 +24,28 @@ PRIVATE = ".sharedmask"
 
 @dataclass(frozen=True)
 class Entry:
-    """A run that was complete: its key, the digest of its inputs, the files it left."""
+    """A run that was complete: its key, the digest of its inputs, the files it left.
+
+    ``content`` is the digest of inputs that may have been moved since; ``is_file`` tells that the key is the
+    path of the input.
+    """
 
     key: str
     digest: str
     outputs: tuple[str, ...] = ()
     seconds: float = 0.0
+    content: str = ""
+    is_file: bool = False
 
-    def holds(self, digest: str) -> bool:
-        """Whether the run is complete for these inputs, its files still there."""
-        return self.digest == digest and all(os.path.exists(path) for path in self.outputs)
+    @property
+    def is_there(self) -> bool:
+        """Whether its files still are."""
+        return all(os.path.exists(path) for path in self.outputs)
 
 
 @dataclass
 class Journal:
-    """The file of a study's complete runs; it names their files as seen from its own folder.
+    """The file of a study's complete runs; it names files as seen from its own folder.
 
     Examples
     --------
@@ -56,7 +63,7 @@ class Journal:
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         try:
-            self._entries = {entry.key: self._absolute(entry) for entry in _read(self.path)}
+            self._entries = {entry.key: entry for entry in map(self._absolute, _read(self.path))}
         except OSError as error:
             raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
 
@@ -65,10 +72,26 @@ class Journal:
         """The last one of each key."""
         return list(self._entries.values())
 
-    def has(self, key: str, digest: str) -> bool:
-        """Whether ``key`` is complete for inputs of this digest."""
+    def has(self, key: str, digest: str, content: Callable[[], str] | None = None) -> bool:
+        """Whether ``key`` is complete for inputs of this digest, its files still there.
+
+        ``content`` gives the digest of what the inputs hold, where they may have been moved or copied; it is
+        asked for only if a run could be known by it.
+        """
         entry = self._entries.get(key)
-        return entry is not None and entry.holds(digest)
+        if entry is not None and entry.digest == digest:
+            return entry.is_there
+        known = [one for one in ([entry] if entry else self._of_files_gone()) if one.content and one.is_there]
+        if content is None or not known:
+            return False
+        holds = content()
+        same = next((one for one in known if one.content == holds), None)
+        if same is not None:
+            self.add(replace(same, key=key, digest=digest))
+        return same is not None
+
+    def _of_files_gone(self) -> list[Entry]:
+        return [one for one in self._entries.values() if one.is_file and not os.path.exists(one.key)]
 
     def forget(self) -> None:
         """Take no run for complete that was so before; the file keeps them, for others."""
@@ -78,7 +101,8 @@ class Journal:
         """Record a complete run; on the disk when this returns."""
         # Resumed from another directory, or moved with its outputs, it still finds them.
         outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
-        facts = {**vars(entry), "outputs": outputs, "finished": time.time()}
+        key = os.path.relpath(entry.key, self.path.parent) if entry.is_file else entry.key
+        facts = {**vars(entry), "key": key, "outputs": outputs, "finished": time.time()}
         line = json.dumps(facts, separators=(",", ":")) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -93,7 +117,9 @@ class Journal:
 
     def _absolute(self, entry: Entry) -> Entry:
         folder = self.path.parent.absolute()
-        return replace(entry, outputs=tuple(os.path.normpath(folder / path) for path in entry.outputs))
+        outputs = tuple(os.path.normpath(folder / path) for path in entry.outputs)
+        key = os.path.normpath(folder / entry.key) if entry.is_file else entry.key
+        return replace(entry, key=key, outputs=outputs)
 
 
 def _ends_a_line(fd: int) -> bool:
@@ -111,7 +137,9 @@ def _read(path: Path) -> Iterator[Entry]:
 
 def _parsed(facts: dict[str, Any]) -> Entry:
     outputs: Sequence[str] = facts["outputs"]
-    return Entry(str(facts["key"]), str(facts["digest"]), tuple(map(str, outputs)), float(facts["seconds"]))
+    content, is_file = str(facts.get("content", "")), bool(facts.get("is_file"))
+    key, digest, seconds = str(facts["key"]), str(facts["digest"]), float(facts["seconds"])
+    return Entry(key, digest, tuple(map(str, outputs)), seconds, content, is_file)
 
 
 @dataclass(frozen=True)

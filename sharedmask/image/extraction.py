@@ -68,9 +68,14 @@ class Extraction:
         """
         return plans.of_volumes(self.source, self.request, budget).needed
 
-    def digest(self, variant: str) -> str:
-        """Of all that its signals depend on, and of ``variant``."""
-        parts = _FORMAT, variant, Lookup(self.source, self.source.fingerprint, self.request).identity
+    def digest(self, variant: str, *, of_content: bool = False) -> str:
+        """Of all that its signals depend on, and of ``variant``.
+
+        The image goes by its file as it is now, which is quick; or by what the file holds, which is the same
+        after it was moved or copied, and reads it.
+        """
+        image = self.source.content if of_content else self.source.fingerprint
+        parts = _FORMAT, variant, Lookup(self.source, image, self.request).identity
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def run(self, memory_limit: int | float | str | None = None, memory: Any = None) -> Any:

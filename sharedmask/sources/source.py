@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -196,6 +196,22 @@ class Source(Facts, ABC):
         self._identify(digest)
         return digest.hexdigest()
 
+    @property
+    def content(self) -> str:
+        """Digest of all that its files hold, wherever they are and whenever they were written; reads them."""
+        digest = blake2b(digest_size=20)
+        facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
+        digest.update(repr(facts).encode())
+        self._digest_content(digest)
+        return digest.hexdigest()
+
+    def _digest_content(self, digest: blake2b) -> None:
+        if not self.paths:
+            self._identify(digest)
+        for path in self.paths:
+            with open_raw(path) as file:
+                digest.update(file_digest(file, blake2b).digest())
+
     def read(self) -> Array:
         """All true values at once, (x, y, z) or (x, y, z, t): for masks and other small images."""
         stored = np.empty((self.n_timepoints, self.n_voxels), self.dtype)
@@ -307,6 +323,10 @@ class SeriesSource(Source):
     def _identify(self, digest: blake2b) -> None:
         for item in self.items:
             digest.update(item.fingerprint.encode())
+
+    def _digest_content(self, digest: blake2b) -> None:
+        for item in self.items:
+            digest.update(item.content.encode())
 
 
 def open_source(source: object) -> Source:

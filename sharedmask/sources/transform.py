@@ -93,6 +93,9 @@ class Step(Source):
     def _identify(self, digest: blake2b) -> None:
         digest.update(f"{self._description} {self.source.fingerprint}".encode())
 
+    def _digest_content(self, digest: blake2b) -> None:
+        digest.update(f"{self._description} {self.source.content}".encode())
+
     @property
     @abstractmethod
     def _description(self) -> str:

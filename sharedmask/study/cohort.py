@@ -14,6 +14,7 @@ Everything but the work itself happens in the caller: callbacks are called here,
 
 import contextlib
 import errno
+import os
 import re
 import time
 import warnings
@@ -28,6 +29,7 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +68,39 @@ class Task:
     asked: Extraction
     memory: Any = None
     memory_limit: int | float | str | None = None
-    digest: str = ""
+    variant: str | None = None
+    """What else its outputs depend on; None if nobody records them."""
     needed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its key in a journal: a path that is seen from everywhere, if the key is one."""
+        return os.path.abspath(self.key) if self.is_file else str(self.key)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its key is the path of its image."""
+        return isinstance(self.key, str | Path) and os.path.abspath(self.key) in map(
+            str, self.asked.source.paths
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that its outputs depend on, the image as it lies there now."""
+        return "" if self.variant is None else self.asked.digest(self.variant)
+
+    def content(self) -> str:
+        """The same wherever the image lies."""
+        return "" if self.variant is None else self.asked.digest(self.variant, of_content=True)
 
     def run(self) -> Any:
         """The signals, as :func:`sharedmask.extract` gives them."""
         return self.asked.run(self.memory_limit, self.memory)
 
 
-def _work(task: Task) -> Any:
-    return task.run()
+def _work(task: Task) -> tuple[str, Any]:
+    # Before it is read for its signals: what changes between the two is then done again.
+    return task.content(), task.run()
 
 
 @dataclass(frozen=True)
@@ -111,7 +136,7 @@ def extract_many(
     on_error: OnError = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
-    variant: str = "",
+    variant: str | Callable[[Key], str] = "",
     shard: str | None = None,
     retries: int = 1,
     progress: Progress = None,
@@ -146,11 +171,13 @@ def extract_many(
         tells how many images failed.
     resume : path, optional
         A file that records complete images. Those it has, with the same inputs and parameters and
-        with their outputs still there, are skipped. Needs ``on_result``.
+        with their outputs still there, are skipped. Images are the same if they hold the same, wherever
+        they were moved. Needs ``on_result``.
     overwrite : bool
         Do again what ``resume`` has; other shards' images stay recorded.
-    variant : str
-        What else the outputs depend on: an image is done again when this changes.
+    variant : str, or callable
+        What else the outputs depend on, for all images or as a function of the key: an image is done again
+        when this changes.
     shard : str, optional
         ``"3/16"``: the third of 16 parts of the images; for array jobs.
     retries : int
@@ -270,7 +297,7 @@ class _Preparer:
         asked: Mapping[str, Any],
         budget: MemoryBudget,
         memory_limit: Any,
-        variant: str | None,
+        variant: str | Callable[[Key], str] | None,
     ) -> None:
         self._asked = dict(asked)
         self._memory = self._asked.pop("memory", None)
@@ -285,8 +312,8 @@ class _Preparer:
 
         own = {name: given(key) if callable(given) else given for name, given in own.items()}
         asked = Extraction.prepared(source, regions_on, **{**self._asked, **own})
-        digest = "" if self._variant is None else asked.digest(self._variant)
-        return Task(key, asked, self._memory, self._memory_limit, digest, asked.needed(self._budget))
+        variant = self._variant(key) if callable(self._variant) else self._variant
+        return Task(key, asked, self._memory, self._memory_limit, variant, asked.needed(self._budget))
 
     def _regions_of(self, masks: Any, grid: Grid) -> Regions:
         return regions_of(masks, grid, self._asked["strategy"], self._target)
@@ -396,7 +423,7 @@ class _Run:
         return self.study
 
     def _start(self, task: Task) -> None:
-        if self.journal is not None and self.journal.has(str(task.key), task.digest):
+        if self.journal is not None and self.journal.has(task.name, task.digest, task.content):
             self.study.skipped.append(task.key)
             self._end()
             return
@@ -419,15 +446,15 @@ class _Run:
             task, tries, start = self._running.pop(future)
             with self._failing(task.key):
                 try:
-                    result = future.result()
+                    content, result = future.result()
                 except Exception as error:
                     if tries >= self.retries or not _may_pass(error):
                         raise
                     self._submit(task, tries + 1)
                 else:
-                    self._keep(task, result, time.monotonic() - start)
+                    self._keep(task, result, content, time.monotonic() - start)
 
-    def _keep(self, task: Task, result: Any, seconds: float) -> None:
+    def _keep(self, task: Task, result: Any, content: str, seconds: float) -> None:
         outputs: Any = ()
         if self.on_result is None:
             self.study.results[task.key] = result
@@ -435,7 +462,8 @@ class _Run:
             outputs = self.on_result(task.key, result) or ()
         if self.journal is not None:
             paths = [outputs] if isinstance(outputs, str | Path) else outputs
-            self.journal.add(Entry(str(task.key), task.digest, tuple(map(str, paths)), seconds))
+            outputs = tuple(map(str, paths))
+            self.journal.add(Entry(task.name, task.digest, outputs, seconds, content, task.is_file))
         self.study.complete.append(task.key)
         self._end()
 

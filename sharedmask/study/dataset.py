@@ -102,7 +102,7 @@ def analyse(
             on_error=work.fail,
             resume=work.private / "complete.jsonl",
             overwrite=overwrite,
-            variant=study.variant,
+            variant=work.variant,
             shard=shard,
             executor=executor,
             n_jobs=n_jobs,
@@ -250,6 +250,10 @@ class _Work:
             for note in manifest.notes:
                 warnings.warn(f"{key}: {note}", SharedMaskWarning, stacklevel=2)
         return self._begun[key][1]
+
+    def variant(self, key: str) -> str:
+        """What a run's outputs depend on besides its image, the regions and the parameters."""
+        return f"{self.study.variant} {self._known(key).facts()}"
 
     def own_parameters(self) -> dict[str, Any]:
         """Functions of a run's key that give the parameters of this run alone."""

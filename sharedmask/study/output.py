@@ -91,9 +91,9 @@ def extract_to(
         work.regions,
         strategy=work.strategy,
         on_result=work.keep,
-        on_error=work.failures.add,
+        on_error=work.fail,
         resume=work.private / "complete.jsonl",
-        variant=f"{form} {Path(folder).resolve()}",
+        variant=form,
         **options,
     )
 
@@ -135,7 +135,7 @@ def hold_each(
             work.keep(path, signals)
             study.complete.append(path)
         except Exception as error:
-            work.failures.add(path, error)
+            work.fail(path, error)
             study.errors[path] = error
     return study
 
@@ -209,8 +209,11 @@ class _Work:
             write_table(self.paths[key], signals, names)
         else:
             write_series(self.paths[key], dict(zip(names, _each(signals), strict=True)))
-        self.failures.remove(key)
+        self.failures.remove(os.path.abspath(key))
         return self.paths[key]
+
+    def fail(self, key: str, error: Exception) -> None:
+        self.failures.add(os.path.abspath(key), error)
 
 
 def _each(signals: Any) -> Sequence[Any]:

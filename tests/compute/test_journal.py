@@ -92,3 +92,34 @@ def test_processes_append_to_one_journal(path):
 def test_what_is_no_journal_is_refused(tmp_path):
     with pytest.raises(ParameterError, match=r"cannot be read as a journal"):
         Journal(tmp_path)
+
+
+def test_what_was_moved_is_known_by_its_content(path, tmp_path):
+    image, moved = tmp_path / "a.nii", tmp_path / "b.nii"
+    image.touch()
+    Journal(path).add(Entry(str(image), "here", (), 0.0, "what it holds", is_file=True))
+    asked = []
+
+    def content(holds="what it holds"):
+        asked.append(holds)
+        return holds
+
+    assert Journal(path).has(str(image), "here", content) and asked == []
+    assert Journal(path).has(str(image), "written again", content)
+    assert not Journal(path).has(str(image), "changed", lambda: content("something else"))
+    assert not Journal(path).has(str(moved), "there", content)  # a copy has outputs of its own
+    image.rename(moved)
+    assert Journal(path).has(str(moved), "there", content)
+    asked.clear()
+    assert Journal(path).has(str(moved), "there", content) and asked == []  # noted
+
+
+def test_files_are_named_as_seen_from_the_journal(path, tmp_path):
+    (tmp_path / "a.nii").touch()
+    Journal(path).add(Entry(str(tmp_path / "a.nii"), "abc", is_file=True))
+    tmp_path.joinpath("elsewhere").mkdir()
+    for name in ("a.nii", "study"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert Journal(tmp_path / "elsewhere" / "study" / path.name).has(
+        str(tmp_path / "elsewhere" / "a.nii"), "abc"
+    )

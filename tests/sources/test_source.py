@@ -1172,3 +1172,23 @@ def test_fingerprint_of_a_series(volumes: list[Path]) -> None:
     assert open_source(volumes[::-1]).fingerprint != first
     os.utime(volumes[3], ns=(1, 1))
     assert open_source(volumes).fingerprint != first
+
+
+@pytest.mark.parametrize("kind", ["file", "series", "smoothed"])
+def test_content_is_the_same_wherever_it_lies(volumes: list[Path], tmp_path: Path, kind: str) -> None:
+    """Of a copy with other times; and another one where a byte, or what is done to the image, differs."""
+
+    def opened(paths: list[Path], fwhm: float = 5.0) -> Source:
+        source = open_source(paths if kind == "series" else paths[0])
+        return smoothed(source, fwhm) if kind == "smoothed" else source
+
+    (tmp_path / "copies").mkdir()
+    copies = [Path(shutil.copyfile(path, tmp_path / "copies" / f"other-{path.name}")) for path in volumes]
+    assert opened(volumes).content == opened(copies).content
+    assert opened(volumes).fingerprint != opened(copies).fingerprint
+    if kind == "smoothed":
+        assert opened(volumes).content != opened(volumes, 6.0).content
+    raw = bytearray(copies[0].read_bytes())
+    raw[-200] ^= 1
+    copies[0].write_bytes(raw)
+    assert opened(volumes).content != opened(copies).content

@@ -1,6 +1,7 @@
 """Cohorts: every image's signals or its error, whatever dies; nothing twice, nothing kept."""
 
 import os
+import shutil
 import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from images import bold, niimg, random_masks, same_bits, save, truth
+from images import SHAPE, bold, niimg, random_masks, same_bits, save, truth
 
 from sharedmask import extract
 from sharedmask.errors import (
@@ -203,7 +204,7 @@ def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
         if task.key.endswith("sub-3_bold.nii.gz") and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return task.run()
+        return "", task.run()
 
     monkeypatch.setattr(cohort, "_work", die_once)
     study = extract_many(runs, masks, n_jobs=2)
@@ -238,6 +239,73 @@ def test_an_image_that_changed_is_done_again(runs, masks, tmp_path, calls):
     save(runs[2], bold(seed=77))
     calls.clear()
     assert extract_many(runs, masks, **again).complete == [runs[2]] == calls
+
+
+@pytest.mark.parametrize(
+    "how", ["from elsewhere", "images moved", "both moved", "images copied", "written again"]
+)
+def test_images_are_known_wherever_they_lie(tmp_path, masks, monkeypatch, calls, how):
+    """By where one stands, by where the data set or the outputs lie, by when a file was written."""
+    study, out = tmp_path / "study", tmp_path / "out"
+    study.mkdir()
+    names = [save(study / f"sub-{i}_bold.nii.gz", bold(seed=i)).name for i in range(3)]
+    monkeypatch.chdir(study)
+    extract_many(names, masks, on_result=lambda *_: None, resume=out / "done.jsonl")
+    calls.clear()
+    if how == "from elsewhere":
+        monkeypatch.chdir(tmp_path)
+        names = [f"study/{name}" for name in names]
+    elif how == "images moved":
+        study.rename(tmp_path / "moved")
+        monkeypatch.chdir(tmp_path / "moved")
+    elif how == "both moved":
+        (tmp_path / "far").mkdir()
+        for folder in (study, out):
+            folder.rename(tmp_path / "far" / folder.name)
+        out = tmp_path / "far" / "out"
+        monkeypatch.chdir(tmp_path / "far" / "study")
+    elif how == "images copied":
+        shutil.copytree(study, tmp_path / "copy")
+        shutil.rmtree(study)
+        monkeypatch.chdir(tmp_path / "copy")
+    else:
+        for name in names:
+            content = (study / name).read_bytes()
+            (study / name).unlink()
+            (study / name).write_bytes(content)
+    again = extract_many(names, masks, on_result=lambda *_: None, resume=out / "done.jsonl")
+    assert again.skipped == names and calls == []
+
+
+def test_a_copy_of_an_image_is_an_image_of_its_own(runs, masks, tmp_path):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again)
+    copy = shutil.copy(runs[0], tmp_path / "sub-9_bold.nii.gz")
+    assert extract_many([str(copy)], masks, **again).complete == [str(copy)]
+
+
+def test_moved_and_changed_is_done_again(runs, masks, tmp_path):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs[:1], masks, **again)
+    os.remove(runs[0])
+    other = str(save(tmp_path / "new_bold.nii.gz", bold(seed=99)))
+    assert extract_many([other], masks, **again).complete == [other]
+
+
+def test_a_changed_sidecar_is_another_result(tmp_path, masks):
+    path = save(tmp_path / "sub-1_bold.nii.gz", bold((*SHAPE, 40)))
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl", "low_pass": 0.1}
+    for t_r in (2.0, 1.5):
+        (tmp_path / "sub-1_bold.json").write_text(f'{{"RepetitionTime": {t_r}}}')
+        assert len(extract_many([str(path)], masks, **again).complete) == 1
+    assert len(extract_many([str(path)], masks, **again).skipped) == 1
+
+
+def test_what_else_outputs_depend_on_may_be_each_images_own(runs, masks, tmp_path):
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    extract_many(runs, masks, **again, variant=lambda key: "first")
+    changed = extract_many(runs, masks, **again, variant=lambda key: "second" if key == runs[1] else "first")
+    assert changed.complete == [runs[1]]
 
 
 CHANGES = {
@@ -322,7 +390,7 @@ def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
             at_work.add(task.key)
             most.append(len(at_work))
         together.wait(0.3)  # for a third, which must not come
-        result = Task.run(task)
+        result = "", Task.run(task)
         with lock:
             at_work.discard(task.key)
         return result

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import SPACE, atlas, parcellations, preprocessed, troubled
-from images import truth
+from images import save, truth
 
 from sharedmask.cli import bids
 from sharedmask.errors import (
@@ -187,6 +188,44 @@ def test_changed_coverage_is_another_result(dataset, toy, out):
     analyse(dataset, out, [toy], PLAIN)
     assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=False)).complete) == 2
     assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=True)).complete) == 2
+
+
+@pytest.mark.parametrize("what", ["data set", "output", "both", "copy"])
+def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    assert len(analyse("fmriprep", "out", [toy], PLAIN).complete) == 2
+    far = tmp_path / "far"
+    far.mkdir()
+    if what in ("data set", "both"):
+        dataset = dataset.rename(far / "renamed")
+    if what == "copy":
+        dataset = Path(shutil.copytree(dataset, far / "copied"))
+    if what in ("output", "both"):
+        out = out.rename(far / "results")
+    monkeypatch.chdir("/")
+    again = analyse(dataset, out, [toy], PLAIN)
+    assert len(again.skipped) == 2 and again.complete == []
+
+
+@pytest.mark.parametrize("what", ["sidecar", "confounds", "mask", "names", "image"])
+def test_changed_inputs_are_done_again(dataset, toy, out, what):
+    given = {"denoise_strategy": "simple"}
+    analyse(dataset, out, [toy], PLAIN, **given)
+    run = find_runs(dataset)[0]
+    if what == "sidecar":
+        run.sidecars[-1].write_text('{"RepetitionTime": 1.5}')
+    elif what == "confounds":
+        run.confounds.write_text(run.confounds.read_text().replace("0.", "1."))
+    elif what == "names":
+        toy.lut.write_text(toy.lut.read_text().replace("region 1", "first"))
+    else:
+        path = run.mask if what == "mask" else run.bold
+        save(path, truth(path) * 0 + 1)
+    again = analyse(dataset, out, [toy], PLAIN, **given)
+    assert len(again.complete) == (2 if what == "names" else 1)
+    if what == "sidecar":
+        (sidecar,) = out.rglob("sub-01*mean*timeseries.json")
+        assert json.loads(sidecar.read_text())["RepetitionTime"] == 1.5
 
 
 def test_another_programs_folder_is_refused(dataset, toy):
