@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.storage import entries
-from sharedmask.system import settings
+from sharedmask.system import files, settings
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -193,7 +193,7 @@ class Cache:
             found = entries.read(file, key)
             if found is not None:
                 os.utime(path)
-            elif _is_at(path, file):
+            elif files.is_named(None, path, file.fileno()):
                 _log.warning("%s is damaged: its result is computed again", path)
                 self._count(damaged=1)
                 os.unlink(path)
@@ -212,7 +212,7 @@ class Cache:
                 yield part
             finally:
                 with contextlib.suppress(OSError):
-                    if _is_at(path, part):
+                    if files.is_named(None, path, part.fileno()):
                         os.unlink(path)
                 fcntl.flock(part, fcntl.LOCK_UN)  # closing is not enough if the process was forked
 
@@ -221,7 +221,7 @@ class Cache:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
             self._check_owner()
-            return _claim(path)
+            return FileIO(files.lock(None, path), "r+b")
         except OSError as error:
             self._tell(error)
             return None
@@ -310,39 +310,15 @@ def _read_counts(fd: int | None) -> Counts:
     return Counts(*_COUNTS.unpack(content)[1:])
 
 
-def _claim(path: str) -> FileIO:
-    """The file ``path``, locked; waits for its turn.
-
-    1. A holds the lock, B waits for it.
-    2. A renames or removes the file. C makes a new one of that name.
-    3. B gets the lock of a file that has no name any more, and tries again, behind C.
-    """
-    while True:
-        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(path, file):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def _is_at(path: str, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
 def _remove(path: str) -> bool:
     """Remove a file of ours, unless it is being written; whether it was removed."""
     try:
         with FileIO(path) as file:
             if path.endswith(".part"):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not entries.MAGIC.startswith(file.read(len(entries.MAGIC))) or not _is_at(path, file):
+            if not entries.MAGIC.startswith(file.read(len(entries.MAGIC))) or not files.is_named(
+                None, path, file.fileno()
+            ):
                 return False
             os.unlink(path)
             return True

@@ -69,7 +69,7 @@ def private_directory(path: Path, what: str) -> Iterator[int]:
 # --- locks ---------------------------------------------------------------------------------------
 
 
-def is_named(folder: int, name: str, fd: int) -> bool:
+def is_named(folder: int | None, name: str, fd: int) -> bool:
     """Whether ``name`` in the directory ``folder`` is the file behind ``fd``."""
     try:
         named = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -87,20 +87,29 @@ def is_free(fd: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def locked(folder: int, name: str) -> Iterator[None]:
-    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
+def lock(folder: int | None, name: str) -> int:
+    """A descriptor of the file ``name``, made if it is missing, locked; waits for its turn.
 
     1. A holds the lock, B waits for it.
-    2. A removes the file. C makes a new one of that name.
-    3. B gets the lock of a file that has no name any more, and tries again, behind C.
+    2. A renames or removes the file. C makes a new one of that name.
+    3. B gets the lock of a file that has not this name any more, and tries again, behind C.
     """
     while True:
         fd = os.open(name, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if is_named(folder, name, fd):
-            break
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if is_named(folder, name, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(folder: int, name: str) -> Iterator[None]:
+    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards."""
+    fd = lock(folder, name)
     try:
         yield
     finally:

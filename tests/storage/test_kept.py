@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,6 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import FileSource, open_source
 from sharedmask.storage import entries
-from sharedmask.storage import kept as cache
 from sharedmask.storage.kept import Cache
 from sharedmask.system.settings import using
 
@@ -306,20 +304,6 @@ def test_if_the_first_dies_the_second_computes(place, tmp_path):
     assert second.stdout.split() == ["ready", "computed"], second.stderr
     assert log.read_text().split() == ["computed"] * 2
     assert Cache(place).get_or_compute(KEY, not_computed)[1]
-
-
-def test_a_turn_is_that_of_the_file_that_has_the_name(tmp_path):
-    path, claimed = tmp_path / "one.part", []
-    first = cache._claim(str(path))
-    waiting = threading.Thread(target=lambda: claimed.append(cache._claim(str(path))))
-    waiting.start()
-    time.sleep(0.2)
-    path.unlink()
-    path.touch()
-    first.close()
-    waiting.join()
-    with claimed[0] as file:
-        assert os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def test_threads_compute_once(place):

@@ -310,6 +310,20 @@ def test_what_was_half_written_stays_if_that_is_asked_for(folder, how):
 # --- locks and bytes ---
 
 
+def test_a_lock_is_that_of_the_file_that_has_the_name(folder):
+    path, locks = folder / "one.part", []
+    first = files.lock(None, str(path))
+    waiting = threading.Thread(target=lambda: locks.append(files.lock(None, str(path))))
+    waiting.start()
+    time.sleep(0.2)
+    path.unlink()
+    path.touch()
+    os.close(first)
+    waiting.join()
+    assert os.path.samestat(path.stat(), os.fstat(locks[0]))
+    os.close(locks[0])
+
+
 def test_of_many_that_want_a_lock_one_has_it_and_no_file_stays(folder):
     fd = os.open(folder, os.O_RDONLY)
     inside, most = [], []
