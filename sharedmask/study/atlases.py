@@ -105,13 +105,13 @@ def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str 
     MissingFileError
         If it, or its table of names, is a link to nothing.
     """
-    path = Path(what).expanduser()
+    path = Path(what).expanduser().absolute()
     if path.is_file() or dangling(path):
         return Atlas(fetched(path), _name(path), _lut(path))
     found = [
         (image, _name(image))
         for folder in folders
-        for image in sorted(Path(folder).expanduser().rglob("*"))
+        for image in sorted(Path(folder).expanduser().absolute().rglob("*"))
         if image.name.endswith(tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS))
     ]
     matching = [image for image, name in found if str(what) in (name, _full_name(image, name))]

@@ -223,7 +223,7 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     NoInputError
         If no run is left, telling the first filter that left none.
     """
-    root = Path(root).expanduser()
+    root = Path(root).expanduser().absolute()
     _check_dataset(root)
     runs = [Run(root, path, name) for path, name in _images(root) if isinstance(name, Name)]
     runs = [run for run in runs if run.name.suffix == "bold"]
@@ -241,8 +241,17 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
 
 
 def find_strays(root: str | Path) -> dict[Path, str]:
-    """Images among the runs that are left out, and why."""
-    return {path: name for path, name in _images(Path(root).expanduser()) if isinstance(name, str)}
+    """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
+    root = Path(root).expanduser().absolute()
+    strays = {path: name for path, name in _images(root) if isinstance(name, str)}
+    return strays | {path: f"{path} {dangling(path)}" for path in _folders(root) if dangling(path)}
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Those of subjects, sessions and runs, whether they are there or not."""
+    for parent in (root, *root.glob("sub-*"), *root.glob("sub-*/ses-*")):
+        if parent.is_dir():
+            yield from (path for path in parent.iterdir() if path.name.startswith(("sub-", "ses-", "func")))
 
 
 def joined(values: set[str]) -> str:

@@ -50,7 +50,7 @@ class Derivatives:
     @classmethod
     def at(cls, root: str | Path, source: str | Path) -> "Derivatives":
         """Those in the folder ``root``, which is not touched."""
-        return cls(Path(root).expanduser(), Path(source).expanduser())
+        return cls(Path(root).expanduser().absolute(), Path(source).expanduser().absolute())
 
     @classmethod
     def create(cls, root: str | Path, source: str | Path) -> "Derivatives":

@@ -192,6 +192,16 @@ def test_stray_images_are_left_out_and_named(tmp_path, name):
     assert path.name == name and name in why
 
 
+@pytest.mark.parametrize("what", ["sub-02", "sub-01/ses-9", "sub-03/func"])
+def test_folders_that_are_links_to_nothing_are_named(tmp_path, what):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (root / what).parent.mkdir(exist_ok=True)
+    (root / what).symlink_to("gone")
+    assert len(find_runs(root)) == 1
+    ((path, why),) = find_strays(root).items()
+    assert path == root / what and "datalad get" in why
+
+
 def test_hidden_files_are_nobodys(tmp_path):
     root = preprocessed(tmp_path / "in", subjects=("01",))
     (run,) = find_runs(root)

@@ -300,6 +300,58 @@ def test_the_apps_exit_codes(dataset, toy, out, tmp_path):
     assert app(dataset, out, "participant", *given) == 1
 
 
+def test_a_dry_run_prints_and_writes_nothing(dataset, toy, out, capsys):
+    find_runs(dataset)[1].sidecars[-1].write_bytes(b"")
+    given = ("--atlases", toy.image, "--denoise-strategy", "simple", "--low-pass", "0.1", "--dry-run")
+    assert app(dataset, out, "participant", *given) == 0
+    printed = capsys.readouterr().out
+    assert not out.exists()
+    for what in ("bold ", "mask ", "confounds ", "repetition time ", "space ", "atlas Toy ", "writes 1 "):
+        assert printed.count(f"\n  {what}") == 2
+    assert re.search(
+        rf"problem .*sub-02_task-rest_{SPACE}_desc-preproc_bold\.json.*: Expecting value", printed
+    )
+    assert "2 runs, 1 of them would fail" in printed
+    assert app(dataset, out, "participant", *given, "--shard", "1/2") == 0
+    assert "1 runs, 0 of them would fail" in capsys.readouterr().out
+
+
+def test_a_repetition_time_that_is_given(dataset, toy, out):
+    from nilearn.signal import clean
+
+    given = ("--atlases", toy.image, "--no-reports", "--min-coverage", "0")
+    assert app(dataset, out, "participant", *given) == 0
+    assert app(dataset, out, "participant", *given, "--low-pass", "0.1", "--t-r", "1.25") == 0
+    plain = pd.read_csv(signals(out), sep="\t").to_numpy()[:, :6]
+    path = signals(out, desc="_desc-lowpass100mHz")
+    expected = clean(plain, standardize=None, detrend=False, low_pass=0.1, t_r=1.25)
+    np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-4)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.25, "given")
+
+
+def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):
+    find_runs(dataset)[0].mask.unlink()
+    script = "from sharedmask.cli.bids import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(dataset),
+        str(out),
+        "participant",
+        "--atlases",
+        str(toy.image),
+    ]
+    done = subprocess.run([*command, "--no-reports"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    key = f"sub-01_task-rest_{SPACE}_desc-preproc_bold"
+    assert (
+        done.stderr
+        == f"sharedmask: {key}: no brain mask was found: coverage counts every voxel of the image\n"
+    )
+
+
 def test_filters_come_from_a_file_too(dataset, toy, out, tmp_path):
     file = tmp_path / "filter.json"
     file.write_text(json.dumps({"bold": {"participant": "02"}}))
