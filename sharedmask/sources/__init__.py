@@ -5,5 +5,5 @@ Covers: formats, decompression, scaling, smoothing and resampling, rows out of v
 
 From the bottom up::
 
-    grid  codecs  hdf5  values  nifti  source  transform  loader  rechunk
+    volumes  grid  codecs  hdf5  values  nifti  source  transform  loader  rechunk
 """

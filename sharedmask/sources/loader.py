@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.sources.source import Volumes, VolumesReader
 from sharedmask.sources.values import Conversion, all_finite, convert
+from sharedmask.sources.volumes import Volumes, VolumesReader
 from sharedmask.typing import Array
 
 # Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -33,6 +33,7 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.sources import nifti
 from sharedmask.sources.codecs import Stream, codec_of, open_raw, open_stream
 from sharedmask.sources.grid import Grid
+from sharedmask.sources.volumes import Volumes
 from sharedmask.typing import Array
 
 Order = Literal["C", "F"]
@@ -460,51 +461,3 @@ def _check_member(number: int, item: Source, first: Source) -> None:
     if not np.allclose(item.affine, first.affine):
         have, want = item.affine.tolist(), first.affine.tolist()
         raise ImageError(f"{said} has affine {have} where {first.name} has {want}")
-
-
-class VolumesReader(Protocol):
-    """One pass over the volumes of an image."""
-
-    def readinto(self, out: Array, /) -> None:
-        """Fill the rows of ``out``, (k, n_voxels), or ``out`` itself, (n_voxels,), with the next volumes.
-
-        ``out`` is C-contiguous and of the image's ``dtype``. No more volumes may be asked for than are left.
-
-        Raises
-        ------
-        DamagedImageError
-            The volumes are truncated; or their checksum is wrong, which the last volume tells at the latest.
-        """
-
-
-class Volumes(Protocol):
-    """An image as ``loader`` reads it: how large it is, and its volumes one after the other.
-
-    A source is one; so are a subject of a connectome, and the same voxels of every volume of a run.
-    """
-
-    @property
-    def n_voxels(self) -> int:
-        """Of one volume."""
-
-    @property
-    def n_timepoints(self) -> int:
-        """Volumes of one pass."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of what is read; in native byte order."""
-
-    @property
-    def compressed(self) -> bool:
-        """Whether reading is slower than transposing what was read, so that one thread keeps pace."""
-
-    @property
-    def reading_bytes(self) -> int:
-        """Memory that a pass takes besides what it is read into, where that is much."""
-
-    def volumes(self) -> AbstractContextManager[VolumesReader]:
-        """A pass from the first volume on, in any thread, independent of all others.
-
-        It may end before the last volume; at the end of the ``with`` block nothing of it is left open.
-        """

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from sharedmask.errors import AttachError, DamagedImageError, ImageError, OutsideImageError, ParameterError
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk, values
-from sharedmask.sources.source import ArraySource, Facts, FileLayout, Source, Volumes
+from sharedmask.sources.source import ArraySource, Facts, FileLayout, Source
 from sharedmask.sources.values import Conversion
+from sharedmask.sources.volumes import Volumes
 from sharedmask.storage import container, disk, memory
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.registry import OwnedSegment, publish

@@ -1,0 +1,62 @@
+"""Volumes: what is needed of an image to read it.
+
+Covers: one pass over an image, from the first volume on, as whoever reads it sees it. Does not cover:
+images in files and in memory (``source``), where volumes go (``loader``).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from sharedmask.typing import Array
+
+
+class VolumesReader(Protocol):
+    """One pass over the volumes of an image."""
+
+    def readinto(self, out: Array, /) -> None:
+        """Fill the rows of ``out``, (k, n_voxels), or ``out`` itself, (n_voxels,), with the next volumes.
+
+        ``out`` is C-contiguous and of the image's ``dtype``. No more volumes may be asked for than are left.
+
+        Raises
+        ------
+        DamagedImageError
+            The volumes are truncated; or their checksum is wrong, which the last volume tells at the latest.
+        """
+
+
+class Volumes(Protocol):
+    """An image as ``loader`` reads it: how large it is, and its volumes one after the other.
+
+    A source is one; so are a subject of a connectome, and the same voxels of every volume of a run.
+    """
+
+    @property
+    def n_voxels(self) -> int:
+        """Of one volume."""
+
+    @property
+    def n_timepoints(self) -> int:
+        """Volumes of one pass."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read; in native byte order."""
+
+    @property
+    def compressed(self) -> bool:
+        """Whether reading is slower than transposing what was read, so that one thread keeps pace."""
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that a pass takes besides what it is read into, where that is much."""
+
+    def volumes(self) -> AbstractContextManager[VolumesReader]:
+        """A pass from the first volume on, in any thread, independent of all others.
+
+        It may end before the last volume; at the end of the ``with`` block nothing of it is left open.
+        """
