@@ -275,7 +275,7 @@ def _check_dataset(root: Path) -> None:
 def _images(root: Path) -> Iterator[tuple[Path, Name | str]]:
     """Images in folders of runs: each with its name, or with why it has none."""
     for pattern in ("sub-*/func", "sub-*/ses-*/func"):
-        for folder in sorted(root.glob(pattern)):
+        for folder in sorted(filter(Path.is_dir, root.glob(pattern))):  # links to nothing are no folders
             for path in sorted(folder.iterdir()):
                 if path.name.endswith(IMAGE_EXTENSIONS) and not path.name.startswith("."):
                     yield path, _name(root, path)
