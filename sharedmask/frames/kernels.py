@@ -1,7 +1,7 @@
-"""Streaming: sums over frames, holding one of them.
+"""Kernels: array functions on frames, of which one is held at a time.
 
-Covers: the sum of a selection, least squares. Does not cover: walking frames (``dataset``), where they
-live (``store``).
+Covers: resampling a frame, the sum of a selection, least squares. Does not cover: walking frames
+(``sequence``), where they live (``store``).
 
 Sums are in float64 and in the order of the frames, so that the numbers depend on nothing else.
 """

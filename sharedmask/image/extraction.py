@@ -13,9 +13,8 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from sharedmask.compute import plan as plans
 from sharedmask.compute import signals
-from sharedmask.compute.plan import Plan
+from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.image.results import Lookup, get_or_compute
@@ -66,7 +65,7 @@ class Extraction:
         MemoryLimitError
             They are more than may be used.
         """
-        return plans.of_volumes(self.source, self.request, budget).needed
+        return of_volumes(self.source, self.request, budget).needed
 
     def digest(self, variant: str, *, of_content: bool = False) -> str:
         """Of all that its signals depend on, and of ``variant``.
@@ -85,9 +84,7 @@ class Extraction:
 
         def compute() -> list[Array]:
             budget = MemoryBudget.here(memory_limit, knobs=knobs)
-            return signals.run(
-                self.source, plans.of_volumes(self.source, self.request, budget), budget
-            ).values
+            return signals.run(self.source, of_volumes(self.source, self.request, budget), budget).values
 
         if cache is None:
             results = compute()
@@ -234,14 +231,14 @@ class _Batches:
         operation = f"extracting {len(batch)} masks from {self.source.name}"
         request = replace(self.request, regions=batch, operation=operation)
         if not self.once:
-            return plans.of_volumes(self.source, request, self.budget)
+            return of_volumes(self.source, request, self.budget)
         left = self.budget.less(rows.union_bytes(self.source, self.request.regions))
-        return plans.of_rows(self.source, request, left)
+        return of_rows(self.source, request, left)
 
     def fitting(self) -> int:
         """How many masks go together: at first what signals alone would allow, then half of it, and so on."""
         singles = (replace(self.request, regions=one) for one in self.request.regions.batches(1))
-        largest = max(plans.signals_bytes(self.source, one) for one in singles)
+        largest = max(signals_bytes(self.source, one) for one in singles)
         size = min(max(1, self.budget.limit // largest), len(self.request.regions))
         while size > 1:
             try:

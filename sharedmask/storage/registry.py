@@ -24,9 +24,16 @@ from typing import Any
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import memory
-from sharedmask.storage import segment as segments
 from sharedmask.storage.container import Geometry, projected
-from sharedmask.storage.segment import Attachment, ExternalArrays, Handle, Segment
+from sharedmask.storage.segment import (
+    TOKEN,
+    Attachment,
+    ExternalArrays,
+    Handle,
+    Segment,
+    attach,
+    segment_name,
+)
 from sharedmask.system import files, process
 from sharedmask.system.files import is_free, is_named, opened_ours, private_directory
 from sharedmask.typing import Array
@@ -227,7 +234,7 @@ def publish(
     owned = OwnedSegment(label, geometry, store)
     try:
         meta = fill({name: owned.segment.array(name) for name in geometry})
-        return owned, segments.attach(owned.share(meta or {}, elsewhere=elsewhere))
+        return owned, attach(owned.share(meta or {}, elsewhere=elsewhere))
     except BaseException:
         owned.release()
         raise
@@ -262,7 +269,7 @@ if hasattr(os, "register_at_fork"):
 def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
     """The record of a segment to come: enough to find it, should we die while making it."""
     pid = os.getpid()
-    facts = {"token": token, "store": store, "name": segments.segment_name(token), "label": label}
+    facts = {"token": token, "store": store, "name": segment_name(token), "label": label}
     return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.time()}
 
 
@@ -375,14 +382,14 @@ def _reap_once() -> None:
 
 
 def _is_record(name: str) -> bool:
-    return bool(segments.TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
+    return bool(TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
 
 
 def _reap_record(folder: int, name: str) -> list[str]:
     with opened_ours(folder, name) as fd:
         if fd is None or not is_free(fd) or not is_named(folder, name, fd):
             return []
-        segment = segments.segment_name(name[:32])
+        segment = segment_name(name[:32])
         removed = [segment] if memory.remove(segment) else []
         os.unlink(name, dir_fd=folder)
         return removed
