@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from faults import failing, recorded
 from images import bold, save
 from owners import STORES
 
@@ -135,19 +136,11 @@ def test_space_of_a_full_shm_is_no_matter_for_anonymous_memory(tmp_path):
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_dir, segments_of_this_test):
-    calls, fallocate = [], os.posix_fallocate
-
-    def short(fd, start, length):
-        calls.append(start)
-        if len(calls) == k:
-            raise OSError(28, "No space left on device")
-        fallocate(fd, start, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", short)
     monkeypatch.setattr(memory, "_RESERVE_BYTES", 2**20)
-    with pytest.raises(SegmentError, match=r"(too small|short): 4 MiB"):
+    full = pytest.raises(SegmentError, match=r"(too small|short): 4 MiB")
+    with recorded("sharedmask-") as calls, failing("posix_fallocate", "ENOSPC", number=k), full:
         OwnedSegment("run", {"rows": ((2**21,), np.dtype("i2"))}, store)
-    assert calls == [2**20 * i for i in range(k)]
+    assert [call.name for call in calls].count("posix_fallocate") == k - 1  # and the one that failed
     assert not segments_of_this_test()
     assert os.listdir(registry_dir) == []
 
@@ -157,11 +150,8 @@ def run(tmp_path):
     return save(tmp_path / "run.nii.gz", bold())
 
 
-def test_no_space_is_an_error_with_numbers_and_nothing_left(run, registry_dir, monkeypatch):
-    def full(fd, start, length):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with SharedImage(run) as shared, pytest.raises(OSError, match=r"too small: \d+ MiB are needed"):
+def test_no_space_is_an_error_with_numbers_and_nothing_left(run, registry_dir):
+    full = failing("posix_fallocate", "ENOSPC")
+    with SharedImage(run) as shared, full, pytest.raises(OSError, match=r"too small: \d+ MiB are needed"):
         shared.load()
     assert os.listdir(registry_dir) == []

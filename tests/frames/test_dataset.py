@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from children import kill_group, python, running
+from faults import failing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import AFFINE, SHAPE, bold, niimg, same_bits, save, truth
@@ -265,12 +266,9 @@ def test_a_full_folder_is_said_so(run, monkeypatch):
         FrameDataset(run, store="disk")
 
 
-def test_room_is_reserved_on_disk(run, monkeypatch):
-    def full(fd, start, length):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SegmentError, match=r"no room for .*No space left.*SHAREDMASK_TMPDIR"):
+def test_room_is_reserved_on_disk(run):
+    message = r"no room for .*No space left.*SHAREDMASK_TMPDIR"
+    with failing("posix_fallocate", "ENOSPC"), pytest.raises(SegmentError, match=message):
         FrameDataset(run, store="disk")
 
 

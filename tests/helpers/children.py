@@ -9,8 +9,11 @@ import time
 from contextlib import contextmanager
 
 
-def python(script, *args, how="-c", **kwargs):
-    """The finished child: its output, errors and return code."""
+def python(script, *args, how="-c", helpers=False, **kwargs):
+    """The finished child: its output, errors and return code; if it uses ``helpers``, it can import them."""
+    if helpers:
+        env = kwargs.setdefault("env", dict(os.environ))
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), os.path.dirname(__file__)]))
     return subprocess.run(
         [sys.executable, how, textwrap.dedent(script), *map(str, args)],
         capture_output=True,

@@ -1,6 +1,5 @@
 """Rows in files: made once, found again, in bounded memory and room; nothing of anybody else's goes."""
 
-import errno
 import os
 import pickle
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import python, running
+from faults import failing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import SHAPE, bold, niimg, random_masks, same_bits, save, truth
@@ -260,12 +260,9 @@ def test_an_attached_process_is_use(path):
     assert len(disk.remove_unused()) == 1
 
 
-def test_a_full_disk_is_an_error_with_numbers(path, folder, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SegmentError, match=r"no room for run\.nii\.gz: .* are needed, .* MiB are free"):
+def test_a_full_disk_is_an_error_with_numbers(path, folder):
+    message = r"no room for run\.nii\.gz: .* are needed, .* MiB are free"
+    with failing("posix_fallocate", "ENOSPC"), pytest.raises(SegmentError, match=message):
         written(path)
     assert os.listdir(folder) == []
 

@@ -14,6 +14,7 @@ import textwrap
 import numpy as np
 import pytest
 from children import running
+from faults import failing
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container, memory
@@ -335,16 +336,17 @@ def test_open_to_others_is_refused(named):
         attach(handle)
 
 
-def test_no_room_is_an_error_with_numbers_and_nothing_left(monkeypatch):
-    def full(fd, start, length):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SegmentError, match=r"too small: 1 MiB are needed and \d+ MiB were free"):
-        Segment(TOKEN, {"rows": ((2**18,), np.dtype("f4"))}, "shm")
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        ("shm", r"too small: 1 MiB are needed and \d+ MiB were free"),
+        ("memfd", "memory is short: 1 MiB"),
+    ],
+)
+def test_no_room_is_an_error_with_numbers_and_nothing_left(store, message):
+    with failing("posix_fallocate", "ENOSPC"), pytest.raises(SegmentError, match=message):
+        Segment(TOKEN, {"rows": ((2**18,), np.dtype("f4"))}, store)
     assert not os.path.exists(f"/dev/shm/{segments.segment_name(TOKEN)}")
-    with pytest.raises(SegmentError, match="memory is short: 1 MiB"):
-        Segment(TOKEN, {"rows": ((2**18,), np.dtype("f4"))}, "memfd")
 
 
 def test_a_name_in_use_is_an_error(named):

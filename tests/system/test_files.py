@@ -1,6 +1,6 @@
 """Files of our own: whole or not at all, never mixed, never through a name of others; locks."""
 
-import errno
+import contextlib
 import os
 import signal
 import stat
@@ -10,6 +10,7 @@ import time
 
 import pytest
 from children import python, running
+from faults import Call, failing, recorded
 
 from sharedmask.system import files, settings
 from sharedmask.system.files import atomic_write
@@ -67,45 +68,29 @@ def test_a_file_has_the_usual_mode(folder, how):
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])
 @pytest.mark.parametrize("old", [False, True])
-def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(folder, how, call, old, monkeypatch):
+def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(folder, how, call, old):
     path = folder / "out.tsv"
     if old:
         path.write_text("old")
     before = left_in(folder)
-
-    def fails(*args, **options):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, call, fails)
     unused = (how, call) == ("named", "link") or (how, call, old) == ("nameless", "replace", False)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text("new")
-        assert unused
+    fails = contextlib.nullcontext() if unused else pytest.raises(OSError, match="Input/output error")
+    with failing(call, "EIO", lasting=True, must=not unused), fails, atomic_write(path) as temporary:
+        temporary.write_text("new")
+    if unused:
         assert path.read_text() == "new"
-    except OSError as error:
-        assert not unused, error
+    else:
         assert left_in(folder) == before
         assert not old or path.read_text() == "old"
 
 
-def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(folder, how, monkeypatch):
-    done = []
-    calls = {name: getattr(os, name) for name in ("fsync", "link", "replace")}
-
-    def noted(name):
-        def call(*args, **options):
-            kind = "folder" if name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode) else ""
-            done.append(name + kind)
-            return calls[name](*args, **options)
-
-        return call
-
-    for name in calls:
-        monkeypatch.setattr(os, name, noted(name))
-    with atomic_write(folder / "out.tsv") as temporary:
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(folder, how):
+    with recorded() as calls, atomic_write(folder / "out.tsv") as temporary:
         temporary.write_text("new")
-    assert done == ["fsync", "link" if how == "nameless" else "replace", "fsyncfolder"]
+    order = [call for call in calls if call.name in ("write", "fsync", "link", "replace")]
+    named = Call("link" if how == "nameless" else "replace", str(folder / "out.tsv"))
+    assert [call.name for call in order[:2]] == ["write", "fsync"]
+    assert order[2:] == [named, Call("fsync", str(folder))]
 
 
 def test_threads_that_write_one_output_do_not_mix(folder, how):
@@ -367,17 +352,16 @@ def test_only_what_begins_as_ours_is_opened(folder, make, ours):
     os.close(fd)
 
 
-def test_short_writes_and_reads_are_gone_on_with(folder, monkeypatch):
-    write, read = os.pwrite, os.preadv
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:3], place))
-    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:3]], place))
+def test_short_writes_and_reads_are_gone_on_with(folder):
     data = bytes(range(20))
     fd = os.open(folder / "file", os.O_RDWR | os.O_CREAT)
-    files.pwrite_all(fd, data, 5)
+    with failing("pwrite", "short", lasting=True):
+        files.pwrite_all(fd, data, 5)
     found = bytearray(20)
-    assert files.pread_into(fd, memoryview(found), 5) == 20
-    assert found == data
-    assert files.pread_into(fd, memoryview(found), 15) == 10
+    with failing("preadv", "short", lasting=True):
+        assert files.pread_into(fd, memoryview(found), 5) == 20
+        assert found == data
+        assert files.pread_into(fd, memoryview(found), 15) == 10
     os.close(fd)
 
 
