@@ -17,10 +17,18 @@ def frames() -> None:
 @click.argument("source", metavar="A")
 @click.argument("target", metavar="B")
 @click.option("--gzip", "level", type=click.IntRange(0, 9), metavar="LEVEL", help="Compress B, an .h5 file.")
-def convert_file(source: str, target: str, level: int | None) -> None:
+@click.option(
+    "--version",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of B's format, if it is an .h5 file: nifreeze reads 1.",
+)
+def convert_file(source: str, target: str, level: int | None, version: int) -> None:
     """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
     from sharedmask.frames.convert import convert
 
     check_output(target)
     compression = None if level is None else "gzip"
-    convert(source, target, compression=compression, compression_opts=level)
+    convert(source, target, compression=compression, compression_opts=level, version=version)

@@ -38,8 +38,7 @@ class Writer:
         self,
         path: Path,
         frames: Iterable[Array],
-        compression: str | None = None,
-        compression_opts: Any = None,
+        packing: nfdh5.Packing,
     ) -> None:
         """Write an NFDH5 file."""
         _check_target(path)
@@ -51,8 +50,7 @@ class Writer:
                 self.header,
                 frames,
                 dtype=self.dtype,
-                compression=compression,
-                compression_opts=compression_opts,
+                packing=packing,
             )
 
     def write_nifti(self, path: Path, frames: Iterable[Array]) -> None:
@@ -71,6 +69,7 @@ def convert(
     *,
     compression: str | None = None,
     compression_opts: Any = None,
+    version: int = 1,
 ) -> None:
     """Write the frames of a file to another one, holding one at a time.
 
@@ -80,7 +79,7 @@ def convert(
         NIfTI, Analyze or NFDH5 (``.h5``).
     target : str or path
         ``.h5``, ``.nii`` or ``.nii.gz``.
-    compression, compression_opts
+    compression, compression_opts, version
         Of an ``.h5`` file, as in :meth:`FrameDataset.to_filename`.
 
     Raises
@@ -92,7 +91,7 @@ def convert(
     metadata = opened.metadata if isinstance(opened, Nfdh5Source) else Metadata.checked(opened.shape)
     writer = Writer(opened, metadata, opened.header, opened.scaled_dtype)
     if nfdh5.is_nfdh5(path):
-        writer.write_h5(path, _frames(opened), compression, compression_opts)
+        writer.write_h5(path, _frames(opened), nfdh5.Packing(version, compression, compression_opts))
         return
     if compression is not None:
         raise ParameterError(f"{path}: compression is for .h5 files; a NIfTI file's name says it")

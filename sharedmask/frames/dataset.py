@@ -186,6 +186,7 @@ class FrameDataset(FrameSequence):
         filename: str | os.PathLike[str],
         compression: str | None = None,
         compression_opts: Any = None,
+        version: int = 1,
     ) -> Path:
         """Write an NFDH5 file, one frame at a time: true values, fields and header, all bits of them.
 
@@ -198,6 +199,8 @@ class FrameDataset(FrameSequence):
         compression, compression_opts
             h5py's, such as ``"gzip", 1``: each frame is one chunk. Uncompressed frames can be mapped
             as they are.
+        version : {1, 2}
+            1: the frames' axis last, as nifreeze writes and reads it. 2: first.
 
         Returns
         -------
@@ -213,7 +216,7 @@ class FrameDataset(FrameSequence):
         path = path if nfdh5.is_nfdh5(path) else path.with_name(f"{path.name}.h5")
         store = self._store
         writer = convert.Writer(store.facts, self._metadata, store.header, self.dtype)
-        writer.write_h5(path, self.frames(), compression, compression_opts)
+        writer.write_h5(path, self.frames(), nfdh5.Packing(version, compression, compression_opts))
         return path
 
     def to_nifti(self, filename: str | os.PathLike[str]) -> Path:

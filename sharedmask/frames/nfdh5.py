@@ -1,22 +1,23 @@
 """NFDH5: frames and what is known of them in one HDF5 file.
 
-Covers: the layout of the file, reading versions 1 and 2 (nifreeze's, too) and writing version 2, one
-volume at a time. Does not cover: temporary names (``files``), mapping the file (``mapped_file``), what
-fields must be (``metadata``).
+Covers: the layout of the file, reading and writing versions 1 (nifreeze's) and 2, one volume at a
+time. Does not cover: temporary names (``files``), mapping the file (``mapped_file``), what fields must
+be (``metadata``).
 
 ::
 
     /              Format, Version; Type of diffusion data
     /0             Type
-      dataobj      version 2: (N, X, Y, Z), volume_axis=0; version 1: (X, Y, Z, N)
+      dataobj      version 1: (X, Y, Z, N); version 2: (N, X, Y, Z), volume_axis=0
       affine       (4, 4)
       brainmask, motion_affines, gradients, midframe, bzero, total_duration ...
       _header      the image's header, as bytes
       _numbers     which frame of the original run each is
       _per_frame/, _overall/     fields that nifreeze does not know, and would not read
 
-Uncompressed frames of version 2 lie in the file one after the other, as they are, and can be mapped;
-compressed ones are one chunk each.
+Uncompressed frames lie in the file one after the other, as they are, and can be mapped: in version 1
+each is a chunk, and HDF5 puts such chunks side by side. Compressed ones are a chunk each, too.
+Files that nifreeze wrote have the values of a voxel side by side: these are read in blocks of frames.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ Read = Callable[[int, Array], None]
 
 ENDINGS = (".h5", ".hdf5")
 
-_VERSIONS = (1, 2)
+VERSIONS = (1, 2)
 _FORMATS = ("NFDH5", "EMC/PET")
 _PER_FRAME = ("gradients", "midframe", "eddy_xfms", "uptake")  # of nifreeze's
 _OVERALL = ("bzero", "total_duration")
 _KNOWN = ("dataobj", "affine", "brainmask", "motion_affines", "datahdr")
 _BLOCK_BYTES = 8 * 2**20  # read at once where frames are interleaved
 _ALIGNMENT = 4096  # of the frames in a file that we write: a page
+_LIBVER = ("v110", "v110")  # the first that puts chunks side by side
 
 
 def is_nfdh5(path: object) -> bool:
@@ -83,9 +85,10 @@ class Nfdh5Source(Source):
 
     def _reader(self, dataset: Any) -> Read:
         """The function that reads a frame into an (X, Y, Z) array."""
-        if self.volume_axis == 3:
+        entries = _entries(dataset, self.volume_axis)
+        if entries.last and not entries.are_chunks:
             return _Interleaved(dataset, self.dtype)
-        return lambda number, out: hdf5.read_entry(dataset, number, out, f"{self.name}, frame {number}")
+        return lambda number, out: entries.read(number, out, f"{self.name}, frame {number}")
 
     def _fill(self, read: Read, rows: Array, remaining: int) -> None:
         first = self.n_timepoints - remaining - len(rows)
@@ -101,7 +104,7 @@ class Nfdh5Source(Source):
 
 
 class _Interleaved:
-    """Frames of version 1: as many at once as a block holds, since each pass goes over the whole file."""
+    """Frames that are no chunks: as many at once as a block holds; each pass goes over the whole file."""
 
     def __init__(self, dataset: Any, dtype: np.dtype[Any]) -> None:
         self._dataset = dataset
@@ -138,13 +141,16 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
         header, t_r = _read_header(root)
         facts = _facts(name, dataset, axis, np.asarray(root["affine"], np.float64), t_r)
         metadata = _read_fields(root, facts["shape"], name)
-        is_plain = axis == 0 and dataset.dtype == facts["dtype"]
-        offset = hdf5.offset_of(dataset) if is_plain else None
+        offset = _entries(dataset, axis).offset if dataset.dtype == facts["dtype"] else None
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
     return Nfdh5Source(
         **facts, paths=(found,), header=header, metadata=metadata, offset=offset, volume_axis=axis
     )
+
+
+def _entries(dataset: Any, volume_axis: int) -> hdf5.Entries:
+    return hdf5.Entries(dataset, last=volume_axis != 0)
 
 
 def open_frames(source: Any) -> Source:
@@ -156,8 +162,8 @@ def _checked_root(file: Any, name: str) -> tuple[Any, int]:
     told, version = _text(file.attrs.get("Format")), file.attrs.get("Version")
     if told not in _FORMATS:
         raise ImageError(f"{name} is no NFDH5 file: its Format is {told!r}, not one of {_FORMATS}")
-    if version not in _VERSIONS:
-        raise ImageError(f"{name} is NFDH5 of version {version}; versions {_VERSIONS} can be read")
+    if version not in VERSIONS:
+        raise ImageError(f"{name} is NFDH5 of version {version}; versions {VERSIONS} can be read")
     missing = [one for one in ("dataobj", "affine") if f"0/{one}" not in file]
     if missing:
         raise DamagedImageError(f"{name} has no {' and no '.join(missing)}")
@@ -232,6 +238,34 @@ def _read_header(root: Any) -> tuple[Any, float | None]:
 # --- writing -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How frames are laid out in a file that is written; compression is h5py's."""
+
+    version: int = 1
+    compression: str | None = None
+    compression_opts: Any = None
+
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS:
+            raise ParameterError(f"version={self.version!r} of NFDH5: it is one of {VERSIONS}")
+
+    def create(self, root: Any, shape: tuple[int, ...], n_frames: int, dtype: np.dtype[Any]) -> Any:
+        """The data set of the frames."""
+        last = self.version == 1
+        extent, chunk = ((*shape, n_frames), (*shape, 1)) if last else ((n_frames, *shape), (1, *shape))
+        plain = hdf5.side_by_side(chunk) if last else {}
+        packed = {"compression": self.compression, "compression_opts": self.compression_opts, "chunks": chunk}
+        try:
+            dataset = root.create_dataset("dataobj", extent, dtype, **(packed if self.compression else plain))
+        except (ValueError, TypeError) as error:
+            said = f"compression={self.compression!r} with compression_opts={self.compression_opts!r}"
+            raise ParameterError(f"{said} is none that HDF5 has: {error}") from error
+        if not last:
+            dataset.attrs["volume_axis"] = 0
+        return dataset
+
+
 def write(
     path: Path,
     facts: Facts,
@@ -240,24 +274,23 @@ def write(
     volumes: Iterable[Array],
     *,
     dtype: np.dtype[Any],
-    compression: str | None = None,
-    compression_opts: Any = None,
+    packing: Packing,
 ) -> None:
     """Write ``volumes``, (X, Y, Z) arrays of ``dtype``, one after the other, and what is known of them."""
     aligned = {"alignment_threshold": _ALIGNMENT, "alignment_interval": _ALIGNMENT}
-    with hdf5.create_file(path, **aligned) as new:
-        root = _write_head(new.file, metadata)
+    with hdf5.create_file(path, libver=_LIBVER, **aligned) as new:
+        root = _write_head(new.file, metadata, packing.version)
         _write_fields(root, facts, metadata, header)
-        shape = (len(metadata.numbers), *facts.shape[:3])
-        dataset = _create_frames(root, shape, dtype, compression, compression_opts)
+        dataset = packing.create(root, facts.shape[:3], len(metadata.numbers), dtype)
+        entries = _entries(dataset, 3 if packing.version == 1 else 0)
         for number, volume in enumerate(volumes):
-            new.write_entry(dataset, number, volume)
+            new.write_entry(entries, number, volume)
 
 
-def _write_head(file: Any, metadata: Metadata) -> Any:
+def _write_head(file: Any, metadata: Metadata, version: int) -> Any:
     is_pet = "midframe" in metadata.per_frame
     file.attrs["Format"] = "EMC/PET" if is_pet else "NFDH5"
-    file.attrs["Version"] = np.uint16(2)
+    file.attrs["Version"] = np.uint16(version)
     if "gradients" in metadata.per_frame:
         file.attrs["Type"] = "dmri"
     root = file.create_group("0")
@@ -288,16 +321,3 @@ def _write_header(root: Any, header: Any, t_r: float | None) -> None:
     root["_header"] = np.frombuffer(content, np.uint8)
     root["_header"].attrs["class"] = kind
     root["_header"].attrs["t_r"] = t_r or 0.0
-
-
-def _create_frames(
-    root: Any, shape: tuple[int, ...], dtype: np.dtype[Any], compression: str | None, compression_opts: Any
-) -> Any:
-    packing = {"compression": compression, "compression_opts": compression_opts, "chunks": (1, *shape[1:])}
-    try:
-        dataset = root.create_dataset("dataobj", shape, dtype, **(packing if compression else {}))
-    except (ValueError, TypeError) as error:
-        said = f"compression={compression!r} with compression_opts={compression_opts!r}"
-        raise ParameterError(f"{said} is none that HDF5 has: {error}") from error
-    dataset.attrs["volume_axis"] = 0
-    return dataset

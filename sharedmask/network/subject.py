@@ -113,7 +113,7 @@ class _ChunkGroups:
 
     def subject(self, number: int) -> Subject:
         series, name = self._series, f"{self._name}, subject {number}"
-        span = hdf5.span_of(series, number)
+        span = hdf5.Entries(series).span(number)
         open_bytes = partial(span.open, name) if span else partial(self.open_bytes, number)
         return Subject(name, series.shape[1], series.shape[2], series.dtype, open_bytes)
 

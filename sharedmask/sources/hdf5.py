@@ -4,7 +4,7 @@ Covers: where in its file an entry lies, reading it past HDF5 (several at once, 
 deflating it, a new file that is complete or an error. Does not cover: what files hold (``nfdh5``,
 ``connectome``, ``tables``), the names of files that are not complete (``files``).
 
-An entry is ``dataset[number]``: a frame, a subject.
+An entry is ``dataset[number]``, or ``dataset[..., number]``: a frame, a subject.
 """
 
 from __future__ import annotations
@@ -108,66 +108,121 @@ class _SpanFile(FileIO):
         return got
 
 
-def span_of(dataset: Any, number: int) -> Span | None:
-    """Where entry ``number`` is in the file; None if it is not there, or only HDF5 can read it."""
-    path = dataset.file.filename
-    if dataset.chunks is None:
-        start = offset_of(dataset)
-        nbytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-        return None if start is None else Span(path, start + number * nbytes, nbytes, False)
-    filters = _filters(dataset)
-    # Some versions of HDF5 count the bytes of a chunk from the end of the user block.
-    if not _is_chunk_each(dataset) or filters not in ([], [_DEFLATE]) or dataset.file.userblock_size:
-        return None
-    chunk = dataset.id.get_chunk_info_by_coord((number,) + (0,) * (dataset.ndim - 1))
-    deflated = bool(filters) and not chunk.filter_mask
-    return None if chunk.byte_offset is None else Span(path, chunk.byte_offset, chunk.size, deflated)
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a data set, along its first or its last axis."""
 
+    dataset: Any
+    last: bool = False
 
-def offset_of(dataset: Any) -> int | None:
-    """Where the data set begins in the file, if it lies there in one piece, as it is in memory."""
-    whole = dataset.chunks is None and not dataset.external
-    offset: int | None = dataset.id.get_offset() if whole else None
-    return offset
+    def __len__(self) -> int:
+        n: int = self.dataset.shape[-1 if self.last else 0]
+        return n
 
+    @property
+    def are_chunks(self) -> bool:
+        """Whether each is one of HDF5's chunks."""
+        shape = self.dataset.shape
+        return bool(self.dataset.chunks == ((*shape[:-1], 1) if self.last else (1, *shape[1:])))
 
-def _is_chunk_each(dataset: Any) -> bool:
-    return bool(dataset.chunks == (1, *dataset.shape[1:]))
+    @property
+    def filters(self) -> list[int]:
+        """What HDF5 applies to what it stores, by its numbers."""
+        applied = self.dataset.id.get_create_plist()
+        return [applied.get_filter(i)[0] for i in range(applied.get_nfilters())]
 
+    def span(self, number: int) -> Span | None:
+        """Where the entry is in the file; None if it is not there, or only HDF5 can read it."""
+        path = self.dataset.file.filename
+        if self.dataset.chunks is None:
+            start = self._begin
+            nbytes = math.prod(self.dataset.shape[1:]) * self.dataset.dtype.itemsize
+            return None if start is None else Span(path, start + number * nbytes, nbytes, False)
+        filters = self.filters
+        # Some versions of HDF5 count the bytes of a chunk from the end of the user block.
+        if not self.are_chunks or filters not in ([], [_DEFLATE]) or self.dataset.file.userblock_size:
+            return None
+        chunk = self.dataset.id.get_chunk_info_by_coord(self._place(number))
+        deflated = bool(filters) and not chunk.filter_mask
+        return None if chunk.byte_offset is None else Span(path, chunk.byte_offset, chunk.size, deflated)
 
-def _filters(dataset: Any) -> list[int]:
-    applied = dataset.id.get_create_plist()
-    return [applied.get_filter(i)[0] for i in range(applied.get_nfilters())]
+    @property
+    def offset(self) -> int | None:
+        """Where the first begins in the file, if all lie there one after the other, as they are in memory."""
+        if not self.are_chunks:
+            return self._begin
+        if self.filters:
+            return None
+        spans = [self.span(number) for number in range(len(self))]
+        starts = [span.offset for span in spans if span]
+        nbytes = self.dataset.nbytes // len(self)
+        follow = starts == [starts[0] + number * nbytes for number in range(len(self))] if starts else False
+        return starts[0] if follow else None
 
+    @property
+    def _begin(self) -> int | None:
+        whole = self.dataset.chunks is None and not self.dataset.external and not self.last
+        offset: int | None = self.dataset.id.get_offset() if whole else None
+        return offset
 
-def read_entry(dataset: Any, number: int, out: Array, name: str) -> None:
-    """Fill ``out``, an array of the entry's shape and of any layout; HDF5 itself may take several of memory.
+    def read(self, number: int, out: Array, name: str) -> None:
+        """Fill ``out``, of the entry's shape and of any layout; HDF5 itself may take several of memory.
 
-    Raises
-    ------
-    OSError
-        The entry is damaged.
-    """
-    span = span_of(dataset, number) if dataset.dtype == out.dtype else None
-    if span is None:
-        _read_by_hdf5(dataset, number, out)
-        return
-    with span.open(name) as stream:
+        Raises
+        ------
+        OSError
+            The entry is damaged.
+        """
+        span = self.span(number) if self.dataset.dtype == out.dtype else None
+        if span is None:
+            self._read_by_hdf5(number, out)
+            return
+        with span.open(name) as stream:
+            for part in slabs(out):
+                values = np.empty(part.shape, out.dtype)
+                if stream.readinto(values.reshape(-1).view(np.uint8).data) < values.nbytes:
+                    raise DamagedImageError(f"{name} is truncated")
+                part[...] = values
+            stream.finish()
+
+    def _read_by_hdf5(self, number: int, out: Array) -> None:
+        start = 0
         for part in slabs(out):
             values = np.empty(part.shape, out.dtype)
-            if stream.readinto(values.reshape(-1).view(np.uint8).data) < values.nbytes:
-                raise DamagedImageError(f"{name} is truncated")
+            self.dataset.read_direct(values, self._slab(number, start, len(part)))
             part[...] = values
-        stream.finish()
+            start += len(part)
 
+    def write(self, number: int, values: Array) -> None:
+        """Past HDF5's copies where the entry is a chunk that is plain or deflated."""
+        filters = self.filters
+        if not self.are_chunks or filters not in ([], [_DEFLATE]):
+            self._write_by_hdf5(number, values)
+            return
+        content = self._deflated(values) if filters else np.ascontiguousarray(values).data
+        self.dataset.id.write_direct_chunk(self._place(number), content)
 
-def _read_by_hdf5(dataset: Any, number: int, out: Array) -> None:
-    start = 0
-    for part in slabs(out):
-        values = np.empty(part.shape, out.dtype)
-        dataset.read_direct(values, np.s_[number, start : start + len(part)])
-        part[...] = values
-        start += len(part)
+    def _deflated(self, values: Array) -> bytes:
+        """HDF5 itself takes several entries of memory for this, and more time at low levels."""
+        level = self.dataset.compression_opts
+        encoder = isal_zlib.compressobj(level) if level <= _ISAL_LEVEL else zlib.compressobj(level)
+        parts = [encoder.compress(np.ascontiguousarray(part).data) for part in slabs(values)]
+        return b"".join([*parts, encoder.flush()])
+
+    def _write_by_hdf5(self, number: int, values: Array) -> None:
+        start = 0
+        for part in [values] if self.dataset.chunks else slabs(values):  # a chunk is compressed whole
+            dest = self._slab(number, start, len(part))
+            self.dataset.write_direct(np.ascontiguousarray(part), dest_sel=dest)
+            start += len(part)
+
+    def _place(self, number: int) -> tuple[int, ...]:
+        zeros = (0,) * (self.dataset.ndim - 1)
+        return (*zeros, number) if self.last else (number, *zeros)
+
+    def _slab(self, number: int, start: int, length: int) -> Any:
+        rows = slice(start, start + length)
+        return np.s_[rows, ..., number] if self.last else np.s_[number, rows]
 
 
 def slabs(entry: Array) -> Iterator[Array]:
@@ -231,11 +286,10 @@ class NewFile:
         self.check()
         return made
 
-    def write_entry(self, dataset: Any, number: int, values: Array) -> None:
-        """Write ``dataset[number]``: deflated here, where each entry is a chunk, else by HDF5."""
-        write = _deflate if _is_chunk_each(dataset) and _filters(dataset) == [_DEFLATE] else _write_by_hdf5
+    def write_entry(self, entries: Entries, number: int, values: Array) -> None:
+        """Write one of a data set's entries."""
         with _signals_deferred():
-            write(dataset, number, values)
+            entries.write(number, values)
         self.check()
 
     def check(self) -> None:
@@ -305,17 +359,10 @@ def _signals_deferred() -> Iterator[None]:
             signal.raise_signal(one)
 
 
-def _deflate(dataset: Any, number: int, values: Array) -> None:
-    """HDF5 itself takes several entries of memory for this, and more time at low levels."""
-    level = dataset.compression_opts
-    encoder = isal_zlib.compressobj(level) if level <= _ISAL_LEVEL else zlib.compressobj(level)
-    parts = [encoder.compress(np.ascontiguousarray(part).data) for part in slabs(values)]
-    place = (number,) + (0,) * (dataset.ndim - 1)
-    dataset.id.write_direct_chunk(place, b"".join([*parts, encoder.flush()]))
-
-
-def _write_by_hdf5(dataset: Any, number: int, values: Array) -> None:
-    start = 0
-    for part in [values] if dataset.chunks else slabs(values):  # a chunk is compressed whole
-        dataset.write_direct(np.ascontiguousarray(part), dest_sel=np.s_[number, start : start + len(part)])
-        start += len(part)
+def side_by_side(chunk: tuple[int, ...]) -> dict[str, Any]:
+    """How a data set is made whose plain chunks lie one after the other, with ``libver="v110"`` or later."""
+    h5py = _h5py()
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return {"chunks": chunk, "dcpl": made}

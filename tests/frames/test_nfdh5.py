@@ -42,10 +42,14 @@ def nifreezes(path, data, version=1, userblock=0, **fields):
     with h5py.File(path, "w", userblock_size=userblock) as file:
         file.attrs["Format"] = fields.pop("Format", "NFDH5")
         file.attrs["Version"] = np.uint16(version)
-        options = fields.pop("options", {})
+        options = dict(fields.pop("options", {}))
         root = file.create_group("/0")
         root.attrs["Type"] = "base dataset"
         stored = data if version == 1 else np.ascontiguousarray(np.moveaxis(data, -1, 0))
+        kind, last = options.get("chunks"), (*stored.shape[:-1], 1)
+        kinds = {"first axis": (1, *stored.shape[1:]), "last axis": last}
+        if isinstance(kind, str):
+            options["chunks"] = kinds[kind]
         dataset = root.create_dataset("dataobj", data=stored, **options)
         if version == 2:
             dataset.attrs["volume_axis"] = 0
@@ -64,8 +68,9 @@ def nifreezes(path, data, version=1, userblock=0, **fields):
     ),
     compression=st.sampled_from(COMPRESSIONS),
     facts=st.integers(0, 15),
+    version=st.sampled_from([1, 2]),
 )
-def test_what_is_written_is_read_bit_for_bit(tmp_path, data, compression, facts):
+def test_what_is_written_is_read_bit_for_bit(tmp_path, data, compression, facts, version):
     n = data.shape[3]
     rng = np.random.default_rng(facts)
     per_frame = {"gradients": rng.normal(size=(n, 4)), "censored": rng.random(n) < 0.5}
@@ -78,7 +83,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path, data, compression, facts)
         "mask_img": np.ones(data.shape[:3], bool) if facts & 8 else None,
     }
     with FrameDataset(niimg(data), **options) as ds:
-        path = ds.to_filename(tmp_path / "run.h5", *compression)
+        path = ds.to_filename(tmp_path / "run.h5", *compression, version=version)
         with FrameDataset(path) as back:
             same_bits(back[:][0], data)
             same_bits(back.affine, ds.affine)
@@ -153,21 +158,30 @@ def test_transformed_frames_are_written_as_they_are(tmp_path):
 # --- the layout ----------------------------------------------------------------------------------
 
 
-def test_frames_lie_in_the_file_one_after_the_other(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_frames_lie_in_the_file_one_after_the_other(tmp_path, version):
     with FrameDataset(niimg(bold())) as ds:
-        ds.to_filename(tmp_path / "plain.h5")
-        ds.to_filename(tmp_path / "packed.h5", "gzip", 1)
-    with h5py.File(tmp_path / "plain.h5") as file:
-        assert (file.attrs["Format"], file.attrs["Version"]) == ("NFDH5", 2)
-        assert file["0/dataobj"].attrs["volume_axis"] == 0
-        assert file["0/dataobj"].chunks is None
-        assert file["0/dataobj"].id.get_offset() % 4096 == 0
-    with h5py.File(tmp_path / "packed.h5") as file:
-        assert file["0/dataobj"].chunks == (1, *SHAPE)
-        same_bits(np.moveaxis(file["0/dataobj"][...], 0, 3), bold())
+        ds.to_filename(tmp_path / "plain.h5", version=version)
+        ds.to_filename(tmp_path / "packed.h5", "gzip", 1, version=version)
+    chunk = (*SHAPE, 1) if version == 1 else (1, *SHAPE)
+    for name, chunks in (("plain", chunk if version == 1 else None), ("packed", chunk)):
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            assert (file.attrs["Format"], file.attrs["Version"]) == ("NFDH5", version)
+            frames = file["0/dataobj"]
+            assert frames.attrs.get("volume_axis", 3) == (3 if version == 1 else 0)
+            assert frames.chunks == chunks
+            same_bits(frames[...] if version == 1 else np.moveaxis(frames[...], 0, 3), bold())
     with FrameDataset(tmp_path / "plain.h5") as ds:
         assert ds.store[0] == "file"
         assert np.shares_memory(ds[2][0], ds.dataobj)
+        assert ds.dataobj.ctypes.data % 4096 == 0
+        same_bits(ds[:][0], bold())
+
+
+def test_an_unknown_version_is_refused(tmp_path):
+    with FrameDataset(niimg(bold())) as ds, pytest.raises(ParameterError, match="version=3"):
+        ds.to_filename(tmp_path / "run.h5", version=3)
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -199,6 +213,8 @@ def test_nifreeze_finds_what_it_knows_and_nothing_else(tmp_path, per_frame, told
         {"compression": "gzip", "chunks": True, "fletcher32": True},
         {"chunks": True},
         {"maxshape": (None,) * 4},
+        {"chunks": "first axis"},
+        {"chunks": "last axis"},
     ],
 )
 @pytest.mark.parametrize("version", [1, 2])
@@ -228,10 +244,11 @@ def test_blocks_of_interleaved_frames_fit_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_slabs_of_frames_fit_together(tmp_path, monkeypatch, compression):
+@pytest.mark.parametrize("version", [1, 2])
+def test_slabs_of_frames_fit_together(tmp_path, monkeypatch, compression, version):
     monkeypatch.setattr(hdf5, "_SLAB_BYTES", 3 * bold()[0, ..., 0].nbytes)
     with FrameDataset(niimg(bold())) as ds:
-        path = ds.to_filename(tmp_path / "run.h5", *compression)
+        path = ds.to_filename(tmp_path / "run.h5", *compression, version=version)
     for store in ("auto", "disk"):
         with FrameDataset(path, store=store) as back:
             same_bits(back[:][0], bold())

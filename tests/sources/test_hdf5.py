@@ -43,11 +43,11 @@ def write(path, layout="deflated", userblock=0):
 def test_entries_of_every_layout_are_read(layout, userblock, order, tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "_SLAB_BYTES", 3 * values()[0, 0].nbytes)
     with hdf5.open_file(write(tmp_path / "a.h5", layout, userblock), "a.h5") as file:
-        past = [hdf5.span_of(file["a"], number) is not None for number in range(len(values()))]
+        past = [hdf5.Entries(file["a"]).span(number) is not None for number in range(len(values()))]
         assert set(past) == {layout not in BY_HDF5_ONLY and (not userblock or layout == "in one piece")}
         for number, expected in enumerate(values()):
             out = np.empty(SHAPE[1:], "i2", order=order)
-            hdf5.read_entry(file["a"], number, out, "entry")
+            hdf5.Entries(file["a"]).read(number, out, "entry")
             np.testing.assert_array_equal(out, expected)
 
 
@@ -55,16 +55,16 @@ def test_an_entry_that_was_never_written_is_what_hdf5_says(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", SHAPE, "i2", fillvalue=7, **LAYOUTS["deflated"])[1] = 1
     with hdf5.open_file(tmp_path / "a.h5", "a.h5") as file:
-        assert hdf5.span_of(file["a"], 0) is None
+        assert hdf5.Entries(file["a"]).span(0) is None
         out = np.empty(SHAPE[1:], "i2")
-        hdf5.read_entry(file["a"], 0, out, "entry")
+        hdf5.Entries(file["a"]).read(0, out, "entry")
         assert (out == 7).all()
 
 
 def test_a_damaged_entry_is_named(tmp_path):
     path = write(tmp_path / "a.h5")
     with h5py.File(path) as file:
-        offset = hdf5.span_of(file["a"], 3).offset
+        offset = hdf5.Entries(file["a"]).span(3).offset
     with open(path, "r+b") as file:
         file.seek(offset + 20)
         file.write(b"\xff" * 40)
@@ -72,7 +72,7 @@ def test_a_damaged_entry_is_named(tmp_path):
         hdf5.open_file(path, "a.h5") as file,
         pytest.raises(DamagedImageError, match="entry 3 is damaged"),
     ):
-        hdf5.read_entry(file["a"], 3, np.empty(SHAPE[1:], "i2"), "entry 3")
+        hdf5.Entries(file["a"]).read(3, np.empty(SHAPE[1:], "i2"), "entry 3")
 
 
 def test_what_is_not_hdf5_is_refused_as_the_caller_says(tmp_path):
@@ -95,7 +95,7 @@ def make(path, layout="deflated"):
         new.add("before", np.arange(100))
         dataset = new.file.create_dataset("a", SHAPE, "i2", **LAYOUTS[layout])
         for number, entry in enumerate(values()):
-            new.write_entry(dataset, number, entry)
+            new.write_entry(hdf5.Entries(dataset), number, entry)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

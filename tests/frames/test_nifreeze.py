@@ -1,0 +1,78 @@
+"""Files that nifreeze itself reads and writes, both ways; its interpreter is named by NIFREEZE_PYTHON."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from images import bold, niimg, same_bits
+
+from sharedmask import FrameDataset
+
+PYTHON = os.environ.get("NIFREEZE_PYTHON")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="NIFREEZE_PYTHON names no Python with nifreeze")
+
+N = 12
+RNG = np.random.default_rng(0)
+DIRECTIONS = RNG.normal(size=(N, 3))
+GRADIENTS = np.c_[DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1, keepdims=True), np.full(N, 1000.0)]
+READ = """
+import sys
+import numpy as np
+from nifreeze.data.base import BaseDataset
+from nifreeze.data.dmri import DWI
+from nifreeze.data.pet import PET
+kind, path, back, seen = sys.argv[1:]
+dataset = {"base": BaseDataset, "dwi": DWI, "pet": PET}[kind].from_filename(path)
+last = dataset[len(dataset) - 1]
+fields = {"affine": dataset.affine, "last": last[0], "dataobj": dataset.dataobj}
+for name in ("brainmask", "motion_affines", "gradients", "bzero", "midframe", "total_duration"):
+    if getattr(dataset, name, None) is not None:
+        fields[name] = getattr(dataset, name)
+np.savez(seen, **fields)
+dataset.to_filename(back)
+"""
+
+
+def through_nifreeze(tmp_path, kind, path):
+    back, seen = tmp_path / "back.h5", tmp_path / "seen.npz"
+    command = [PYTHON, "-c", READ, kind, str(path), str(back), str(seen)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    return back, dict(np.load(seen))
+
+
+@pytest.mark.parametrize("compression", [(), ("gzip", 1)])
+@pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("base", {}),
+        ("base", {"mask_img": bold()[..., 0] > 1000, "affines": np.repeat(np.eye(4)[None], N, 0)}),
+        ("dwi", {"per_frame": {"gradients": GRADIENTS}, "overall": {"bzero": bold()[..., 0]}}),
+        ("dwi", {"per_frame": {"gradients": GRADIENTS, "censored": np.arange(N) > 3}}),
+        (
+            "pet",
+            {"per_frame": {"midframe": np.arange(N) * 2.0 + 1}, "overall": {"total_duration": 24.0}},
+        ),
+    ],
+)
+def test_what_each_writes_the_other_reads(tmp_path, kind, options, dtype, compression):
+    data = (bold() % 200).astype(dtype)
+    with FrameDataset(niimg(data), **options) as ds:
+        path = ds.to_filename(tmp_path / "ours.h5", *compression)
+        affine, brain = ds.affine, ds.brainmask
+    back, seen = through_nifreeze(tmp_path, kind, path)
+    given = {**options.get("per_frame", {}), **options.get("overall", {})}
+    same_bits(seen.pop("dataobj"), data)
+    same_bits(seen.pop("last"), data[..., -1])
+    same_bits(seen.pop("affine"), affine)
+    for name, values in seen.items():
+        told = {"brainmask": brain, "motion_affines": options.get("affines"), **given}[name]
+        np.testing.assert_array_equal(values, told)
+    with FrameDataset(back) as ds:
+        same_bits(ds[:][0], data)
+        for name in ("gradients", "midframe"):
+            if name in given:
+                np.testing.assert_array_equal(ds.per_frame[name], given[name])
+        assert (ds.brainmask is None) == (brain is None)
