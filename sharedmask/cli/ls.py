@@ -20,11 +20,11 @@ def list_images() -> None:
     from sharedmask.storage import disk, registry
     from sharedmask.system.units import format_bytes
 
-    held: dict[str, int] = {}
-    connection = protocol.connect()
-    if connection is not None:
-        with connection:
-            held = {image["token"]: image["clients"] for image in protocol.ask(connection, "list")["images"]}
+    try:
+        held = protocol.clients()
+    except SharedMaskError as error:
+        held = {}
+        click.echo(f"sharedmask: {error}", err=True)
     head = ("name", "shape", "size", "store", "owner", "age", "clients")
     lines = [head]
     for entry in registry.entries():

@@ -20,13 +20,21 @@ from sharedmask.errors import ParameterError
 @click.option(
     "--store", type=click.Choice(["auto", "shm", "memfd", "disk"]), default="auto", show_default=True
 )
+@click.option(
+    "--replace", is_flag=True, help="End the coordinator that is running, stopped or not, and take its place."
+)
 @with_settings
-def serve(images: tuple[str, ...], memory_limit: str | None, idle: str | None, store: Any) -> None:
+def serve(
+    images: tuple[str, ...], memory_limit: str | None, idle: str | None, store: Any, replace: bool
+) -> None:
     """Load images for other programs, each once: SharedImage.connect(IMAGE) finds them."""
     import signal
 
+    from sharedmask.image import protocol
     from sharedmask.image.coordinator import Coordinator
 
+    if replace:
+        protocol.end()
     coordinator = Coordinator(memory_limit=memory_limit, idle=_seconds(idle), store=store)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: coordinator.stop())

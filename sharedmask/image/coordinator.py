@@ -1,6 +1,7 @@
 """The coordinator: a process that loads images for others, each once, and keeps them in its limit.
 
-Covers: which images are held, for whom, which goes when room is needed, when the process ends.
+Covers: which images are held, for whom, which goes when room is needed (memory, file descriptors), clients
+that there is no room for, when the process ends.
 Does not cover: messages (``protocol``), loading (``image``), cleaning up after a kill (``registry``).
 
 Who holds what::
@@ -19,17 +20,23 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sharedmask.errors import AttachError, MemoryLimitError, SharedMaskError
+from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, SharedMaskError
 from sharedmask.image import protocol
 from sharedmask.image.image import SharedImage
 from sharedmask.sources.source import open_source
-from sharedmask.storage.registry import Claim, socket_address
+from sharedmask.storage.registry import Claim, directory, socket_address
+from sharedmask.system import limits
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes, parse_bytes
 
 Key = tuple[str, str]
 
 _TICK_SECONDS = 0.2
+_END_SECONDS = 10.0  # a file system that hangs must not keep us from ending
+_LOADS_AT_ONCE = 8
+_LOADING_DESCRIPTORS = 8  # of one load
+# Kept free: what loads need, what answering needs.
+_SPARE_DESCRIPTORS = 16 + _LOADS_AT_ONCE * _LOADING_DESCRIPTORS
 
 
 @dataclass(eq=False)
@@ -76,6 +83,7 @@ class Coordinator:
         self._idle = idle
         self._store = store
         self._lock = threading.Lock()
+        self._loads = threading.BoundedSemaphore(_LOADS_AT_ONCE)
         self._images: dict[Key, _Held] = {}
         self._clients: dict[int, socket.socket] = {}
         self._stopping = threading.Event()
@@ -86,27 +94,24 @@ class Coordinator:
     # --- life ---
 
     def __enter__(self) -> "Coordinator":
-        self._claim = Claim(protocol.ROLE, {"pid": os.getpid()})
-        try:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as opened:
+            self._claim = Claim(protocol.ROLE)
+            opened.callback(self._claim.release)
+            self._socket = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             with socket_address(protocol.ROLE) as address:
                 self._socket.bind(address)
                 os.chmod(address, 0o600)
             self._socket.listen(128)
             self._socket.settimeout(_TICK_SECONDS)
-        except BaseException:
-            self._socket.close()
-            self._claim.release()
-            raise
-        self._accepting = threading.Thread(target=self._accept, name="sharedmask-accept", daemon=True)
-        self._accepting.start()
+            self._accepting = threading.Thread(target=self._accept, name="sharedmask-accept", daemon=True)
+            self._accepting.start()
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._accepting.join()
-        self._socket.close()
-        self._claim.release()
+        self._opened.close()
         with self._lock:
             self._ended = True  # nobody adds an image from here on
             clients, images = list(self._clients.values()), list(self._images.values())
@@ -114,20 +119,32 @@ class Coordinator:
         for client in clients:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + _END_SECONDS
         for held in images:
-            with held.loading:
+            if held.loading.acquire(timeout=max(deadline - time.monotonic(), 0)):
                 held.image.close()
+                held.loading.release()
         for thread in self._threads:
-            thread.join()
+            thread.join(max(deadline - time.monotonic(), 0))
 
     def stop(self) -> None:
         """Ask the coordinator to end; safe in a signal handler."""
         self._stopping.set()
 
     def wait(self) -> None:
-        """Return when it was asked to stop, or nobody came for ``idle`` seconds."""
+        """Return when it was asked to stop, or nobody came for ``idle`` seconds.
+
+        Raises
+        ------
+        SegmentError
+            The registry was removed: nobody finds the coordinator or its images any more.
+        """
         alone_since = time.monotonic()
         while not self._stopping.wait(_TICK_SECONDS):
+            if not self._claim.stands:
+                raise SegmentError(
+                    f"the registry {directory()} was removed: nobody finds this coordinator any more"
+                )
             with self._lock:
                 alone = not self._clients
             alone_since = alone_since if alone else time.monotonic()
@@ -142,12 +159,21 @@ class Coordinator:
                 connection, _ = self._socket.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return
-            connection.settimeout(None)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-            thread.start()
+            except OSError:  # no descriptor for it: it waits until there is one
+                self._close_least_recent()
+                self._stopping.wait(_TICK_SECONDS)
+                continue
+            try:
+                self._admit(connection)
+            except (SharedMaskError, RuntimeError) as error:  # RuntimeError: there may be no more threads
+                _refuse(connection, error)
+
+    def _admit(self, connection: socket.socket) -> None:
+        self._require_descriptors()
+        connection.settimeout(None)
+        thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+        thread.start()
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
 
     def _serve(self, connection: socket.socket) -> None:
         client = id(connection)
@@ -162,9 +188,13 @@ class Coordinator:
                 self._forget(client)
 
     def _answer_all(self, client: int, connection: socket.socket) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionError, AttachError):
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
             while not self._stopping.is_set():
-                request = protocol.receive(connection)
+                try:
+                    request = protocol.receive(connection)
+                except AttachError as error:  # what follows cannot be told from it
+                    protocol.send(connection, _described(error))
+                    return
                 if request is None:
                     return
                 protocol.send(connection, self._answer(client, request))
@@ -182,7 +212,7 @@ class Coordinator:
                 return {"images": self.images(), "n_loads": self.n_loads}
             raise SharedMaskError(f"the coordinator knows no {verb!r}")
         except Exception as error:
-            return {"error": type(error).__name__, "message": str(error)}
+            return _described(error)
 
     def _forget(self, client: int) -> None:
         with self._lock:
@@ -236,8 +266,10 @@ class Coordinator:
 
     def _load(self, held: _Held) -> None:
         try:
-            self._make_room(held)
-            held.image.load()
+            with self._loads:
+                self._require_descriptors()
+                self._make_room(held)
+                held.image.load()
         except BaseException:
             with self._lock:
                 held.admitted = False
@@ -256,14 +288,12 @@ class Coordinator:
         with self._lock:
             others = [held for held in self._images.values() if held is not wanted and held.admitted]
             missing = sum(held.image.nbytes for held in others) + wanted.image.nbytes - self._limit
-            unused = (held for held in others if held.loaded and not held.clients)
-            free = sorted(unused, key=lambda held: held.used)
+            free = self._unused()
             leaving = []
             while missing > 0 and free:
                 leaving.append(free.pop(0))
                 missing -= leaving[-1].image.nbytes
             if missing > 0:
-                taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
                 taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
                 raise MemoryLimitError(
                     f"{wanted.image.name} takes {taken}: with the images that clients hold that is {more} "
@@ -274,6 +304,28 @@ class Coordinator:
                 del self._images[held.key]
         for held in leaving:
             held.image.close()
+
+    def _unused(self) -> list[_Held]:
+        """Images that nobody holds, the least recently used first."""
+        unused = (held for held in self._images.values() if held.loaded and not held.clients)
+        return sorted(unused, key=lambda held: held.used)
+
+    def _require_descriptors(self) -> None:
+        """Close images that nobody holds until there are file descriptors to go on with."""
+        while limits.descriptors_left() < _SPARE_DESCRIPTORS:
+            if not self._close_least_recent():
+                held = f"{len(self._clients)} clients hold {len(self._images)} images"
+                raise SegmentError(f"the coordinator has no file descriptor left: {held}; raise `ulimit -n`")
+
+    def _close_least_recent(self) -> bool:
+        """Close an image that nobody holds; whether there was one."""
+        with self._lock:
+            leaving = self._unused()[:1]
+            for held in leaving:
+                del self._images[held.key]
+        for held in leaving:
+            held.image.close()
+        return bool(leaving)
 
     def drop(self, name: str) -> int:
         """Close the images of this name; clients keep what they have. How many there were."""
@@ -293,3 +345,17 @@ class Coordinator:
             {"token": held.image.handle.token, "name": held.image.name, "clients": clients}
             for held, clients in loaded
         ]
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    """An error as a message has it; those that are not ours by their kind, too."""
+    said = str(error) if isinstance(error, SharedMaskError) else f"{type(error).__name__}: {error}"
+    return {"error": type(error).__name__, "message": said}
+
+
+def _refuse(connection: socket.socket, error: Exception) -> None:
+    """Say why there is no place for a client, without waiting for it."""
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(_TICK_SECONDS)
+        if protocol.is_ours(connection):
+            protocol.send(connection, _described(error))

@@ -6,6 +6,7 @@ not cover: what the bytes mean (``source``). Nothing is held but a piece of inpu
 
 import bz2
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from isal import igzip_lib
 
-from sharedmask.errors import DamagedImageError, MissingFileError
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
@@ -127,10 +128,15 @@ class MemberStream(Stream):
 
 
 def open_raw(path: str | Path) -> FileIO:
+    """The file, which a pipe or a device is not: nobody may ever write to a pipe."""
     try:
-        return open(path, "rb", buffering=0)
+        file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ImageError(f"{path} is a pipe, a socket or a device, which cannot be read twice; give a file")
+    return file
 
 
 @contextmanager

@@ -314,8 +314,10 @@ def find(label: str) -> Handle:
 class Claim:
     """The one holder of a role on this machine, such as the coordinator, and its socket's place."""
 
-    def __init__(self, role: str, content: Mapping[str, Any]) -> None:
+    def __init__(self, role: str) -> None:
         self.role = role
+        pid = os.getpid()
+        content = {"pid": pid, "started": process.start_time(pid)}
         reap()
         with _making, _open_directory() as folder:
             try:
@@ -324,6 +326,12 @@ class Claim:
                 raise SegmentError(f"another {role} is running for this user") from error
             _kept.add(self)
 
+    @property
+    def stands(self) -> bool:
+        """Whether it is the one that others find; if not, the registry was removed, or made again."""
+        with _open_directory() as folder:
+            return is_named(folder, self.role + _CLAIM_SUFFIX, self._fd)
+
     def forget(self) -> None:
         """Let go of the lock: at the end, or in a forked child."""
         if self._fd >= 0:
@@ -331,11 +339,23 @@ class Claim:
             self._fd = -1
 
     def release(self) -> None:
-        """Remove the socket and the claim. Idempotent."""
+        """Remove the socket and the claim, unless they are a successor's. Idempotent."""
         if self._fd >= 0:
-            with _open_directory() as folder:
-                _remove_claim(folder, self.role)
+            with contextlib.suppress(SegmentError), _open_directory() as folder:
+                if is_named(folder, self.role + _CLAIM_SUFFIX, self._fd):
+                    _remove_claim(folder, self.role)
             self.forget()
+
+
+def claimed_by(role: str) -> tuple[int, int] | None:
+    """The process that has the role, and when it started; None if nobody has it."""
+    with _open_directory() as folder, opened_ours(folder, role + _CLAIM_SUFFIX) as fd:
+        if fd is None or is_free(fd):
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            facts = json.loads(os.pread(fd, _RECORD_BYTES, 0))
+            return int(facts["pid"]), int(facts["started"])
+        return None
 
 
 @contextlib.contextmanager

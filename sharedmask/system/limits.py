@@ -5,6 +5,7 @@ what is kept free (``budget``).
 """
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -36,6 +37,14 @@ def all_limits(held: int = 0) -> list[Limit]:
 def capacity() -> int:
     """What this process could use if nothing were in use."""
     return min(limit.total for limit in all_limits())
+
+
+def descriptors_left() -> int:
+    """How many files this process may still open (``ulimit -n``)."""
+    try:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
+    except OSError as error:
+        return 0 if error.errno == errno.EMFILE else _NO_LIMIT
 
 
 def _ram() -> Any:

@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import stat
@@ -12,24 +14,28 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from children import gone, kill_group, python, running
+from click.testing import CliRunner
 from images import bold, save, truth
 
 from sharedmask import Coordinator, SharedImage
+from sharedmask.cli.ls import list_images
 from sharedmask.errors import (
     AttachError,
     DamagedImageError,
+    ImageError,
     MemoryLimitError,
     MissingFileError,
     SegmentError,
     SharedMaskError,
 )
+from sharedmask.image import coordinator as coordinator_module
 from sharedmask.image import protocol
 from sharedmask.sources import loader
 from sharedmask.storage import registry
@@ -39,7 +45,7 @@ STORES = ["shm", "memfd"]
 
 
 @contextmanager
-def serving(*options):
+def serving(*options, **how):
     """`sharedmask serve` as users start it; ended with SIGTERM unless the test did."""
     child = subprocess.Popen(
         [sys.executable, "-m", "sharedmask", "serve", *map(str, options)],
@@ -47,6 +53,7 @@ def serving(*options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        **how,
     )
     try:
         line = child.stdout.readline()
@@ -664,10 +671,11 @@ def framed(body):
 def test_what_is_no_message_ends_the_connection_and_nothing_else(sent, run):
     with Coordinator():
         with protocol.connect(timeout=30) as connection:
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionResetError):
-                assert connection.recv(10) == b""
+            with suppress(BrokenPipeError):
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+            answer = protocol.receive(connection)
+            assert answer is None or answer["error"] == "AttachError"
         with SharedImage.connect(run) as image:
             np.testing.assert_array_equal(image.array, truth(run))
 
@@ -726,6 +734,194 @@ def test_a_coordinator_that_goes_away_is_an_error(run):
         with connection, pytest.raises(AttachError, match="went away"):
             protocol.ask(connection, "list")
     reap()
+
+
+def test_a_request_that_is_too_long_is_answered_with_its_length():
+    with Coordinator(), pytest.raises(AttachError, match=r"a message of 700\d\d bytes; 65536 are allowed"):
+        SharedImage.connect("x" * 70_000)
+
+
+def test_a_list_of_any_length_arrives(monkeypatch):
+    many = [{"token": f"{i:032x}", "name": f"run-{i}.nii.gz", "clients": 0} for i in range(5000)]
+    monkeypatch.setattr(Coordinator, "images", lambda self: many)
+    with Coordinator():
+        assert protocol.clients() == {image["token"]: 0 for image in many}
+
+
+# --- what would make it deaf ---
+
+
+def few_descriptors(number):
+    """What `ulimit -n` does."""
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("n_images", [150, pytest.param(2000, marks=pytest.mark.slow)])
+def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp_path):
+    image = bold((4, 4, 4, 3))
+    paths = [save(tmp_path / f"run-{i}.nii", image) for i in range(n_images)]
+    with serving("--store", store, preexec_fn=few_descriptors(256)):
+        for path in paths:
+            with SharedImage.connect(path) as shared:
+                assert shared.shape == (4, 4, 4, 3)
+        assert 20 < len(listed()["images"]) < n_images
+
+
+def test_where_all_descriptors_are_held_the_refusal_says_so_and_ends_with_them(tmp_path):
+    paths = [save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(200)]
+    held = []
+    with serving(preexec_fn=few_descriptors(256)):
+        with pytest.raises(SegmentError, match=r"no file descriptor left: \d+ clients hold \d+ images"):
+            for path in paths:
+                held.append(SharedImage.connect(path))
+        assert len(held) > 20
+        for image in held:
+            image.close()
+        until(lambda: not any(clients for clients in protocol.clients().values()))
+        SharedImage.connect(paths[-1]).close()
+
+
+def test_clients_that_send_half_of_a_message_keep_nobody_waiting(run):
+    with serving(preexec_fn=few_descriptors(256)), ExitStack() as slow:
+        for _ in range(300):
+            connection = slow.enter_context(protocol.connect(timeout=30))
+            with suppress(BrokenPipeError):
+                connection.sendall(framed(BODY)[:7])
+        with pytest.raises(SegmentError, match="no file descriptor left"):
+            SharedImage.connect(run)
+        slow.close()
+
+        def served():
+            with suppress(SegmentError), SharedImage.connect(run) as image:
+                return np.array_equal(image.array, truth(run))
+
+        until(served)
+
+
+def test_a_hundred_clients_at_once_have_an_answer_or_a_named_error(run, tmp_path):
+    paths = [run, *(save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(99))]
+    with serving(preexec_fn=few_descriptors(256)):
+        answers = in_threads(SharedImage.connect, paths)
+        served = [answer for answer in answers if isinstance(answer, SharedImage)]
+        assert {type(answer) for answer in answers} <= {SharedImage, SegmentError}
+        assert served
+        for image in served:
+            image.close()
+
+
+def test_without_a_thread_for_a_client_it_says_so_and_goes_on(run, monkeypatch):
+    start, at_the_limit = threading.Thread.start, True
+
+    def limited(thread):
+        if at_the_limit and "_serve" in repr(thread._target):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with Coordinator():
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        for _ in range(3):
+            with pytest.raises(SharedMaskError, match="can't start new thread"):
+                SharedImage.connect(run)
+        at_the_limit = False
+        SharedImage.connect(run).close()
+
+
+def test_what_is_no_file_is_refused_and_it_still_ends(tmp_path):
+    os.mkfifo(tmp_path / "run.nii")
+    with serving() as child:
+        for name in ("run.nii", "/dev/zero"):
+            with pytest.raises(ImageError, match="is a pipe, a socket or a device"):
+                SharedImage.connect(tmp_path / name)
+        child.terminate()
+        assert child.wait(60) == 0
+
+
+def test_it_ends_though_a_file_system_hangs(run, monkeypatch):
+    go_on, hanging = threading.Event(), threading.Event()
+
+    def hang(*args, **options):
+        hanging.set()
+        go_on.wait(60)
+        raise OSError("at last")
+
+    monkeypatch.setattr(loader, "load", hang)
+    monkeypatch.setattr(coordinator_module, "_END_SECONDS", 0.5)
+    with Coordinator() as coordinator:
+        client = threading.Thread(target=lambda: in_threads(SharedImage.connect, [run]))
+        client.start()
+        hanging.wait(30)
+    assert not coordinator._accepting.is_alive()
+    go_on.set()
+    client.join()
+    for thread in coordinator._threads:
+        thread.join()
+
+
+def test_a_load_may_take_longer_than_an_answer(run, monkeypatch):
+    load = loader.load
+
+    def slow(*args, **options):
+        time.sleep(1)
+        return load(*args, **options)
+
+    monkeypatch.setattr(loader, "load", slow)
+    monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.2)
+    with Coordinator(), SharedImage.connect(run) as image:
+        np.testing.assert_array_equal(image.array, truth(run))
+
+
+def test_a_stopped_coordinator_is_named_and_can_be_replaced(run, monkeypatch):
+    monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.5)
+    with serving(run) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        said = rf"the coordinator \(process {stopped.pid}\) has not answered for 0.5 s.*serve --replace"
+        with pytest.raises(AttachError, match=said):
+            SharedImage.connect(run)
+        with ExitStack() as waiting, pytest.raises(AttachError, match=said):
+            for _ in range(200):  # more than the kernel keeps for it
+                waiting.enter_context(protocol.connect())
+        with serving(run, "--replace") as other:
+            assert stopped.wait(60) == 0
+            monkeypatch.undo()
+            with SharedImage.connect(run) as image:
+                np.testing.assert_array_equal(image.array, truth(run))
+            assert other.poll() is None
+
+
+def test_replacing_nobody_is_serving(run):
+    with serving(run, "--replace"), SharedImage.connect(run) as image:
+        np.testing.assert_array_equal(image.array, truth(run))
+
+
+def test_ls_lists_what_there_is_though_the_coordinator_is_stopped(run, monkeypatch):
+    monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.5)
+    with serving(run) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        done = CliRunner().invoke(list_images, [])
+        stopped.send_signal(signal.SIGCONT)
+    assert done.exit_code == 0
+    assert "run.nii.gz" in done.stdout
+    assert "has not answered" in done.stderr
+
+
+def test_a_registry_that_was_made_again_is_its_successors(run, registry_dir):
+    with ExitStack() as later:
+        with Coordinator():
+            shutil.rmtree(registry_dir)
+            registry_dir.mkdir(mode=0o700)
+            successor = later.enter_context(Coordinator())
+        with SharedImage.connect(run) as image:
+            np.testing.assert_array_equal(image.array, truth(run))
+        assert successor.n_loads == 1
+
+
+def test_a_coordinator_whose_registry_was_removed_ends_and_says_why(run, registry_dir, segments_of_this_test):
+    with serving(run) as child:
+        shutil.rmtree(registry_dir)
+        assert child.wait(60) == 75
+        assert "nobody finds this coordinator any more" in child.stderr.read()
+    assert not segments_of_this_test()
 
 
 # --- who may talk to it ---

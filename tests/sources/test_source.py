@@ -546,7 +546,7 @@ def test_unreadable_file_is_an_os_error(plain: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied", path)
 
     with monkeypatch.context() as patch, pytest.raises(PermissionError, match=r"run\.nii") as caught:
-        patch.setattr("builtins.open", refuse)
+        patch.setattr("os.open", refuse)
         open_source(plain)
     assert not isinstance(caught.value, ImageError)
 
