@@ -5,5 +5,6 @@ Does not cover: paths, images that users hold (``image``).
 
 From the bottom up::
 
-    progress  journal  cleaning  reduction  kernels  confounds  request  pool  plan  signals
+    progress  journal  cleaning  failure  reduction  kernels  worker  template  pool  confounds  request
+    plan  signals
 """

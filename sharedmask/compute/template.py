@@ -1,0 +1,285 @@
+"""Templates: processes that have imported what workers need, and that workers are forked from.
+
+Covers: starting one without a trace in the caller, forking children of it, how they end. Does not
+cover: what a child does (``worker``), which children there are (``pool``).
+
+A template is a fresh interpreter. It knows nothing of the caller's main module, threads or locks,
+and no name: it hears its caller through an inherited socket, and ends with it::
+
+    caller ──a byte, the worker's pipe, a descriptor to tell──> template ──fork──> worker
+    caller <──its pid, and how it ended── told
+
+    the end of the socket: the caller is gone; the template kills what it forked, and leaves
+"""
+
+import contextlib
+import errno
+import gc
+import importlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, spawn, util
+from pathlib import Path
+from typing import NoReturn
+
+from sharedmask.errors import WorkerError
+
+# One thread per worker: n_jobs says how many cores to use, and every BLAS thread has its buffers.
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
+
+_HOME = str(Path(__file__).parents[2])
+_COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.compute.template import serve; serve()"
+_NUMBER = struct.Struct("=i")
+_END_SECONDS = 5  # a process that was told to end
+
+
+# --- the caller's side ---------------------------------------------------------------------------
+
+
+class Template:
+    """Forks children; its process starts with the first of them, and again when it has died.
+
+    Parameters
+    ----------
+    preload : sequence of str
+        Modules that it imports once for all children.
+    """
+
+    def __init__(self, preload: Sequence[str]) -> None:
+        self._preload = preload
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def fork(self) -> tuple[connection.Connection, "Child"]:
+        """A new child, and the pipe to it.
+
+        Raises
+        ------
+        WorkerError
+            It cannot be started; the next call begins anew.
+        """
+        pipe, theirs = connection.Pipe()
+        told, tell = connection.Pipe(duplex=False)
+        process, to = self._running()
+        try:
+            with theirs, tell, contextlib.suppress(BrokenPipeError, ConnectionError):
+                socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
+            return pipe, Child(told)
+        except EOFError:
+            pipe.close()
+            told.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+            raise WorkerError(
+                f"the process that starts workers {ended(process.returncode)} while it started one; "
+                "the next call starts it again"
+            ) from None
+
+    def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        with self._lock:
+            if self._process is None or self._socket is None or self._process.poll() is not None:
+                self._forget()
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    self._process = _started(theirs, self._preload)
+                self._socket = ours
+            return self._process, self._socket
+
+    def stop(self) -> None:
+        """End the process and all its children; the next fork starts another."""
+        with self._lock:
+            process = self._process
+            self._forget()
+        if process is not None:
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def abandon(self) -> None:
+        """In a forked child: the process is the parent's, and its socket must end with the parent."""
+        if self._process is not None:
+            self._process.returncode = 0  # nothing to wait for, here
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._process = self._socket = None
+
+
+def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """A fresh interpreter, with our path and flags, that serves ``theirs``."""
+    python = os.fsdecode(spawn.get_executable() or "")
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    path += [] if _HOME in path else [_HOME]
+    flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    try:
+        return subprocess.Popen(
+            [python, *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
+            env={**os.environ, **ONE_THREAD},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    except OSError as error:
+        raise WorkerError(f"no worker process can be started with Python at {python!r}: {error}") from error
+
+
+class Child:
+    """A process that a template forked: its pid, and how it ended."""
+
+    def __init__(self, told: connection.Connection) -> None:
+        """Wait until it runs; EOFError if the template has died."""
+        self._told = told
+        self.exitcode: int | None = None
+        (self.pid,) = _NUMBER.unpack(told.recv_bytes())
+        if self.pid < 0:
+            told.close()
+            raise WorkerError(f"no worker process can be started: {os.strerror(-self.pid)}")
+
+    def is_alive(self) -> bool:
+        """Whether nothing was told of its end, nor of its template's."""
+        return self.exitcode is None and not self._told.closed and not self._told.poll()
+
+    def wait(self, seconds: float = _END_SECONDS) -> int | None:
+        """Its exit code, minus the signal that ended it; None if it runs on or nobody knows."""
+        if self.exitcode is None and not self._told.closed and self._told.poll(seconds):
+            with contextlib.suppress(EOFError):
+                (self.exitcode,) = _NUMBER.unpack(self._told.recv_bytes())
+        return self.exitcode
+
+    def kill(self) -> None:
+        """End it now, if it runs, and forget it."""
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        self._told.close()
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's."""
+        self._told.close()
+
+
+def ended(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (the kernel does this when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+# --- the template's side -------------------------------------------------------------------------
+
+
+def serve() -> NoReturn:
+    """The life of a template."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    number, preload, *_ = sys.argv[1:]
+    caller = socket.socket(fileno=int(number))
+    from sharedmask.compute import worker
+
+    for name in preload.split(","):
+        # Whoever needs what cannot be imported says so; what it warns of is said where it is used.
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+    gc.freeze()  # what all share is not looked through, and so not copied, by each
+    _Server(caller, worker.work).run()
+
+
+class _Server:
+    """Forks at each request, and tells of each end."""
+
+    def __init__(self, caller: socket.socket, work: Callable[[connection.Connection], None]) -> None:
+        self._caller = caller
+        self._work = work
+        self._tell: dict[int, connection.Connection] = {}
+        self._woken, self._wake = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake.fileno())
+
+    def run(self) -> NoReturn:
+        while True:
+            ready = connection.wait([self._caller, self._woken])
+            if self._woken in ready:
+                self._reap()
+            if self._caller in ready:
+                self._fork()
+
+    def _fork(self) -> None:
+        request, fds, *_ = socket.recv_fds(self._caller, 1, 2)
+        if not request:
+            self._leave()
+        pipe, tell = (connection.Connection(fd) for fd in fds)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _send(tell, -(error.errno or errno.EAGAIN))
+            tell.close()
+        else:
+            if pid == 0:
+                tell.close()
+                self._live(pipe)
+            self._tell[pid] = tell
+            _send(tell, pid)
+        pipe.close()
+
+    def _live(self, pipe: connection.Connection) -> NoReturn:
+        """The life of a child, which holds nothing of the template's."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for ours in (self._caller, self._woken, self._wake):
+                ours.close()
+            for tell in self._tell.values():
+                tell.close()
+            self._work(pipe)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        self._woken.recv(4096)
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                tell = self._tell.pop(pid)
+                _send(tell, os.waitstatus_to_exitcode(status))
+                tell.close()
+
+    def _leave(self) -> NoReturn:
+        for pid in self._tell:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._tell:
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+
+def _send(tell: connection.Connection, number: int) -> None:
+    with contextlib.suppress(OSError):  # who asked is gone
+        tell.send_bytes(_NUMBER.pack(number))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
