@@ -31,7 +31,7 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
         "stored as": f"{image.dtype}, values times {scaled[0]:g} plus {scaled[1]:g}"
         if scaled != (1.0, 0.0)
         else str(image.dtype),
-        "repetition time": "unknown" if image.t_r is None else f"{image.t_r:g} s",
+        "repetition time": f"{'not known' if image.t_r is None else f'{image.t_r:g} s'}: {image.t_r_origin}",
         "takes in a store": format_bytes(image.nbytes),
         "store": "{} ({})".format(*image.store),
         "/dev/shm has room for": "unknown" if free is None else format_bytes(free),

@@ -231,9 +231,7 @@ def _check_filter(low_pass: float | None, high_pass: float | None, t_r: float) -
 
 def _repetition_time(facts: Facts) -> float:
     if facts.t_r is None:
-        raise ParameterError(
-            f"a filter needs t_r: neither {facts.name} nor a sidecar gives a repetition time"
-        )
+        raise ParameterError(f"a filter needs t_r: {facts.t_r_origin}")
     if not 0.05 <= facts.t_r <= 30:
         warnings.warn(
             f"{facts.name} gives a repetition time of {facts.t_r:g} s: give t_r= if that is wrong",

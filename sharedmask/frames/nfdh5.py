@@ -37,7 +37,8 @@ from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.frames import nifti
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources import hdf5
-from sharedmask.sources.source import Facts, FileLayout, Source, VolumeReader, open_source
+from sharedmask.sources.nifti import HEADER_TIME
+from sharedmask.sources.source import Facts, FileLayout, Source, VolumeReader, open_source, warn_of_time
 from sharedmask.typing import Array
 
 Read = Callable[[int, Array], None]
@@ -155,7 +156,11 @@ def _entries(dataset: Any, volume_axis: int) -> hdf5.Entries:
 
 def open_frames(source: Any) -> Source:
     """The source of an NFDH5 file, or of an image."""
-    return open_nfdh5(source) if is_nfdh5(source) else open_source(source)
+    if is_nfdh5(source):
+        return open_nfdh5(source)
+    opened = open_source(source)
+    warn_of_time(opened)
+    return opened
 
 
 def _checked_root(file: Any, name: str) -> tuple[Any, int]:
@@ -195,6 +200,7 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
         "slope": 1.0,
         "inter": 0.0,
         "t_r": t_r,
+        "t_r_origin": f"{name} gives no repetition time" if t_r is None else HEADER_TIME,
     }
 
 

@@ -22,7 +22,7 @@ from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.source import Source, open_source, warn_of_time
 from sharedmask.sources.transform import smoothed
 from sharedmask.storage import rows
 from sharedmask.storage.kept import Cache
@@ -55,7 +55,10 @@ class Extraction:
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
         opened = smoothed(open_source(source), smoothing_fwhm)
         read, regions = align_to_masks(opened, regions_on(opened.grid))
-        return cls(read, Request.checked(read, regions, **asked))
+        request = Request.checked(read, regions, **asked)
+        if asked.get("t_r") is None:
+            warn_of_time(opened)
+        return cls(read, request)
 
     def needed(self, budget: MemoryBudget) -> int:
         """Bytes that it takes at its peak.

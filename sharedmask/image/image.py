@@ -30,7 +30,7 @@ from sharedmask.image.operations import Operations
 from sharedmask.image.results import Lookup, identity
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import transform
-from sharedmask.sources.source import Facts, Source, open_source
+from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Held, geometry_of
@@ -102,7 +102,9 @@ class SharedImage(Operations):
     ) -> None:
         if store not in ("auto", *rows.STORES):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
-        self._source: Source | None = transform.smoothed(open_source(source), smoothing_fwhm)
+        opened = open_source(source)
+        warn_of_time(opened)
+        self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
             self._voxels = Regions.from_any(mask_img, self._grid).union
@@ -146,6 +148,11 @@ class SharedImage(Operations):
     def t_r(self) -> float | None:
         """Repetition time in seconds, of the BIDS sidecar or the header."""
         return self._facts.t_r
+
+    @property
+    def t_r_origin(self) -> str:
+        """Where the repetition time is from: a sidecar's path or ``its header``; why it is not known."""
+        return self._facts.t_r_origin
 
     @property
     def scaling(self) -> tuple[float, float]:

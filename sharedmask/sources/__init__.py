@@ -1,9 +1,10 @@
 """An image: what it is, and its volumes as a stream.
 
-Covers: formats, decompression, scaling, smoothing and resampling, rows out of volumes. Does not cover: masks
-(``regions``), parameters (``compute``).
+Covers: formats, sidecars, decompression, scaling, smoothing and resampling, rows out of volumes. Does not
+cover: masks (``regions``), parameters (``compute``).
 
 From the bottom up::
 
-    volumes  grid  codecs  hdf5  values  nifti  source  transform  loader  rechunk
+    volumes  grid  codecs  hdf5  values  names  sidecar  nifti  source  transform  loader
+    rechunk
 """

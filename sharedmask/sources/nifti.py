@@ -6,11 +6,9 @@ repetition time, refusing what is no image. Does not cover: voxels (``source``),
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -26,9 +24,12 @@ from nibabel.spatialimages import SpatialImage
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.sources.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
+from sharedmask.sources.sidecar import positive
 from sharedmask.system import files
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
+HEADER_TIME = "its header"
+"""Where a repetition time is from that no sidecar tells."""
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 
@@ -127,8 +128,8 @@ def refused_kind(name: str, kind: Any) -> ImageError:
     return ImageError(f"{name} is a {kind.__name__}, neither NIfTI nor Analyze: {todo}")
 
 
-def facts_of(name: str, image: Any, dtype: np.dtype[Any], file: str) -> dict[str, Any]:
-    """What an image's header says, ``slope`` and ``inter`` aside; of a file also what its sidecar says."""
+def facts_of(name: str, image: Any, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """What an image's header says, ``slope`` and ``inter`` aside."""
     shape = tuple(int(size) for size in image.shape)
     if len(shape) < 3 or sum(size > 1 for size in shape[3:]) > 1:
         raise ImageError(f"{name} has shape {shape}; an image is (x, y, z) or (x, y, z, time)")
@@ -146,7 +147,7 @@ def facts_of(name: str, image: Any, dtype: np.dtype[Any], file: str) -> dict[str
         "ndim": min(len(shape), 4),
         "dtype": dtype.newbyteorder("="),
         "affine": affine,
-        "t_r": ((file and _sidecar_time(file)) or _header_time(image.header)) if len(shape) > 3 else None,
+        **_time(name, image.header if len(shape) > 3 else None),
         "header": image.header.copy(),
     }
 
@@ -160,25 +161,15 @@ def files_of(file: str) -> tuple[Path, ...]:
     return (Path(file), *(Path(path) for path in rest if os.path.exists(path)))
 
 
-def _header_time(header: Any) -> float | None:
-    """pixdim[4] by the header's unit; the formats that state no unit leave it unknown."""
-    if not hasattr(header, "get_xyzt_units"):
-        return None
+def _time(name: str, header: Any) -> dict[str, Any]:
+    """The repetition time: pixdim[4] in the header's unit; not known if it is what nibabel puts there."""
+    origin = f"neither {name} nor a sidecar gives a repetition time"
+    if not hasattr(header, "get_xyzt_units"):  # one volume, or a format that has none
+        return {"t_r": None, "t_r_origin": origin}
     # Through its shortest decimal form: 0.8 is stored as float32, which is 0.800000012 in float64.
-    return _positive(float(str(header.get_zooms()[3])) * SECONDS.get(header.get_xyzt_units()[1], 0.0))
-
-
-def _sidecar_time(file: str) -> float | None:
-    sidecar = re.sub(r"\.[a-z]{3}$", "", without_codec(file), flags=re.IGNORECASE) + ".json"
-    try:
-        return _positive(float(json.loads(Path(sidecar).read_bytes())["RepetitionTime"]))
-    except (FileNotFoundError, KeyError):
-        return None
-    except (ValueError, TypeError) as error:
-        said = f"no RepetitionTime can be read from {sidecar}: {error}"
-        warnings.warn(said, errors.SharedMaskWarning, stacklevel=2)
-        return None
-
-
-def _positive(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+    stored, unit = float(str(header.get_zooms()[3])), header.get_xyzt_units()[1]
+    if (stored, unit) == (1.0, "unknown"):
+        said = "1 without a unit, as in images whose repetition time nobody set"
+        return {"t_r": None, "t_r_origin": f"{origin}; the header has {said}"}
+    seconds = positive(stored * SECONDS.get(unit, 0.0))
+    return {"t_r": seconds, "t_r_origin": origin if seconds is None else HEADER_TIME}

@@ -8,13 +8,13 @@ headers of files (``nifti``), decompression (``codecs``), where the bytes go and
 
 from __future__ import annotations
 
-import glob
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -29,11 +29,13 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask import errors
-from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.sources import nifti
 from sharedmask.sources.codecs import Stream, codec_of, open_raw, open_stream
 from sharedmask.sources.grid import Grid
+from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import Volumes
+from sharedmask.system.files import matches
 from sharedmask.typing import Array
 
 Order = Literal["C", "F"]
@@ -87,6 +89,7 @@ class Facts:
     slope: float  # of the stored values; 1.0 if they are not scaled
     inter: float  # of the stored values; 0.0 if they are not scaled
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
+    t_r_origin: str  # the sidecar or "its header"; why it is not known
 
     @property
     def n_voxels(self) -> int:
@@ -159,6 +162,7 @@ class Source(Facts, ABC):
 
     paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
     header: Any = field(repr=False)  # a copy, for later writers
+    t_r_doubt: str = field(repr=False, default="", kw_only=True)  # what is to be said of the repetition time
 
     @property
     def facts(self) -> Facts:
@@ -364,24 +368,33 @@ def open_source(source: object) -> Source:
     >>> out.shape, int(out.sum())
     ((3, 4), 12)
     """
+    opened = _open(source)
+    return opened if opened is source else _told(opened)
+
+
+def _told(source: Source) -> Source:
+    """With the repetition time that its sidecars tell."""
+    if source.ndim < 4 or not source.paths:
+        return source
+    time = RepetitionTime(source.t_r, source.t_r_origin).told_of(source.name, source.paths[0])
+    return replace(source, t_r=time.seconds, t_r_origin=time.origin, t_r_doubt=time.doubt)
+
+
+def warn_of_time(source: Source) -> None:
+    """Say of an image's repetition time what is to be said, once where it is opened for its signals."""
+    if source.t_r_doubt:
+        warnings.warn(source.t_r_doubt, errors.SharedMaskWarning, stacklevel=3)
+
+
+def _open(source: object) -> Source:
     if isinstance(source, (list, tuple)):
         items = [_open_one(item) for item in source]
         return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
-    if isinstance(source, str) and (found := _matches(source)):
+    if isinstance(source, str) and (found := matches(source)):
         items = [_open_one(path) for path in found]
         whole = len(items) == 1 and items[0].ndim == 4
         return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
     return _open_one(source)
-
-
-def _matches(text: str) -> list[str]:
-    """The files that a pattern matches; none if it is no pattern but a file's name."""
-    pattern = os.path.expanduser(text)
-    if not set(text) & set("*?[") or os.path.lexists(pattern):
-        return []
-    if found := sorted(glob.glob(pattern, recursive=True)):
-        return found
-    raise MissingFileError(f"no file matches {text}")
 
 
 def _open_one(source: object) -> Source:
@@ -414,16 +427,14 @@ def _from_image(image: Any) -> Source:
     with nifti.as_image_error(name):
         one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
         dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
-        return ArraySource(
-            **nifti.facts_of(name, image, dtype, ""), slope=1.0, inter=0.0, paths=(), dataobj=data
-        )
+        return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, paths=(), dataobj=data)
 
 
 def _file_source(name: str, image: Any, file: str) -> FileSource:
     nifti.check_path(file, file)
     proxy = image.dataobj
     facts, offset, foreign = (
-        nifti.facts_of(name, image, proxy.dtype, file),
+        nifti.facts_of(name, image, proxy.dtype),
         proxy.offset,
         not proxy.dtype.isnative,
     )

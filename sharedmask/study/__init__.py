@@ -5,7 +5,7 @@ programs (``cli``).
 
 From the bottom up::
 
-    tables  names  bids  atlases  denoising  analysis  figures  report
+    tables  bids  atlases  denoising  analysis  figures  report
     derivatives  manifest  cohort  output  dataset
 """
 

@@ -12,9 +12,9 @@ from typing import Any
 from sharedmask.errors import ParameterError
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.sources.names import camel, label
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
-from sharedmask.study.names import camel, label
 
 # Parameters that change no signal, or only where it is said in the sidecar.
 _UNSAID = {"detrend", "high_pass", "low_pass", "standardize", "t_r", "dtype", "prefer", "memory"}

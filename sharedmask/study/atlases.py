@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from sharedmask.errors import GridMismatchError, NoInputError, ParameterError
-from sharedmask.study.bids import NATIVE, Run, fetched, joined, read_json, reference_of, space_of
-from sharedmask.study.names import IMAGE_EXTENSIONS, Name, image_stem, label
+from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
+from sharedmask.sources.sidecar import fetched, read_json
+from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
 
 # Those of BIDS 1.11 and of TemplateFlow that images of the whole brain are in.

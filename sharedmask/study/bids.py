@@ -8,8 +8,6 @@ with masks and confounds beside it. No index is kept: a study is a few thousand 
 one that the data set gives it, wherever links lead.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import DatasetError, MissingFileError, NoInputError, ParameterError
-from sharedmask.study.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
+from sharedmask.errors import DatasetError, NoInputError, ParameterError
+from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
+from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system.files import dangling
 
 _LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
@@ -83,22 +82,7 @@ class Run:
     @cached_property
     def sidecars(self) -> tuple[Path, ...]:
         """The JSON files that tell of it, the nearest last (the inheritance principle)."""
-        folders = [folder for folder in self.bold.parents if folder.is_relative_to(self.root)]
-        return tuple(path for folder in reversed(folders) for path in self._telling(folder))
-
-    def _telling(self, folder: Path) -> list[Path]:
-        found = []
-        for path in folder.glob(f"*{self.name.suffix}.json"):
-            with suppress(ParameterError):
-                bare = path.name == f"{self.name.suffix}.json"
-                name = Name({}, self.name.suffix, ".json") if bare else Name.parse(path)
-                if self._tells_of(name):
-                    found.append((len(name.entities), path))
-        return [path for _, path in sorted(found)]
-
-    def _tells_of(self, name: Name) -> bool:
-        own = self.name.entities
-        return all(key in own and same(key, own[key], value) for key, value in name.entities.items())
+        return tuple(sidecars(self.bold))[::-1]
 
     @cached_property
     def sidecar(self) -> Mapping[str, Any]:
@@ -107,15 +91,6 @@ class Run:
         for path in self.sidecars:
             merged.update(read_json(path))
         return merged
-
-    @cached_property
-    def repetition_time(self) -> tuple[float, Path] | None:
-        """Seconds, and the nearest sidecar that tells them."""
-        for path in reversed(self.sidecars):
-            seconds = finite(read_json(path).get("RepetitionTime"))
-            if seconds is not None and seconds > 0:
-                return seconds, path
-        return None
 
     @property
     def space(self) -> str:
@@ -164,25 +139,6 @@ class Run:
             with suppress(ParameterError):
                 found.append((path, Name.parse(path)))
         return tuple(found)
-
-
-def finite(found: Any) -> float | None:
-    """A number of a sidecar, if it is one."""
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if is_number and math.isfinite(found) else None
-
-
-def fetched(path: Path) -> Path:
-    """``path``, whose content is there.
-
-    Raises
-    ------
-    MissingFileError
-        If it is a link to nothing, as of a file that DataLad has not got yet.
-    """
-    if said := dangling(path):
-        raise MissingFileError(f"{path} {said}")
-    return path
 
 
 def space_of(name: Name) -> str | None:
@@ -261,7 +217,7 @@ def joined(values: set[str]) -> str:
 def _check_dataset(root: Path) -> None:
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder")
-    description = root / "dataset_description.json"
+    description = root / DESCRIPTION
     try:
         read_json(description)["Name"]
     except FileNotFoundError as error:
@@ -306,25 +262,3 @@ def _several(wanted: Any) -> list[Any]:
 
 def _without_key(key: str, value: Any) -> str | None:
     return None if value is None else str(value).removeprefix(f"{key}-")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a sidecar says.
-
-    Raises
-    ------
-    FileNotFoundError
-    DatasetError
-        If it is no JSON object in UTF-8, with or without a mark of byte order.
-    """
-    try:
-        found = json.loads(fetched(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise DatasetError(f"{path} cannot be read: a JSON object was expected, not {type(found).__name__}")
-    return found

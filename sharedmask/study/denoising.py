@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import MissingFileError, ParameterError
+from sharedmask.sources.names import Name
 from sharedmask.study.bids import Run
-from sharedmask.study.names import Name
 
 STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
 

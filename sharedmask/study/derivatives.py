@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from sharedmask._version import __version__
 from sharedmask.errors import DatasetError, ParameterError
 from sharedmask.regions.regions import RegionRow
+from sharedmask.sources.names import camel
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
-from sharedmask.study.names import camel
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system.files import atomic_write, write_json
 from sharedmask.typing import Array

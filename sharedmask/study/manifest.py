@@ -127,7 +127,7 @@ class Manifest:
     # --- what is looked at -----------------------------------------------------------------------
 
     def _name(self, path: Path) -> str:
-        return os.fspath(path.relative_to(self.run.root))
+        return os.fspath(path).removeprefix(f"{self.run.root}{os.sep}")
 
     def _image(self) -> None:
         self.rows["bold"] = self._name(self.run.bold)
@@ -147,23 +147,27 @@ class Manifest:
 
     def _time(self) -> None:
         self.rows["repetition time"] = "not known"
-        if self.analysis.cleaning.get("t_r") is not None:
-            self.t_r, self.origin = float(self.analysis.cleaning["t_r"]), "given"
-        elif self.source is not None:
-            self.t_r, self.origin = self.source.t_r, "of its header"
-            if (told := self.run.repetition_time) is not None:
-                self.t_r, self.origin = told[0], f"of {self._name(told[1])}"
-        if self.t_r is not None:
-            self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"
-        elif self.source is not None and self.analysis.filters:
-            raise ParameterError(
-                f"{self.run.bold} needs a repetition time for low_pass and high_pass: "
-                "its sidecars and its header tell none; give t_r (--t-r)"
-            )
-        elif self.source is not None:
-            self.notes.append("no repetition time was found, in sidecars or in the header")
         if not self.run.sidecars:
             self.notes.append("no sidecar was found")
+        given = self.analysis.cleaning.get("t_r")
+        if given is not None:
+            self.t_r, self.origin = float(given), "given"
+        elif self.source is not None:
+            self.t_r = self.source.t_r
+            self.origin = "of " + self.source.t_r_origin.removeprefix(f"{self.run.root}{os.sep}")
+        if self.t_r is not None:
+            self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"
+        _ = self.run.sidecar  # one that cannot be read ends this run
+        if given is None and self.source is not None:
+            self._doubt(self.source)
+
+    def _doubt(self, source: Source) -> None:
+        if source.t_r is None and self.analysis.filters:
+            raise ParameterError(f"low_pass and high_pass need t_r (--t-r): {source.t_r_origin}")
+        if source.t_r_doubt or source.t_r is None:
+            self.notes.append(
+                source.t_r_doubt or "no repetition time was found, in sidecars or in the header"
+            )
 
     def _confounds(self) -> None:
         self.rows["confounds"] = "not found" if self.analysis.strategy else "none asked for"

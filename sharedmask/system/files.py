@@ -8,6 +8,7 @@ writers left. Does not cover: what is kept in files (``registry``, ``kept``, ``d
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import SegmentError, SharedMaskWarning
+from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
 from sharedmask.system import process, settings
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -148,6 +149,22 @@ def dangling(path: str | os.PathLike[str]) -> str:
 
 
 # --- bytes ---------------------------------------------------------------------------------------
+
+
+def matches(text: str) -> list[str]:
+    """The files that a pattern matches, sorted; none if it is no pattern, but the name of a file or link.
+
+    Raises
+    ------
+    MissingFileError
+        It matches none.
+    """
+    pattern = os.path.expanduser(text)
+    if not glob.has_magic(text) or os.path.lexists(pattern):
+        return []
+    if found := sorted(glob.glob(pattern, recursive=True)):
+        return found
+    raise MissingFileError(f"no file matches {text}")
 
 
 def nameless(folder: int, mode: int = 0o600) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import os
 import pickle
 import shutil
@@ -28,7 +27,6 @@ from sharedmask.errors import (
     ImageError,
     MissingFileError,
     ParameterError,
-    SharedMaskWarning,
 )
 from sharedmask.sources.codecs import CHUNK, MemberStream
 from sharedmask.sources.source import ArraySource, FileLayout, FileSource, SeriesSource, Source, open_source
@@ -975,65 +973,6 @@ def test_path_as_given(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     relative = open_source("run.nii")
     monkeypatch.chdir("/")
     assert_same(relative, signal())
-
-
-# ---- repetition time
-
-
-@pytest.mark.parametrize(
-    ("unit", "stored", "t_r"),
-    [
-        ("sec", 0.8, 0.8),
-        ("msec", 2000, 2.0),
-        ("usec", 720_000, 0.72),
-        ("unknown", 1.16, 1.16),
-        ("hz", 3, None),
-        ("sec", 0, None),
-        ("sec", np.nan, None),
-    ],
-)
-def test_repetition_time_of_the_header(plain: Path, unit: str, stored: float, t_r: float | None) -> None:
-    image = make()
-    image.header.set_xyzt_units("mm", unit)
-    image.to_filename(plain)
-    pixdim = image.header["pixdim"].copy()
-    pixdim[4] = stored
-    patch_header(plain, pixdim=pixdim)
-    assert open_source(plain).t_r == (None if t_r is None else pytest.approx(t_r, rel=1e-12))
-
-
-@pytest.mark.parametrize("name", ["run.nii", "run.nii.gz", "run.NII.GZ", "run.nii.bz2", "run.img"])
-def test_sidecar_wins(tmp_path: Path, name: str) -> None:
-    image = make(cls=nib.Nifti1Pair if name == "run.img" else nib.Nifti1Image)
-    image.header.set_zooms((3, 3, 3, 2.5))
-    image.to_filename(tmp_path / name)
-    assert open_source(tmp_path / name).t_r == 2.5
-    for value, t_r in [(0.72, 0.72), (2, 2.0), (0, 2.5), (-1, 2.5), (1e999, 2.5)]:
-        (tmp_path / "run.json").write_text(json.dumps({"RepetitionTime": value}))
-        assert open_source(tmp_path / name).t_r == t_r
-        assert open_source(nib.load(tmp_path / name)).t_r == t_r
-    (tmp_path / "run.json").write_text("{}")
-    assert open_source(tmp_path / name).t_r == 2.5
-
-
-def test_image_in_memory_has_no_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".json").write_text('{"RepetitionTime": 9}')
-    monkeypatch.chdir(tmp_path)
-    image = make()
-    image.header.set_zooms((3, 3, 3, 2.5))
-    assert open_source(image).t_r == 2.5
-
-
-@pytest.mark.parametrize("content", ["{not json", "[]", '{"RepetitionTime": "fast"}', "\xff"])
-def test_sidecar_that_cannot_be_read(plain: Path, content: str) -> None:
-    plain.with_suffix(".json").write_text(content, encoding="latin-1")
-    with pytest.warns(SharedMaskWarning, match=r"run\.json"):
-        assert open_source(plain).t_r == 1.0
-
-
-def test_no_repetition_time_of_a_volume(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"RepetitionTime": 2}')
-    assert open_source(save(tmp_path / "a.nii", signal((3, 3, 3)))).t_r is None
 
 
 # ---- series

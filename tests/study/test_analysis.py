@@ -3,9 +3,9 @@
 import pytest
 
 from sharedmask.errors import ParameterError
+from sharedmask.sources.names import Name
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import Run
-from sharedmask.study.names import Name
 
 
 @pytest.mark.parametrize(

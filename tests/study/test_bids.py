@@ -18,7 +18,7 @@ def test_a_run_comes_with_what_lies_beside_it(tmp_path):
         assert run.mask.name.endswith("_desc-brain_mask.nii.gz") and run.mask.exists()
         assert run.confounds.name.endswith("_desc-confounds_timeseries.tsv") and run.confounds.exists()
         assert "space" not in run.confounds.name
-        assert run.repetition_time[0] == 2.0 and run.sidecar["StartTime"] == 1.0
+        assert run.sidecar["RepetitionTime"] == 2.0 and run.sidecar["StartTime"] == 1.0
         assert run.folder == Path(f"sub-{run.name.entities['sub']}", "func")
 
 
@@ -38,7 +38,7 @@ def test_what_is_missing_is_none(tmp_path):
         if "_bold." not in path.name or path.suffix == ".json":
             path.unlink()
     (run,) = find_runs(root)
-    assert (run.mask, run.confounds, run.repetition_time) == (None, None, None)
+    assert (run.mask, run.confounds, run.sidecars) == (None, None, ())
 
 
 @pytest.mark.parametrize("where", ["task-rest_bold.json", "sub-01/sub-01_task-rest_bold.json"])
@@ -47,7 +47,7 @@ def test_sidecars_are_inherited_and_the_nearest_wins(tmp_path, where):
     (root / where).write_text(json.dumps({"RepetitionTime": 9.0, "EchoTime": 0.03}))
     (root / "task-other_bold.json").write_text(json.dumps({"EchoTime": 7}))
     (run,) = find_runs(root)
-    assert run.repetition_time[0] == 2.0 and run.sidecar["EchoTime"] == 0.03
+    assert run.sidecar["RepetitionTime"] == 2.0 and run.sidecar["EchoTime"] == 0.03
 
 
 @pytest.mark.parametrize("wanted", ["02", "sub-02", ["02"], ["sub-02", "01x"]])
@@ -169,11 +169,9 @@ def test_what_is_wrong_with_a_sidecar_is_the_runs_alone(tmp_path, content, what)
 def test_marks_of_byte_order_and_numbers_that_are_none_are_read_past(tmp_path):
     root = preprocessed(tmp_path / "in", subjects=("01",))
     (run,) = find_runs(root)
-    run.sidecars[-1].write_bytes(b'\xef\xbb\xbf{"RepetitionTime": NaN, "StartTime": NaN}')
-    (root / "bold.json").write_text('{"RepetitionTime": 1.5}')
+    run.sidecars[-1].write_bytes(b'\xef\xbb\xbf{"RepetitionTime": 1.5, "StartTime": NaN}')
     (run,) = find_runs(root)
-    assert run.start_time is None
-    assert run.repetition_time == (1.5, root / "bold.json")
+    assert run.start_time is None and run.sidecar["RepetitionTime"] == 1.5
 
 
 @pytest.mark.parametrize(

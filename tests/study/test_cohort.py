@@ -292,6 +292,7 @@ def test_moved_and_changed_is_done_again(runs, masks, tmp_path):
     assert extract_many([other], masks, **again).complete == [other]
 
 
+@pytest.mark.filterwarnings("ignore:.* has two repetition times:sharedmask.errors.SharedMaskWarning")
 def test_a_changed_sidecar_is_another_result(tmp_path, masks):
     path = save(tmp_path / "sub-1_bold.nii.gz", bold((*SHAPE, 40)))
     again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl", "low_pass": 0.1}

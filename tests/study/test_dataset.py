@@ -208,6 +208,7 @@ def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("what", ["sidecar", "confounds", "mask", "names", "image"])
+@pytest.mark.filterwarnings("ignore:.* has two repetition times:sharedmask.errors.SharedMaskWarning")
 def test_changed_inputs_are_done_again(dataset, toy, out, what):
     given = {"denoise_strategy": "simple"}
     analyse(dataset, out, [toy], PLAIN, **given)
@@ -328,6 +329,32 @@ def test_a_repetition_time_that_is_given(dataset, toy, out):
     np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-4)
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.25, "given")
+
+
+@pytest.mark.parametrize("header", [0.0, 1.0])
+@pytest.mark.parametrize("place", ["beside", "task-rest_bold.json", "sub-01/sub-01_bold.json"])
+def test_filters_take_the_repetition_time_of_the_sidecar(dataset, toy, out, header, place, capfd):
+    from nilearn.signal import clean
+
+    (run, _) = find_runs(dataset)
+    sidecar = run.sidecars[-1] if place == "beside" else dataset / place
+    sidecar.write_text(run.sidecars[-1].unlink() or '{"RepetitionTime": 2.0}')
+    save(run.bold, truth(run.bold), t_r=header)
+    given = ("--atlases", toy.image, "--no-reports", "--min-coverage", "0", "--participant-label", "01")
+    assert app(dataset, out, "participant", *given) == 0
+    assert app(dataset, out, "participant", *given, "--low-pass", "0.1") == 0
+    plain, path = (
+        pd.read_csv(signals(out), sep="\t").to_numpy()[:, :6],
+        signals(out, desc="_desc-lowpass100mHz"),
+    )
+    expected = clean(plain, standardize=None, detrend=False, low_pass=0.1, t_r=2.0)
+    np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-4)
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert (told["RepetitionTime"], told["RepetitionTimeSource"]) == (
+        2.0,
+        f"of {sidecar.relative_to(dataset)}",
+    )
+    assert told["SoftwareFilters"]["nilearn.signal.clean"]["t_r"] == 2.0
 
 
 def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):

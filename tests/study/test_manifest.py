@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import SPACE, atlas, parcellations, preprocessed, troubled
+from images import save, truth
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.study.analysis import Analysis, Outputs
@@ -69,6 +70,27 @@ def test_what_is_missing_is_a_note_or_a_problem(root, toy):
     with pytest.raises(type(problem)):
         manifest.check()
     assert "no table of names" in manifest.analysis.notes[0]
+
+
+@pytest.mark.parametrize("filters", [{}, {"low_pass": 0.1}])
+def test_two_repetition_times_are_noted(root, toy, filters):
+    (run,) = find_runs(root)
+    save(run.bold, truth(run.bold), t_r=1.5)
+    manifest = drawn(root, toy, **filters)
+    assert manifest.t_r == 2.0 and manifest.problems == []
+    (note,) = manifest.notes
+    assert "1.5 s in its header, 2 s in " in note and note in manifest.table()["note"]
+
+
+@pytest.mark.parametrize("filters", [{}, {"low_pass": 0.1}])
+def test_a_repetition_time_that_is_no_number_is_a_note_or_a_problem(root, toy, filters):
+    (run,) = find_runs(root)
+    run.sidecars[-1].write_text('{"RepetitionTime": NaN}')
+    manifest = drawn(root, toy, **filters)
+    said = manifest.problems if filters else manifest.notes
+    assert len(manifest.notes + manifest.problems) == 1
+    assert f"{run.sidecars[-1]} says RepetitionTime: NaN" in str(said[0])
+    assert manifest.rows["repetition time"] == "not known"
 
 
 def test_all_problems_are_seen_at_once(root, toy):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharedmask.errors import ParameterError
-from sharedmask.study.names import ENTITIES, Name, camel, image_stem, label, same
+from sharedmask.sources.names import ENTITIES, Name, camel, image_stem, label, same
 
 values = st.text("abcXYZ019", min_size=1, max_size=5)
 

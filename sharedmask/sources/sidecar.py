@@ -1,0 +1,182 @@
+"""Sidecars: the JSON files that tell of an image, and the repetition time that they and its header tell.
+
+Covers: which sidecars an image has, by the inheritance principle of BIDS, reading one, which repetition time
+counts and where it is from. Does not cover: what BIDS files are called (``names``), headers (``nifti``), runs
+and what else lies beside them (``bids``).
+
+A sidecar is the file of the image's name, else of fewer entities, beside it or further up to the root of its
+data set; the nearest that tells a fact wins. A tree that is reached through links is read as it is named,
+then as it is named at their end.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
+from sharedmask.sources.codecs import without_codec
+from sharedmask.sources.names import Name, same
+from sharedmask.system.files import dangling
+
+DESCRIPTION = "dataset_description.json"
+"""The file that marks the root of a data set."""
+_KEY = "RepetitionTime"
+# Two that differ by less are one, rounded twice.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class RepetitionTime:
+    """The time from one volume to the next, and where it is from."""
+
+    seconds: float | None
+    origin: str
+    """The sidecar's path, or ``its header``; of one that is not known, why it is not."""
+    doubt: str = ""
+    """What is to be said of it, although it may be right."""
+
+    def told_of(self, name: str, image: Path) -> "RepetitionTime":
+        """What the nearest sidecar of the file ``image`` tells, if one does; ``name`` is for messages."""
+        for path in sidecars(image):
+            try:
+                found = read_json(path)
+            except (OSError, SharedMaskError) as error:
+                return _unknown(name, str(error))
+            if _KEY in found:
+                return self._beside(name, path, found[_KEY])
+        return self
+
+    def _beside(self, name: str, path: Path, told: Any) -> "RepetitionTime":
+        seconds = positive(told)
+        if seconds is None:
+            return _unknown(name, f"{path} says {_KEY}: {json.dumps(told)}, which is no positive number")
+        if self.seconds is None or math.isclose(self.seconds, seconds, rel_tol=_SAME):
+            return RepetitionTime(seconds, str(path))
+        said = f"{name} has two repetition times: {self.seconds:g} s in its header, {seconds:g} s in {path}"
+        return RepetitionTime(seconds, str(path), f"{said}; the sidecar's is taken")
+
+
+def _unknown(name: str, why: str) -> RepetitionTime:
+    said = f"the repetition time of {name} is not known, whatever its header says: {why}"
+    return RepetitionTime(None, said, said)
+
+
+def positive(found: Any) -> float | None:
+    """A number of a sidecar as a positive one, if it is one."""
+    seconds = finite(found)
+    return seconds if seconds is not None and seconds > 0 else None
+
+
+def finite(found: Any) -> float | None:
+    """A number of a sidecar, if it is one."""
+    with suppress(OverflowError):
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        return float(found) if is_number and math.isfinite(found) else None
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a sidecar says.
+
+    Raises
+    ------
+    FileNotFoundError
+        Also of a link to nothing, as DataLad leaves for a file that it has not got yet.
+    DatasetError
+        If it is no JSON object in UTF-8, with or without a mark of byte order.
+    """
+    try:
+        found = json.loads(fetched(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{path} cannot be read: a JSON object was expected, not {type(found).__name__}")
+    return found
+
+
+def fetched(path: Path) -> Path:
+    """``path``, whose content is there.
+
+    Raises
+    ------
+    MissingFileError
+        If it is a link to nothing, as of a file that DataLad has not got yet.
+    """
+    if said := dangling(path):
+        raise MissingFileError(f"{path} {said}")
+    return path
+
+
+# --- which they are ------------------------------------------------------------------------------
+
+
+def sidecars(image: Path) -> Iterator[Path]:
+    """The JSON files that tell of an image, whether they are there or links to nothing; the nearest first."""
+    seen = set[str]()
+    for path in _named(image):
+        for sidecar in _of(path):
+            real = os.path.realpath(sidecar)
+            if real not in seen:
+                seen.add(real)
+                yield sidecar
+
+
+def _named(image: Path) -> Iterator[Path]:
+    """The names of an image: as it is called, in its folder's place, in its own."""
+    path = Path(os.path.abspath(image))
+    yield path
+    yield Path(os.path.realpath(path.parent), path.name)
+    yield Path(os.path.realpath(path))
+
+
+def _of(image: Path) -> Iterator[Path]:
+    stem = re.sub(r"\.[a-z]{3}$", "", without_codec(image.name), flags=re.IGNORECASE)
+    if stem and os.path.lexists(own := image.with_name(f"{stem}.json")):
+        yield own
+    with suppress(ParameterError):
+        name = Name.parse(image)
+        for folder in _folders(image):
+            yield from _telling(folder, name)
+
+
+def _folders(image: Path) -> list[Path]:
+    """From an image's own up to the root of its data set: the one that has a description, or subjects."""
+    parents = list(image.parents)
+    described = (n for n, folder in enumerate(parents) if os.path.lexists(folder / DESCRIPTION))
+    subjects = (n + 1 for n, folder in enumerate(parents[:-1]) if folder.name.startswith("sub-"))
+    return parents[: next(described, next(subjects, 0)) + 1]
+
+
+def _telling(folder: Path, image: Name) -> list[Path]:
+    """Those in a folder that tell of ``image``; the one with most entities, the nearest, first."""
+    found = []
+    with suppress(OSError):  # a folder above may be one that others may not list
+        for entry in os.listdir(folder):
+            if (name := _parsed(entry, image.suffix)) and _tells_of(image, name):
+                found.append((len(name.entities), entry))
+    return [folder / entry for _, entry in sorted(found, reverse=True)]
+
+
+def _tells_of(image: Name, sidecar: Name) -> bool:
+    return all(same(key, image.entities.get(key), value) for key, value in sidecar.entities.items())
+
+
+def _parsed(entry: str, suffix: str) -> Name | None:
+    if not entry.endswith(f"{suffix}.json"):
+        return None
+    if entry == f"{suffix}.json":
+        return Name({}, suffix, ".json")
+    with suppress(ParameterError):
+        name = Name.parse(entry)
+        return name if (name.suffix, name.extension) == (suffix, ".json") else None
+    return None
