@@ -11,6 +11,8 @@ from .network.batches import batch_process as batch_process
 from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
 from .regions.regions import Regions as Regions
 from .sources.grid import Grid as Grid
+from .storage.arrays import share as share
+from .storage.arrays import share_output as share_output
 from .study.cohort import extract_many as extract_many
 from .system.budget import MemoryBudget as MemoryBudget
 from .system.monitor import MemoryMonitor as MemoryMonitor
@@ -32,4 +34,6 @@ __all__ = [
     "batch_process",
     "extract",
     "extract_many",
+    "share",
+    "share_output",
 ]

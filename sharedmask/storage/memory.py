@@ -134,7 +134,6 @@ class Memfd(Store):
         yield self._fd
 
     def seal(self) -> None:
-        os.fchmod(self._fd, 0o400)
         try:
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
         except OSError as error:
@@ -142,6 +141,7 @@ class Memfd(Store):
                 f"{self.name} cannot be sealed, another process still maps it for writing "
                 f"(a child forked while it was being filled?): {error}"
             ) from error
+        os.fchmod(self._fd, 0o400)
 
     def release(self) -> None:
         self.forget()

@@ -154,6 +154,20 @@ class Segment:
             self.store.seal()
         return self._handle(label)
 
+    def seal(self, label: str) -> None:
+        """Let nobody write any more to what was shared as ``writable``.
+
+        Raises
+        ------
+        SegmentError
+            Somebody still can.
+        """
+        if (self.token, True) in _attached:
+            raise SegmentError(f"{label} is still held for writing here: let go of its arrays first")
+        if "_map" in vars(self):
+            del self._map
+        self.store.seal()
+
     def forget(self) -> None:
         """In a forked child: let go of the memory, which is the parent's."""
         self.store.forget()
@@ -202,13 +216,14 @@ def _redirect_to_devnull(name: str) -> None:
 class Attachment(Origin):
     """The arrays of a segment in this process, read-only, and the facts of its header."""
 
-    def __init__(self, handle: Handle, buffer: mmap.mmap) -> None:
+    def __init__(self, handle: Handle, buffer: mmap.mmap, writable: bool) -> None:
         facts = parse_header(buffer[:HEADER_BYTES])
         if "file" in facts:
             buffer = map_file(FileIdentity.from_dict(facts["file"]))
         _check_header(handle, facts, len(buffer))
         super().__init__(buffer)
         self.handle = handle
+        self.writable = writable
         self.kind: str = facts.get("kind", handle.store)
         self.path: str | None = facts["file"]["path"] if "file" in facts else None
         self.meta: dict[str, Any] = facts["meta"]
@@ -219,7 +234,7 @@ class Attachment(Origin):
         return self.handle.name
 
     def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
-        return view_of, self.handle.to_json()
+        return output_of if self.writable else view_of, self.handle.to_json()
 
     def view(self, name: str) -> "SharedArray":
         """The array ``name`` as one that pickles as a handle."""
@@ -233,6 +248,13 @@ def view_of(
 ) -> SharedArray:
     """A :class:`SharedArray` again, in another process."""
     return attach(Handle.from_json(handle)).at(offset, shape, strides, np.dtype(dtype))
+
+
+def output_of(
+    handle: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str
+) -> SharedArray:
+    """The same of an output, to write to."""
+    return attach(Handle.from_json(handle), writable=True).at(offset, shape, strides, np.dtype(dtype))
 
 
 # One mapping per process and segment, for as long as somebody uses it.
@@ -252,7 +274,7 @@ def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     if found is None or found.handle != handle:
         try:
             _check_handle(handle)
-            found = _attached[key] = Attachment(handle, _map(handle, writable))
+            found = _attached[key] = Attachment(handle, _map(handle, writable), writable)
         except AttachError:
             raise
         except (OSError, ValueError) as error:  # of descriptors, maps or address space

@@ -1,4 +1,4 @@
-"""Views that travel: read-only arrays that pickle as a text and a place in shared bytes.
+"""Views that travel: arrays that pickle as a text and a place in shared bytes.
 
 Covers: telling views from copies, making a view again. Does not cover: what is attached to (``segment``,
 ``mapped_file``).
@@ -15,7 +15,7 @@ import numpy as np
 from sharedmask.errors import AttachError
 from sharedmask.typing import Array
 
-DTYPE = re.compile(r"[<>|=][biuf]\d+")
+DTYPE = re.compile(r"[<>|=][biufc]\d+")
 
 
 # --- attaching -----------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ class Origin(ABC):
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
-    """A read-only array in shared memory that pickles as a few hundred bytes.
+    """An array in shared memory, read-only but for outputs, that pickles as a few hundred bytes.
 
     Slices, transposes and other views do too, and arrive as views of the same memory. What is
     computed from it, or picked out of it by a list or a mask, is an ordinary array.
