@@ -14,7 +14,9 @@ from segments import Segments
 from sharedmask.compute import pool
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import cohort, figures
+from sharedmask.system import process
 
+pytest.register_assert_rewrite("contracts")
 pytest_plugins = ["small_runs"]
 
 # A shell that starts us in the background, or nohup, has signals ignored, and children inherit that.
@@ -24,8 +26,20 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 def pytest_configure(config):
+    if _all_are_asked_for(config) and not config.option.markexpr and not hasattr(config, "workerinput"):
+        config.option.markexpr = "not long"
     for mark in ("ai_generated", "flaky", "single_process", "thread_unsafe"):
         config.addinivalue_line("markers", f"{mark}: of nilearn's tests, which its estimator checks import")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """All tests run on all cores; a few run here, where the start of workers would take longer than they."""
+    return process.n_cpus() if _all_are_asked_for(config) else 0
+
+
+def _all_are_asked_for(config):
+    return config.args == config.getini("testpaths") and not config.option.keyword
 
 
 def pytest_collection_modifyitems(items):

@@ -71,8 +71,8 @@ class _Reader:
         self._wide = subject.stored.itemsize > 4 or subject.stored.kind in "iu"
 
     def readinto(self, out: Array) -> None:
-        """Fill the rows of ``out``, (k, n_voxels) float32."""
-        for row in out:
+        """Fill the rows of ``out``, (k, n_voxels) or (n_voxels,) float32."""
+        for row in out.reshape(-1, self._subject.n_voxels):
             self._next()
             row[...] = self._volume if self._offset is None else self._volume - self._offset
 

@@ -38,10 +38,13 @@ def of_a_file(path):
     os.mkdir(f"{path}.d")
 
 
+SEGMENT = f"sharedmask-injector-{os.getpid()}"
+
+
 def of_memory():
     os.close(os.memfd_create("name"))
-    os.close(_posixshmem.shm_open("/sharedmask-injector", os.O_CREAT | os.O_RDWR))
-    _posixshmem.shm_unlink("/sharedmask-injector")
+    os.close(_posixshmem.shm_open(f"/{SEGMENT}", os.O_CREAT | os.O_RDWR))
+    _posixshmem.shm_unlink(f"/{SEGMENT}")
 
 
 def test_every_call_is_recorded_with_its_file(tmp_path):
@@ -53,7 +56,7 @@ def test_every_call_is_recorded_with_its_file(tmp_path):
     assert {about[name] for name in ("open", "write", "fsync", "mmap", "flock")} == {str(tmp_path / "a")}
     assert about["rename"] == str(tmp_path / "a.c")
     assert about["memfd_create"] == "/memfd:name"
-    assert about["shm_open"] == "/dev/shm/sharedmask-injector"
+    assert about["shm_open"] == f"/dev/shm/{SEGMENT}"
     assert not {name for name in ERRORS if name not in " ".join(CALLS.values()).split()}
 
 

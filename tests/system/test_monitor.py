@@ -112,7 +112,9 @@ def test_peaks_belong_to_their_phases():
             held = block()
     del held
     assert watching.peaks["large"] - watching.peaks["small"] > 35 * MIB
-    assert watching.peaks["outer"] == watching.peaks["inner"] <= watching.peak
+    # The outer one's last look is later: others may have come or gone with whom we share pages.
+    assert 0 <= watching.peaks["outer"] - watching.peaks["inner"] < 5 * MIB
+    assert watching.peaks["outer"] <= watching.peak
     assert [phase.label for phase in watching.phases] == ["large", "small", "outer", "inner"]
 
 
