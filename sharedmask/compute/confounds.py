@@ -1,12 +1,11 @@
 """Confounds and sample masks: tables and volume numbers, as callers give them.
 
-Covers: reading and checking them for one image. Does not cover: what they are used for (``cleaning``).
+Covers: reading and checking them for one image. Does not cover: how text becomes cells (``delimited``), what
+confounds are used for (``cleaning``).
 """
 
-import contextlib
-import csv
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.sources.source import Facts
+from sharedmask.system.delimited import is_missing, number, read_cells
 
 
 def confounds_table(facts: Facts, confounds: Any) -> NDArray[np.float64]:
     """One (n_timepoints, n_confounds) array of an array, a data frame, a path or a list of those."""
     many = isinstance(confounds, list | tuple) and bool(confounds)
     tables = confounds if many and not _is_rows(confounds) else [confounds]
-    return np.hstack([_confound_table(facts, table) for table in tables])
+    return np.hstack([_of_length(facts, table) for table in tables])
 
 
 def _is_rows(confounds: Any) -> bool:
@@ -28,59 +28,113 @@ def _is_rows(confounds: Any) -> bool:
     return all(isinstance(row, list | tuple) and all(np.ndim(cell) == 0 for cell in row) for row in confounds)
 
 
-def _confound_table(facts: Facts, given: Any) -> NDArray[np.float64]:
-    name = "the confounds"
-    if isinstance(given, str | os.PathLike):
-        name = os.fspath(given)
-        given = _read_table(Path(given).expanduser())
-    elif hasattr(given, "to_numpy"):
-        given = given.to_numpy()
-    try:
-        table = np.asarray(given, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise ParameterError(f"{name}: not a table of numbers: {error}") from error
-    table = table[:, None] if table.ndim == 1 else table
-    if table.ndim != 2 or len(table) != facts.n_timepoints:
+def _of_length(facts: Facts, given: Any) -> NDArray[np.float64]:
+    table = read_confounds(given)
+    if len(table) != facts.n_timepoints:
         raise ParameterError(
-            f"{name}: {table.shape[0] if table.ndim else 0} rows for the {facts.n_timepoints} volumes "
-            f"of {facts.name}"
+            f"{_called(given)}: {len(table)} rows for the {facts.n_timepoints} volumes of {facts.name}"
         )
+    return table
+
+
+def read_confounds(given: Any) -> NDArray[np.float64]:
+    """The (n_rows, n_confounds) numbers of an array, a data frame or a file of text.
+
+    The first row of a file may hold the columns' names: it does if there is text in it.
+
+    Raises
+    ------
+    ParameterError
+        If something is no finite number, naming the file and the column.
+    """
+    where = _called(given)
+    columns: Sequence[Any]
+    if isinstance(given, str | os.PathLike):
+        columns, table = _read_file(given, where)
+    else:
+        columns, table = list(getattr(given, "columns", ())), _as_numbers(given, where)
+    if len(columns) != table.shape[1]:
+        columns = range(table.shape[1])
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
         row, column = bad[0]
-        raise ParameterError(f"{name}: no finite number in row {row}, column {column}; replace or drop it")
+        raise ParameterError(
+            f"{where}: no finite number in row {row}, column {columns[column]!r}; replace or drop it"
+        )
     return table
 
 
-def _read_table(path: Path) -> list[list[float]]:
-    """The numbers of a .tsv, .csv or .txt file, whose first row may hold names."""
+def _called(given: Any) -> str:
+    return os.fsdecode(given) if isinstance(given, str | os.PathLike) else "the confounds"
+
+
+def _as_numbers(given: Any, where: str) -> NDArray[np.float64]:
+    values = given.to_numpy() if hasattr(given, "to_numpy") else given
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: cannot be read as a table of confounds: {error}") from error
-    delimiter = next((mark for mark in "\t," if mark in text), None)
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = list(csv.reader(lines, delimiter=delimiter)) if delimiter else [line.split() for line in lines]
-    if rows and not any(_is_number(cell) for cell in rows[0]):
-        rows = rows[1:]
-    try:
-        table = [[_number(cell) for cell in row] for row in rows]
-    except ValueError as error:
-        raise ParameterError(f"{path}: {error}") from error
-    if len({len(row) for row in table}) > 1:
-        raise ParameterError(f"{path}: its rows have {sorted({len(row) for row in table})} numbers")
+        table = np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        column = _text_column(given)
+        raise ParameterError(f"{where}: not a table of numbers: {column}{error}") from error
+    table = table[:, None] if table.ndim == 1 else table
+    if table.ndim != 2:
+        raise ParameterError(f"{where}: {table.ndim} dimensions, not a table of rows and columns")
     return table
 
 
-def _number(cell: str) -> float:
-    return float("nan") if cell.strip().lower() in ("n/a", "") else float(cell)
+def _text_column(frame: Any) -> str:
+    """Which column of a data frame does not hold numbers."""
+    for name in getattr(frame, "columns", ()):
+        try:
+            np.asarray(frame[name], dtype=np.float64)
+        except (ValueError, TypeError):
+            return f"column {name!r}: "
+    return ""
 
 
-def _is_number(cell: str) -> bool:
-    with contextlib.suppress(ValueError):
-        _number(cell)
-        return True
-    return False
+def _read_file(path: str | os.PathLike[str], where: str) -> tuple[list[str], NDArray[np.float64]]:
+    try:
+        rows = read_cells(os.path.expanduser(os.fsdecode(path)))
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{where}: cannot be read as a table of confounds: {error}") from error
+    names, rows = _header(rows)
+    if "" in names:
+        raise ParameterError(
+            f"{where}: column {names.index('')} has no name, and does not number the rows; name it or drop it"
+        )
+    numbers = [[_number(cell) for cell in row] for row in rows]
+    for row, cells in enumerate(numbers):
+        if None in cells:
+            column = cells.index(None)
+            text, name = rows[row][column], names[column] if names else column
+            point = "; decimals have a point, not a comma" if "," in text else ""
+            raise ParameterError(f"{where}: {text!r} in row {row}, column {name!r} is not a number{point}")
+    table = np.asarray(numbers, dtype=np.float64)
+    return names, table if table.ndim == 2 else table.reshape(0, len(names))
+
+
+def _header(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns' names, empty if the first row holds numbers, and the other rows.
+
+    Names may be 0, 1, 2 and so on, which pandas gives to columns without any. A first column that has no name
+    and numbers the rows, as pandas and R write it, is left out.
+    """
+    if not rows:
+        return [], rows
+    names, *others = rows
+    first = [row[0] for row in others]
+    if not names[0] and first in (_counted(len(first)), _counted(len(first), 1)):
+        return names[1:], [row[1:] for row in others]
+    named = any(_number(cell) is None for cell in names) or (len(names) > 2 and names == _counted(len(names)))
+    return (names, others) if named else ([], rows)
+
+
+def _counted(n: int, start: int = 0) -> list[str]:
+    return [str(number) for number in range(start, start + n)]
+
+
+def _number(cell: str) -> float | None:
+    """NaN where there is no value, None where it is not a number."""
+    return float("nan") if is_missing(cell) else number(cell)
 
 
 def kept_volumes(facts: Facts, sample_mask: Any) -> NDArray[np.intp]:

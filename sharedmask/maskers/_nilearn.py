@@ -13,6 +13,7 @@ names of nilearn that are not public, and that sharedmask knows, are imported he
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ from nilearn.signal import clean
 from numpy.typing import NDArray
 
 from sharedmask.compute import pool
+from sharedmask.compute.confounds import read_confounds
 from sharedmask.compute.plan import Plan, plan_for
 from sharedmask.compute.request import Request
 from sharedmask.compute.signals import by_volume, run
@@ -90,6 +92,17 @@ def require_niimg(imgs: Any) -> Given:
         image = SourceNifti.of(open_source(imgs))
     given: Given = image
     return given
+
+
+def read_tables(confounds: Any) -> Any:
+    """Confounds whose files are read, and whose numbers are finite; the rest is for nilearn to refuse."""
+    if isinstance(confounds, list | tuple):
+        return type(confounds)(map(read_tables, confounds))
+    if isinstance(confounds, str | os.PathLike):
+        return read_confounds(confounds) if os.path.exists(os.path.expanduser(confounds)) else confounds
+    if isinstance(confounds, np.ndarray) or hasattr(confounds, "columns"):
+        read_confounds(confounds)  # in their own dtype they are what nilearn computes with
+    return confounds
 
 
 def grid_of(image: Any) -> Grid:
@@ -368,12 +381,20 @@ def _extract_labels(
     )
     regions, columns = _labelled(np.array(labels), data, grid_of(reference))
     signals = reduced(series_of(), regions, wanted.strategy, parameters)
-    atlas = Nifti1Image(data.astype(np.int32), wanted.labels_img.affine)
+    atlas = _label_image(data, wanted.labels_img.affine)
     if len(columns) == len(labels):
         return signals, (labels, atlas)
     kept = np.zeros((len(signals), len(labels)), signals.dtype)
     kept[:, columns] = signals
     return kept, (labels, atlas)
+
+
+def _label_image(data: Array, affine: Array) -> Nifti1Image:
+    """Labels as nilearn gives them, in 32 bits; in their own dtype where those do not hold them."""
+    with np.errstate(invalid="ignore"):
+        small = data.astype(np.int32)
+    kept = small if np.array_equal(small, data) else data
+    return Nifti1Image(kept, affine, dtype=kept.dtype)
 
 
 def _labelled(labels: Array, data: Array, grid: Grid) -> tuple[Regions, NDArray[np.intp]]:

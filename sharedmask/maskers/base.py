@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
 from sharedmask.image.niimg import SourceNifti
-from sharedmask.maskers._nilearn import STAND_INS, as_niimg
+from sharedmask.maskers._nilearn import STAND_INS, as_niimg, read_tables
 
 Masker = TypeVar("Masker", bound=type)
 
@@ -136,7 +136,8 @@ class SharedMasker(TransformerMixin):
     def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
         """The same as :meth:`transform`, without its checks and high variance confounds."""
         check_is_fitted(self)
-        return super().transform_single_imgs(as_niimg(imgs), confounds=confounds, sample_mask=sample_mask)
+        read = read_tables(confounds)  # before nilearn's cache, which knows a file by its name
+        return super().transform_single_imgs(as_niimg(imgs), confounds=read, sample_mask=sample_mask)
 
     def _cache(self, func: Any, *args: Any, **options: Any) -> Any:
         # nilearn calls whatever is costly through this method: here its way with images becomes ours.

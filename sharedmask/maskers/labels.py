@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from nilearn.image import new_img_like
 from nilearn.maskers import NiftiLabelsMasker
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
 from sharedmask.maskers.base import SharedMasker, documented
+from sharedmask.regions.lut import lut_columns
+from sharedmask.regions.masks import whole_labels
 from sharedmask.typing import Array
 
 
@@ -55,6 +58,7 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
 
     _SHOWN: ClassVar[dict[str, str]] = {"labels_image": "labels_img_", "mask": "mask_img_"}
     strategy: str | Callable[[Array], Array]
+    labels_img_: Any
     _lut_: pd.DataFrame  # one row per column of the signals
 
     def __init__(
@@ -167,8 +171,14 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
 
     def _generate_lut(self) -> pd.DataFrame:
         # The one place where the atlas is loaded and not resampled yet.
+        data = np.asanyarray(self.labels_img_.dataobj)
+        if (labels := whole_labels(data)) is not data:
+            self.labels_img_ = new_img_like(self.labels_img_, labels)
         self._given_sizes = _sizes(self.labels_img_)
-        return super()._generate_lut()
+        # nilearn takes a frame as it is: a label twice would shift the columns after it.
+        table = None if self.lut is None else pd.DataFrame(lut_columns(self.lut))
+        with self._as_if(lut=table):
+            return super()._generate_lut()
 
     def _columns(self) -> pd.Series:
         """The labels of all columns, those without voxels included."""

@@ -34,6 +34,7 @@ Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
 _SUFFIX = re.compile(rf"(?<=.)(\.(nii|img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE)
+_LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
 _UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
 
@@ -211,10 +212,26 @@ def _looks_like_labels(values: Array, has_zero: bool) -> bool:
     return more and bool(np.all(values == np.rint(values)))
 
 
+def whole_labels(data: Array) -> Array:
+    """Label values without the rounding errors of a header's scaling.
+
+    Returns
+    -------
+    ndarray
+        ``data`` itself, or the nearest integers where all finite values are within a hundredth of one.
+    """
+    if data.dtype.kind != "f":
+        return data
+    nearest = np.rint(data)
+    off = np.abs(data - nearest)[np.isfinite(data)]
+    return nearest if 0 < off.max(initial=0) <= _LABEL_ROUNDING else data
+
+
 def label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDArray[np.int32]]:
     """The sorted values; and for each voxel 0 if background, else 1 + the position of its value."""
-    inside = (volume.data != background_label) & np.isfinite(volume.data)
-    labels = volume.data[inside]
+    data = whole_labels(volume.data)
+    inside = (data != background_label) & np.isfinite(data)
+    labels = data[inside]
     fractional = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else labels[:0]
     if fractional.size:
         raise MaskError(f"{volume.where} holds {fractional[0]}: not an atlas, whose values are integers")

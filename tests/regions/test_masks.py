@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oblique import NIBABEL_DATA, OBLIQUE, SHAPE, image_of, reoriented, save
+from programs import sharedmask
 
-from sharedmask import errors
+from sharedmask import SharedLabelsMasker, errors, extract
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.sources.grid import Grid
@@ -431,3 +432,108 @@ def test_real_masks(real):
         Regions.from_any(real / "sub-RAPIDTIDETEST_nullmask.nii.gz")
     with pytest.warns(errors.SharedMaskWarning, match="Schaefer400"):
         Regions.from_any(real / "sub-RAPIDTIDETEST_atlas-Schaefer400_dseg.nii.gz")
+
+
+# ---- labels beyond 32 bits, or a rounding error off an integer
+
+FIRST, SECOND, THIRD = (np.zeros((6, 4, 4), bool) for _ in range(3))
+FIRST[:2], SECOND[2:4], THIRD[4:, 1:] = True, True, True
+SERIES = np.random.default_rng(0).normal(1000, 10, (6, 4, 4, 5)).astype("f4")
+MEANS = np.stack([SERIES[part].astype("f8").mean(0) for part in (FIRST, SECOND, THIRD)], axis=1)
+
+
+def labelled(labels, dtype):
+    return np.select([FIRST, SECOND, THIRD], labels, 0).astype(dtype)
+
+
+def scaled(path, stored, slope, inter):
+    """Labels that the header's slope and intercept, in float32, make of ``stored``."""
+    header = nib.Nifti1Image(stored, np.eye(4)).header
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, inter, 352
+    with gzip.open(path, "wb") as file:
+        file.write(header.binaryblock + b"\0" * 4 + stored.tobytes(order="F"))
+
+
+def saved(path, labels):
+    nib.save(nib.Nifti1Image(labels, np.eye(4), dtype=labels.dtype), path)
+
+
+LARGE = {
+    "uint32": ("u4", (1, 3_000_000_000, 4_294_967_295)),
+    "int64": ("i8", (5, 2**31 + 7, 2**40)),
+    "int64, no floats": ("i8", (2**53 - 1, 2**53, 2**53 + 1)),
+    "negative": ("i8", (-(2**40), -1, 7)),
+}
+NEAR = {
+    "a third": lambda path: scaled(path, labelled((3, 21009, 21045), "i4"), np.float32(1 / 3), 0),
+    "a tenth": lambda path: scaled(path, labelled((10, 70030, 70150), "i4"), np.float32(0.1), 0),
+    "a slope of almost 1": lambda path: scaled(path, labelled((1, 7003, 7015), "i2"), 1 + 1.2e-7, 0),
+    "an intercept of almost 0": lambda path: scaled(path, labelled((1, 7003, 7015), "i2"), 1, -1e-6),
+    "some a thousandth off": lambda path: saved(path, _off(labelled((1, 7003, 7015), "f4"), 1e-3)),
+}
+
+
+def _off(labels, error):
+    labels[::2] -= error * (labels[::2] > 1)
+    return labels
+
+
+def by_regions(bold, atlas, labels):
+    regions = Regions.from_labels(atlas)
+    assert regions.labels == labels and regions.names == tuple(map(str, labels))
+    assert [row.coverage for row in regions.table()] == [1, 1, 1]
+    return extract(bold, regions, strategy="mean")
+
+
+def by_masker(bold, atlas, labels):
+    masker = SharedLabelsMasker(atlas, standardize=None, reports=False)
+    signals = masker.fit_transform(bold)
+    table = masker.region_table_
+    assert table["index"].tolist() == list(labels)
+    assert (table["n_voxels"] == table["n_voxels_used"]).all() and (table["coverage"] == 1).all()
+    assert masker.region_ids_ == {"background": 0, **dict(enumerate(labels))}
+    assert [name.removesuffix(".0") for name in table["name"]] == list(map(str, labels))
+    used = np.asarray(masker.region_atlas_.dataobj)
+    back = np.asarray(masker.inverse_transform(signals).dataobj)
+    for column, label in enumerate(labels):
+        inside = (FIRST, SECOND, THIRD)[column]
+        np.testing.assert_array_equal(used == label, inside)
+        np.testing.assert_array_equal(back[inside], np.broadcast_to(signals[:, column], back[inside].shape))
+    return signals
+
+
+def by_program(bold, atlas, labels):
+    out = Path(bold).with_name("out.tsv")
+    ended = sharedmask("extract", bold, "--atlas", atlas, "-o", out)
+    assert ended.code == 0, ended.err
+    assert tuple(out.read_text().splitlines()[0].split("\t")) == tuple(map(str, labels))
+    return np.loadtxt(out, skiprows=1)
+
+
+LABEL_ENTRIES = pytest.mark.parametrize("entry", [by_regions, by_masker, by_program])
+
+
+@pytest.fixture
+def run(tmp_path):
+    nib.save(nib.Nifti1Image(SERIES, np.eye(4)), tmp_path / "bold.nii.gz")
+    return tmp_path / "bold.nii.gz"
+
+
+@LABEL_ENTRIES
+@pytest.mark.parametrize(("dtype", "labels"), LARGE.values(), ids=LARGE.keys())
+def test_large_labels_have_their_signal_number_and_coverage(run, tmp_path, dtype, labels, entry):
+    saved(tmp_path / "atlas.nii.gz", labelled(labels, dtype))
+    np.testing.assert_allclose(entry(run, tmp_path / "atlas.nii.gz", labels), MEANS, rtol=1e-6)
+
+
+@LABEL_ENTRIES
+@pytest.mark.parametrize("made", NEAR.values(), ids=NEAR.keys())
+def test_labels_a_rounding_error_off_are_the_nearest_integers(run, tmp_path, made, entry):
+    made(tmp_path / "atlas.nii.gz")
+    np.testing.assert_allclose(entry(run, tmp_path / "atlas.nii.gz", (1, 7003, 7015)), MEANS, rtol=1e-6)
+
+
+def test_values_further_off_are_no_labels(tmp_path):
+    saved(tmp_path / "maps.nii.gz", _off(labelled((1, 7003, 7015), "f4"), 0.02))
+    with pytest.raises(errors.MaskError, match="not an atlas, whose values are integers"):
+        Regions.from_labels(tmp_path / "maps.nii.gz")

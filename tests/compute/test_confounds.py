@@ -1,0 +1,173 @@
+"""Tables of confounds as they are in the world, wherever they come in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from images import SHAPE, bold, niimg, save
+from programs import sharedmask
+
+from sharedmask import (
+    SharedImage,
+    SharedLabelsMasker,
+    SharedMapsMasker,
+    SharedMultiMasker,
+    SharedNiftiMasker,
+    extract,
+    extract_many,
+)
+from sharedmask.errors import ParameterError
+
+N = 12
+TABLE = np.random.default_rng(0).normal(size=(N, 3))
+ROWS = TABLE.tolist()
+INSIDE = niimg(np.ones(SHAPE, "u1"))
+LABELS = niimg(np.arange(np.prod(SHAPE), dtype="i2").reshape(SHAPE) % 3)
+MAPS = niimg(np.random.default_rng(1).random((*SHAPE, 2)).astype("f4"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save(tmp_path / "sub-01_bold.nii.gz", bold())
+
+
+def by_image(path, confounds):
+    with SharedImage(path) as image:
+        return image.mask(INSIDE, confounds=confounds)
+
+
+def by_many(path, confounds):
+    told = {"on_error": lambda *_: None}
+    found = extract_many({"run": path}, INSIDE, confounds={"run": confounds}, n_jobs=1, **told)
+    for error in found.errors.values():
+        raise error
+    return found.results["run"]
+
+
+def by_multi(path, confounds):
+    return SharedMultiMasker([INSIDE]).fit_transform(path, confounds=confounds)[0]
+
+
+def by_masker(kind, regions):
+    def masked(path, confounds):
+        masker = kind(regions, standardize=None, reports=False)
+        return masker.fit_transform(path, confounds=confounds)
+
+    return masked
+
+
+def by_program(path, confounds):
+    if isinstance(confounds, pd.DataFrame):
+        pytest.skip("has no name")
+    if isinstance(confounds, np.ndarray):
+        confounds = save_plain(path.with_name("plain.tsv"), confounds)
+    save(atlas := path.with_name("atlas.nii.gz"), np.asarray(LABELS.dataobj))
+    options = ["--atlas", atlas, "--confounds", confounds, "-o", path.with_name("out.tsv")]
+    ended = sharedmask("extract", path, *options)
+    if ended.code:
+        assert ended.code == 64
+        raise ParameterError(ended.err.removeprefix("sharedmask: ").rstrip())
+    return np.loadtxt(path.with_name("out.tsv"), skiprows=1)
+
+
+def save_plain(path, table):
+    np.savetxt(path, table)
+    return path
+
+
+ENTRIES = {
+    "extract": lambda path, confounds: extract(path, INSIDE, confounds=confounds),
+    "extract_many": by_many,
+    "SharedImage": by_image,
+    "SharedNiftiMasker": by_masker(SharedNiftiMasker, INSIDE),
+    "SharedLabelsMasker": by_masker(SharedLabelsMasker, LABELS),
+    "SharedMapsMasker": by_masker(SharedMapsMasker, MAPS),
+    "SharedMultiMasker": by_multi,
+    "the command line": by_program,
+}
+
+
+@pytest.fixture(params=ENTRIES.values(), ids=ENTRIES.keys())
+def masked(request, path):
+    """What makes signals with confounds regressed out."""
+    return lambda confounds: request.param(path, confounds)
+
+
+def data_frame():
+    return pd.DataFrame(TABLE, columns=["x", "y", "z"])
+
+
+def in_text(between="\t", header=("x", "y", "z"), rows=ROWS):
+    return "".join(between.join(map(str, row)) + "\n" for row in ([header, *rows] if header else rows))
+
+
+WORLD = {
+    "semicolons": in_text(";"),
+    "blanks after commas": in_text(", "),
+    "comments of AFNI": "# 3dvolreg\n# x y z\n" + in_text(" ", None),
+    "comments after the header": in_text().replace("\n", "\n# motion\n", 1),
+    "tabs at the ends of rows": in_text().replace("\n", "\t\n"),
+    "tabs at the ends of numbers": in_text(header=None).replace("\n", "\t\n"),
+    "a last row of tabs": in_text() + "\t\t\n",
+    "pandas' numbers of rows": in_text(",", ("", "x", "y", "z"), [[i, *row] for i, row in enumerate(ROWS)]),
+    "R's numbers of rows": in_text(
+        ",", ('""', '"x"', '"y"', '"z"'), [[f'"{i}"', *r] for i, r in enumerate(ROWS, 1)]
+    ),
+    "pandas' numbers of columns": in_text(header=range(3)),
+    "both of pandas' numbers": in_text(",", ("", 0, 1, 2), [[i, *row] for i, row in enumerate(ROWS)]),
+    "mark of UTF-8, no header": "\ufeff" + in_text(header=None),
+    "blanks around": in_text("  ", None).replace("\n", "  \n  "),
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*(text.encode() for text in WORLD.values()), in_text().encode("utf-16")],
+    ids=[*WORLD, "UTF-16"],
+)
+def test_confounds_as_they_are_in_the_world(content, masked, tmp_path):
+    path = tmp_path / "confounds.txt"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(masked(path), masked(TABLE))
+
+
+NOT_PLAIN = {
+    "decimal commas": (in_text().replace(".", ","), r"in row 0, column 'x' is not a number; decimals have a"),
+    "decimal commas, semicolons": (
+        in_text(";").replace(".", ","),
+        r"column 'x' is not a number; decimals have a",
+    ),
+    "a column without a name": (in_text(header=("x", "", "z")), "column 1 has no name"),
+    "a column more than names": (in_text(header=("x", "y")), "column 2 has no name"),
+    "text": (
+        in_text(rows=[*ROWS[:-1], [1, "rest", 2]]),
+        "'rest' in row 11, column 'y' is not a",
+    ),
+    "n/a first": (
+        in_text(rows=[[1, 2, "n/a"], *ROWS[1:]]),
+        "no finite number in row 0, column 'z'",
+    ),
+    "n/a first, no header": (in_text(" ", None, [[1, 2, "n/a"], *ROWS[1:]]), "in row 0, column 2"),
+    "a short row": (in_text(rows=[[1, 2], *ROWS[1:]]), "no finite number in row 0, column 'z'"),
+    "another encoding": (in_text(header=("x", "y", "dr\xe9")).encode("latin-1"), "byte 6 is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
+def test_confounds_that_are_not_plain_are_refused(content, problem, masked, tmp_path):
+    path = tmp_path / "confounds.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ParameterError, match=problem) as caught:
+        masked(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("frame", "problem"),
+    [
+        (data_frame().assign(trial="rest"), "column 'trial': could not convert"),
+        (data_frame().assign(y=np.nan), "no finite number in row 0, column 'y'"),
+    ],
+)
+def test_frames_of_confounds_that_are_not_plain_are_refused(frame, problem, masked):
+    with pytest.raises(ParameterError, match=problem):
+        masked(frame)
