@@ -17,8 +17,10 @@ from multiprocessing import connection, current_process
 from typing import Any
 
 from sharedmask.compute.failure import dumps_by_value
+from sharedmask.compute.modules import Modules
+from sharedmask.compute.surroundings import Surroundings
 from sharedmask.compute.template import Child, Template, ended
-from sharedmask.compute.worker import Answer, Item, Kernel
+from sharedmask.compute.worker import Answer, Item, Kernel, Said
 from sharedmask.errors import WorkerError
 from sharedmask.system.process import n_cpus
 
@@ -31,9 +33,17 @@ _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, generation: int) -> None:
         self.process: Child
         self.pipe, self.process = template.fork()
+        self.generation = generation
+        """Of the user's modules: those that it may have imported."""
+        self._surroundings: Surroundings | None = None
+
+    def begin(self, payload: bytes, surroundings: Surroundings) -> None:
+        known = surroundings is self._surroundings
+        self.send("job", payload, None if known else surroundings.packed)
+        self._surroundings = surroundings
 
     def send(self, *message: Any) -> None:
         # A worker that died is noticed where its answer is awaited.
@@ -45,7 +55,10 @@ class _Worker:
             payload = self.pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise self.death() from None
-        answer: Answer = pickle.loads(payload)
+        try:
+            answer: Answer = pickle.loads(payload)
+        except Exception as error:
+            raise WorkerError(f"the answer cannot be received: {error}") from error
         return answer
 
     def is_silent(self) -> bool:
@@ -76,14 +89,14 @@ class _Pool:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def lease(self, count: int) -> Iterator[list[_Worker]]:
+    def lease(self, count: int, generation: int = 0) -> Iterator[list[_Worker]]:
         """``count`` workers; those not idle again at the end, for whatever reason, are stopped."""
         with self._lock:
             workers, self._idle = self._idle[:count], self._idle[count:]
         try:
-            workers = self._alive(workers)
+            workers = self._fit(workers, generation)
             while len(workers) < count:
-                workers.append(self._started())
+                workers.append(self._started(generation))
             yield workers
         except BaseException:
             # Some are still at work on an output that nobody will read.
@@ -92,15 +105,16 @@ class _Pool:
         with self._lock:
             self._idle += workers
 
-    def _started(self) -> _Worker:
-        worker = _Worker(self._template)
+    def _started(self, generation: int) -> _Worker:
+        worker = _Worker(self._template, generation)
         self._all.add(worker)
         return worker
 
-    def _alive(self, workers: list[_Worker]) -> list[_Worker]:
-        dead = [worker for worker in workers if not worker.process.is_alive()]
-        self._stop(dead)
-        return [worker for worker in workers if worker not in dead]
+    def _fit(self, workers: list[_Worker], generation: int) -> list[_Worker]:
+        """Those that live and have no old modules."""
+        unfit = [one for one in workers if not one.process.is_alive() or one.generation != generation]
+        self._stop(unfit)
+        return [worker for worker in workers if worker not in unfit]
 
     def _stop(self, workers: list[_Worker]) -> None:
         for worker in workers:
@@ -125,6 +139,24 @@ class _Pool:
         self._template.abandon()
 
 
+class _Caller:
+    """This process as workers are to see it."""
+
+    def __init__(self) -> None:
+        self._surroundings: Surroundings | None = None
+        self._modules = Modules()
+
+    def look(self) -> tuple[Surroundings, int]:
+        """Its surroundings, the same object as long as they are the same; the generation of its modules."""
+        before, here = self._surroundings, Surroundings.here()
+        if before is not None and before == here:
+            here = before
+        self._surroundings = here
+        self._modules.look(here)
+        return here, self._modules.generation
+
+
+_caller = _Caller()
 _pools: dict[tuple[str, ...], _Pool] = {}
 
 
@@ -175,10 +207,11 @@ def run_processes(
         A worker died. What a kernel raises is raised here, with the worker's traceback as cause.
     """
     pool = _pools.setdefault(tuple(preload), _Pool(preload))
+    surroundings, generation = _caller.look()
     payload = dumps_by_value((kernel, arguments))
-    with pool.lease(min(n_jobs, len(items))) as workers:
+    with pool.lease(min(n_jobs, len(items)), generation) as workers:
         for worker in workers:
-            worker.send("job", payload)
+            worker.begin(payload, surroundings)
         answers = _Dispatch(workers, items, on_done).run()
         for worker in workers:
             worker.send("end")
@@ -195,7 +228,7 @@ class _Dispatch:
         self._waiting = iter(range(len(items)))
         self._busy: dict[Any, tuple[_Worker, int]] = {}
         self._answers: list[Any] = [None] * len(items)
-        self._said: set[tuple[type[Warning], str]] = set()
+        self._said: set[Said] = set()
 
     def run(self) -> list[Any]:
         for worker in self._workers:
@@ -223,10 +256,10 @@ class _Dispatch:
             worker.send("item", self._items[number])
 
     def _take(self, number: int, answer: Answer) -> None:
-        for category, text in answer.said:
-            if (category, text) not in self._said:
-                self._said.add((category, text))
-                warnings.warn(text, category, stacklevel=2)
+        for said in answer.said:
+            if said not in self._said:
+                self._said.add(said)
+                warnings.warn_explicit(said.text, said.category, said.filename, said.lineno)
         if answer.failure is not None:
             raise answer.failure.error
         self._answers[number] = answer.value

@@ -30,10 +30,8 @@ from multiprocessing import connection, spawn, util
 from pathlib import Path
 from typing import NoReturn
 
+from sharedmask.compute.surroundings import ONE_THREAD
 from sharedmask.errors import WorkerError
-
-# One thread per worker: n_jobs says how many cores to use, and every BLAS thread has its buffers.
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
 
 _HOME = str(Path(__file__).parents[2])
 _COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.compute.template import serve; serve()"

@@ -5,7 +5,8 @@ come from (``template``), who gives them work (``pool``), what kernels do (``ker
 
 ::
 
-    job   kernel and the arguments that all items share; Shared ones are attached on arrival
+    job   the caller's surroundings if they are new, the kernel and the arguments that all items share;
+          Shared ones are attached on arrival
     item  one call of the kernel; its answer is the value or its failure, and what was warned of
     end   the arguments are dropped, so an idle worker holds no image
 
@@ -20,11 +21,12 @@ import select
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from sharedmask.compute.failure import Failure, dumps
+from sharedmask.compute.surroundings import Surroundings
 from sharedmask.errors import WorkerError
 from sharedmask.storage.segment import Shared, attach
 
@@ -33,31 +35,42 @@ Item = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a kernel warned of, and where."""
+
+    category: type[Warning]
+    text: str
+    filename: str
+    lineno: int
+
+    @classmethod
+    def of(cls, caught: warnings.WarningMessage) -> "Said":
+        return cls(caught.category, str(caught.message), caught.filename, caught.lineno)
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a kernel gave for an item."""
 
     value: Any = None
     failure: Failure | None = None
-    said: tuple[tuple[type[Warning], str], ...] = ()
-    """What it warned of."""
+    said: tuple[Said, ...] = ()
 
 
 def work(pipe: Connection) -> None:
     """The life of a worker."""
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
     threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
-    kernel: Kernel | None = None
-    arguments: Item = ()
+    worker = _Worker()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             kind, *message = pipe.recv()
             if kind == "item":
-                assert kernel is not None
-                pipe.send_bytes(_answer(kernel, arguments, message[0]))
-                continue
-            kernel, arguments = None, ()
-            if kind == "job":
-                kernel, arguments = _receive_job(message[0])
+                pipe.send_bytes(worker.answer(*message))
+            elif kind == "job":
+                worker.begin(*message)
+            else:
+                worker.end()
 
 
 def _leave_with_caller(pipe: Connection) -> None:
@@ -67,13 +80,50 @@ def _leave_with_caller(pipe: Connection) -> None:
     os._exit(1)
 
 
-def _receive_job(payload: bytes) -> tuple[Kernel, Item]:
-    try:
-        kernel, arguments = pickle.loads(payload)
-        return kernel, tuple(_resolved(argument) for argument in arguments)
-    except Exception as error:
-        # A job that cannot be received fails at its first item, where somebody waits for an answer.
-        return _Failing(error), ()
+class _Worker:
+    """One job after the other, each in its caller's surroundings."""
+
+    def __init__(self) -> None:
+        self._surroundings: Surroundings | None = None
+        self._entered: Surroundings | None = None
+        self._kernel: Kernel = len
+        self._arguments: Item = ()
+
+    def begin(self, payload: bytes, surroundings: bytes | None) -> None:
+        """Receive a job, and its caller's surroundings unless they are those of the job before."""
+        self._kernel, self._arguments = len, ()
+        try:
+            if surroundings is not None:
+                self._enter(pickle.loads(surroundings))
+            kernel, arguments = pickle.loads(payload)
+            self._kernel, self._arguments = kernel, tuple(_resolved(argument) for argument in arguments)
+        except Exception as error:
+            # A job that cannot be received fails at its first item, where somebody waits for an answer.
+            self._kernel = _Failing(error)
+
+    def answer(self, item: Item) -> bytes:
+        """What the kernel makes of an item, as it travels."""
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                answer = Answer(self._kernel(*self._arguments, *item))
+            except BaseException as error:
+                answer = Answer(failure=Failure(error))
+        try:
+            return dumps(replace(answer, said=tuple(map(Said.of, caught))))
+        except Exception as error:
+            unsent = WorkerError(f"the answer cannot be sent back: {error}")
+            return dumps(Answer(failure=Failure(unsent)))
+
+    def end(self) -> None:
+        """Hold nothing of the job; what its function changed here is its caller's again."""
+        self._kernel, self._arguments = len, ()
+        if self._surroundings is not None and self._entered != Surroundings.here():
+            self._enter(self._surroundings)
+
+    def _enter(self, surroundings: Surroundings) -> None:
+        self._surroundings, self._entered = surroundings, None
+        surroundings.enter()
+        self._entered = Surroundings.here()
 
 
 def _resolved(argument: Any) -> Any:
@@ -88,18 +138,3 @@ class _Failing:
 
     def __call__(self, *_: object) -> None:
         raise self.error
-
-
-def _answer(kernel: Kernel, arguments: Item, item: Item) -> bytes:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            answer = Answer(kernel(*arguments, *item))
-        except BaseException as error:
-            answer = Answer(failure=Failure(error))
-    said = tuple((warning.category, str(warning.message)) for warning in caught)
-    try:
-        return dumps(Answer(answer.value, answer.failure, said))
-    except Exception as error:
-        unsent = WorkerError(f"the answer cannot be sent back: {error}")
-        return dumps(Answer(failure=Failure(unsent)))
