@@ -16,9 +16,16 @@ def _pytest(session, *arguments):
 
 @nox.session
 def tests(session):
-    """All of them, as the README has it."""
+    """As the README has it: all but the long ones."""
     session.install("-e", ".[dev]")
     _pytest(session)
+
+
+@nox.session(name="long")
+def long_ones(session):
+    """Those that it leaves out: kills at every call, forks, races, nilearn's parameters in pairs."""
+    session.install("-e", ".[dev]")
+    _pytest(session, "-m", "long")
 
 
 @nox.session

@@ -1,5 +1,6 @@
 """Fixtures of all tests: a private registry, and nothing left behind by any test."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from segments import Segments
+from segments import Segments, Watch
 
 from sharedmask.compute import pool
 from sharedmask.storage.registry import OwnedSegment
@@ -82,12 +83,18 @@ def registry_dir(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="session")
+def _watch():
+    watch = Watch()
+    yield watch
+    watch.close()
+
+
 @pytest.fixture(autouse=True)
-def segments_of_this_test(registry_dir):
+def segments_of_this_test(registry_dir, _watch):
     """Call it: the names of the segments that this test and its children made, as far as they exist."""
-    segments = Segments(registry_dir)
-    yield segments
-    segments.close()
+    with _watch.of(registry_dir) as appeared:
+        yield Segments(appeared)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +122,22 @@ def _left(registry_dir, segments, descriptors, children):
 
 
 def _children():
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+    """Descendants, as the kernel lists them; to look through all processes of the machine takes longer."""
+    found, of = set(), {os.getpid()}
+    while of := {child for parent in of for child in _children_of(parent)} - found:
+        found |= of
+    return found
+
+
+def _children_of(pid):
+    if not os.path.exists("/proc/thread-self/children"):
+        return {process.pid for process in psutil.Process(pid).children()}
+    found = set()
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+    return found
 
 
 def _descriptors():

@@ -241,6 +241,7 @@ def _by_source():
             yield pytest.param(kind, design, source, id=f"{kind}-{design}-{source}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "design", "source"), list(_by_source()))
 def test_all_pairs_of_levels_agree_with_nilearn(kind, design, source, files):
     rows = [row for row in rows_of(kind, design) if row["source"] == source]

@@ -16,6 +16,8 @@ from owners import OWNER, STORES, assert_no_leak, handle_of, links
 
 from sharedmask.storage.registry import reap
 
+pytestmark = pytest.mark.long
+
 # --- T-fork ---
 
 FORKS = {

@@ -19,6 +19,8 @@ from sharedmask.errors import SharedMaskError
 from sharedmask.storage.registry import entries, reap
 from sharedmask.storage.segment import attach
 
+pytestmark = pytest.mark.long
+
 # --- T-kill: SIGKILL before and after every call to the system ---
 
 KILLS = '''

@@ -18,6 +18,8 @@ from sharedmask.storage import memory, registry
 from sharedmask.storage.registry import OwnedSegment, entries, reap
 from sharedmask.storage.segment import attach
 
+pytestmark = pytest.mark.long
+
 # --- T-stall, T-ipc ---
 
 
