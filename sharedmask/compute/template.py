@@ -32,6 +32,7 @@ from typing import NoReturn
 
 from sharedmask.compute.surroundings import ONE_THREAD
 from sharedmask.errors import WorkerError
+from sharedmask.system import settings
 
 _HOME = str(Path(__file__).parents[2])
 _COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.compute.template import serve; serve()"
@@ -189,6 +190,7 @@ def serve() -> NoReturn:
     caller = socket.socket(fileno=int(number))
     from sharedmask.compute import worker
 
+    settings.know_variables(os.environ)  # the caller tells of those that are no settings
     for name in preload.split(","):
         # Whoever needs what cannot be imported says so; what it warns of is said where it is used.
         with contextlib.suppress(Exception), warnings.catch_warnings():

@@ -9,19 +9,22 @@ Asked in this order; the first that has a value wins::
 
 The configuration file is TOML with the names below as keys: the one that ``using(config=...)``,
 ``--config`` or ``SHAREDMASK_CONFIG`` names, else ``sharedmask/config.toml`` in ``$XDG_CONFIG_HOME``
-(``~/.config``). A name that is none of these, in the file or in the environment, is an error.
+(``~/.config``). A name that is none of these is an error in the file and a warning in the environment,
+where module systems and other versions have variables of their own.
 """
 
 import contextlib
 import os
 import threading
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.system import limits
 from sharedmask.system.units import parse_bytes
 
@@ -187,16 +190,34 @@ def _checked(values: Mapping[str, Any], origin: Callable[[str], str]) -> dict[st
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    ours = {name for name in environ if name.startswith(_PREFIX)}
-    unknown = sorted(ours - set(_VARIABLES) - _NOT_SETTINGS)
-    if unknown:
-        raise ParameterError(
-            f"there is no setting {unknown[0]} (environment); there are {', '.join(_VARIABLES)}"
-        )
+    _tell_of_unknown(environ)
     variables = {name: variable for variable, name in _VARIABLES.items()}
     texts = {_VARIABLES[variable]: text for variable, text in environ.items() if variable in _VARIABLES}
     values = {name: _from_text(name, text) for name, text in texts.items()}
     return _checked(values, lambda name: variables[name])
+
+
+def know_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none, each once: nobody is told of them again."""
+    ours = {name for name in environ if name.startswith(_PREFIX)}
+    new = sorted(ours - set(_VARIABLES) - _NOT_SETTINGS - _known)
+    _known.update(new)
+    return new
+
+
+def _tell_of_unknown(environ: Mapping[str, str]) -> None:
+    """A warning for each: module systems and other versions have their own."""
+    if parent_process() is not None:
+        return  # a worker, whose parent tells
+    for name in know_variables(environ):
+        from difflib import get_close_matches
+
+        (nearest,) = get_close_matches(name, _VARIABLES, 1, cutoff=0)
+        warnings.warn(
+            f"the variable {name} is no setting and changes nothing; the nearest is {nearest}",
+            SharedMaskWarning,
+            stacklevel=2,
+        )
 
 
 def _config_file(given: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str | None:
@@ -246,6 +267,7 @@ def _from_job(capacity: int) -> dict[str, Any]:
 _lock = threading.RLock()
 _given: dict[str, Any] = {}
 _resolved: tuple[Any, Settings, dict[str, str]] | None = None
+_known: set[str] = set()
 
 
 def current() -> Settings:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from images import bold, random_masks, save
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.system import limits, settings
 from sharedmask.system.settings import GIB, PROFILES, Settings, current, origins, using
 
@@ -20,6 +23,7 @@ def _nothing_set(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(settings, "_resolved", None)  # tests change the machine under it
+    monkeypatch.setattr(settings, "_known", set())
 
 
 @pytest.fixture
@@ -154,16 +158,67 @@ def test_a_flag_in_the_file_is_no_text(config):
         current()
 
 
-def test_unknown_names_are_refused(config, monkeypatch):
+def test_unknown_names_are_refused(config):
     with pytest.raises(ParameterError, match="no setting 'use_disc'"), using(use_disc=True):
         pass
     path = config("use_disc = true")
     with pytest.raises(ParameterError, match=f"{path}: there is no setting 'use_disc'"):
         current()
-    path.unlink()
-    monkeypatch.setenv("SHAREDMASK_USE_DISC", "1")
-    with pytest.raises(ParameterError, match="no setting SHAREDMASK_USE_DISC"):
-        current()
+
+
+STRAY = {"SHAREDMASK_USE_DISC": "SHAREDMASK_USE_DISK", "SHAREDMASK_MEM_LIMIT": "SHAREDMASK_MEMORY_LIMIT"}
+SAID = [
+    f"the variable {name} is no setting and changes nothing; the nearest is {near}"
+    for name, near in STRAY.items()
+]
+
+
+def test_unknown_variables_are_told_once(monkeypatch):
+    for name in STRAY:
+        monkeypatch.setenv(name, "1")
+    with pytest.warns(SharedMaskWarning) as told:
+        assert current() == Settings()
+    assert sorted(str(warning.message) for warning in told) == sorted(SAID)
+    monkeypatch.setenv("SHAREDMASK_USE_DISK", "false")
+    assert current().use_disk is False  # and nothing is said again
+
+
+PYTHON = """
+import sys
+from sharedmask import SharedImage, extract_many
+if __name__ == "__main__":
+    with SharedImage(sys.argv[1]) as image:
+        image.map(len, [sys.argv[2]] * 2, n_jobs=2)
+    extract_many([sys.argv[1]] * 2, sys.argv[2], n_jobs=2, strategy="mean")
+"""
+PROGRAMS = {
+    name: ["-m", "sharedmask", *line.split()]
+    for name, line in {
+        "extract": "extract BOLD COPY --mask MASK --out-dir OUT -j2",
+        "run": "run BOLD --masks MASK --output-dir OUT --parallel --n-jobs=2",
+        "info": "info BOLD",
+        "gc": "gc",
+        "submit": "submit --dry-run -- extract BOLD --mask MASK --out-dir OUT",
+    }.items()
+} | {"Python": ["-c", PYTHON, "BOLD", "MASK"]}
+
+
+@pytest.mark.parametrize("command", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_module_systems_have_variables_of_their_own(command, tmp_path):
+    places = {name: tmp_path / f"{name}.nii.gz" for name in ("BOLD", "COPY", "MASK")} | {
+        "OUT": tmp_path / "out"
+    }
+    save(places["BOLD"], bold())
+    save(places["COPY"], bold())
+    save(places["MASK"], random_masks(1)[0].astype("u1"))
+    environ = {**os.environ, "SHAREDMASK_ROOT": "/sw/sharedmask", **dict.fromkeys(STRAY, "1")}
+    arguments = [str(places.get(word, word)) for word in command]
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for said in (*SAID, NO_SETTING.format("SHAREDMASK_ROOT", "")):
+        assert done.stderr.count(said) == 1, done.stderr
 
 
 @pytest.mark.parametrize("content", [b"use_disk = ", b"\xff\xfe"])
