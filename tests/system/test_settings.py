@@ -167,10 +167,8 @@ def test_unknown_names_are_refused(config):
 
 
 STRAY = {"SHAREDMASK_USE_DISC": "SHAREDMASK_USE_DISK", "SHAREDMASK_MEM_LIMIT": "SHAREDMASK_MEMORY_LIMIT"}
-SAID = [
-    f"the variable {name} is no setting and changes nothing; the nearest is {near}"
-    for name, near in STRAY.items()
-]
+NO_SETTING = "the variable {} is no setting and changes nothing; the nearest is {}"
+SAID = [NO_SETTING.format(name, near) for name, near in STRAY.items()]
 
 
 def test_unknown_variables_are_told_once(monkeypatch):
