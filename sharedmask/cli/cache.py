@@ -15,7 +15,7 @@ from sharedmask.cli.base import cache_dir_option, commands, echo
 @cache_dir_option
 def cache(action: str, cache_dir: str | None) -> None:
     """Tell what is in the cache of results and how it was used, or empty it."""
-    from sharedmask.storage.kept import Cache
+    from sharedmask.image.results import Cache
 
     found = Cache.of(cache_dir)
     if found is None:

@@ -98,7 +98,7 @@ def _knobs(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(images: list[str], options: dict[str, Any]) -> None:
-    from sharedmask.storage.kept import Cache
+    from sharedmask.image.results import Cache
     from sharedmask.study.output import hold_each
 
     cache = Cache(options["cache_dir"]) if options["cached"] or options["clear_cache"] else None

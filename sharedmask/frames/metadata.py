@@ -58,6 +58,29 @@ class Metadata:
             {name: _array(_name(name), value) for name, value in (overall or {}).items()},
         )
 
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """All of them, by names of which :meth:`from_arrays` makes them again."""
+        optional = {"motion_affines": self.motion_affines, "brainmask": self.brainmask}
+        return {
+            "numbers": self.numbers,
+            **{name: values for name, values in optional.items() if values is not None},
+            **{f"per_frame/{name}": values for name, values in self.per_frame.items()},
+            **{f"overall/{name}": values for name, values in self.overall.items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> "Metadata":
+        """The opposite of ``arrays``, among which others may be."""
+        groups: dict[str, dict[str, Array]] = {"per_frame": {}, "overall": {}, "": {}}
+        for name, values in arrays.items():
+            group, _, field_name = name.rpartition("/")
+            groups[group][field_name] = values
+        first = groups.pop("")
+        return cls(
+            first["numbers"].view(np.ndarray), first.get("motion_affines"), first.get("brainmask"), **groups
+        )
+
     def updated(self, other: "Metadata") -> "Metadata":
         """These fields, with what ``other`` has in their place."""
         return replace(

@@ -13,7 +13,6 @@ them (``sequence``).
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -28,12 +27,12 @@ from sharedmask.frames import kernels, nifti
 from sharedmask.frames.backing import Backing, open_backing
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources.source import Facts, Source
-from sharedmask.storage import container, mapped_file, memory, segment
+from sharedmask.storage import mapped_file, memory, segment
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileHandle
-from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Handle
-from sharedmask.storage.spill import Spill, array_in
+from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
 from sharedmask.typing import Array
 
@@ -47,18 +46,14 @@ class TransformedFrames:
     """The data set's own copies of frames; what is written to them is seen by all who attached."""
 
     origin: FileHandle
-    specs: dict[str, dict[str, Any]]
     frames: Array
     is_transformed: Array
     affines: Array
 
     @classmethod
-    def attach(cls, origin: FileHandle, specs: dict[str, dict[str, Any]]) -> TransformedFrames:
+    def attach(cls, origin: FileHandle) -> TransformedFrames:
         mapped = mapped_file.attach_file(origin)
-        return cls(origin, specs, *(array_in(mapped, specs[name]) for name in _TRANSFORMED))
-
-
-_TRANSFORMED = ("frames", "is_transformed", "motion_affines")
+        return cls(origin, *map(mapped.array, ("frames", "is_transformed", "motion_affines")))
 
 
 class FrameStore:
@@ -69,7 +64,7 @@ class FrameStore:
         self._metadata = metadata
         self._transformed: TransformedFrames | None = None
         self._spill: Spill | None = None
-        self._segments: dict[bool, _MetadataSegment] = {}
+        self._segments: dict[bool, OwnedSegment] = {}
         self._handle: str | None = None
         self.total: NDArray[np.float64] | None = None
         """The sum of all frames, once it was needed; until one is transformed."""
@@ -181,7 +176,7 @@ class FrameStore:
             raise ParameterError(f"{self.label} is another process's: only its owner transforms frames")
         if self._spill is None:
             self._spill = self._new_spill()
-            self._transformed = TransformedFrames.attach(self._spill.handle, self._spill.specs)
+            self._transformed = TransformedFrames.attach(self._spill.handle)
         return self._spill
 
     def _new_spill(self) -> Spill:
@@ -203,7 +198,7 @@ class FrameStore:
         """Release what this process made; views keep their bytes. Idempotent."""
         with self._lock:
             self.closed = True
-            held = [self.backing.owned, self._spill, *(one.owned for one in self._segments.values())]
+            held = [self.backing.owned, self._spill, *self._segments.values()]
             self._spill, self._segments = None, {}
             for one in held:
                 if one is not None:
@@ -222,30 +217,30 @@ class FrameStore:
                 self._segments[key] = self._publish_metadata()
             return self._segments[key].handle.to_json()
 
-    def _publish_metadata(self) -> _MetadataSegment:
-        arrays = {"numbers": self._metadata.numbers}
-        for name in ("motion_affines", "brainmask"):
-            if getattr(self._metadata, name) is not None:
-                arrays[name] = getattr(self._metadata, name)
-        arrays |= {f"p{i}": values for i, values in enumerate(self._metadata.per_frame.values())}
-        arrays |= {f"o{i}": values for i, values in enumerate(self._metadata.overall.values())}
+    def _publish_metadata(self) -> OwnedSegment:
         kind, content = nifti.pack_header(self.header)
-        arrays["header"] = np.frombuffer(content, np.uint8)
-        arrays["text"] = np.frombuffer(json.dumps(self._header_facts(kind)).encode(), np.uint8)
-        return _MetadataSegment.write(self.label, arrays, self.backing.store[0])
+        arrays = {**self._metadata.arrays, "header": np.frombuffer(content, np.uint8)}
 
-    def _header_facts(self, header_class: str) -> dict[str, Any]:
-        transformed = self._transformed
-        return {
-            "facts": self.facts.to_dict(),
-            "header": header_class,
-            "per_frame": list(self._metadata.per_frame),
-            "overall": list(self._metadata.overall),
-            "rows": _place_of(self.backing.rows),
-            "order": self.backing.order,
-            "store": self.backing.store,
-            "transformed": transformed and [transformed.origin.to_json(), transformed.specs],
-        }
+        def fill(segment: dict[str, Array]) -> None:
+            for name, values in arrays.items():
+                segment[name][...] = values
+
+        store, _ = self.backing.store
+        owned, _ = publish(
+            self.label,
+            {name: (values.shape, values.dtype) for name, values in arrays.items()},
+            fill,
+            store if store in memory.KINDS else "auto",
+            meta={
+                "facts": self.facts.to_dict(),
+                "header": kind,
+                "rows": _place_of(self.backing.rows),
+                "order": self.backing.order,
+                "store": self.backing.store,
+                "transformed": self._transformed and self._transformed.origin.to_json(),
+            },
+        )
+        return owned
 
     @classmethod
     def attach(cls, handle: str) -> FrameStore:
@@ -270,45 +265,15 @@ class FrameStore:
     @classmethod
     def _from_segment(cls, attachment: segment.Attachment) -> FrameStore:
         arrays = {name: attachment.view(name) for name in attachment.arrays}
-        known = json.loads(arrays["text"].tobytes())
+        known = attachment.meta
         kind, text, offset, shape, strides, dtype = known["rows"]
         rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
-        metadata = Metadata(
-            arrays["numbers"].view(np.ndarray),
-            arrays.get("motion_affines"),
-            arrays.get("brainmask"),
-            {name: arrays[f"p{i}"] for i, name in enumerate(known["per_frame"])},
-            {name: arrays[f"o{i}"] for i, name in enumerate(known["overall"])},
-        )
-        header = nifti.unpack_header(known["header"], arrays["header"].tobytes())
+        header = nifti.unpack_header(known["header"], arrays.pop("header").tobytes())
         backing = Backing(rows, known["order"], tuple(known["store"]))
-        store = cls(Facts.from_dict(known["facts"]), header, metadata, backing)
+        store = cls(Facts.from_dict(known["facts"]), header, Metadata.from_arrays(arrays), backing)
         if known["transformed"] is not None:
-            origin, specs = known["transformed"]
-            store._transformed = TransformedFrames.attach(FileHandle.from_json(origin), specs)
+            store._transformed = TransformedFrames.attach(FileHandle.from_json(known["transformed"]))
         return store
-
-
-@dataclass(frozen=True)
-class _MetadataSegment:
-    """What is known of frames, in a segment."""
-
-    owned: OwnedSegment
-    handle: Handle
-
-    @classmethod
-    def write(cls, label: str, arrays: dict[str, Array], store: str) -> _MetadataSegment:
-        geometry = {name: (values.shape, values.dtype) for name, values in arrays.items()}
-        if store not in memory.KINDS:
-            store, _ = memory.choose("auto", container.projected(geometry))
-        owned = OwnedSegment(label, geometry, store)
-        try:
-            for name, values in arrays.items():
-                owned.segment.array(name)[...] = values
-            return cls(owned, owned.share({}))
-        except BaseException:
-            owned.release()
-            raise
 
 
 def _place_of(rows: SharedArray) -> list[Any]:

@@ -17,7 +17,7 @@ from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
-from sharedmask.image.results import Lookup, get_or_compute
+from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
@@ -25,7 +25,6 @@ from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source, open_source, warn_of_time
 from sharedmask.sources.transform import smoothed
 from sharedmask.storage import rows
-from sharedmask.storage.kept import Cache
 from sharedmask.storage.rows import Series
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget

@@ -18,13 +18,12 @@ from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import ParameterError
-from sharedmask.image.results import Lookup, get_or_compute
+from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts
-from sharedmask.storage.kept import Cache
 from sharedmask.storage.rows import Held, Series, as_source
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget

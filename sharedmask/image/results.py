@@ -1,8 +1,8 @@
 """Results: those of requests that were carried out before.
 
 Covers: what identifies a result, whether the image is still what it was, telling callbacks of a
-result that was found. Does not cover: keeping results (``kept``), carrying requests out
-(``signals``).
+result that was found, the cache: a folder of results and its counts. Does not cover: what any kept folder
+does (``kept``), carrying requests out (``signals``).
 
 A key is a digest of everything that the numbers depend on: the image's fingerprint, the regions,
 the parameters and the versions of what computes. How the work is done is no part of it, because the
@@ -10,13 +10,18 @@ numbers do not depend on that.
 """
 
 import contextlib
+import fcntl
 import functools
 import os
+import struct
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -26,13 +31,18 @@ from sharedmask._version import __version__
 from sharedmask.compute.progress import progress_to
 from sharedmask.compute.request import Request
 from sharedmask.compute.signals import notify
+from sharedmask.errors import AttachError, ParameterError, SharedMaskWarning
 from sharedmask.sources.source import Source
-from sharedmask.storage.kept import Cache
+from sharedmask.storage import container
+from sharedmask.storage.kept import KeptFolder
+from sharedmask.system import files, settings
+from sharedmask.system.settings import Settings
+from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
 Computation = Callable[[], list[Array]]
 
-_NUMBERS = 1  # of the way in which results come about; another one makes all entries miss
+_NUMBERS = 2  # of the way in which results come about; another one makes all entries miss
 HOW = frozenset({"n_jobs", "prefer", "progress", "on_result", "label", "operation"})
 """Fields of a request that say how it is carried out: the only ones that are not in the key."""
 
@@ -79,7 +89,7 @@ class Lookup:
         notify(results if request.strategy is None else list(results[0].T), request)
 
 
-def get_or_compute(cache: Cache, lookup: Lookup, compute: Computation) -> list[Array]:
+def get_or_compute(cache: "Cache", lookup: Lookup, compute: Computation) -> list[Array]:
     """What ``compute`` returns, or returned for the same request of the same image."""
 
     def settled() -> list[Array]:
@@ -141,3 +151,229 @@ def _versions(cleaning: bool) -> tuple[str | int, ...]:
     from importlib.metadata import version  # nilearn and scipy themselves cost a second to import
 
     return *own, version("nilearn"), version("scipy")
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+_COUNTS_MAGIC = b"smcounts"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened in a cache since it was made or cleared, in all processes."""
+
+    hits: int = 0
+    misses: int = 0
+    """Computations: what several processes wait for counts once."""
+    damaged: int = 0
+    evicted: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+_COUNTS = struct.Struct(f"<8s{len(fields(Counts))}q")
+
+
+class Stats(NamedTuple):
+    """A cache as it is now."""
+
+    folder: Path
+    n_entries: int
+    nbytes: int
+    limit: int
+    counts: Counts
+
+
+class Cache:
+    """Results in ``<location>/sharedmask``, at most ``limit`` bytes of them.
+
+    Parameters
+    ----------
+    location : str or path
+        A directory, which may hold anything else besides; made if only its parent exists.
+    limit : int, optional
+        Bytes; default: the setting ``cache_limit``.
+
+    Raises
+    ------
+    ParameterError
+        The parent of ``location`` does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> key = 40 * "0"
+    >>> with tempfile.TemporaryDirectory() as location:
+    ...     cache = Cache(location)
+    ...     first, was_there = cache.get_or_compute(key, lambda: [np.arange(3)])
+    ...     again, is_there = cache.get_or_compute(key, lambda: [np.arange(3)])
+    ...     cache.stats().counts.hits, was_there, is_there, again
+    (1, False, True, [array([0, 1, 2])])
+    """
+
+    def __init__(self, location: str | os.PathLike[str], limit: int | None = None) -> None:
+        place = Path(location).expanduser().absolute()
+        if not place.parent.is_dir():
+            raise ParameterError(f"the cache {place} cannot be made: there is no directory {place.parent}")
+        self.folder = place / "sharedmask"
+        self._kept = KeptFolder(self.folder, "the cache", "", 40, "result", refused=0o022)
+        self.limit = settings.current().cache_limit if limit is None else limit
+
+    @classmethod
+    def of(cls, memory: Any, knobs: Settings | None = None) -> "Cache | None":
+        """The cache that an argument ``memory`` means; None if results are not kept.
+
+        Parameters
+        ----------
+        memory : str, path, joblib.Memory, None or False
+            None: the setting ``cache_dir``. Of a joblib.Memory only the location is used.
+        knobs : Settings, optional
+            Where they have been read already.
+        """
+        if memory is None:
+            memory = (knobs or settings.current()).cache_dir
+        memory = getattr(memory, "location", memory)
+        if memory is None or memory is False:
+            return None
+        if not isinstance(memory, str | os.PathLike):
+            raise ParameterError(f"memory={memory!r} is no directory, joblib.Memory, None or False")
+        return cls(memory)
+
+    def get_or_compute(
+        self, key: str, compute: Callable[[], list[Array]], is_valid: Callable[[], bool] = lambda: True
+    ) -> tuple[list[Array], bool]:
+        """The arrays under ``key``, computed if they are not there yet, and whether they were.
+
+        Of several processes and threads that ask at once, one computes.
+
+        Parameters
+        ----------
+        key : str
+            40 hexadecimal digits.
+        compute : callable
+            Its errors are the caller's; nothing is kept then.
+        is_valid : callable
+            Asked after the computation: whether its results may be kept.
+        """
+        found = self._read(key)
+        if found is None:
+            with self._turn(key) as (can_keep, found):  # found: by who had the turn before
+                if found is None:
+                    results = compute()
+                    self._count(misses=1)
+                    if can_keep and is_valid():
+                        self._keep(key, results)
+                    return results, False
+        self._count(hits=1, bytes_read=sum(array.nbytes for array in found))
+        return found, True
+
+    def stats(self) -> Stats:
+        """How many entries there are, what they take, and the counts of all processes."""
+        found = self._kept.entries()
+        with self._counting(os.O_RDONLY) as fd:
+            counts = _read_counts(fd)
+        return Stats(self.folder, len(found), sum(entry.nbytes for entry in found), self.limit, counts)
+
+    def clear(self) -> int:
+        """Remove all entries and the counts, and nothing else; returns the number of entries."""
+        removed = sum(self._kept.remove(entry.name) for entry in self._kept.entries())
+        with self._counting(os.O_RDONLY) as fd:
+            if fd is not None and os.pread(fd, 8, 0) == _COUNTS_MAGIC:
+                (self.folder / "counts").unlink(missing_ok=True)
+        return removed
+
+    # --- entries ---
+
+    def _read(self, key: str) -> list[Array] | None:
+        """The arrays of an entry; None if there is none, or none that can be used."""
+        with contextlib.suppress(OSError):
+            if self.folder.is_dir():
+                with self._kept.opened() as folder:
+                    return self._kept.find(folder, self._kept.name(key), partial(self._arrays, key))
+        return None
+
+    def _arrays(self, key: str, fd: int) -> list[Array]:
+        try:
+            return container.read(fd, key)
+        except AttachError:
+            self._count(damaged=1)
+            raise
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
+
+    @contextlib.contextmanager
+    def _turn(self, key: str) -> Iterator[tuple[bool, list[Array] | None]]:
+        """Our turn with an entry: whether it can be kept, and its arrays if it is there by now."""
+        with contextlib.ExitStack() as stack:
+            turn: tuple[bool, list[Array] | None] = False, None
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                folder = stack.enter_context(self._kept.turn(key))
+                turn = True, self._kept.find(folder, self._kept.name(key), partial(self._arrays, key))
+            except OSError as error:
+                self._tell(error)
+            yield turn
+
+    def _keep(self, key: str, results: list[Array]) -> None:
+        needed = container.projected(container.geometry_of(results))
+        if needed > self.limit:
+            self._tell(
+                f"a result of {format_bytes(needed)} is more than cache_limit, {format_bytes(self.limit)}"
+            )
+            return
+        try:
+            self._kept.sweep()
+            self._make_room(needed)
+            path = self.folder / self._kept.name(key)
+            with files.atomic_write(path) as temporary, open(temporary, "wb", buffering=0) as file:
+                written = container.write(file.fileno(), results, key)
+            self._make_room(0)
+        except OSError as error:
+            self._tell(error)
+            return
+        self._count(bytes_written=written)
+
+    def _make_room(self, needed: int) -> None:
+        """Remove the entries not used for longest."""
+        _, evicted = self._kept.make_room(lambda held: held + needed <= self.limit)
+        if evicted:
+            self._count(evicted=evicted)
+
+    def _tell(self, problem: object) -> None:
+        """Once per process and cache: the results are right, only the next call takes as long."""
+        if self.folder not in _told:
+            _told.add(self.folder)
+            said = f"results are not cached in {self.folder}: {problem}"
+            warnings.warn(said, SharedMaskWarning, stacklevel=2)
+
+    # --- counts ---
+
+    @contextlib.contextmanager
+    def _counting(self, flags: int) -> Iterator[int | None]:
+        """The file of counts, locked; None where it cannot be opened."""
+        with contextlib.ExitStack() as stack:
+            fd = None
+            with contextlib.suppress(OSError):
+                if self.folder.is_dir():
+                    folder = stack.enter_context(self._kept.opened())
+                    fd = os.open("counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+                    stack.callback(os.close, fd)
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+
+    def _count(self, **more: int) -> None:
+        with self._counting(os.O_RDWR | os.O_CREAT) as fd, contextlib.suppress(OSError):
+            if fd is not None and os.pread(fd, 8, 0) in (b"", _COUNTS_MAGIC):
+                now = _read_counts(fd)
+                added = (getattr(now, field.name) + more.get(field.name, 0) for field in fields(Counts))
+                os.pwrite(fd, _COUNTS.pack(_COUNTS_MAGIC, *added), 0)
+
+
+_told: set[Path] = set()
+
+
+def _read_counts(fd: int | None) -> Counts:
+    content = b"" if fd is None else os.pread(fd, _COUNTS.size, 0)
+    if len(content) < _COUNTS.size or not content.startswith(_COUNTS_MAGIC):
+        return Counts()
+    return Counts(*_COUNTS.unpack(content)[1:])

@@ -1,9 +1,9 @@
 """Bytes that others can attach to, and who cleans up.
 
-Covers: segments, shared arrays, files of rows, kept results, the registry and its reaper. Does not
-cover: requests (``compute``).
+Covers: segments, shared arrays, kept files, the registry and its reaper. Does not cover: requests
+(``compute``).
 
 From the bottom up::
 
-    container  views  memory  mapped_file  segment  registry  arrays  disk  spill  rows  entries  kept
+    views  container  memory  mapped_file  segment  registry  arrays  kept  disk  spill  rows
 """

@@ -1,86 +1,221 @@
-"""Containers: a header of JSON facts, then arrays at multiples of 64 bytes.
+"""Containers: a header of JSON facts of any length, then arrays.
 
-Covers: layout, header, reading one back, facts that others wrote. Does not cover: where the bytes live,
-who owns them.
+Covers: layout, header, reading one back, containers with a checksum of every byte, facts that others
+wrote. Does not cover: where the bytes live, who owns them.
 
 ::
 
-    0      16         20            4080      4096
-    | magic | length  | JSON facts  | blake2b | array | pad | array ...
+    0       16       24        40                   ends at a page
+    | magic | length | blake2b | JSON facts, spaces | array | pad | array ...
+
+The header says where each array lies, at a multiple of 64 bytes, the first at a page.
 """
 
-import hashlib
 import json
 import math
 import mmap
-from collections.abc import Mapping
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.storage.views import DTYPE
+from sharedmask.system import files
 from sharedmask.typing import Array
 
 T = TypeVar("T")
-MAGIC = b"sharedmask\x00\x00\x00\x00\x00\x01"
-HEADER_BYTES = 4096
-_DIGEST_BYTES = 16
-_ALIGNMENT = 64
+OURS = b"sharedmask\x00"
+"""What containers of all versions begin with."""
+MAGIC = OURS + b"\x00\x00\x00\x00\x02"
+_PREFIX = struct.Struct("<16sQ16s")
+_ALIGNMENT, _PAGE = 64, 4096
+# Room for what is known only once the arrays are there: a few numbers, never a text of the caller's.
+_SPARE_BYTES = 1024
+# Smaller files are copied: a mapping holds a descriptor for as long as its arrays live.
+_MAPPED_BYTES = 16 * 2**20
 Geometry = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-Specs = Mapping[str, Mapping[str, Any]]
-"""Of each array: its offset, shape and dtype."""
+Specs = Mapping[str, dict[str, Any]]
+"""Of each array: its offset, shape and dtype, and its order."""
 
 
 # --- the owner's side ----------------------------------------------------------------------------
 
 
-def layout(geometry: Geometry) -> tuple[dict[str, dict[str, Any]], int]:
-    """Where each array begins behind the header, and where the last one ends."""
-    arrays, offset = {}, HEADER_BYTES
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies."""
+
+    header_bytes: int
+    specs: Specs
+    nbytes: int
+
+
+def layout(geometry: Geometry, facts: Mapping[str, Any] | None = None) -> Layout:
+    """That of a container of these arrays, with room in its header for ``facts`` and a little more."""
+    specs: dict[str, dict[str, Any]] = {
+        name: {"offset": 2**63, "shape": list(shape), "dtype": dtype.str, "order": "C"}
+        for name, (shape, dtype) in geometry.items()
+    }
+    said = len(json.dumps({"arrays": specs, **(facts or {})}))
+    header_bytes = end = -(-(_PREFIX.size + said + _SPARE_BYTES) // _PAGE) * _PAGE
     for name, (shape, dtype) in geometry.items():
-        arrays[name] = {"offset": offset, "shape": list(shape), "dtype": dtype.str}
-        nbytes = math.prod(shape) * dtype.itemsize
-        offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-    return arrays, offset
+        specs[name]["offset"] = end
+        end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return Layout(header_bytes, specs, end)
 
 
 def projected(geometry: Geometry) -> int:
     """Bytes of a segment that holds these arrays."""
-    return layout(geometry)[1]
+    return layout(geometry).nbytes
 
 
-def header(facts: Mapping[str, Any]) -> bytes:
-    """The header page that says these facts."""
-    text = json.dumps(facts).encode()
-    room = HEADER_BYTES - _DIGEST_BYTES - len(MAGIC) - 4
+def header(facts: Any, nbytes: int) -> bytes:
+    """The header of that size that says these facts."""
+    text, room = json.dumps(facts).encode(), nbytes - _PREFIX.size
     if len(text) > room:
         raise SegmentError(f"the facts of the segment take {len(text)} bytes, more than {room}")
-    body = (MAGIC + len(text).to_bytes(4, "little") + text).ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
-    return body + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
+    text = text.ljust(room)
+    return _PREFIX.pack(MAGIC, room, _digest(text)) + text
 
 
-def parse_header(page: bytes) -> dict[str, Any]:
-    """The facts of a header page.
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=16).digest()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def parse_header(buffer: mmap.mmap | bytes) -> tuple[dict[str, Any], int]:
+    """The facts of a header, and its size: where arrays may begin.
 
     Raises
     ------
     AttachError
         It is none of ours, or damaged.
     """
-    body, digest = page[:-_DIGEST_BYTES], page[-_DIGEST_BYTES:]
-    if not body.startswith(MAGIC):
-        raise AttachError("the segment was never finished, or is none of ours")
-    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != digest:
-        raise AttachError("the segment's header is damaged")
-    start = len(MAGIC) + 4
-    length = int.from_bytes(body[start - 4 : start], "little")
+    size = _header_bytes(buffer[: _PREFIX.size], len(buffer))
+    text = buffer[_PREFIX.size : size]
+    if _digest(text) != buffer[_PREFIX.size - 16 : _PREFIX.size]:
+        raise AttachError("the header is damaged")
+    return checked_json(text, "a header of ours"), size
+
+
+def read_header(fd: int) -> tuple[dict[str, Any], int]:
+    """The same of a file."""
+    page = os.pread(fd, _PAGE, 0)
+    return parse_header(os.pread(fd, _header_bytes(page, os.fstat(fd).st_size), 0))
+
+
+def _header_bytes(start: bytes, nbytes: int) -> int:
+    """The size of the header that begins so, in ``nbytes`` bytes."""
+    if not start.startswith(MAGIC):
+        raise AttachError("it was never finished, or is none of ours")
+    size = _PREFIX.size + (_PREFIX.unpack_from(start)[1] if len(start) >= _PREFIX.size else nbytes)
+    if size > nbytes:
+        raise AttachError(f"the header is damaged: it ends at {size} of {nbytes} bytes")
+    return size
+
+
+def arrays_in(buffer: mmap.mmap | bytearray, specs: Any, first: int) -> dict[str, Array]:
+    """The arrays of a header, each of them behind the first ``first`` bytes of ``buffer`` and within it.
+
+    Raises
+    ------
+    AttachError
+        They are not there.
+    """
     try:
-        facts = json.loads(body[start : start + length])
-    except (ValueError, RecursionError) as error:
-        raise AttachError(f"the segment's header is damaged: {error}") from error
-    if not isinstance(facts, dict):
-        raise AttachError("the segment's header holds no facts")
-    return facts
+        return {
+            name: array_at(buffer, _checked(name, spec, first, len(buffer))) for name, spec in specs.items()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AttachError(f"the header describes no arrays: {error!r}") from error
+
+
+def _checked(name: str, spec: Mapping[str, Any], first: int, end: int) -> Mapping[str, Any]:
+    sizes = [spec["offset"], *spec["shape"]] if type(spec["shape"]) is list else [-1]
+    possible = all(type(n) is int and 0 <= n <= end for n in sizes)
+    if not DTYPE.fullmatch(spec["dtype"]) or not possible:
+        raise AttachError(f"array {name!r} has an impossible shape or dtype")
+    nbytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
+    if spec["offset"] < first or spec["offset"] + nbytes > end:
+        raise AttachError(f"array {name!r} lies outside of its container")
+    return spec
+
+
+def array_at(buffer: mmap.mmap | bytearray, spec: Mapping[str, Any]) -> Array:
+    # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
+    # and closing the map under such a view is a segmentation fault.
+    count = math.prod(spec["shape"])
+    flat = np.frombuffer(buffer, dtype=np.dtype(spec["dtype"]), count=count, offset=spec["offset"])
+    return flat.reshape(spec["shape"], order=spec.get("order", "C"))
+
+
+# --- with a checksum -----------------------------------------------------------------------------
+
+
+def geometry_of(arrays: Sequence[Array]) -> Geometry:
+    """Of arrays without names."""
+    return {str(number): (array.shape, array.dtype) for number, array in enumerate(arrays)}
+
+
+def write(fd: int, arrays: Sequence[Array], key: str) -> int:
+    """Write a container of ``arrays``, each in its own order, to an empty file; its size in bytes."""
+    facts: dict[str, Any] = {"key": key, "crc": 2**32}
+    place = layout(geometry_of(arrays), facts)
+    crc, end = 0, place.header_bytes
+    for spec, array in zip(place.specs.values(), arrays, strict=True):
+        spec["order"] = "F" if array.flags.f_contiguous else "C"
+        for piece in (_bytes_of(array), bytes(-array.nbytes % _ALIGNMENT)):
+            crc = _crc32(piece, crc)
+            files.pwrite_all(fd, piece, end)
+            end += len(piece)
+    files.pwrite_all(fd, header({**facts, "crc": crc, "arrays": place.specs}, place.header_bytes), 0)
+    return end
+
+
+def read(fd: int, key: str) -> list[Array]:
+    """The arrays as they were written, writeable, each change private.
+
+    Large ones are views of the file's pages, which are copied where they are written to.
+
+    Raises
+    ------
+    AttachError
+        A byte is wrong, or it is of another key.
+    """
+    facts, first = read_header(fd)
+    size = os.fstat(fd).st_size
+    buffer: mmap.mmap | bytearray
+    if size >= _MAPPED_BYTES:
+        buffer = mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
+    else:
+        buffer = bytearray(size)
+        files.pread_into(fd, memoryview(buffer), 0)
+    with memoryview(buffer) as view, view[first:] as payload:
+        if (facts.get("key"), facts.get("crc")) != (key, _crc32(payload)):
+            raise AttachError("the arrays are damaged")
+    return list(arrays_in(buffer, facts.get("arrays"), first).values())
+
+
+def _crc32(data: memoryview | bytes, crc: int = 0) -> int:
+    from isal import isal_zlib  # here, because workers need not import it
+
+    return isal_zlib.crc32(data, crc)
+
+
+def _bytes_of(array: Array) -> memoryview:
+    """The array's memory; of a copy only where it has gaps."""
+    rows = np.asarray(array.T if array.flags.f_contiguous else array, order="C")
+    return rows.reshape(-1).view(np.uint8).data
+
+
+# --- facts that others wrote ---------------------------------------------------------------------
 
 
 def checked_json(text: str | bytes, what: str) -> dict[str, Any]:
@@ -104,11 +239,3 @@ def checked_facts(cls: type[T], facts: Any, what: str) -> T:
         if type(getattr(made, name)) is not kind:
             raise AttachError(f"not {what}: {name} is no {kind.__name__}")
     return made
-
-
-def array_at(buffer: mmap.mmap, spec: Mapping[str, Any]) -> Array:
-    # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
-    # and closing the map under such a view is a segmentation fault.
-    count = math.prod(spec["shape"])
-    flat = np.frombuffer(buffer, dtype=np.dtype(spec["dtype"]), count=count, offset=spec["offset"])
-    return flat.reshape(spec["shape"])

@@ -1,27 +1,21 @@
 """The disk store: rows of images in files that stay for the next run.
 
 Covers: where they are, building each once, finding it again, files that have no name (``spill``), what
-all may take together, what a killed process left. Does not cover: how rows are made (``rechunk``), what
-attaching checks (``segment``, ``mapped_file``), when an image goes to disk (``rows``).
+all may take together. Does not cover: whose turn it is, what a killed process left (``kept``), how rows
+are made (``rechunk``), what attaching checks (``segment``, ``mapped_file``), when an image goes to disk
+(``rows``).
 
-A file is a header page and arrays, like a segment, under a name that says of which image::
-
-    sharedmask-KEY.lock   held by the one process that builds it; others wait for it
-    sharedmask-KEY.part   what it has built so far; without a holder of the lock it is rubbish
-    sharedmask-KEY.rows   complete: the header was written last, and then it got this name
-
-Who uses a file holds a shared lock on it, for as long as its map exists. Only a file that is
-nobody's goes when room is needed, and only if name, owner and first bytes are ours.
+A file is a container, like a segment, under a name that says of which image: ``sharedmask-KEY.rows``. Who
+uses it holds a shared lock on it for as long as its map exists.
 """
 
 import contextlib
 import errno
 import fcntl
-import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,18 +26,11 @@ from numpy.typing import NDArray
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container
 from sharedmask.storage.container import Geometry
+from sharedmask.storage.kept import KeptFolder
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.segment import ExternalArrays
 from sharedmask.system import files, settings
-from sharedmask.system.files import (
-    DISK_FOLDER,
-    is_free,
-    is_named,
-    locked,
-    opened_ours,
-    private_directory,
-    spill_folder,
-)
+from sharedmask.system.files import DISK_FOLDER, spill_folder
 from sharedmask.system.units import format_bytes
 from sharedmask.system.usage import nameless_bytes
 from sharedmask.typing import Array
@@ -54,22 +41,29 @@ Fill = Callable[[Write], Mapping[str, Any]]
 """Writes all rows, and returns what is to be remembered of them."""
 
 KIND = "disk"
-_LAYOUT = 1
+_LAYOUT = 2
 _LABEL_LENGTH = 200
-_NAME = re.compile(r"sharedmask-([0-9a-f]{32})\.(rows|part|lock)")
-_UNFINISHED = b"sharedmask, unfinished"
-_MAGICS = (container.MAGIC, _UNFINISHED)
-_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # Pieces start on their way to the disk as they are written; never is more than this unwritten.
 _PIECE_BYTES = 16 * 2**20
 _DIRTY_BYTES = 256 * 2**20
-
-_log = logging.getLogger(__name__)
 
 
 def directory() -> Path:
     """Where this user's files are: a directory of our own, so that the one around it may hold anything."""
     return spill_folder() / f"{DISK_FOLDER}{os.geteuid()}"
+
+
+def _folder() -> KeptFolder:
+    return KeptFolder(directory(), "the directory for images on disk", "sharedmask-", 32, "rows")
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[int]:
+    path = directory()
+    if not path.parent.is_dir():
+        raise SegmentError(f"the directory for images on disk {path.parent} does not exist")
+    with _folder().opened() as folder:
+        yield folder
 
 
 def key_of(fingerprint: str, voxels: NDArray[np.intp] | None, dtype: np.dtype[Any]) -> str:
@@ -112,91 +106,52 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
     SegmentError
         There is no room on the disk or within the limit, or the directory cannot be used.
     """
-    with _folder() as folder:
-        _sweep(folder)
-        fd = _found(folder, key, geometry)
+    kept, read = _folder(), partial(_complete, key, geometry)
+    with _opened() as folder:
+        kept.sweep()
+        fd = kept.find(folder, kept.name(key), read)
         found = fd is not None
         if fd is None:
-            with locked(folder, f"sharedmask-{key}.lock"):
-                fd = _found(folder, key, geometry)  # built while we waited
+            with kept.turn(key):
+                fd = kept.find(folder, kept.name(key), read)  # built while we waited
                 if fd is None:
-                    fd = _build(folder, key, geometry, label, fill, copied)
+                    fd = _build(key, geometry, label, fill, copied)
     try:
-        os.utime(fd)
-        yield _kept(fd, key, found)
+        facts, _ = container.read_header(fd)
+        identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
+        yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
     finally:
         os.close(fd)
 
 
-def _folder() -> contextlib.AbstractContextManager[int]:
-    path = directory()
-    if not path.parent.is_dir():
-        raise SegmentError(f"the directory for images on disk {path.parent} does not exist")
-    return private_directory(path, "the directory for images on disk")
-
-
-def _kept(fd: int, key: str, found: bool) -> OpenRows:
-    facts = container.parse_header(os.pread(fd, container.HEADER_BYTES, 0))
-    identity = FileIdentity.of(str(directory() / f"sharedmask-{key}.rows"), fd, ours=True)
-    return OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
-
-
-def _found(folder: int, key: str, geometry: Geometry) -> int | None:
-    """A descriptor of the complete file, locked as in use; None if it must be built."""
-    name = f"sharedmask-{key}.rows"
-    while True:
-        try:
-            fd = os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder)
-        except FileNotFoundError:
-            return None
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        if is_named(folder, name, fd):
-            if _is_complete(fd, key, geometry):
-                return fd
-            if not files.is_ours(fd, _MAGICS):
-                os.close(fd)
-                raise SegmentError(f"{directory() / name} is no file of sharedmask: move it away")
-            os.close(fd)
-            return None
-        os.close(fd)  # it was removed, or replaced, between the two calls
-
-
-def _is_complete(fd: int, key: str, geometry: Geometry) -> bool:
-    arrays, nbytes = container.layout(geometry)
-    try:
-        facts = container.parse_header(os.pread(fd, container.HEADER_BYTES, 0))
-    except AttachError:
-        return False
-    same = (facts.get("token"), facts.get("nbytes"), facts.get("arrays")) == (key, nbytes, arrays)
-    return same and os.fstat(fd).st_size == nbytes
+def _complete(key: str, geometry: Geometry, fd: int) -> int:
+    """Another descriptor of a file that holds what it should."""
+    expected = container.layout(geometry)
+    facts, _ = container.read_header(fd)
+    same = (facts.get("token"), facts.get("arrays")) == (key, expected.specs)
+    if not same or not isinstance(facts.get("meta"), dict) or os.fstat(fd).st_size != expected.nbytes:
+        raise AttachError("its arrays are others")
+    return os.dup(fd)
 
 
 # --- building ------------------------------------------------------------------------------------
 
 
-def _build(folder: int, key: str, geometry: Geometry, label: str, fill: Fill, copied: int) -> int:
+def _build(key: str, geometry: Geometry, label: str, fill: Fill, copied: int) -> int:
     """Build the file of ``key``, whose lock we hold; a descriptor of it, locked as in use."""
-    arrays, nbytes = container.layout(geometry)
-    part, name = f"sharedmask-{key}.part", f"sharedmask-{key}.rows"
-    _remove_part(folder, part)
-    _make_room(folder, nbytes, nbytes + copied, label)
-    fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
-    try:
-        os.pwrite(fd, _UNFINISHED, 0)
-        with disk_full_as_segment_error(label, nbytes):
-            os.posix_fallocate(fd, 0, nbytes)
-            meta = {**fill(_Writer(fd, arrays).write), "label": label[-_LABEL_LENGTH:]}
-            facts = {"token": key, "nbytes": nbytes, "arrays": arrays, "meta": meta}
-            os.pwrite(fd, container.header(facts), 0)
-            os.fdatasync(fd)  # before it has its name: a power failure leaves no other file under it
-        os.fchmod(fd, 0o400)
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=folder)
-        os.close(fd)
-        raise
+    layout, path = container.layout(geometry), directory() / _folder().name(key)
+    _make_room(layout.nbytes, layout.nbytes + copied, label)
+    with contextlib.ExitStack() as failing, disk_full_as_segment_error(label, layout.nbytes):
+        with files.atomic_write(path) as temporary:
+            fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+            failing.callback(os.close, fd)
+            os.posix_fallocate(fd, 0, layout.nbytes)
+            meta = {**fill(_Writer(fd, layout.specs).write), "label": label[-_LABEL_LENGTH:]}
+            facts = {"token": key, "arrays": layout.specs, "meta": meta}
+            files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
+            os.fchmod(fd, 0o400)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        failing.pop_all()
     return fd
 
 
@@ -209,10 +164,9 @@ def disk_full_as_segment_error(label: str, nbytes: int) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         folder = directory()
-        free = os.statvfs(folder)
         raise SegmentError(
             f"{folder} has no room for {label}: {format_bytes(nbytes)} are needed, "
-            f"{format_bytes(free.f_bavail * free.f_frsize)} are free ({error.strerror}); "
+            f"{format_bytes(_free())} are free ({error.strerror}); "
             "SHAREDMASK_TMPDIR names another folder"
         ) from error
 
@@ -247,7 +201,7 @@ class _Writer:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """A file of ours, complete or not."""
+    """A complete file."""
 
     name: str
     label: str
@@ -258,48 +212,26 @@ class KeptRows:
 
 def entries() -> list[KeptRows]:
     """The complete files, least recently used first."""
-    if not directory().is_dir():
-        return []
-    with _folder() as folder:
-        return _entries(folder, "rows")
+    kept = _folder()
+    ours = [entry for entry in kept.entries() if kept.is_ours(entry.name)]
+    return [KeptRows(entry.name, _label(entry.name), entry.nbytes, entry.used / 1e9) for entry in ours]
+
+
+def _label(name: str) -> str:
+    with contextlib.suppress(OSError, KeyError, TypeError), open(directory() / name, "rb") as file:
+        return str(container.read_header(file.fileno())[0]["meta"]["label"])
+    return ""
 
 
 def remove_unused(name: str | None = None) -> list[str]:
     """Remove the complete files that nobody uses, or the one of that name; the names of those removed."""
-    if not directory().is_dir():
-        return []
-    with _folder() as folder:
-        found = [entry.name for entry in _entries(folder, "rows")]
-        return [one for one in found if name in (None, one) and _evict(folder, one)]
+    kept = _folder()
+    return [one.name for one in kept.entries() if name in (None, one.name) and kept.remove(one.name)]
 
 
 def sweep() -> list[str]:
     """Remove what killed processes left half built; the names of what was removed."""
-    if not directory().is_dir():
-        return []
-    with _folder() as folder:
-        return _sweep(folder)
-
-
-def _entries(folder: int, *kinds: str) -> list[KeptRows]:
-    found = (_entry(folder, name) for name in os.listdir(folder) if _kind(name) in kinds)
-    return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
-
-
-def _kind(name: str) -> str | None:
-    match = _NAME.fullmatch(name)
-    return match[2] if match else None
-
-
-def _entry(folder: int, name: str) -> KeptRows | None:
-    with opened_ours(folder, name, _MAGICS) as fd:
-        if fd is None:
-            return None
-        facts, label = os.fstat(fd), ""
-        with contextlib.suppress(AttachError):
-            header = container.parse_header(os.pread(fd, container.HEADER_BYTES, 0))
-            label = str(header.get("meta", {}).get("label", ""))
-        return KeptRows(name, label, facts.st_size, facts.st_mtime)
+    return _folder().sweep()
 
 
 def scratch(label: str, nbytes: int, reserve: bool) -> int:
@@ -310,9 +242,9 @@ def scratch(label: str, nbytes: int, reserve: bool) -> int:
     SegmentError
         There is no room within the limit or, to ``reserve`` it all now, on the disk.
     """
-    with _folder() as folder:
-        _sweep(folder)
-        _make_room(folder, nbytes, nbytes if reserve else 0, label)
+    with _opened():
+        _folder().sweep()
+        _make_room(nbytes, nbytes if reserve else 0, label)
         fd = files.scratch(directory())
     try:
         with disk_full_as_segment_error(label, nbytes):
@@ -326,71 +258,22 @@ def scratch(label: str, nbytes: int, reserve: bool) -> int:
     return fd
 
 
-def _make_room(folder: int, nbytes: int, on_disk: int, label: str) -> None:
+def _make_room(nbytes: int, on_disk: int, label: str) -> None:
     """Remove the least recently used files until there is room, within the limit and on the disk."""
-    limit = settings.current().spill_limit
-    held = _entries(folder, "rows", "part")
-    total = sum(entry.nbytes for entry in held) + nameless_bytes(directory())
-    for entry in held:
-        if total + nbytes <= limit and _free(folder) >= on_disk:
-            return
-        if _kind(entry.name) == "rows" and _evict(folder, entry.name):
-            total -= entry.nbytes
-    if total + nbytes > limit:
+    limit, nameless = settings.current().spill_limit, nameless_bytes(directory())
+    held, _ = _folder().make_room(lambda left: left + nameless + nbytes <= limit and _free() >= on_disk)
+    if held + nameless + nbytes > limit:
         raise SegmentError(
             f"{label} takes {format_bytes(nbytes)} on disk: images and frames in use there take "
-            f"{format_bytes(total)} of the {format_bytes(limit)} that spill_limit allows"
+            f"{format_bytes(held + nameless)} of the {format_bytes(limit)} that spill_limit allows"
         )
-    if _free(folder) < on_disk:
+    if _free() < on_disk:
         raise SegmentError(
             f"{directory()} has no room for {label}: {format_bytes(on_disk)} are needed, "
-            f"{format_bytes(_free(folder))} are free"
+            f"{format_bytes(_free())} are free"
         )
 
 
-def _free(folder: int) -> int:
-    facts = os.fstatvfs(folder)
+def _free() -> int:
+    facts = os.statvfs(directory())
     return facts.f_bavail * facts.f_frsize
-
-
-def _evict(folder: int, name: str) -> bool:
-    """Remove a complete file if it is ours and nobody uses it; whether it is gone."""
-    with opened_ours(folder, name, _MAGICS) as fd:
-        if fd is None or not is_free(fd) or not is_named(folder, name, fd):
-            return False
-        os.unlink(name, dir_fd=folder)
-    _log.info("%s removed from %s", name, directory())
-    return True
-
-
-def _sweep(folder: int) -> list[str]:
-    removed = files.sweep(directory())
-    for name in sorted(os.listdir(folder), reverse=True):  # a part before the lock that guards it
-        if _kind(name) in ("part", "lock") and _sweep_one(folder, name):
-            removed.append(name)
-    return removed
-
-
-def _sweep_one(folder: int, name: str) -> bool:
-    """Remove a part or a lock whose process is dead: nobody holds the lock."""
-    lock = name.removesuffix(".part").removesuffix(".lock") + ".lock"
-    try:
-        fd = os.open(lock, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
-    except OSError:
-        return False
-    try:
-        if not is_free(fd) or not is_named(folder, lock, fd) or os.fstat(fd).st_size:
-            return False
-        removed = name == lock or _remove_part(folder, name)
-        os.unlink(lock, dir_fd=folder)
-        return removed
-    finally:
-        os.close(fd)
-
-
-def _remove_part(folder: int, name: str) -> bool:
-    """Remove a half-built file, whose lock we hold, if it is ours; whether it was there."""
-    with opened_ours(folder, name, _MAGICS) as fd:
-        if fd is not None:
-            os.unlink(name, dir_fd=folder)
-        return fd is not None

@@ -1,17 +1,16 @@
-"""The cache: a folder of results, bounded, shared by processes.
+"""Kept folders: files that are made once, by one of many, and found again until room is needed.
 
-Covers: finding an entry or computing it once, the least recently used out, counts, clearing. Does
-not cover: what identifies a result (``results``), the bytes of an entry (``entries``).
+Covers: finding a file, whose turn it is to make it, the least recently used out, what killed processes
+left. Does not cover: what is in a file (``container``), how many may stay (``disk``, ``results``).
 
 ::
 
-    <key>.part     being computed; flocked by who does so, others wait. Unlocked: its process died
-       │ rename, when complete
-    <key>.result   an entry; its access time is set at each use, the oldest goes first
-    counts         hits, misses and bytes of all processes, updated under its lock
+    KEY.lock     held by the one process that makes it; others wait. Without a holder it is rubbish
+    (no name)    what it has written so far: nothing is left of it if it dies
+    KEY.SUFFIX   complete, and on the disk before it had its name
 
-All of it is in the folder ``sharedmask`` of the place that the user gives. What is removed has one
-of these names and our first bytes.
+Who uses a file holds a shared lock on it. Only a file that nobody uses is removed, and only if name, owner
+and first bytes are ours.
 """
 
 import contextlib
@@ -19,308 +18,172 @@ import fcntl
 import logging
 import os
 import re
-import stat
-import struct
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from io import FileIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from sharedmask.errors import ParameterError, SharedMaskWarning
-from sharedmask.storage import entries
-from sharedmask.system import files, settings
-from sharedmask.system.settings import Settings
-from sharedmask.system.units import format_bytes
-from sharedmask.typing import Array
+from sharedmask.errors import AttachError, SegmentError
+from sharedmask.storage import container
+from sharedmask.system import files
+from sharedmask.system.files import is_free, is_named, locked, opened_ours, private_directory
+
+T = TypeVar("T")
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_OURS = (container.OURS, b"smresult")  # the second is that of results before containers
 
 _log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[0-9a-f]{40}\.(result|part)")
-_COUNTS_MAGIC = b"smcounts"
+
+class Entry(NamedTuple):
+    """A complete file."""
+
+    name: str
+    nbytes: int
+    used: int
+    """When it was last used, in nanoseconds since the epoch."""
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What happened in a cache since it was made or cleared, in all processes."""
+class KeptFolder:
+    """Files named ``<prefix><digits hexadecimal digits>.<suffix>`` in a directory of this user's own."""
 
-    hits: int = 0
-    misses: int = 0
-    """Computations: what several processes wait for counts once."""
-    damaged: int = 0
-    evicted: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
+    path: Path
+    what: str
+    """For messages."""
+    prefix: str
+    digits: int
+    suffix: str
+    refused: int = 0o077
+    """Permissions of others with which the directory is not used."""
 
+    def name(self, key: str) -> str:
+        return f"{self.prefix}{key}.{self.suffix}"
 
-_COUNTS = struct.Struct(f"<8s{len(fields(Counts))}q")
+    def opened(self) -> contextlib.AbstractContextManager[int]:
+        """A descriptor of the directory, made if it is missing.
 
+        Raises
+        ------
+        SegmentError
+            It cannot be used, or others than this user can.
+        """
+        return private_directory(self.path, self.what, self.refused)
 
-class Stats(NamedTuple):
-    """A cache as it is now."""
-
-    folder: Path
-    n_entries: int
-    nbytes: int
-    limit: int
-    counts: Counts
-
-
-class _Found(NamedTuple):
-    path: str
-    nbytes: int
-    used: int
-    """Time of the last use, in nanoseconds."""
-
-
-class Cache:
-    """Results in ``<location>/sharedmask``, at most ``limit`` bytes of them.
-
-    Parameters
-    ----------
-    location : str or path
-        A directory, which may hold anything else besides; made if only its parent exists.
-    limit : int, optional
-        Bytes; default: the setting ``cache_limit``.
-
-    Raises
-    ------
-    ParameterError
-        The parent of ``location`` does not exist.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> key = 40 * "0"
-    >>> with tempfile.TemporaryDirectory() as location:
-    ...     cache = Cache(location)
-    ...     first, was_there = cache.get_or_compute(key, lambda: [np.arange(3)])
-    ...     again, is_there = cache.get_or_compute(key, lambda: [np.arange(3)])
-    ...     cache.stats().counts.hits, was_there, is_there, again
-    (1, False, True, [array([0, 1, 2])])
-    """
-
-    def __init__(self, location: str | os.PathLike[str], limit: int | None = None) -> None:
-        place = Path(location).expanduser().absolute()
-        if not place.parent.is_dir():
-            raise ParameterError(f"the cache {place} cannot be made: there is no directory {place.parent}")
-        self.folder = place / "sharedmask"
-        self.limit = settings.current().cache_limit if limit is None else limit
-
-    @classmethod
-    def of(cls, memory: Any, knobs: Settings | None = None) -> "Cache | None":
-        """The cache that an argument ``memory`` means; None if results are not kept.
+    def find(self, folder: int, name: str, read: Callable[[int], T]) -> T | None:
+        """What ``read`` makes of the file; None if there is none, or one that it refused, which is removed.
 
         Parameters
         ----------
-        memory : str, path, joblib.Memory, None or False
-            None: the setting ``cache_dir``. Of a joblib.Memory only the location is used.
-        knobs : Settings, optional
-            Where they have been read already.
+        read : callable
+            Takes a descriptor with a shared lock, and raises AttachError of what is damaged.
+
+        Raises
+        ------
+        SegmentError
+            A file of that name is none of ours.
         """
-        if memory is None:
-            memory = (knobs or settings.current()).cache_dir
-        memory = getattr(memory, "location", memory)
-        if memory is None or memory is False:
+        fd = self._in_use(folder, name)
+        if fd is None:
             return None
-        if not isinstance(memory, str | os.PathLike):
-            raise ParameterError(f"memory={memory!r} is no directory, joblib.Memory, None or False")
-        return cls(memory)
-
-    def get_or_compute(
-        self, key: str, compute: Callable[[], list[Array]], is_valid: Callable[[], bool] = lambda: True
-    ) -> tuple[list[Array], bool]:
-        """The arrays under ``key``, computed if they are not there yet, and whether they were.
-
-        Of several processes and threads that ask at once, one computes.
-
-        Parameters
-        ----------
-        key : str
-            40 hexadecimal digits.
-        compute : callable
-            Its errors are the caller's; nothing is kept then.
-        is_valid : callable
-            Asked after the computation: whether its results may be kept.
-        """
-        found = self._read(key)
-        if found is None:
-            with self._exclusive_part(key) as part:
-                found = self._read(key)  # by who had the turn before
-                if found is None:
-                    results = compute()
-                    self._count(misses=1)
-                    if part is not None and is_valid():
-                        self._keep(part, key, results)
-                    return results, False
-        self._count(hits=1, bytes_read=sum(array.nbytes for array in found))
-        return found, True
-
-    def stats(self) -> Stats:
-        """How many entries there are, what they take, and the counts of all processes."""
-        found = [entry for entry in self._files() if entry.path.endswith(".result")]
-        with self._counting(os.O_RDONLY) as fd:
-            counts = _read_counts(fd)
-        return Stats(self.folder, len(found), sum(entry.nbytes for entry in found), self.limit, counts)
-
-    def clear(self) -> int:
-        """Remove all entries and the counts, and nothing else; returns the number of entries."""
-        removed = sum(_remove(entry.path) for entry in self._files())
-        with self._counting(os.O_RDONLY) as fd:
-            if fd is not None and os.pread(fd, 8, 0) == _COUNTS_MAGIC:
-                (self.folder / "counts").unlink(missing_ok=True)
-        return removed
-
-    def _check_owner(self) -> None:
-        """Refuse a folder in which others could put results, or hold locks."""
-        facts = os.stat(self.folder, follow_symlinks=False)
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-            mode = stat.S_IMODE(facts.st_mode)
-            raise PermissionError(f"others may write to it: uid {facts.st_uid}, mode {mode:o}")
-
-    # --- entries ---
-
-    def _path(self, key: str, ending: str) -> str:
-        return os.path.join(self.folder, f"{key}.{ending}")
-
-    def _read(self, key: str) -> list[Array] | None:
-        """The arrays of an entry; None if there is none, or none that is whole."""
-        path = self._path(key, "result")
-        found = None
-        with contextlib.suppress(OSError), FileIO(path) as file:
-            self._check_owner()
-            found = entries.read(file, key)
-            if found is not None:
-                os.utime(path)
-            elif files.is_named(None, path, file.fileno()):
-                _log.warning("%s is damaged: its result is computed again", path)
-                self._count(damaged=1)
-                os.unlink(path)
-        return found
-
-    @contextlib.contextmanager
-    def _exclusive_part(self, key: str) -> Iterator[FileIO | None]:
-        """The file that becomes the entry, ours alone; None where none can be made."""
-        path = self._path(key, "part")
-        part = self._claimed(path)
-        if part is None:
-            yield None
-            return
-        with part:
-            try:
-                yield part
-            finally:
-                with contextlib.suppress(OSError):
-                    if files.is_named(None, path, part.fileno()):
-                        os.unlink(path)
-                fcntl.flock(part, fcntl.LOCK_UN)  # closing is not enough if the process was forked
-
-    def _claimed(self, path: str) -> FileIO | None:
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            self._check_owner()
-            return FileIO(files.lock(None, path), "r+b")
-        except OSError as error:
-            self._tell(error)
+            if not files.is_ours(fd, _OURS):
+                raise SegmentError(f"{self.path / name} is no file of sharedmask: move it away")
+            found = read(fd)
+        except AttachError as error:
+            _log.warning("%s is damaged, and is made again: %s", self.path / name, error)
+            if is_named(folder, name, fd):
+                os.unlink(name, dir_fd=folder)
             return None
-
-    def _keep(self, part: FileIO, key: str, results: list[Array]) -> None:
-        needed = sum(array.nbytes for array in results)
-        if needed > self.limit:
-            self._tell(
-                f"a result of {format_bytes(needed)} is more than cache_limit, {format_bytes(self.limit)}"
-            )
-            return
-        try:
-            self._make_room(needed)
-            part.truncate(0)  # what a process left that died here
-            written = entries.write(part, key, results)
-            os.utime(part.fileno())
-            os.rename(self._path(key, "part"), self._path(key, "result"))
-            self._make_room(0)
-        except OSError as error:
-            self._tell(error)
-            return
-        self._count(bytes_written=written)
-
-    def _make_room(self, needed: int) -> None:
-        """Remove what dead processes began, and the entries not used for longest."""
-        found = sorted(self._files(), key=lambda entry: entry.used)
-        held, evicted = needed + sum(entry.nbytes for entry in found), 0
-        for entry in found:
-            begun = entry.path.endswith(".part")
-            if (begun or held > self.limit) and _remove(entry.path):
-                held -= entry.nbytes
-                evicted += not begun
-        if evicted:
-            self._count(evicted=evicted)
-
-    def _files(self) -> list[_Found]:
-        """Our files, by their names."""
-        found = []
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as listed:
-            for item in listed:
-                if _NAME.fullmatch(item.name) and item.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):
-                        facts = item.stat(follow_symlinks=False)
-                        found.append(_Found(item.path, facts.st_size, facts.st_atime_ns))
-        return found
-
-    def _tell(self, problem: object) -> None:
-        """Once per process and cache: the results are right, only the next call takes as long."""
-        if self.folder not in _told:
-            _told.add(self.folder)
-            said = f"results are not cached in {self.folder}: {problem}"
-            warnings.warn(said, SharedMaskWarning, stacklevel=2)
-
-    # --- counts ---
-
-    @contextlib.contextmanager
-    def _counting(self, flags: int) -> Iterator[int | None]:
-        """The file of counts, locked; None where it cannot be opened."""
-        try:
-            self._check_owner()
-            fd = os.open(self.folder / "counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError:
-            yield None
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
+        else:
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing is removed either
+                os.utime(fd)
+            return found
         finally:
             os.close(fd)
 
-    def _count(self, **more: int) -> None:
-        with self._counting(os.O_RDWR | os.O_CREAT) as fd, contextlib.suppress(OSError):
-            if fd is not None and os.pread(fd, 8, 0) in (b"", _COUNTS_MAGIC):
-                now = _read_counts(fd)
-                added = (getattr(now, field.name) + more.get(field.name, 0) for field in fields(Counts))
-                os.pwrite(fd, _COUNTS.pack(_COUNTS_MAGIC, *added), 0)
+    def _in_use(self, folder: int, name: str) -> int | None:
+        while True:
+            try:
+                fd = os.open(name, _OPEN, dir_fd=folder)
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                if is_named(folder, name, fd):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # it was removed, or replaced, between the two calls
 
+    @contextlib.contextmanager
+    def turn(self, key: str) -> Iterator[int]:
+        """Our turn to make the file of ``key``, and the directory; others wait."""
+        with self.opened() as folder, locked(folder, f"{self.prefix}{key}.lock"):
+            yield folder
 
-_told: set[Path] = set()
+    # --- what is there ---
 
+    def entries(self) -> list[Entry]:
+        """The complete files, least recently used first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as listed:
+            for item in listed:
+                if self._is_name(item.name, self.suffix) and item.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = item.stat(follow_symlinks=False)
+                        found.append(Entry(item.name, facts.st_size, facts.st_mtime_ns))
+        return sorted(found, key=lambda entry: entry.used)
 
-def _read_counts(fd: int | None) -> Counts:
-    content = b"" if fd is None else os.pread(fd, _COUNTS.size, 0)
-    if len(content) < _COUNTS.size or not content.startswith(_COUNTS_MAGIC):
-        return Counts()
-    return Counts(*_COUNTS.unpack(content)[1:])
+    def _is_name(self, name: str, suffix: str) -> bool:
+        return re.fullmatch(rf"{self.prefix}[0-9a-f]{{{self.digits}}}\.{suffix}", name) is not None
 
+    def is_ours(self, name: str) -> bool:
+        """Whether we made the file of that name."""
+        with self.opened() as folder, opened_ours(folder, name, _OURS) as fd:
+            return fd is not None
 
-def _remove(path: str) -> bool:
-    """Remove a file of ours, unless it is being written; whether it was removed."""
-    try:
-        with FileIO(path) as file:
-            if path.endswith(".part"):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not entries.MAGIC.startswith(file.read(len(entries.MAGIC))) or not files.is_named(
-                None, path, file.fileno()
-            ):
+    def remove(self, name: str) -> bool:
+        """Remove a complete file if it is ours and nobody uses it; whether it was removed."""
+        with self.opened() as folder, opened_ours(folder, name, _OURS) as fd:
+            if fd is None or not is_free(fd) or not is_named(folder, name, fd):
                 return False
-            os.unlink(path)
-            return True
-    except OSError:
-        return False
+            os.unlink(name, dir_fd=folder)
+        _log.info("%s removed from %s", name, self.path)
+        return True
+
+    def make_room(self, is_enough: Callable[[int], bool]) -> tuple[int, int]:
+        """Remove the least recently used until ``is_enough``, which gets the bytes of those that are left.
+
+        Returns
+        -------
+        tuple
+            The bytes that are left, and how many files were removed.
+        """
+        found, removed = self.entries(), 0
+        held = sum(entry.nbytes for entry in found)
+        for entry in found:
+            if is_enough(held):
+                break
+            if self.remove(entry.name):
+                held, removed = held - entry.nbytes, removed + 1
+            elif not self.is_ours(entry.name):
+                held -= entry.nbytes
+        return held, removed
+
+    def sweep(self) -> list[str]:
+        """Remove what killed processes left; the names of what was removed."""
+        if not self.path.is_dir():
+            return []
+        with self.opened() as folder:
+            locks = [name for name in os.listdir(folder) if self._is_name(name, "lock")]
+            return files.sweep(self.path) + [name for name in locks if _remove_lock(folder, name)]
+
+
+def _remove_lock(folder: int, name: str) -> bool:
+    with opened_ours(folder, name) as fd:
+        if fd is None or os.fstat(fd).st_size or not is_free(fd) or not is_named(folder, name, fd):
+            return False
+        os.unlink(name, dir_fd=folder)
+        return True

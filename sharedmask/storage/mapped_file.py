@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 
 from sharedmask.errors import AttachError, DamagedImageError
-from sharedmask.storage.container import checked_facts, checked_json
+from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import process
 from sharedmask.typing import Array
@@ -144,7 +144,7 @@ class FileHandle:
     file: FileIdentity
     label: str
     token: str
-    """What a file of ours begins with: inode and descriptor numbers are used again."""
+    """What the header of a file of ours says: inode and descriptor numbers are used again."""
     boot_id: str
 
     def to_json(self) -> str:
@@ -164,6 +164,10 @@ class FileMap(Origin):
     def __init__(self, handle: FileHandle, buffer: mmap.mmap) -> None:
         super().__init__(buffer)
         self.handle = handle
+        facts = parse_header(buffer)[0] if handle.token else {}
+        if facts.get("token", "") != handle.token:
+            raise AttachError("it is gone: its owner closed it")
+        self._specs: Specs = facts.get("arrays", {})
 
     @property
     def name(self) -> str:
@@ -183,8 +187,12 @@ class FileMap(Origin):
         if self.handle.file.is_written_to():
             raise DamagedImageError(f"{self.handle.label} was written to while its frames were mapped")
 
-    def begins_with(self, token: bytes) -> bool:
-        return self._bytes[: len(token)].tobytes() == token
+    def array(self, name: str) -> SharedArray:
+        """The array ``name`` of a file of ours."""
+        spec = self._specs[name]
+        shape, dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
+        steps = np.cumprod((dtype.itemsize, *shape[:0:-1]))[::-1]
+        return self.at(spec["offset"], shape, tuple(map(int, steps)), dtype)
 
 
 # One map per process and file, for as long as somebody uses it.
@@ -214,8 +222,6 @@ def attach_file(handle: FileHandle) -> FileMap:
         found = FileMap(handle, map_file(handle.file))
     except (OSError, ValueError) as error:
         raise AttachError(f"{handle.label} cannot be mapped: {error}") from error
-    if not found.begins_with(handle.token.encode()):
-        raise AttachError(f"{handle.label} is gone: its owner closed it")
     _mapped[handle] = found
     return found
 

@@ -154,35 +154,46 @@ class OwnedSegment:
     in the process that made it: a forked child never unlinks what its parent owns.
     """
 
-    def __init__(self, label: str, geometry: Geometry, store: str = "shm") -> None:
+    def __init__(
+        self,
+        label: str,
+        geometry: Geometry,
+        store: str = "shm",
+        *,
+        meta: Mapping[str, Any] | None = None,
+        elsewhere: ExternalArrays | None = None,
+    ) -> None:
         _reap_once()
         store, _ = memory.choose(store, projected(geometry))
+        facts = {"meta": dict(meta or {}), **(elsewhere.to_facts() if elsewhere else {})}
         token = secrets.token_hex(16)
         with _making:
             self._record = Record(token, json.dumps(_provisional_record(token, label, store)))
             try:
-                self.segment = Segment(token, geometry, store)
+                self.segment = Segment(token, geometry, store, facts)
             except BaseException:
                 self._record.remove()
                 raise
             _kept.add(self)
         self.label = label
-        self.file: str | None = None
+        self.file = elsewhere.file.path if elsewhere is not None and elsewhere.file.ours else None
         """The path of the file of ours in which the segment's arrays lie, if they do not lie in it."""
         self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self._record)
 
-    def share(
-        self, meta: Mapping[str, Any], *, writable: bool = False, elsewhere: ExternalArrays | None = None
-    ) -> Handle:
+    def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Seal the segment and publish its handle in the record."""
-        handle = self.segment.share(self.label, meta, writable=writable, elsewhere=elsewhere)
-        self.file = elsewhere.file.path if elsewhere is not None and elsewhere.file.ours else None
+        handle = self.segment.share(self.label, meta, writable=writable)
         self._record.replace(handle.to_json())
         return handle
 
+    @property
+    def handle(self) -> Handle:
+        """What was published."""
+        return Handle.from_json(self._record.content)
+
     def rename(self, label: str) -> Handle:
         """Publish the handle under another label; the segment stays as it is."""
-        handle = replace(Handle.from_json(self._record.content), label=label)
+        handle = replace(self.handle, label=label)
         self._record.replace(handle.to_json())
         self.label = label
         return handle
@@ -216,6 +227,7 @@ def publish(
     fill: Callable[[dict[str, Array]], Mapping[str, Any] | None],
     store: str = "auto",
     *,
+    meta: Mapping[str, Any] | None = None,
     elsewhere: ExternalArrays | None = None,
 ) -> tuple[OwnedSegment, Attachment]:
     """A segment that was filled and shared, attached to as by everyone else; all of it or nothing.
@@ -226,15 +238,17 @@ def publish(
     geometry : mapping
         Shape and dtype of each array.
     fill : callable
-        Writes the arrays, which it gets by their names, and returns what is to be remembered of them.
+        Writes the arrays, which it gets by their names, and returns what it learnt of them: a few numbers.
     store : {"auto", "shm", "memfd"}
+    meta : mapping, optional
+        What else is to be remembered, of any length.
     elsewhere : ExternalArrays, optional
         Arrays in a file, for a segment that has none of its own.
     """
-    owned = OwnedSegment(label, geometry, store)
+    owned = OwnedSegment(label, geometry, store, meta=meta, elsewhere=elsewhere)
     try:
-        meta = fill({name: owned.segment.array(name) for name in geometry})
-        return owned, attach(owned.share(meta or {}, elsewhere=elsewhere))
+        learnt = fill({name: owned.segment.array(name) for name in geometry})
+        return owned, attach(owned.share(learnt or {}))
     except BaseException:
         owned.release()
         raise

@@ -246,9 +246,9 @@ def load(
     def fill_all(arrays: dict[str, Array]) -> Mapping[str, Any]:
         if voxels is not None:
             arrays["voxels"][:] = voxels
-        return {"finite": fill(source, arrays["rows"], voxels), "facts": source.to_dict()}
+        return {"finite": fill(source, arrays["rows"], voxels)}
 
-    owned, attachment = publish(label, geometry, fill_all, store)
+    owned, attachment = publish(label, geometry, fill_all, store, meta={"facts": source.to_dict()})
     return owned, attached(attachment)
 
 
@@ -331,7 +331,9 @@ def _on_disk(
     key = disk.key_of(fingerprint, voxels, source.dtype)
     copied = rechunk.copied_bytes(source, bands)
     with disk.rows_file(key, geometry, label, fill, copied) as kept:
-        return _anchored(label, kept.elsewhere, {"finite": kept.meta["finite"], "facts": source.to_dict()})
+        return _anchored(
+            label, kept.elsewhere, {"finite": bool(kept.meta.get("finite")), "facts": source.to_dict()}
+        )
 
 
 def release(owned: OwnedSegment) -> None:
@@ -365,5 +367,5 @@ def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Own
 
 def _anchored(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> tuple[OwnedSegment, Held]:
     """A segment that is a header only, and the file attached through it."""
-    owned, attachment = publish(label, {}, lambda _: meta, elsewhere=elsewhere)
+    owned, attachment = publish(label, {}, lambda _: None, meta=meta, elsewhere=elsewhere)
     return owned, attached(attachment)

@@ -8,18 +8,15 @@ Does not cover: attaching (``mapped_file``), files that stay for the next run (`
 import os
 import secrets
 import weakref
-from typing import Any
 
 import numpy as np
 
 from sharedmask.storage import container, disk
-from sharedmask.storage.mapped_file import FileHandle, FileIdentity, FileMap, attach_file
+from sharedmask.storage.mapped_file import FileHandle, FileIdentity, attach_file
 from sharedmask.storage.views import SharedArray
 from sharedmask.system import process
 from sharedmask.system.files import pwrite_all
 from sharedmask.typing import Array
-
-Spec = dict[str, Any]
 
 
 class Spill:
@@ -42,32 +39,24 @@ class Spill:
     """
 
     def __init__(self, label: str, geometry: container.Geometry, *, reserve: bool = False) -> None:
-        self.specs, nbytes = container.layout(geometry)
-        """Where the arrays lie, for :func:`array_in` elsewhere."""
-        self._fd = disk.scratch(label, nbytes, reserve)
+        self._layout = container.layout(geometry)
+        self._fd = disk.scratch(label, self._layout.nbytes, reserve)
         self._closed = weakref.finalize(self, os.close, self._fd)
-        token = secrets.token_hex(16)
-        os.pwrite(self._fd, token.encode(), 0)
+        token, size = secrets.token_hex(16), self._layout.header_bytes
+        os.pwrite(self._fd, container.header({"token": token, "arrays": self._layout.specs}, size), 0)
         identity = FileIdentity.of(f"/proc/{os.getpid()}/fd/{self._fd}", self._fd, ours=True)
         self.handle = FileHandle(identity, label, token, process.boot_id())
 
     def write(self, name: str, number: int, values: Array) -> None:
         """Write item ``number`` of the array ``name``; its maps see it at once."""
-        place = self.specs[name]["offset"] + number * values.nbytes
+        place = self._layout.specs[name]["offset"] + number * values.nbytes
         with disk.disk_full_as_segment_error(self.handle.label, values.nbytes):
             pwrite_all(self._fd, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, place)
 
     def array(self, name: str) -> SharedArray:
         """The array ``name``, a read-only view."""
-        return array_in(attach_file(self.handle), self.specs[name])
+        return attach_file(self.handle).array(name)
 
     def release(self) -> None:
         """Let go of the file; its bytes go with the last view of them. Idempotent."""
         self._closed()
-
-
-def array_in(origin: FileMap, spec: Spec) -> SharedArray:
-    """The C-contiguous array of that offset, shape and dtype."""
-    shape, dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
-    steps = np.cumprod((dtype.itemsize, *shape[:0:-1]))[::-1]
-    return origin.at(spec["offset"], shape, tuple(map(int, steps)), dtype)

@@ -10,12 +10,14 @@ import errno
 import fcntl
 import glob
 import json
+import logging
 import os
 import re
 import secrets
 import socket
 import stat
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -27,9 +29,11 @@ from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
 from sharedmask.system import process, settings
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PATIENCE = 10.0  # seconds after which a wait for a lock is said
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
 _swept: set[tuple[int, int]] = set()
+_log = logging.getLogger(__name__)
 
 DISK_FOLDER = "sharedmask-disk-"
 """What the name of the folder of images and frames on disk begins with; the user's number follows."""
@@ -43,8 +47,10 @@ def spill_folder() -> Path:
 
 
 @contextlib.contextmanager
-def private_directory(path: Path, what: str) -> Iterator[int]:
+def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[int]:
     """A descriptor of the directory ``path``, made if it is missing; ``what`` names it in messages.
+
+    Of the permissions of others, it must have none that are in ``refused``.
 
     Raises
     ------
@@ -59,7 +65,7 @@ def private_directory(path: Path, what: str) -> Iterator[int]:
         raise SegmentError(f"{what} {path} cannot be used: {error.strerror}") from error
     try:
         facts = os.fstat(fd)
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        if facts.st_uid != os.geteuid() or facts.st_mode & refused:
             mode = stat.S_IMODE(facts.st_mode)
             raise SegmentError(f"{what} {path} must be private: uid {facts.st_uid}, mode {mode:o}")
         yield fd
@@ -98,7 +104,9 @@ def lock(folder: int | None, name: str) -> int:
     while True:
         fd = os.open(name, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not is_free(fd):
+                with _said_after(_PATIENCE, "another process works on %s: waiting for it", name):
+                    fcntl.flock(fd, fcntl.LOCK_EX)
             if is_named(folder, name, fd):
                 return fd
         except BaseException:
@@ -108,13 +116,25 @@ def lock(folder: int | None, name: str) -> int:
 
 
 @contextlib.contextmanager
+def _said_after(seconds: float, *said: str) -> Iterator[None]:
+    timer = threading.Timer(seconds, _log.warning, said)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
 def locked(folder: int, name: str) -> Iterator[None]:
     """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards."""
     fd = lock(folder, name)
     try:
         yield
     finally:
-        os.unlink(name, dir_fd=folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
         fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
         os.close(fd)
 

@@ -456,7 +456,7 @@ def test_handles_lead_to_their_file_only(run, tmp_path):
         ("boot_id", "x", "before a restart"),
         ("path", str(tmp_path / "gone"), "No such file"),
         ("path", "/dev/null", "is no file"),
-        ("token", "x" * 32, "its owner closed it"),
+        ("token", "x" * 32, "none of ours"),
         ("dev", "x", "dev is no int"),
     ]:
         facts = json.loads(handle)

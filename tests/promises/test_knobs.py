@@ -13,9 +13,9 @@ from sharedmask import MemoryBudget, Regions, SharedImage, extract
 from sharedmask.compute import plan
 from sharedmask.compute.request import Request
 from sharedmask.errors import SegmentError
+from sharedmask.image.results import Cache
 from sharedmask.sources.source import open_source
 from sharedmask.storage import disk, rows
-from sharedmask.storage.kept import Cache
 from sharedmask.system import monitor, settings
 from sharedmask.system.files import atomic_write
 from sharedmask.system.settings import GIB, Settings

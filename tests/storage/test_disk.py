@@ -22,7 +22,7 @@ from sharedmask import SharedImage, extract
 from sharedmask.errors import AttachError, DamagedImageError, MemoryLimitError, SegmentError
 from sharedmask.sources import loader, rechunk
 from sharedmask.sources.source import open_source
-from sharedmask.storage import disk, segment
+from sharedmask.storage import container, disk, segment
 from sharedmask.storage import rows as holding
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.settings import using
@@ -178,19 +178,24 @@ def test_a_builder_killed_at_any_call_leaves_no_file_that_is_used(path, folder):
 
 def test_what_a_killed_builder_left_is_swept(path, folder, tmp_path):
     folder.mkdir(mode=0o700)
-    part = folder / f"sharedmask-{'0' * 32}.part"
-    part.write_bytes(disk._UNFINISHED + b"rows")
-    (folder / f"sharedmask-{'0' * 32}.lock").touch()
+    lock = folder / f"sharedmask-{'0' * 32}.lock"
+    lock.touch()
     done = subprocess.run([sys.executable, "-m", "sharedmask", "gc"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"removed {part.name}" in done.stdout
+    assert f"removed {lock.name}" in done.stdout
     assert os.listdir(folder) == []
 
 
 def test_an_unfinished_file_under_the_final_name_is_made_again(path):
     name = written(path)
     os.chmod(name, 0o600)
-    for spoil in (lambda file: file.write(disk._UNFINISHED), lambda file: file.truncate(5000)):
+    for spoil in (
+        lambda file: file.write(container.OURS + b"unfinished"),
+        lambda file: file.truncate(5000),
+        lambda file: file.truncate(0),
+        lambda file: file.write(container.header({"meta": {}}, 4096)),
+        lambda file: file.write(container.header([], 4096)),
+    ):
         with open(name, "r+b") as file:
             spoil(file)
         correct(path)
@@ -202,7 +207,7 @@ def test_what_is_being_built_is_not_swept(path, folder, monkeypatch):
 
     def sweeping(*args, **options):
         assert disk.sweep() == []
-        assert ends(folder) == ["lock", "part"]
+        assert ends(folder) == ["lock"]
         return load(*args, **options)
 
     monkeypatch.setattr(loader, "load", sweeping)
@@ -268,7 +273,7 @@ def test_a_full_disk_is_an_error_with_numbers(path, folder):
 
 
 def test_too_little_room_is_an_error_before_anything_is_written(path, folder, monkeypatch):
-    monkeypatch.setattr(disk, "_free", lambda _: 1000)
+    monkeypatch.setattr(disk, "_free", lambda: 1000)
     with pytest.raises(SegmentError, match="iB are needed, 1 KiB are free"):
         written(path)
     assert os.listdir(folder) == []
@@ -278,7 +283,7 @@ def test_files_of_the_user_stay(tmp_path, folder):
     runs = three_runs(tmp_path)
     name = written(runs[0])
     mine = [tmp_path / "thesis.txt", folder / "notes.rows", folder / f"sharedmask-{'a' * 32}.rows"]
-    mine += [folder / f"sharedmask-{'b' * 32}.part", folder / f"sharedmask-{'c' * 32}.lock"]
+    mine += [folder / f"sharedmask-{'c' * 32}.lock"]
     for file in mine:
         file.write_text("a user's work")
     os.symlink(tmp_path / "thesis.txt", folder / f"sharedmask-{'d' * 32}.rows")

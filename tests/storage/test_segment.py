@@ -286,10 +286,10 @@ def _with_header(named, change):
     path = path_of(named)
     os.chmod(path, 0o600)
     with open(path, "r+b") as file:
-        facts = container.parse_header(file.read(4096))
+        facts, size = container.parse_header(file.read())
         change(facts)
         file.seek(0)
-        file.write(container.header(facts))
+        file.write(container.header(facts, size))
     return handle
 
 
@@ -352,6 +352,17 @@ def test_no_room_is_an_error_with_numbers_and_nothing_left(store, message):
 def test_a_name_in_use_is_an_error(named):
     with pytest.raises(SegmentError):
         Segment(TOKEN, GEOMETRY, "shm")
+
+
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+def test_facts_of_any_length_that_are_known_before(store):
+    meta = {"long": "y" * 70_000}
+    made = Segment(TOKEN, GEOMETRY, store, {"meta": meta})
+    made.array("rows")[:] = 7
+    found = attach(made.share("run", {"finite": True}))
+    made.store.release()
+    assert found.meta == {**meta, "finite": True}
+    np.testing.assert_array_equal(found.arrays["rows"], np.full((3, 5), 7))
 
 
 def test_too_many_facts_are_refused(segment):

@@ -1,6 +1,5 @@
 """Files without a name: nothing is left of them, and they count as images on disk do."""
 
-import json
 import os
 
 import numpy as np
@@ -10,7 +9,7 @@ from children import running
 from sharedmask.errors import SegmentError
 from sharedmask.storage import disk
 from sharedmask.storage.mapped_file import FileHandle, attach_file
-from sharedmask.storage.spill import Spill, array_in
+from sharedmask.storage.spill import Spill
 from sharedmask.system import usage
 from sharedmask.system.settings import using
 
@@ -29,12 +28,11 @@ def test_what_is_written_is_read_here_and_elsewhere(spill):
     spill.write("few", 1, np.arange(4.0))
     np.testing.assert_array_equal(spill.array("few"), [[0] * 4, [0, 1, 2, 3], [0] * 4])
     script = """
-        import sys, json
+        import sys
         from sharedmask.storage.mapped_file import FileHandle, attach_file
-        from sharedmask.storage.spill import array_in
-        print("ready", *array_in(attach_file(FileHandle.from_json(sys.argv[1])), json.loads(sys.argv[2]))[1])
+        print("ready", *attach_file(FileHandle.from_json(sys.argv[1])).array("few")[1])
     """
-    with running(script, spill.handle.to_json(), json.dumps(spill.specs["few"])) as child:
+    with running(script, spill.handle.to_json()) as child:
         assert child.said == ["0.0", "1.0", "2.0", "3.0"]
 
 
@@ -46,7 +44,7 @@ def test_it_has_no_name_and_goes_with_its_last_view(spill):
     assert view.sum() == 0
     del view
     with pytest.raises(Exception, match="cannot be opened"):
-        array_in(attach_file(handle), spill.specs["few"])
+        attach_file(handle).array("few")
 
 
 def test_it_counts_as_on_disk(spill):
