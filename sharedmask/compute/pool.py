@@ -7,9 +7,7 @@ processes are worth it (``plan``).
 
 import atexit
 import contextlib
-import os
 import pickle
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from sharedmask.compute.surroundings import Surroundings
 from sharedmask.compute.template import Child, Template, ended
 from sharedmask.compute.worker import Answer, Item, Kernel, Said
 from sharedmask.errors import WorkerError
-from sharedmask.system.process import n_cpus
+from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
 
 OnDone = Callable[[int, Any], None]
 
@@ -86,7 +84,7 @@ class _Pool:
         self._template = Template((*_PRELOAD, *preload))
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @contextlib.contextmanager
     def lease(self, count: int, generation: int = 0) -> Iterator[list[_Worker]]:
@@ -173,8 +171,7 @@ def _end_pools() -> None:
         pool.end()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_pools)
+at_fork(in_child=_abandon_pools)
 
 
 def shutdown() -> None:
@@ -224,7 +221,7 @@ class _Dispatch:
     def __init__(self, workers: list[_Worker], items: Sequence[Item], on_done: OnDone | None) -> None:
         self._workers = workers
         self._items = items
-        self._on_done = on_done
+        self._on_done = _checked(on_done)
         self._waiting = iter(range(len(items)))
         self._busy: dict[Any, tuple[_Worker, int]] = {}
         self._answers: list[Any] = [None] * len(items)
@@ -263,8 +260,7 @@ class _Dispatch:
         if answer.failure is not None:
             raise answer.failure.error
         self._answers[number] = answer.value
-        if self._on_done is not None:
-            self._on_done(number, answer.value)
+        self._on_done(number, answer.value)
 
 
 def run_threads(
@@ -276,18 +272,26 @@ def run_threads(
 ) -> list[Any]:
     """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are."""
     n_threads = min(n_jobs, len(items), n_cpus())
+    done = _checked(on_done)
     if n_threads <= 1:
-        return [_done(on_done, number, kernel(*arguments, *item)) for number, item in enumerate(items)]
+        return [done(number, kernel(*arguments, *item)) for number, item in enumerate(items)]
     with ThreadPoolExecutor(n_threads, thread_name_prefix="sharedmask") as threads:
         running = [threads.submit(kernel, *arguments, *item) for item in items]
         try:
-            return [_done(on_done, number, future.result()) for number, future in enumerate(running)]
+            return [done(number, future.result()) for number, future in enumerate(running)]
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
 
 
-def _done(on_done: OnDone | None, number: int, value: Any) -> Any:
-    if on_done is not None:
-        on_done(number, value)
-    return value
+def _checked(on_done: OnDone | None) -> Callable[[int, Any], Any]:
+    """``on_done``, which may fork, as a function that gives back the value."""
+    caller = Caller()
+
+    def done(number: int, value: Any) -> Any:
+        if on_done is not None:
+            on_done(number, value)
+            caller.check()
+        return value
+
+    return done

@@ -17,12 +17,12 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sharedmask.compute.failure import dumps_by_value
+from sharedmask.system.process import cached_property
 
 # One thread per worker: n_jobs says how many cores to use, and every BLAS thread has its buffers.
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}

@@ -22,7 +22,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from typing import NoReturn
 from sharedmask.compute.surroundings import ONE_THREAD
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
+from sharedmask.system.process import Lock
 
 _HOME = str(Path(__file__).parents[2])
 _COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.compute.template import serve; serve()"
@@ -54,7 +54,7 @@ class Template:
 
     def __init__(self, preload: Sequence[str]) -> None:
         self._preload = preload
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 

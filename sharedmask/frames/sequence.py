@@ -7,6 +7,7 @@ where frames live (``store``), opening and writing files (``dataset``), the arit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from operator import index as as_index
 from typing import Any, Self, TypeVar
 
@@ -199,7 +200,7 @@ class FrameSequence:
         """
         store, numbers = self._store, self._numbers.tolist()
         with progress_to(progress, len(numbers), "frame") as tell:
-            for done, (number, following) in enumerate(zip(numbers, [*numbers[1:], None], strict=True), 1):
+            for done, (number, following) in enumerate(zip_longest(numbers, numbers[1:]), 1):
                 if following is not None:
                     mapped_file.will_need(store.row(following))
                 yield store.frame(number)

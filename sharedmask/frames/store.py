@@ -14,7 +14,6 @@ them (``sequence``).
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +22,9 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, ClosedImageError, ParameterError
-from sharedmask.frames import kernels
+from sharedmask.frames import kernels, nifti
 from sharedmask.frames.backing import Backing, open_backing
 from sharedmask.frames.metadata import Metadata
-from sharedmask.sources.nifti import pack_header, unpack_header
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import mapped_file, memory, segment
 from sharedmask.storage.container import Geometry
@@ -35,6 +33,7 @@ from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Handle
 from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
+from sharedmask.system.process import Lock
 from sharedmask.typing import Array
 
 # What makes a view again, by the names that other processes are told.
@@ -69,7 +68,7 @@ class FrameStore:
         self._handle: str | None = None
         self.total: NDArray[np.float64] | None = None
         """The sum of all frames, once it was needed; until one is transformed."""
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.closed = False
 
     @classmethod
@@ -219,7 +218,7 @@ class FrameStore:
             return self._segments[key].handle.to_json()
 
     def _publish_metadata(self) -> OwnedSegment:
-        kind, content = pack_header(self.header)
+        kind, content = nifti.pack_header(self.header)
         arrays = {**self._metadata.arrays, "header": np.frombuffer(content, np.uint8)}
 
         def fill(segment: dict[str, Array]) -> None:
@@ -269,7 +268,7 @@ class FrameStore:
         known = attachment.meta
         kind, text, offset, shape, strides, dtype = known["rows"]
         rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
-        header = unpack_header(known["header"], arrays.pop("header").tobytes())
+        header = nifti.unpack_header(known["header"], arrays.pop("header").tobytes())
         backing = Backing(rows, known["order"], tuple(known["store"]))
         store = cls(Facts.from_dict(known["facts"]), header, Metadata.from_arrays(arrays), backing)
         if known["transformed"] is not None:

@@ -19,14 +19,16 @@ import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakSet
 
 from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, SharedMaskError
 from sharedmask.image import protocol
 from sharedmask.image.image import SharedImage
 from sharedmask.sources.source import open_source
 from sharedmask.storage.registry import Claim, directory, socket_address
-from sharedmask.system import limits
+from sharedmask.system import limits, process
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.process import Event, Lock, Semaphore
 from sharedmask.system.units import format_bytes, parse_bytes
 
 Key = tuple[str, str]
@@ -39,13 +41,24 @@ _LOADING_DESCRIPTORS = 8  # of one load
 _SPARE_DESCRIPTORS = 16 + _LOADS_AT_ONCE * _LOADING_DESCRIPTORS
 
 
+_serving: "WeakSet[Coordinator]" = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for coordinator in list(_serving):
+        coordinator.forget()
+
+
+process.at_fork(in_child=_after_fork_in_child)
+
+
 @dataclass(eq=False)
 class _Held:
     """One image and who holds it."""
 
     key: Key
     image: SharedImage
-    loading: threading.Lock = field(default_factory=threading.Lock)
+    loading: Lock = field(default_factory=Lock)
     clients: set[int] = field(default_factory=set)
     used: float = field(default_factory=time.monotonic)
     admitted: bool = False
@@ -82,11 +95,11 @@ class Coordinator:
         self._limit = MemoryBudget.here().limit if memory_limit is None else parse_bytes(memory_limit)
         self._idle = idle
         self._store = store
-        self._lock = threading.Lock()
-        self._loads = threading.BoundedSemaphore(_LOADS_AT_ONCE)
+        self._lock = Lock()
+        self._loads = Semaphore(_LOADS_AT_ONCE)
         self._images: dict[Key, _Held] = {}
         self._clients: dict[int, socket.socket] = {}
-        self._stopping = threading.Event()
+        self._stopping = Event()
         self._ended = False
         self._threads: list[threading.Thread] = []
         self.n_loads = 0
@@ -106,6 +119,7 @@ class Coordinator:
             self._accepting = threading.Thread(target=self._accept, name="sharedmask-accept", daemon=True)
             self._accepting.start()
             self._opened = opened.pop_all()
+            _serving.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,6 +140,14 @@ class Coordinator:
                 held.loading.release()
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0))
+
+    def forget(self) -> None:
+        """In a forked child: clients and images are the parent's."""
+        self._ended = True
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._images.clear()
 
     def stop(self) -> None:
         """Ask the coordinator to end; safe in a signal handler."""

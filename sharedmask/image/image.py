@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +37,7 @@ from sharedmask.storage.segment import Handle
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.monitor import MemoryReport
+from sharedmask.system.process import Lock
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -119,7 +119,7 @@ class SharedImage(Operations):
         self._asked_store = "auto"
         self._memory_limit = None
         self._name = name
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._owned: OwnedSegment | None = None
         self._lease: socket.socket | None = None
         self._held: Held | None = None

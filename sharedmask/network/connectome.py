@@ -12,7 +12,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sharedmask.storage import container, segment
 from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Shared
 from sharedmask.system import settings
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 _DATASETS = ("timeseries", "mask_indices", "mask_affine")

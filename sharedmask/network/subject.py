@@ -9,7 +9,6 @@ subjects that share chunks together.
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from sharedmask.errors import ConnectomeError, DamagedImageError
 from sharedmask.sources import hdf5
+from sharedmask.system.process import Lock
 from sharedmask.typing import Array
 
 _GROUP_BYTES = 64 * 2**20
@@ -105,7 +105,7 @@ class _ChunkGroups:
         self._series = series
         self._bounds = start, stop
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._group = lru_cache(maxsize=1)(self._read)
         per_chunk = series.chunks[0] if series.chunks else 1
         fitting = _GROUP_BYTES // (int(np.prod(series.shape[1:])) * series.dtype.itemsize)

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -37,6 +36,7 @@ from sharedmask.regions.masks import (
     wanted_labels,
 )
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, voxel_numbers
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Numbers
 
 T = TypeVar("T")

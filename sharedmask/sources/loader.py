@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import Volumes, VolumesReader
+from sharedmask.system.process import Caller
 from sharedmask.typing import Array
 
 # Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte
@@ -119,6 +120,7 @@ class _Decoder:
         self._select = select
         self._step = step
         shape = (step, n_selected)
+        self._caller = Caller()
         self._blocks: list[Array] = [np.empty(shape, source.dtype) for _ in range(_N_BLOCKS)]
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()
@@ -140,6 +142,7 @@ class _Decoder:
                 raise message
             start, block = message
             yield start, block
+            self._caller.check()
             self._free.put(block.base if block.base is not None else block)
 
     def _decode(self) -> None:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -36,6 +36,7 @@ from sharedmask.sources.grid import Grid
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import Volumes
 from sharedmask.system.files import matches
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 Order = Literal["C", "F"]
@@ -90,7 +91,6 @@ class Facts:
     inter: float  # of the stored values; 0.0 if they are not scaled
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
     t_r_origin: str  # the sidecar or "its header"; why it is not known
-    header: Any = field(repr=False)  # a copy, for later writers; of a shared image without extensions
 
     @property
     def n_voxels(self) -> int:
@@ -129,8 +129,7 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them; floats keep all their bits."""
         taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
-        exact = {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
-        return taken | exact | {"header": nifti.header_text(self.header)}
+        return taken | {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Facts:
@@ -138,7 +137,7 @@ class Facts:
         affine = np.array(given["affine"], np.float64)
         affine.setflags(write=False)
         exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
-        return Facts(**given | exact | {"header": nifti.header_of(given["header"])})
+        return Facts(**given | exact)
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,7 @@ class Source(Facts, ABC):
     """The facts of one image, and the way to its volumes. `open_source` makes it."""
 
     paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
+    header: Any = field(repr=False)  # a copy, for later writers
     t_r_doubt: str = field(repr=False, default="", kw_only=True)  # what is to be said of the repetition time
 
     @property

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import partial
 from hashlib import blake2b
 from numbers import Real
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import FileLayout, Source, VolumeReader
 from sharedmask.sources.values import all_finite
-from sharedmask.system.process import n_cpus
+from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.typing import Array
 
 Interpolation = Literal["continuous", "linear", "nearest"]

@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import tempfile
-import threading
 import time
 import warnings
 import weakref
@@ -77,6 +76,8 @@ class Record:
         The new file is locked before it gets a name. A reaper that opened the old one cannot
         lock it until we close it, and then finds another inode under the name.
         """
+        if self._fd < 0:
+            raise SegmentError("only the process that made a segment names it, and until it is released")
         with _making, _open_directory() as folder:
             fresh = f"{self.name}.{secrets.token_hex(4)}"
             fd = _locked_file(folder, fresh, content)
@@ -142,8 +143,8 @@ def _lock_and_fill(fd: int, content: str) -> None:
 # --- owning --------------------------------------------------------------------------------------
 
 _kept: "weakref.WeakSet[OwnedSegment | Claim]" = weakref.WeakSet()
-# Held while descriptors are made that a child must let go of, and while a fork happens.
-_making = threading.RLock()
+# Held while descriptors that a child must let go of are made or closed, and while a fork happens.
+_making = process.Lock()
 _reaped_by = 0
 
 
@@ -263,21 +264,19 @@ def _finalize(pid: int, label: str, segment: Segment, record: Record) -> None:
 
 def _release(pid: int, segment: Segment, record: Record) -> None:
     if os.getpid() == pid:
-        segment.store.release()
-        record.remove()
+        with _making:
+            segment.store.release()
+            record.remove()
 
 
 def _after_fork_in_child() -> None:
     # The child shares our locks: if it held on to them, our death would go unnoticed.
     for kept in list(_kept):
         kept.forget()
-    _making.release()
+    _making.__exit__()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_making.acquire, after_in_parent=_making.release, after_in_child=_after_fork_in_child
-    )
+process.at_fork(before=_making.__enter__, in_parent=_making.__exit__, in_child=_after_fork_in_child)
 
 
 def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
@@ -355,10 +354,11 @@ class Claim:
     def release(self) -> None:
         """Remove the socket and the claim, unless they are a successor's. Idempotent."""
         if self._fd >= 0:
-            with contextlib.suppress(SegmentError), _open_directory() as folder:
-                if is_named(folder, self.role + _CLAIM_SUFFIX, self._fd):
-                    _remove_claim(folder, self.role)
-            self.forget()
+            with _making:
+                with contextlib.suppress(SegmentError), _open_directory() as folder:
+                    if is_named(folder, self.role + _CLAIM_SUFFIX, self._fd):
+                        _remove_claim(folder, self.role)
+                self.forget()
 
 
 def claimed_by(role: str) -> tuple[int, int] | None:

@@ -6,7 +6,6 @@ cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from sharedmask.errors import ParameterError
@@ -15,6 +14,7 @@ from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.names import camel, label
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
+from sharedmask.system.process import cached_property
 
 # Parameters that change no signal, or only where it is said in the sidecar.
 _UNSAID = {"detrend", "high_pass", "low_pass", "standardize", "t_r", "dtype", "prefer", "memory"}

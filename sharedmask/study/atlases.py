@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from sharedmask.errors import GridMismatchError, NoInputError, ParameterError
@@ -16,6 +15,7 @@ from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
 from sharedmask.sources.sidecar import fetched, read_json
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
+from sharedmask.system.process import cached_property
 
 # Those of BIDS 1.11 and of TemplateFlow that images of the whole brain are in.
 _TEMPLATE = re.compile(

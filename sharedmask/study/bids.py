@@ -11,7 +11,6 @@ one that the data set gives it, wherever links lead.
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sharedmask.errors import DatasetError, NoInputError, ParameterError
 from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system.files import dangling
+from sharedmask.system.process import cached_property
 
 _LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
 NATIVE = "native"

@@ -29,7 +29,6 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.system import process
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.process import cached_property
 
 Key = Any
 OnResult = Callable[[Key, Any], Any] | None

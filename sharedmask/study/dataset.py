@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
 from sharedmask.system.monitor import MemoryMonitor
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 _LAST = "last.json"

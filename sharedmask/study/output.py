@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from sharedmask.sources.source import open_source
 from sharedmask.study.cohort import Study, extract_many
 from sharedmask.study.tables import series_writer, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.process import cached_property
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 

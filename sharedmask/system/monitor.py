@@ -22,6 +22,7 @@ from sharedmask.errors import MemoryLimitError, SharedMaskWarning
 from sharedmask.system import settings, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
+from sharedmask.system.process import Event, Lock
 from sharedmask.system.units import format_bytes, parse_bytes
 
 _log = logging.getLogger("sharedmask.monitor")
@@ -158,8 +159,8 @@ class MemoryMonitor:
         self._patience = patience
         self._interval = interval
         self._pid = os.getpid() if pid is None else pid
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._lock = Lock()
+        self._stopping = Event()
         self._open_phases: list[Phase] = []
         self._warned = False
         self.samples: list[Sample] = []

@@ -1,21 +1,28 @@
 """This process and this machine: identities that cannot be mistaken, and CPUs.
 
-Covers: boot, process ids and their start times, how many workers are meant by ``n_jobs``.
-Does not cover: memory (``limits``, ``usage``).
+Covers: boot, process ids and their start times, how many workers are meant by ``n_jobs``, what a
+forked child finds. Does not cover: memory (``limits``, ``usage``).
 """
 
 import contextlib
+import functools
 import os
-from functools import cache
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from operator import index
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+from weakref import WeakSet
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, WorkerError
 
 # --- this machine, this process ------------------------------------------------------------------
 
 
-@cache
+@functools.cache
 def boot_id() -> str:
     """What changes when this machine restarts."""
     with contextlib.suppress(FileNotFoundError):
@@ -57,3 +64,161 @@ def effective_n_jobs(n_jobs: int | None) -> int:
     if asked == 0:
         raise ParameterError(f"n_jobs={n_jobs!r} has no meaning: give a number of jobs, or -1 for all CPUs")
     return asked if asked > 0 else max(1, n_cpus() + 1 + asked)
+
+
+# --- forks ---------------------------------------------------------------------------------------
+#
+# A child has the thread that forked and none of the others: what they were about stays as it was at
+# that moment. So the child begins anew with each lock of the package (Lock, Semaphore, Event); what
+# belongs to the parent is let go of (``at_fork``); a call that the fork cut in two goes on in the
+# parent alone (``Caller``); and no fork happens while one of our threads imports a library, which the
+# child could then never import.
+
+_IMPORTING = "<frozen importlib._bootstrap>"
+_PATIENCE = 10.0
+_PACKAGE = __name__.partition(".")[0]
+
+_locks: "WeakSet[Lock | Semaphore | Event]" = WeakSet()
+
+
+class Lock:
+    """A lock that its holder may take again; in a forked child only the thread that forked holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _locks.add(self)
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Whether it was free within so many seconds; -1 waits for as long as it takes."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def begin_anew(self) -> None:
+        """In a forked child: nobody is there to release it, unless this thread is."""
+        fresh = threading.RLock()
+        with contextlib.suppress(RuntimeError):
+            while True:
+                self._lock.release()
+                fresh.acquire()
+        self._lock = fresh
+
+
+_T = TypeVar("_T")
+
+
+class cached_property(functools.cached_property[_T]):
+    """The standard one, with our lock: up to Python 3.11 it takes one of its own."""
+
+    def __init__(self, func: Callable[[Any], _T]) -> None:
+        super().__init__(func)
+        self.lock = Lock()
+
+
+class Semaphore:
+    """So many at once; in a forked child nobody yet."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.begin_anew()
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._semaphore.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._semaphore.release()
+
+    def begin_anew(self) -> None:
+        """In a forked child: those who were at it are not there."""
+        self._semaphore = threading.BoundedSemaphore(self._count)
+
+
+class Event(threading.Event):
+    """An event that threads wait for, and that a forked child can set, whoever waited in the parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _locks.add(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: nobody waits, and whether it is set stays."""
+        was_set = self.is_set()
+        super().__init__()
+        if was_set:
+            self.set()
+
+
+class Caller:
+    """The process that makes a call whose threads or workers are at work while the caller's code runs."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def check(self) -> None:
+        """Refuse to go on in a child that the caller's code forked: what it waits for is not there.
+
+        Raises
+        ------
+        WorkerError
+        """
+        if os.getpid() != self._pid:
+            raise WorkerError(
+                f"this process was forked by {self._pid} in the middle of a call, which goes on there: "
+                "call again here"
+            )
+
+
+Hook = Callable[[], object]
+
+
+def _nothing() -> None:
+    """What a fork needs not have done."""
+
+
+def at_fork(*, before: Hook = _nothing, in_parent: Hook = _nothing, in_child: Hook = _nothing) -> None:
+    """Have these called at every fork of this process; in the child when locks can be used again."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def _begin_anew() -> None:
+    for one in list(_locks):
+        one.begin_anew()
+
+
+def _wait_for_imports() -> None:
+    """Return when no other thread of ours imports a library, or it takes too long."""
+    deadline = time.monotonic() + _PATIENCE
+    while _others_import() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _others_import() -> bool:
+    here = threading.get_ident()
+    return any(_we_import(frame) for thread, frame in sys._current_frames().items() if thread != here)
+
+
+def _we_import(frame: FrameType) -> bool:
+    importing = False
+    for caller in _callers(frame):
+        importing = importing or caller.f_code.co_filename == _IMPORTING
+        if importing and caller.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+            return True
+    return False
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+at_fork(before=_wait_for_imports, in_child=_begin_anew)

@@ -15,7 +15,6 @@ where module systems and other versions have variables of their own.
 
 import contextlib
 import os
-import threading
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from typing import Any
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.system import limits
+from sharedmask.system.process import Lock
 from sharedmask.system.units import parse_bytes
 
 GIB = 2**30
@@ -264,7 +264,7 @@ def _from_job(capacity: int) -> dict[str, Any]:
 
 # --- now -----------------------------------------------------------------------------------------
 
-_lock = threading.RLock()
+_lock = Lock()
 _given: dict[str, Any] = {}
 _resolved: tuple[Any, Settings, dict[str, str]] | None = None
 _known: set[str] = set()

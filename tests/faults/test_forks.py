@@ -348,3 +348,87 @@ def test_a_forked_child_may_use_the_image_and_takes_nothing_with_it(run):
     """
     done = python(script)
     assert done.returncode == 0, done.stderr
+
+
+# --- forks at any moment ---
+
+MOMENTS = """
+import os, signal, sys, threading, time, warnings
+import numpy as np
+from sharedmask import Coordinator, FrameDataset, SharedImage, extract, extract_many
+from sharedmask.compute import pool
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 tells that threads do not survive a fork
+path, masks = sys.argv[1], list(np.load(sys.argv[2]))
+
+def load(store="shm"):
+    with SharedImage(path, store=store) as image:
+        return image.frame(0).sum()
+
+def mask():
+    with SharedImage(path, store="memfd") as image:
+        return sum(signals.sum() for signals in image.mask_parallel(masks, n_jobs=2, prefer="threads"))
+
+def stream():
+    return sum(signals.sum() for signals in extract(path, masks))
+
+def clean():
+    return extract(path, masks, detrend=True, n_jobs=2, prefer="threads")[0].std()
+
+def start():
+    with SharedImage(path) as image:
+        found = image.map(np.sum, masks, n_jobs=2)
+    pool.shutdown()
+    return found[0]
+
+def many():
+    return sum(signals.sum() for signals in extract_many({"a": path}, masks).results["a"])
+
+def frames():
+    with FrameDataset(path) as dataset:
+        return dataset.mean().sum()
+
+def connect():
+    with SharedImage.connect(path) as image:
+        return image.frame(0).sum()
+
+CALLS = [load, mask, stream, clean, many, frames, connect]
+done = threading.Event()
+
+def repeat(call):
+    while not done.is_set():
+        call()
+
+with Coordinator(memory_limit="1G"):
+    expected = [call() for call in [*CALLS, start]]
+    threads = [threading.Thread(target=repeat, args=(call,)) for call in [*CALLS, start]]
+    for thread in threads:
+        thread.start()
+    failed = []
+    try:
+        for number in range(60):
+            time.sleep(number % 7 / 500)
+            call = CALLS[number % len(CALLS)] if number % 20 else start
+            right = expected[[*CALLS, start].index(call)]
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(60)
+                if call() == right:
+                    os._exit(0)
+                os._exit(3)
+            status = os.waitpid(pid, 0)[1]
+            if status:
+                failed.append((call.__name__, status))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+print(failed)
+"""
+
+
+def test_children_of_any_moment_finish_a_call_of_their_own(run, tmp_path):
+    """Threads load, mask, clean, start workers and serve while the main thread forks."""
+    np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
+    done = python(MOMENTS, run, tmp_path / "masks.npy", timeout=280)
+    assert done.stdout == "[]\n", done.stderr

@@ -287,6 +287,10 @@ def test_sums_are_those_of_the_frames_in_their_order(tmp_path, dtype):
             same_bits(frame, data[..., index])
             same_bits(training.sum(), expected)
             same_bits(training.mean(), expected / (N - 1))
+        total = np.zeros(SHAPE)
+        for frame in np.moveaxis(data, 3, 0):
+            total += frame
+        same_bits(ds.sum(), total)
 
 
 def test_a_transform_changes_the_sums(run, tmp_path):

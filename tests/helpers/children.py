@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 
 
-def python(script, *args, how="-c", helpers=False, **kwargs):
+def python(script, *args, how="-c", helpers=False, timeout=120, **kwargs):
     """The finished child: its output, errors and return code; if it uses ``helpers``, it can import them."""
     if helpers:
         env = kwargs.setdefault("env", dict(os.environ))
@@ -18,7 +18,7 @@ def python(script, *args, how="-c", helpers=False, **kwargs):
         [sys.executable, how, textwrap.dedent(script), *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         **kwargs,
     )
 
@@ -42,6 +42,26 @@ def running(script, *args, ready="ready", **kwargs):
     finally:
         child.kill()
         child.communicate()
+
+
+def in_fork(call):
+    """What ``call`` gives in a forked child, or raises there, as text; one that hangs is killed."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        try:
+            said = repr(call())
+        except BaseException as error:
+            said = repr(error)
+        os.write(theirs, said.encode())
+        os._exit(0)
+    os.close(theirs)
+    with open(ours) as pipe:
+        said = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
 
 
 def kill_group(child):

@@ -188,6 +188,18 @@ def test_only_the_creator_unregisters():
     assert [module for module, text in sources().items() if "unregister(" in text] == ["storage.memory"]
 
 
+def test_locks_are_made_in_one_place():
+    """Which makes them anew in a forked child."""
+    makes = re.compile(
+        r"threading\.(R?Lock|Condition|\w*Semaphore|Event|Barrier)\(|import .*\bcached_property"
+    )
+    lines = [
+        line for name, text in sources().items() if name != "system.process" for line in text.splitlines()
+    ]
+    made = [line for line in lines if makes.search(line)]
+    assert [line for line in made if "sharedmask.system.process" not in line] == []
+
+
 def test_no_pickle_or_eval_of_files():
     for module, text in sources().items():
         called = {ast.unparse(n.func) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)}
