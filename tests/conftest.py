@@ -5,11 +5,14 @@ import gc
 import os
 import signal
 import time
+import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from matplotlib.figure import Figure
 from segments import Segments, Watch
 
 from sharedmask.compute import pool
@@ -67,10 +70,20 @@ def _helpers_that_stay(tmp_path_factory):
     for preload in ((), ("nilearn.signal",), cohort.EXTRACTING, cohort.CLEANING):
         pool.run_processes(len, (), [((),)], 1, preload=preload)
     pool.shutdown()
-    figures.coverage([1.0])  # matplotlib keeps its fonts open
+    _keep_fonts()
     import nilearn.maskers  # noqa: F401
 
     gc.freeze()  # what these imports made is not looked through after each test
+
+
+def _keep_fonts():
+    """matplotlib keeps those open that our pages and nilearn's reports are drawn with."""
+    figures.coverage([1.0])
+    figure = Figure()
+    figure.text(0, 0, "\N{HAMMER AND PICK}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure.savefig(BytesIO())
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,7 @@ class Writer:
         nifti.check_ending(path)
         _check_target(path)
         shape = (*self.facts.shape[:3], len(self.metadata.numbers))
-        header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine)
+        header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine, self.facts.t_r)
         with atomic_write(path) as temporary:
             nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
 

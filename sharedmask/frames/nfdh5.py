@@ -34,10 +34,9 @@ import nibabel as nib
 import numpy as np
 
 from sharedmask.errors import DamagedImageError, ImageError, ParameterError
-from sharedmask.frames import nifti
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources import hdf5
-from sharedmask.sources.nifti import HEADER_TIME
+from sharedmask.sources.nifti import HEADER_TIME, pack_header, unpack_header
 from sharedmask.sources.source import Facts, FileLayout, Source, VolumeReader, open_source, warn_of_time
 from sharedmask.typing import Array
 
@@ -237,7 +236,7 @@ def _read_header(root: Any) -> tuple[Any, float | None]:
         header.set_xyzt_units("mm")
         return header, None
     stored = root["_header"]
-    header = nifti.unpack_header(_text(stored.attrs["class"]), stored[()].tobytes())
+    header = unpack_header(_text(stored.attrs["class"]), stored[()].tobytes())
     return header, float(stored.attrs["t_r"]) or None
 
 
@@ -323,7 +322,7 @@ def _write_group(root: Any, group: str, arrays: Mapping[str, Array], known: tupl
 
 
 def _write_header(root: Any, header: Any, t_r: float | None) -> None:
-    kind, content = nifti.pack_header(header)
+    kind, content = pack_header(header)
     root["_header"] = np.frombuffer(content, np.uint8)
     root["_header"].attrs["class"] = kind
     root["_header"].attrs["t_r"] = t_r or 0.0

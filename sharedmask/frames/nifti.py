@@ -1,6 +1,6 @@
 """A NIfTI file written volume by volume.
 
-Covers: headers for other values than those they came with, headers as bytes, plain and gzip files.
+Covers: headers for other values than those they came with, plain and gzip files.
 Does not cover: reading (``source``), temporary names (``files``), shared images (``niimg``).
 """
 
@@ -14,12 +14,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from sharedmask.errors import ImageError, ParameterError
+from sharedmask.errors import ParameterError
+from sharedmask.sources.nifti import time_of
 from sharedmask.typing import Array
 
 _LEVEL = 2  # of ISA-L, which has 0 to 3: smaller than gzip's 1 and five times as fast
 _ENDINGS = (".nii", ".nii.gz")
-_HEADERS = ("Nifti1Header", "Nifti1PairHeader", "Nifti2Header", "Nifti2PairHeader")
 
 
 def check_ending(path: Path) -> None:
@@ -28,8 +28,10 @@ def check_ending(path: Path) -> None:
         raise ParameterError(f"{path}: a NIfTI file's name ends in {' or '.join(_ENDINGS)}")
 
 
-def header_for(header: Any, shape: tuple[int, ...], dtype: np.dtype[Any], affine: Array) -> Any:
-    """A NIfTI header for true values of that shape and dtype, with what ``header`` knows.
+def header_for(
+    header: Any, shape: tuple[int, ...], dtype: np.dtype[Any], affine: Array, t_r: float | None
+) -> Any:
+    """A NIfTI header for true values of that shape, dtype and repetition time, with what ``header`` knows.
 
     Raises
     ------
@@ -44,24 +46,10 @@ def header_for(header: Any, shape: tuple[int, ...], dtype: np.dtype[Any], affine
     except (HeaderDataError, ValueError) as error:
         raise ParameterError(f"NIfTI cannot hold {dtype} values of shape {shape}: {error}") from error
     made.set_slope_inter(1.0, 0.0)
+    if t_r is not None and time_of(made) != t_r:  # a sidecar's: the new file has none
+        made["pixdim"][4] = t_r
+        made.set_xyzt_units(made.get_xyzt_units()[0], "sec")
     return made
-
-
-def pack_header(header: Any) -> tuple[str, bytes]:
-    """The class and the bytes of an image's header, extensions included; as NIfTI-1 if it is another."""
-    if type(header).__name__ not in _HEADERS:
-        header = nib.Nifti1Header.from_header(header, check=False)
-    buffer = BytesIO()
-    header.write_to(buffer)
-    return type(header).__name__, buffer.getvalue()
-
-
-def unpack_header(kind: str, content: bytes) -> Any:
-    """The opposite of :func:`pack_header`."""
-    if kind not in _HEADERS:
-        raise ImageError(f"image headers of the kind {kind!r} are not known")
-    made = getattr(nib.nifti2 if "Nifti2" in kind else nib.nifti1, kind)
-    return made.from_fileobj(BytesIO(content), check=False)
 
 
 def write(path: Path, header: Any, volumes: Iterable[Array], *, compress: bool) -> None:

@@ -22,9 +22,10 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, ClosedImageError, ParameterError
-from sharedmask.frames import kernels, nifti
+from sharedmask.frames import kernels
 from sharedmask.frames.backing import Backing, open_backing
 from sharedmask.frames.metadata import Metadata
+from sharedmask.sources.nifti import pack_header, unpack_header
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import mapped_file, memory, segment
 from sharedmask.storage.container import Geometry
@@ -218,7 +219,7 @@ class FrameStore:
             return self._segments[key].handle.to_json()
 
     def _publish_metadata(self) -> OwnedSegment:
-        kind, content = nifti.pack_header(self.header)
+        kind, content = pack_header(self.header)
         arrays = {**self._metadata.arrays, "header": np.frombuffer(content, np.uint8)}
 
         def fill(segment: dict[str, Array]) -> None:
@@ -268,7 +269,7 @@ class FrameStore:
         known = attachment.meta
         kind, text, offset, shape, strides, dtype = known["rows"]
         rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
-        header = nifti.unpack_header(known["header"], arrays.pop("header").tobytes())
+        header = unpack_header(known["header"], arrays.pop("header").tobytes())
         backing = Backing(rows, known["order"], tuple(known["store"]))
         store = cls(Facts.from_dict(known["facts"]), header, Metadata.from_arrays(arrays), backing)
         if known["transformed"] is not None:

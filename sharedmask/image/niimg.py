@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Image
+from nibabel import Nifti1Header, Nifti1Image
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import DTypeLike
 
+from sharedmask.sources.nifti import nifti1_header
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import segment
 from sharedmask.storage.rows import Held, attached
@@ -51,11 +52,8 @@ class SharedNifti(_Lent):
         handle = Handle.from_json(handle) if isinstance(handle, str) else handle
         held = attached(segment.attach(handle))
         facts = held.facts
-        image = cls(_data_of(held), facts.affine, dtype=facts.scaled_dtype)
+        image = cls(_data_of(held), facts.affine, _header_of(facts))
         image._handle, image.held = handle, held
-        image.header.set_xyzt_units("mm", "sec")
-        if facts.ndim == 4 and facts.t_r:
-            image.header.set_zooms((*image.header.get_zooms()[:3], facts.t_r))
         return image
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -77,7 +75,7 @@ class SourceNifti(_Lent):
     @classmethod
     def of(cls, source: Source, fingerprint: str | None = None) -> SourceNifti:
         """The image that ``source`` reads; a ``fingerprint`` only distinguishes pickles."""
-        image = cls(_SourceValues(source), source.affine, dtype=source.scaled_dtype)
+        image = cls(_SourceValues(source), source.affine, _header_of(source))
         image.source = source
         return image
 
@@ -99,6 +97,14 @@ class SourceNifti(_Lent):
         if self.source is None:
             return super().__reduce_ex__(protocol)
         return SourceNifti.of, (self.source, self.source.fingerprint)
+
+
+def _header_of(facts: Facts) -> Nifti1Header:
+    """The file's, as nibabel would give it; what was smoothed or resampled is stored otherwise."""
+    header = nifti1_header(facts.header)
+    if header.get_data_dtype().newbyteorder("=") != facts.dtype:
+        header.set_data_dtype(facts.scaled_dtype)
+    return header
 
 
 def _data_of(held: Held) -> Any:

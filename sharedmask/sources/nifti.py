@@ -9,17 +9,21 @@ from __future__ import annotations
 import math
 import os
 import re
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-from nibabel import Cifti2Image, Nifti1Pair, Spm99AnalyzeImage
-from nibabel.analyze import AnalyzeImage
+from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Spm99AnalyzeImage
+from nibabel.analyze import AnalyzeHeader, AnalyzeImage
 from nibabel.imageclasses import all_image_classes
 from nibabel.spatialimages import SpatialImage
+from nibabel.wrapstruct import WrapStructError
 
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
@@ -30,6 +34,10 @@ from sharedmask.system import files
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 HEADER_TIME = "its header"
 """Where a repetition time is from that no sidecar tells."""
+_UNTOLD = 1.0, "unknown"  # what nibabel makes of no header
+_HEADERS = ("Nifti1Header", "Nifti1PairHeader", "Nifti2Header", "Nifti2PairHeader")
+_LAYOUT = {"sizeof_hdr", "magic", "dim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter"}
+"""Fields that say how values are stored."""
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 
@@ -162,14 +170,82 @@ def files_of(file: str) -> tuple[Path, ...]:
 
 
 def _time(name: str, header: Any) -> dict[str, Any]:
-    """The repetition time: pixdim[4] in the header's unit; not known if it is what nibabel puts there."""
-    origin = f"neither {name} nor a sidecar gives a repetition time"
-    if not hasattr(header, "get_xyzt_units"):  # one volume, or a format that has none
-        return {"t_r": None, "t_r_origin": origin}
+    """The repetition time of a header, or of one that is no image of several volumes (None)."""
+    seconds, origin = time_of(header), f"neither {name} nor a sidecar gives a repetition time"
+    if seconds is not None:
+        return {"t_r": seconds, "t_r_origin": HEADER_TIME}
+    if hasattr(header, "get_xyzt_units") and _stored_time(header) == _UNTOLD:
+        origin += "; the header has 1 without a unit, as in images whose repetition time nobody set"
+    return {"t_r": None, "t_r_origin": origin}
+
+
+def time_of(header: Any) -> float | None:
+    """pixdim[4] in seconds; None of a format that has no unit, and of what nibabel puts there by itself."""
+    if not hasattr(header, "get_xyzt_units") or _stored_time(header) == _UNTOLD:
+        return None
+    stored, unit = _stored_time(header)
+    return positive(stored * SECONDS.get(unit, 0.0))
+
+
+def _stored_time(header: Any) -> tuple[float, str]:
     # Through its shortest decimal form: 0.8 is stored as float32, which is 0.800000012 in float64.
-    stored, unit = float(str(header.get_zooms()[3])), header.get_xyzt_units()[1]
-    if (stored, unit) == (1.0, "unknown"):
-        said = "1 without a unit, as in images whose repetition time nobody set"
-        return {"t_r": None, "t_r_origin": f"{origin}; the header has {said}"}
-    seconds = positive(stored * SECONDS.get(unit, 0.0))
-    return {"t_r": seconds, "t_r_origin": origin if seconds is None else HEADER_TIME}
+    return float(str(header["pixdim"][4])), header.get_xyzt_units()[1]
+
+
+# --- headers that travel -------------------------------------------------------------------------
+
+
+def pack_header(header: Any) -> tuple[str, bytes]:
+    """The class and the bytes of an image's header, extensions included; as NIfTI-1 if it is another."""
+    header, buffer = _as_nifti(header), BytesIO()
+    header.write_to(buffer)
+    return type(header).__name__, buffer.getvalue()
+
+
+def _as_nifti(header: Any) -> Any:
+    return header if type(header).__name__ in _HEADERS else nifti1_header(header)
+
+
+def unpack_header(kind: str, content: bytes) -> Any:
+    """The opposite of :func:`pack_header`."""
+    if kind not in _HEADERS:
+        raise ImageError(f"image headers of the kind {kind!r} are not known")
+    made = getattr(nib.nifti2 if "Nifti2" in kind else nib.nifti1, kind)
+    return made.from_fileobj(BytesIO(content), check=False)
+
+
+def nifti1_header(header: Any) -> Nifti1Header:
+    """All that NIfTI-1 can say of what a header says."""
+    # Of another class nibabel takes over shape, voxel sizes and dtype only.
+    made: Nifti1Header = Nifti1Header.from_header(header, check=False)
+    if isinstance(header, AnalyzeHeader) and type(header) is not Nifti1Header:
+        own = header.structarr.dtype.names
+        for name in set(own) & set(made.structarr.dtype.names) - _LAYOUT:
+            made[name] = header[name]
+    return made
+
+
+def header_text(header: Any) -> str | None:
+    """A header as a record has room for it: without extensions."""
+    if header is None:
+        return None
+    header = _as_nifti(header)
+    packed = zlib.compress(header.binaryblock, 9)
+    return f"{type(header).__name__} {b64encode(packed).decode()}"
+
+
+def header_of(text: str | None) -> Any:
+    """The opposite of :func:`header_text`.
+
+    Raises
+    ------
+    ValueError
+        It holds no header.
+    """
+    if text is None:
+        return None
+    kind, _, packed = text.partition(" ")
+    try:
+        return unpack_header(kind, zlib.decompress(b64decode(packed)))
+    except (zlib.error, ImageError, WrapStructError) as error:
+        raise ValueError(f"no image header: {error}") from error

@@ -91,6 +91,7 @@ class Facts:
     inter: float  # of the stored values; 0.0 if they are not scaled
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
     t_r_origin: str  # the sidecar or "its header"; why it is not known
+    header: Any = field(repr=False)  # a copy, for later writers; of a shared image without extensions
 
     @property
     def n_voxels(self) -> int:
@@ -129,7 +130,8 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them; floats keep all their bits."""
         taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
-        return taken | {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
+        exact = {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
+        return taken | exact | {"header": nifti.header_text(self.header)}
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Facts:
@@ -137,7 +139,7 @@ class Facts:
         affine = np.array(given["affine"], np.float64)
         affine.setflags(write=False)
         exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
-        return Facts(**given | exact)
+        return Facts(**given | exact | {"header": nifti.header_of(given["header"])})
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,6 @@ class Source(Facts, ABC):
     """The facts of one image, and the way to its volumes. `open_source` makes it."""
 
     paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
-    header: Any = field(repr=False)  # a copy, for later writers
     t_r_doubt: str = field(repr=False, default="", kw_only=True)  # what is to be said of the repetition time
 
     @property

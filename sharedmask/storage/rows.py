@@ -183,7 +183,7 @@ def attached(attachment: Attachment) -> Held:
         x, y, z, n_timepoints = facts.shape
         view = attachment.view("volumes").reshape(n_timepoints, z, y, x).transpose(3, 2, 1, 0)
         known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
-        return MappedVolumes(**known, paths=(), header=None, dataobj=view, attachment=attachment)
+        return MappedVolumes(**known, paths=(), dataobj=view, attachment=attachment)
     except (KeyError, TypeError, ValueError) as error:
         raise AttachError(f"{handle.label} is no shared image: {error!r}") from error
 
@@ -304,7 +304,7 @@ def as_source(held: Held) -> Source:
             f"{held.facts.name} holds the voxels of its mask_img only: smoothing and resampling need all"
         )
     facts = {fact.name: getattr(held.facts, fact.name) for fact in fields(Facts)}
-    return ArraySource(**facts, paths=(), header=None, dataobj=held.stored_view)
+    return ArraySource(**facts, paths=(), dataobj=held.stored_view)
 
 
 # --- files ---------------------------------------------------------------------------------------

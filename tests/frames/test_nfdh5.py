@@ -106,6 +106,27 @@ def test_the_header_is_carried_along(tmp_path, kind):
     assert [one.get_content() for one in back.header.extensions] == [b"a word"]
 
 
+@pytest.mark.parametrize("way", ["convert", "to_nifti"])
+@pytest.mark.parametrize("between", ["", "between.h5"])
+def test_the_repetition_time_of_a_sidecar_goes_to_the_new_file(tmp_path, way, between):
+    path = tmp_path / "sub-01_task-rest_bold.nii"
+    nib.Nifti1Image(bold(), AFFINE).to_filename(path)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    (tmp_path / "task-rest_bold.json").write_text('{"RepetitionTime": 0.8}')
+    if between:
+        convert(path, tmp_path / between)
+        path = tmp_path / between
+    (tmp_path / "out").mkdir()
+    if way == "convert":
+        convert(path, tmp_path / "out" / "back.nii.gz")
+    else:
+        with FrameDataset(path) as ds:
+            ds.to_nifti(tmp_path / "out" / "back.nii.gz")
+    with FrameDataset(tmp_path / "out" / "back.nii.gz") as back:
+        assert back.t_r == 0.8
+    assert nib.load(tmp_path / "out" / "back.nii.gz").header.get_xyzt_units()[1] == "sec"
+
+
 @pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair, nib.Spm2AnalyzeImage])
 def test_images_in_two_files_are_converted(tmp_path, kind):
     nib.save(kind(bold(), AFFINE), tmp_path / "run.img")

@@ -134,7 +134,7 @@ def test_picking_is_indexing(n_timepoints, n_voxels, picked, scaled):
     conversion = Conversion(2.0, 1.0, double, double) if scaled else None
     out = np.empty((len(voxels), n_timepoints), double if scaled else volumes.dtype)
     lying = rows.MappedVolumes(
-        "run.nii", (n_voxels, 1, 1, n_timepoints), 4, volumes.dtype, np.eye(4), 1.0, 0.0, None, (), None,
+        "run.nii", (n_voxels, 1, 1, n_timepoints), 4, volumes.dtype, np.eye(4), 1.0, 0.0, None, "", None, (),
         volumes.T.reshape(n_voxels, 1, 1, n_timepoints), SimpleNamespace(arrays={"volumes": volumes}),
     )  # fmt: skip
     assert rows.fill(lying, out, voxels, conversion)
