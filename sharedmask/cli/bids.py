@@ -6,7 +6,6 @@ work (``dataset``), exit codes (``base``).
 Exit code 1 means that some runs failed; ``OUT_DIR/.sharedmask/failed`` has a file for each.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from sharedmask.cli.base import (
     t_r_option,
 )
 from sharedmask.errors import ParameterError
+from sharedmask.system.inputs import read_json
 
 _UNKNOWN_LEVEL = 17
 
@@ -105,7 +105,7 @@ def _filter_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         return dict(content.get("bold", content))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ParameterError(f"{path} holds no BIDS filters: {error}") from error

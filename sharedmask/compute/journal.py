@@ -17,9 +17,13 @@ from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.system.files import write_json
+from sharedmask.system.inputs import read_json
 
 PRIVATE = ".sharedmask"
 """The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
+
+
+_NAME_BYTES = 200  # of the 255 that a file's name may have
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def _read(path: Path) -> Iterator[Entry]:
     """The entries; a line that is none was never finished, and its run is not complete."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 yield _parsed(json.loads(line))
 
 
@@ -171,11 +175,15 @@ class Failures:
         """Run -> its error."""
         found = {}
         for path in sorted(self.folder.glob("*.json")):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found[facts["run"]] = f"{facts['kind']}: {facts['error']}"
+            try:
+                facts = read_json(path)
+                found[str(facts["run"])] = f"{facts['kind']}: {facts['error']}"
+            except (OSError, ValueError, KeyError) as error:
+                found[path.stem] = f"not known: {path} cannot be read: {error}"
         return found
 
     def _path(self, key: str) -> Path:
-        # A key may be a path; its digest keeps two of one name apart.
-        mark = blake2b(key.encode(), digest_size=4).hexdigest()
-        return self.folder / f"{os.path.basename(key)}.{mark}.json"
+        # A key may be a path, and longer than a name may be; its digest keeps two of one name apart.
+        mark = blake2b(os.fsencode(key), digest_size=4).hexdigest()
+        name = os.fsdecode(os.fsencode(os.path.basename(key))[:_NAME_BYTES])
+        return self.folder / f"{name}.{mark}.json"

@@ -15,12 +15,11 @@ Lesions go in batches, cut from the list as given. Taken up again, a batch that 
 done again as a whole, so that its products have the same shape and its maps the same bytes.
 """
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from sharedmask.network.mapper import FunctionalNetworkMapper
 from sharedmask.network.stat_maps import KEYS, NetworkMaps
 from sharedmask.regions.masks import named_masks
 from sharedmask.system.files import atomic_write, write_json
+from sharedmask.system.inputs import opened_regular, read_json
 
 _SETTINGS = "run.json"
 _SUMMARY = "_summary.json"
@@ -147,7 +147,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], asked: int | None, fitting
     file = folder / _SETTINGS
     size = asked or fitting
     if resume:
-        before = json.loads(file.read_text())
+        before = _read(file)
         size = asked or before.pop("batch_size")
         before.pop("batch_size", None)
         changed = [name for name in settings if before.get(name) != settings[name]]
@@ -158,6 +158,14 @@ def _begin(folder: Path, settings: Mapping[str, Any], asked: int | None, fitting
             )
     write_json(file, {**settings, "batch_size": size})
     return size
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of this folder says."""
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{file} cannot be read, remove it to begin anew: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -207,17 +215,15 @@ def _digest(lesion: Any, settings: Mapping[str, Any]) -> str | None:
         return None
     digest = blake2b(repr(sorted(settings.items())).encode(), digest_size=16)
     try:
-        digest.update(Path(lesion).expanduser().read_bytes())
+        with opened_regular(Path(lesion).expanduser()) as file:
+            digest.update(file_digest(file, blake2b).digest())
     except OSError:
         return None  # what is wrong with it is found when it is read
     return digest.hexdigest()
 
 
 def _write_table(folder: Path, names: Sequence[str]) -> None:
-    rows = [
-        {"lesion": name, **json.loads((folder / f"{name}{_SUMMARY}").read_text())["summary"]}
-        for name in names
-    ]
+    rows = [{"lesion": name, **_read(folder / f"{name}{_SUMMARY}")["summary"]} for name in names]
     columns = list(rows[0]) if rows else ["lesion"]
     lines = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
     with atomic_write(folder / _TABLE) as temporary:

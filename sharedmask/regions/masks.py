@@ -19,15 +19,15 @@ from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.sources.codecs import ENDINGS, without_codec
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
-from sharedmask.sources.source import open_source
+from sharedmask.sources.source import Source, open_source
+from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]
@@ -35,8 +35,7 @@ ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
 _SUFFIX = re.compile(rf"(?<=.)(\.(nii|img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE)
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
-_BUILTIN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError)
-_UNREADABLE = (*_BUILTIN, ImageFileError, HeaderDataError)
+_SMALL_BYTES = 64 * 2**20  # what is read without asking whether there is room
 
 
 # ---- what the caller gives, and reading it
@@ -87,7 +86,7 @@ def named_masks(masks: Any) -> dict[str, Any]:
 def count_volumes(image: Any) -> int:
     """How many 3D images there are in one; 1 if that cannot be told, for the reader to say why."""
     path = _path(image)
-    with suppress(*_UNREADABLE):
+    with suppress(Exception):
         shape = (image if path is None else open_source(_file(path))).shape
         return int(np.prod(shape[3:]))
     return 1
@@ -104,8 +103,8 @@ def unique_names(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def unpack(masks: Any) -> tuple[Container, list[Any], list[Any]]:
-    """Container, keys and masks; only a single mask is read already."""
+def unpack(masks: Any, on: Grid | None = None) -> tuple[Container, list[Any], list[Any]]:
+    """Container, keys and masks; only a single mask is read already, if it lies ``on`` that grid."""
     container: Container = "list"
     masks = matching(masks) or masks
     if isinstance(masks, Mapping):
@@ -114,7 +113,7 @@ def unpack(masks: Any) -> tuple[Container, list[Any], list[Any]]:
         keys, items = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(masks)], list(masks)
     else:
         container, keys, items = _unpack_one(
-            read_volume(masks, file_stem(masks) or "mask_000"), file_stem(masks)
+            read_volume(masks, file_stem(masks) or "mask_000", on=on), file_stem(masks)
         )
     if not items:
         raise MaskError("no mask was given")
@@ -148,14 +147,19 @@ def target_grid(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
 def _reading(where: str) -> Iterator[None]:
     try:
         yield
+    except (MemoryError, GridMismatchError):
+        raise
     except FileNotFoundError as error:
         raise errors.MissingFileError(f"{where}: {error}") from error
-    except _UNREADABLE as error:
+    except Exception as error:  # nibabel's readers of other formats raise whatever their bytes lead to
         raise MaskError(f"{where} cannot be read: {error or type(error).__name__}") from error
 
 
-def read_volume(mask: Any, name: str, what: str = "mask") -> _Volume:
-    """The values and the grid of a mask; nothing is cached on the caller's objects."""
+def read_volume(mask: Any, name: str, what: str = "mask", on: Grid | None = None) -> _Volume:
+    """The values and the grid of a mask; nothing is cached on the caller's objects.
+
+    On another grid than ``on``, if that is given, or without the memory for it, nothing is read.
+    """
     where, path = f"{what} {name!r}", _path(mask)
     if isinstance(mask, _Volume):
         return mask
@@ -167,8 +171,18 @@ def read_volume(mask: Any, name: str, what: str = "mask") -> _Volume:
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = open_source(mask if path is None else _file(path))
+        if on is not None and strides_to(source.grid, on) is None:
+            raise mismatch_error(where, source.grid, on, "image")
+        _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.affine)
+
+
+def _require_memory(source: Source, where: str) -> None:
+    """Values as stored and scaled, those inside, and their labels."""
+    if source.nbytes > _SMALL_BYTES:
+        per_value = source.dtype.itemsize + 2 * source.scaled_dtype.itemsize + 16
+        MemoryBudget.here().require(f"reading {where}", source.nbytes // source.dtype.itemsize * per_value)
 
 
 def _file(path: str) -> Any:

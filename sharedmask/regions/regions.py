@@ -226,10 +226,10 @@ class Regions:
         to_masks = moves_the_image(resampling_target)
         if isinstance(masks, Regions):
             return masks if grid is None or to_masks else masks.on(grid)
-        container, keys, items = unpack(masks)
+        container, keys, items = unpack(masks, None if resampling_target else grid)
         names, parts = unique_names(str(key) for key in keys), list[Numbers]()
         for name, item in zip(names, items, strict=True):
-            volume = read_volume(item, name)
+            volume = read_volume(item, name, on=None if resampling_target else grid)
             grid = target_grid(volume, grid, own=to_masks and not parts)
             parts.append(place_on(volume, voxels_inside(volume), grid, resampling_target)[0])
             del volume  # before the next is read
@@ -272,7 +272,8 @@ class Regions:
         ('1', 'insula', '3')
         """
         to_masks = moves_the_image(resampling_target)
-        volume = read_volume(labels_img, file_stem(labels_img) or "labels", "label image")
+        stem, on = file_stem(labels_img) or "labels", None if resampling_target else grid
+        volume = read_volume(labels_img, stem, "label image", on)
         grid, known = target_grid(volume, grid, own=to_masks), read_lut(lut)
         values, codes = label_codes(volume, background_label)
         names = wanted_labels(labels, {*values, *known} - {background_label}, known, volume.where)

@@ -5,8 +5,8 @@ not cover: what the bytes mean (``source``). Nothing is held but a piece of inpu
 """
 
 import bz2
+import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 from isal import igzip_lib
 
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.system import inputs
 
+GZIP_RATIO = 1032
+"""No gzip data holds more bytes for each of its own."""
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -67,6 +70,13 @@ class Stream:
         while got := self.readinto(memoryview(piece)[: max(n_bytes - len(taken), 0)]):
             taken += piece[:got]
         return bytes(taken)
+
+    def skip(self, n_bytes: int) -> int:
+        """Go past so many bytes; how many there were."""
+        done, piece = 0, memoryview(bytearray(CHUNK))
+        while got := self.readinto(piece[: n_bytes - done]):
+            done += got
+        return done
 
     def finish(self) -> None:
         """Verify what is left to verify; a plain file has no checksum."""
@@ -130,13 +140,13 @@ class MemberStream(Stream):
 def open_raw(path: str | Path) -> FileIO:
     """The file, which a pipe or a device is not: nobody may ever write to a pipe."""
     try:
-        file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        return inputs.opened_regular(path)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ImageError(f"{path} is a pipe, a socket or a device, which cannot be read twice; give a file")
-    return file
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ImageError(f"{path} is {error.strerror}") from error
 
 
 @contextmanager

@@ -38,6 +38,8 @@ _UNTOLD = 1.0, "unknown"  # what nibabel makes of no header
 _HEADERS = ("Nifti1Header", "Nifti1PairHeader", "Nifti2Header", "Nifti2PairHeader")
 _LAYOUT = {"sizeof_hdr", "magic", "dim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter"}
 """Fields that say how values are stored."""
+_HEADER_BYTES = 64 * 2**20  # with extensions
+_MAT_BYTES = 2**20
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 
@@ -79,19 +81,20 @@ def _check_magic(path: str, name: str) -> None:
 def load(path: str, name: str) -> Any:
     """The nibabel image, of which no voxel is read; ``name`` is the file's in messages.
 
-    Compressed headers are decompressed here and not by nibabel. With indexed_gzip installed it refuses files
-    with a wrong checksum or bytes after their end, saying that they are of no known type.
+    The bytes of headers are read here and not by nibabel, which reads as many as they promise. With
+    indexed_gzip installed it also refuses files with a wrong checksum or bytes after their end, saying that
+    they are of no known type.
     """
     meta = _header_path(path)
     _check_magic(meta, name if meta == path else f"{meta} (header of {name})")
     with open_stream(meta, name) as stream:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
-        if not codec_of(path):
-            return kind.from_filename(path)
-        head += _read_extensions(stream, kind, head)
+        head += _read_extensions(stream, kind, head, name)
     file_map = kind.filespec_to_file_map(path)
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
+    if "mat" in file_map:
+        file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
     return kind.from_file_map(file_map)
 
 
@@ -112,11 +115,25 @@ def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     return kind
 
 
-def _read_extensions(stream: Stream, kind: Any, head: bytes) -> bytes:
+def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes:
     """What follows the header up to the data, or (of a pair) to the end of the file."""
     header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
-    end = int(header["vox_offset"]) if len(kind.files_types) == 1 else 1 << 62
-    return stream.take(end - len(head))
+    is_single = len(kind.files_types) == 1
+    end = int(header["vox_offset"]) if is_single else _HEADER_BYTES + 1
+    if not is_single:
+        end = len(head) + len(more := stream.take(end - len(head)))
+    if end > _HEADER_BYTES:
+        raise ImageError(f"{name} says that its header has {end} bytes; at most {_HEADER_BYTES} are read")
+    return stream.take(end - len(head)) if is_single else more
+
+
+def _read_affines(path: str) -> bytes:
+    """SPM's file of an image's affine; empty if there is none."""
+    try:
+        with open_stream(path, path) as stream:
+            return stream.take(_MAT_BYTES)
+    except MissingFileError:
+        return b""
 
 
 def _header_path(path: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.sources.codecs import without_codec
 from sharedmask.sources.names import Name, same
+from sharedmask.system import inputs
 from sharedmask.system.files import dangling
 
 DESCRIPTION = "dataset_description.json"
@@ -92,16 +93,13 @@ def read_json(path: Path) -> dict[str, Any]:
         If it is no JSON object in UTF-8, with or without a mark of byte order.
     """
     try:
-        found = json.loads(fetched(path).read_text(encoding="utf-8-sig"))
+        return inputs.read_json(fetched(path), "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise DatasetError(f"{path} cannot be read: a JSON object was expected, not {type(found).__name__}")
-    return found
 
 
 def fetched(path: Path) -> Path:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.sources import nifti
-from sharedmask.sources.codecs import Stream, codec_of, open_raw, open_stream
+from sharedmask.sources.codecs import GZIP, GZIP_RATIO, Stream, codec_of, open_raw, open_stream
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import Volumes
@@ -254,7 +254,7 @@ class FileSource(Source):
     @contextmanager
     def volumes(self) -> Iterator[VolumeReader]:
         with open_stream(self.file, self.name) as stream:
-            if len(stream.take(self.offset)) < self.offset:
+            if stream.skip(self.offset) < self.offset:
                 raise self.truncated(0)
             yield VolumeReader(self, partial(self._fill, stream))
 
@@ -442,9 +442,10 @@ def _file_source(name: str, image: Any, file: str) -> FileSource:
     )
     facts |= {"slope": proxy.slope, "inter": proxy.inter, "paths": nifti.files_of(file)}
     source = FileSource(**facts, file=file, offset=int(offset), foreign=foreign)
-    found = os.path.getsize(file) - source.offset
-    if not codec_of(file) and found < source.nbytes:
-        raise source.truncated(max(found, 0))
+    size, codec = os.path.getsize(file), codec_of(file)
+    most = size * GZIP_RATIO if codec is GZIP else size
+    if codec in (None, GZIP) and most - source.offset < source.nbytes:
+        raise source.truncated(max(most - source.offset, 0))
     return source
 
 

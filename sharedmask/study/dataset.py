@@ -33,7 +33,7 @@ from sharedmask.study.denoising import Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
 from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
-from sharedmask.system import usage
+from sharedmask.system import inputs, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
 from sharedmask.system.monitor import MemoryMonitor
@@ -374,7 +374,7 @@ def summarise(output: str | Path) -> Path:
 def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None, list[str]]:
     """Its parameters, its memory over time, and what was said of the study."""
     try:
-        said = json.loads((root / PRIVATE / _LAST).read_text(encoding="utf-8"))
+        said = inputs.read_json(root / PRIVATE / _LAST)
         return said["parameters"], Timeline(**said["timeline"]), said.get("notes", [])
     except (OSError, ValueError, KeyError, TypeError):
         return {}, None, []
@@ -390,7 +390,7 @@ def _told(entry: Entry) -> dict[str, Any]:
     """What the sidecar of a run's first table says was read."""
     tables = (Path(path) for path in entry.outputs if "_timeseries." in path)
     try:
-        said = json.loads(next(tables).with_suffix(".json").read_text(encoding="utf-8"))
+        said = inputs.read_json(next(tables).with_suffix(".json"))
     except (OSError, ValueError, StopIteration):
         return {}
     return {

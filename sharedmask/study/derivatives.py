@@ -6,7 +6,6 @@ Covers: file names, tables, sidecars, the data set's description. Does not cover
 Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system.files import atomic_write, write_json
+from sharedmask.system.inputs import read_json
 from sharedmask.typing import Array
 
 _BIDS_VERSION = "1.11.1"
@@ -204,7 +204,7 @@ class Derivatives:
 
 def _is_ours(description: Path) -> bool:
     try:
-        names = [by["Name"] for by in json.loads(description.read_text(encoding="utf-8"))["GeneratedBy"]]
+        names = [by["Name"] for by in read_json(description)["GeneratedBy"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return "sharedmask" in names

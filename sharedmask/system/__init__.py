@@ -1,9 +1,9 @@
 """What this machine is, what of it may be used, its files and processes.
 
-Covers: amounts of memory, limits and budgets, settings, files written whole, tables of text. Does not
-cover: images.
+Covers: amounts of memory, limits and budgets, settings, what others wrote, files written whole,
+tables of text. Does not cover: images.
 
 From the bottom up::
 
-    units  delimited  limits  process  settings  files  usage  budget  monitor
+    inputs  units  delimited  limits  process  settings  files  usage  budget  monitor
 """

@@ -10,11 +10,13 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+
+from sharedmask.system import inputs
 
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # A colour may be the first cell of a row.
 _COMMENT = re.compile(r"\s*#(?![0-9a-fA-F]{3,8}\s*[\t;,])")
+_MOST_CELLS = 2**25
 _MISSING = ("", "n/a")
 
 
@@ -30,10 +32,12 @@ def read_cells(path: str | os.PathLike[str]) -> list[list[str]]:
     OSError, ValueError
         Saying what is wrong, not in which file.
     """
-    text = _decoded(Path(path).read_bytes())
+    text = _decoded(inputs.read_bytes(path))
     lines = [line for line in io.StringIO(text, newline="") if line.strip() and not _COMMENT.match(line)]
     rows = [row for row in map(_without_blank_end, _split(lines)) if row]
     width = max(map(len, rows), default=0)
+    if width * len(rows) > _MOST_CELLS:
+        raise ValueError(f"it is no table: {len(rows)} rows, and one of them has {width} cells")
     return [row + [""] * (width - len(row)) for row in rows]
 
 

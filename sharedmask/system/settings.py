@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
-from sharedmask.system import limits
+from sharedmask.system import inputs, limits
 from sharedmask.system.process import Lock
 from sharedmask.system.units import parse_bytes
 
@@ -232,8 +232,8 @@ def _config_file(given: str | os.PathLike[str] | None, environ: Mapping[str, str
 
 def _from_file(path: str) -> dict[str, tuple[Any, str]]:
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(inputs.read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ParameterError(f"the configuration file {path} cannot be read: {error}") from error
     return _checked(values, lambda _: f"the configuration file {path}")
 

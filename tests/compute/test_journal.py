@@ -8,7 +8,7 @@ from children import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharedmask.compute.journal import Entry, Journal
+from sharedmask.compute.journal import Entry, Failures, Journal
 from sharedmask.errors import ParameterError
 
 
@@ -73,7 +73,7 @@ def test_a_line_cut_short_loses_only_itself(tmp_path_factory, cut):
 def test_processes_append_to_one_journal(path):
     script = """
         import sys
-        from sharedmask.compute.journal import Entry, Journal
+        from sharedmask.compute.journal import Entry, Failures, Journal
         journal = Journal(sys.argv[1])
         for number in range(50):
             journal.add(Entry(f"{sys.argv[2]}-{number}", "x" * 500))
@@ -123,3 +123,34 @@ def test_files_are_named_as_seen_from_the_journal(path, tmp_path):
     assert Journal(tmp_path / "elsewhere" / "study" / path.name).has(
         str(tmp_path / "elsewhere" / "a.nii"), "abc"
     )
+
+
+def test_a_line_nested_too_deep_is_passed_over(path):
+    Journal(path).add(Entry("sub-01", "abc"))
+    with open(path, "a") as file:
+        file.write("[" * 100_000 + "\n")
+    Journal(path).add(Entry("sub-02", "abc"))
+    assert [entry.key for entry in Journal(path).entries] == ["sub-01", "sub-02"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 100_000, b"[1]", b"{}", b'{"run": 3}', b"\xff\xfe"])
+def test_a_damaged_failure_is_told_and_its_run_done_again(damage, tmp_path):
+    failures = Failures(tmp_path)
+    failures.add("sub-01", ValueError("cut short"))
+    failures.add("sub-02", ValueError("cut short"))
+    (path,) = tmp_path.glob("sub-01*")
+    path.write_bytes(damage)
+    found = failures.all()
+    assert found.pop("sub-02") == "ValueError: cut short"
+    ((_, said),) = found.items()
+    assert str(path) in said
+
+
+@pytest.mark.parametrize("key", ["x" * 5000, "ä" * 228, "/data/" + "y" * 250, "a/b" * 100])
+def test_a_failure_of_any_name_has_a_file(key, tmp_path):
+    failures = Failures(tmp_path)
+    failures.add(key, ValueError("cut short"))
+    failures.add(key + "2", ValueError("cut short"))
+    assert failures.all() == {key: "ValueError: cut short", key + "2": "ValueError: cut short"}
+    failures.remove(key)
+    assert list(failures.all()) == [key + "2"]

@@ -18,6 +18,7 @@ from programs import sharedmask
 from sharedmask import SharedLabelsMasker, errors, extract
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.settings import using
 from sharedmask.sources.grid import Grid
 
 
@@ -29,6 +30,28 @@ def grid():
 @pytest.fixture
 def mask():
     return np.random.default_rng(0).random(SHAPE) < 0.4
+
+
+# ---- what is not read
+
+
+@pytest.mark.parametrize(
+    "make", [Regions.from_any, Regions.from_labels, lambda m, g: Regions.from_any([m], g)]
+)
+def test_a_mask_on_another_grid_is_refused_before_it_is_read(tmp_path, make, grid):
+    nib.save(nib.Nifti1Image(np.ones((500, 500, 200), np.uint8), OBLIQUE), tmp_path / "large.nii.gz")
+    tracemalloc.start()
+    with pytest.raises(errors.GridMismatchError, match="large"):
+        make(tmp_path / "large.nii.gz", grid)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_a_mask_that_does_not_fit_in_memory_is_refused_before_it_is_read(tmp_path, grid):
+    nib.save(nib.Nifti1Image(np.ones((500, 500, 300), np.uint8), OBLIQUE), tmp_path / "large.nii.gz")
+    with using(memory_limit="64M"), pytest.raises(errors.MemoryLimitError, match=r"reading mask 'large'"):
+        Regions.from_any(tmp_path / "large.nii.gz", grid, resampling_target="data")
 
 
 # ---- resampling

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import os
 import pickle
+import re
 import shutil
 import tracemalloc
 import zlib
@@ -902,6 +903,40 @@ def test_sliced_image_and_file_like_objects(plain: Path) -> None:
     assert isinstance(open_source(image), ArraySource)
     assert_same(open_source(image), signal())
     assert not image.in_memory
+
+
+def peak(call: Any) -> int:
+    """Bytes that a call takes at its peak."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("offset", [1e8, 2.5e9, 3e38, float("inf"), float("nan"), -1e9])
+def test_a_header_that_promises_too_much_of_itself_takes_no_memory(
+    tmp_path: Path, name: str, offset: float
+) -> None:
+    raw = patch_header(save(tmp_path / "whole.nii"), vox_offset=offset).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw + bytes(2**28), 1) if name.endswith("gz") else raw)
+
+    def refused() -> None:
+        with pytest.raises(ImageError, match=re.escape(name)):
+            open_source(path)
+
+    assert peak(refused) < 8 * 2**20
+
+
+@pytest.mark.parametrize("size", [32767, 5000])
+def test_gzip_that_cannot_hold_what_its_header_promises_is_truncated(tmp_path: Path, size: int) -> None:
+    raw = patch_header(save(tmp_path / "whole.nii"), dim=[4, *4 * [size], 1, 1, 1]).read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw))
+    with pytest.raises(DamagedImageError, match=f"promises {2 * size**4} bytes"):
+        open_source(tmp_path / "a.nii.gz")
 
 
 def foreign(path: Path) -> Path:

@@ -1,0 +1,48 @@
+"""Files that others wrote: what is no file, text that is too long, JSON of any depth."""
+
+import os
+
+import pytest
+
+from sharedmask.compute.confounds import confounds_table
+from sharedmask.errors import MaskError, ParameterError
+from sharedmask.regions.lut import read_lut
+from sharedmask.sources.sidecar import read_json as read_sidecar
+from sharedmask.system import inputs, settings
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [
+        (inputs.read_text, OSError),
+        (inputs.read_json, OSError),
+        (read_lut, MaskError),
+        (read_sidecar, ValueError),
+        (lambda path: confounds_table(None, path), ParameterError),
+        (lambda path: settings.using(config=path).__enter__(), ParameterError),
+    ],
+    ids=["text", "json", "lut", "sidecar", "confounds", "settings"],
+)
+def test_what_is_no_file_is_refused_without_waiting(read, error, path, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match="a pipe, a socket or a device"):
+        read(tmp_path / path)
+
+
+def test_text_that_is_too_long_is_not_read(tmp_path):
+    with open(tmp_path / "long.tsv", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match=r"more than 64 MiB of text: .*long\.tsv"):
+        inputs.read_text(tmp_path / "long.tsv")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[" * 100_000, "nested too deep"), ("[1]", "object was expected, not list"), ("{", "Expecting")],
+    ids=["deep", "list", "half"],
+)
+def test_json_that_is_no_object_says_what_is_wrong(text, said, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        inputs.read_json(tmp_path / "a.json")
