@@ -46,3 +46,9 @@ def test_json_that_is_no_object_says_what_is_wrong(text, said, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=said):
         inputs.read_json(tmp_path / "a.json")
+
+
+def test_a_table_with_one_row_of_a_million_cells_is_none(tmp_path):
+    (tmp_path / "a.tsv").write_text("\t".join("x" * 100_000) + "\n" + "1\n" * 10_000)
+    with pytest.raises(MaskError, match="10001 rows, and one of them has 100000 cells"):
+        read_lut(tmp_path / "a.tsv")
