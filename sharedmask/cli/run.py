@@ -1,7 +1,7 @@
 """``sharedmask run``: many images, with the flags of memory-efficient pipelines.
 
-Covers: what those flags stand for. Does not cover: ``extract``, which reads each image once and
-holds none, BIDS (``bids``), any of the work (``output``).
+Covers: what those flags stand for, images held one after the other. Does not cover: ``extract``, which
+reads each image once and holds none, BIDS (``bids``), where results go (``output``).
 """
 
 import re
@@ -99,24 +99,43 @@ def _knobs(options: dict[str, Any]) -> dict[str, Any]:
 
 def _run(images: list[str], options: dict[str, Any]) -> None:
     from sharedmask.image.results import Cache
-    from sharedmask.study.output import hold_each
+    from sharedmask.study.output import OutputFolder
 
     cache = Cache(options["cache_dir"]) if options["cached"] or options["clear_cache"] else None
     if cache is not None and options["clear_cache"]:
         click.echo(f"{cache.clear()} results removed from {options['cache_dir']}")
-    study = hold_each(
-        options["output_dir"],
-        images,
-        _chosen_regions(options),
-        form=f".{options['form']}",
-        strategy=strategy_of(options["stat"]),
-        store="disk" if options["force_memmap"] else "auto",
+    form, strategy = f".{options['form']}", strategy_of(options["stat"])
+    study = _hold_each(
+        OutputFolder.begin(options["output_dir"], images, _chosen_regions(options), form, strategy),
+        "disk" if options["force_memmap"] else "auto",
         n_jobs=options["n_jobs"] if options["parallel"] else 1,
         memory=options["cache_dir"] if options["cached"] else False,
     )
     if options["cache_stats"]:
         tell_cache(Cache(options["cache_dir"]))
     echo_study(study, "images")
+
+
+def _hold_each(folder: Any, store: Any, **options: Any) -> Any:
+    """Hold one image after the other, and let several workers mask it: the next call may find its rows."""
+    from sharedmask.image.image import SharedImage
+    from sharedmask.study.cohort import Study
+
+    study = Study()
+    for path in folder.paths:
+        try:
+            with SharedImage(path, store=store) as image:
+                regions = folder.regions(path)
+                if folder.strategy is None:
+                    signals = image.mask_parallel(regions, **options)
+                else:
+                    signals = image.reduce(regions, folder.strategy, **options)
+            folder.keep(path, signals)
+            study.complete.append(path)
+        except Exception as error:
+            folder.fail(path, error)
+            study.errors[path] = error
+    return study
 
 
 def _chosen_regions(options: dict[str, Any]) -> Any:

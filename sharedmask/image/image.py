@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -279,9 +278,7 @@ class SharedImage(Operations):
     def __enter__(self) -> "SharedImage":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- sharing ---

@@ -6,7 +6,6 @@ Covers: sharing a NumPy array, and an output whose parts workers fill. Does not 
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -70,9 +69,7 @@ class ArrayOwner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

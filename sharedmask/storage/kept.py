@@ -26,10 +26,9 @@ from typing import NamedTuple, TypeVar
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container
 from sharedmask.system import files
-from sharedmask.system.files import is_free, is_named, locked, opened_ours, private_directory
+from sharedmask.system.files import is_free, is_named, locked, opened_locked, opened_ours, private_directory
 
 T = TypeVar("T")
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OURS = (container.OURS, b"smresult")  # the second is that of results before containers
 
 _log = logging.getLogger(__name__)
@@ -83,8 +82,9 @@ class KeptFolder:
         SegmentError
             A file of that name is none of ours.
         """
-        fd = self._in_use(folder, name)
-        if fd is None:
+        try:
+            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: fcntl.flock(fd, fcntl.LOCK_SH))
+        except FileNotFoundError:
             return None
         try:
             if not files.is_ours(fd, _OURS):
@@ -101,21 +101,6 @@ class KeptFolder:
             return found
         finally:
             os.close(fd)
-
-    def _in_use(self, folder: int, name: str) -> int | None:
-        while True:
-            try:
-                fd = os.open(name, _OPEN, dir_fd=folder)
-            except FileNotFoundError:
-                return None
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH)
-                if is_named(folder, name, fd):
-                    return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)  # it was removed, or replaced, between the two calls
 
     @contextlib.contextmanager
     def turn(self, key: str) -> Iterator[int]:

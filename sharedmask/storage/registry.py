@@ -120,16 +120,8 @@ def _locked_file(folder: int, name: str, content: str) -> int:
 
 def _named_file(folder: int, name: str, content: str) -> int:
     """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
-    while True:
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        try:
-            _lock_and_fill(fd, content)
-            if is_named(folder, name, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    return files.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
 
 
 def _lock_and_fill(fd: int, content: str) -> None:

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.errors import ParameterError
 from sharedmask.image.extraction import Extraction, regions_of
-from sharedmask.image.image import SharedImage
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.source import open_source
@@ -85,7 +84,7 @@ def extract_to(
     Study
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
-    work = _Work.begin(folder, images, masks, form, strategy)
+    work = OutputFolder.begin(folder, images, masks, form, strategy)
     return extract_many(
         dict(zip(images, images, strict=True)),
         work.regions,
@@ -96,48 +95,6 @@ def extract_to(
         variant=form,
         **options,
     )
-
-
-def hold_each(
-    folder: str | Path,
-    images: Sequence[str],
-    masks: Any,
-    *,
-    form: str = ".tsv",
-    strategy: str | None = "mean",
-    store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
-    **options: Any,
-) -> Study:
-    """Hold one image after the other in a store, and let several workers mask it; one file each.
-
-    For images that are asked for again and again: with ``store="disk"`` the next call finds their
-    rows. :func:`extract_to` reads each image once and holds none.
-
-    Parameters
-    ----------
-    folder, images, masks, form, strategy
-        As for :func:`extract_to`.
-    store : {"auto", "shm", "memfd", "disk", "file"}
-        As for :class:`sharedmask.SharedImage`.
-    **options
-        Of :meth:`sharedmask.SharedImage.mask_parallel`.
-    """
-    work = _Work.begin(folder, images, masks, form, strategy)
-    study = Study()
-    for path in images:
-        try:
-            with SharedImage(path, store=store) as image:
-                regions = work.regions(path)
-                if work.strategy is None:
-                    signals = image.mask_parallel(regions, **options)
-                else:
-                    signals = image.reduce(regions, work.strategy, **options)
-            work.keep(path, signals)
-            study.complete.append(path)
-        except Exception as error:
-            work.fail(path, error)
-            study.errors[path] = error
-    return study
 
 
 def largest(
@@ -165,8 +122,8 @@ def _regions_on(masks: Any, grid: Grid, strategy: str | None) -> Regions:
 
 
 @dataclass
-class _Work:
-    """What happens to each image's result."""
+class OutputFolder:
+    """A folder for one file per image: where each result goes, and what failed."""
 
     paths: Mapping[str, Path]
     masks: Any
@@ -175,13 +132,8 @@ class _Work:
 
     @classmethod
     def begin(
-        cls,
-        folder: str | Path,
-        images: Sequence[str],
-        masks: Any,
-        form: str,
-        strategy: str | None,
-    ) -> "_Work":
+        cls, folder: str | Path, images: Sequence[str], masks: Any, form: str, strategy: str | None
+    ) -> "OutputFolder":
         """Check what can be checked, and make the folder."""
         if form != ".tsv":
             series_writer(f"x{form}")

@@ -19,7 +19,7 @@ import stat
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -94,19 +94,17 @@ def is_free(fd: int) -> bool:
     return True
 
 
-def lock(folder: int | None, name: str) -> int:
-    """A descriptor of the file ``name``, made if it is missing, locked; waits for its turn.
+def opened_locked(folder: int, name: str, flags: int, take: Callable[[int], None]) -> int:
+    """A descriptor of the file ``name``, on which ``take`` waited for a lock.
 
     1. A holds the lock, B waits for it.
     2. A renames or removes the file. C makes a new one of that name.
     3. B gets the lock of a file that has not this name any more, and tries again, behind C.
     """
     while True:
-        fd = os.open(name, os.O_CREAT | os.O_RDWR | _OPEN, 0o600, dir_fd=folder)
+        fd = os.open(name, flags | _OPEN, 0o600, dir_fd=folder)
         try:
-            if not is_free(fd):
-                with _said_after(_PATIENCE, "another process works on %s: waiting for it", name):
-                    fcntl.flock(fd, fcntl.LOCK_EX)
+            take(fd)
             if is_named(folder, name, fd):
                 return fd
         except BaseException:
@@ -129,7 +127,13 @@ def _said_after(seconds: float, *said: str) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(folder: int, name: str) -> Iterator[None]:
     """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards."""
-    fd = lock(folder, name)
+
+    def wait(fd: int) -> None:
+        if not is_free(fd):
+            with _said_after(_PATIENCE, "another process holds %s: waiting for it", name):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+
+    fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)
     try:
         yield
     finally:

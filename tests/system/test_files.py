@@ -1,6 +1,7 @@
 """Files of our own: whole or not at all, never mixed, never through a name of others; locks."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import stat
@@ -296,9 +297,13 @@ def test_what_was_half_written_stays_if_that_is_asked_for(folder, how):
 
 
 def test_a_lock_is_that_of_the_file_that_has_the_name(folder):
-    path, locks = folder / "one.part", []
-    first = files.lock(None, str(path))
-    waiting = threading.Thread(target=lambda: locks.append(files.lock(None, str(path))))
+    path, locks, flags = folder / "one.lock", [], os.O_CREAT | os.O_RDWR
+
+    def locked():
+        return files.opened_locked(None, str(path), flags, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX))
+
+    first = locked()
+    waiting = threading.Thread(target=lambda: locks.append(locked()))
     waiting.start()
     time.sleep(0.2)
     path.unlink()
