@@ -8,6 +8,7 @@ messages say (each is written where the fact is known) nor exit codes (``base``)
     SharedMaskError
     ├── ImageError (ValueError)            an image of a kind that cannot be served
     │   ├── DamagedImageError (OSError)    truncated, wrong checksum, or not what its name says
+    │   │   └── SourceChangedError         written to, or replaced, since it was opened
     │   └── MissingFileError (FileNotFoundError)
     ├── MaskError (ValueError)             a mask, atlas or look-up table that cannot be used
     │   ├── EmptyMaskError
@@ -39,6 +40,10 @@ class ImageError(SharedMaskError, ValueError):
 
 class DamagedImageError(ImageError, OSError):
     """The file is truncated, its checksum is wrong, or it is not what its name says."""
+
+
+class SourceChangedError(DamagedImageError):
+    """The file was written to or replaced since it was opened: its values would be of two images."""
 
 
 class MissingFileError(ImageError, FileNotFoundError):

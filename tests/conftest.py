@@ -17,7 +17,7 @@ from segments import Segments, Watch
 
 from sharedmask.compute import pool
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.study import cohort, figures
+from sharedmask.study import executors, figures
 from sharedmask.system import process
 
 pytest.register_assert_rewrite("contracts")
@@ -67,7 +67,7 @@ def _helpers_that_stay(tmp_path_factory):
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
-    for preload in ((), ("nilearn.signal",), cohort.EXTRACTING, cohort.CLEANING):
+    for preload in ((), ("nilearn.signal",), executors.EXTRACTING, executors.CLEANING):
         pool.run_processes(len, (), [((),)], 1, preload=preload)
     pool.shutdown()
     _keep_fonts()

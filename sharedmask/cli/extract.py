@@ -154,7 +154,7 @@ def _extract_one(
 def _extract_many(
     folder: str, images: list[str], regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
 ) -> None:
-    from sharedmask.study.cohort import on_dask
+    from sharedmask.study.executors import on_dask
     from sharedmask.study.output import extract_to
     from sharedmask.system.process import effective_n_jobs
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from sharedmask.errors import ParameterError
-from sharedmask.sources.source import FileLayout, Order, Source
+from sharedmask.sources.layout import FileLayout, Order
+from sharedmask.sources.source import Source
 from sharedmask.storage import container, mapped_file, memory
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileMap, map_users_file
@@ -67,7 +68,8 @@ def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
 
 
 def _map(source: Source, layout: FileLayout) -> Backing:
-    mapped = map_users_file(layout.path, os.path.basename(source.name))
+    with source.unchanged():
+        mapped = map_users_file(layout.path, os.path.basename(source.name))
     shape, itemsize = (source.n_timepoints, source.n_voxels), layout.dtype.itemsize
     rows = mapped.at(layout.offset, shape, (shape[1] * itemsize, itemsize), layout.dtype)
     return Backing(rows, layout.order, ("file", "uncompressed: mapped as it is"))

@@ -36,8 +36,10 @@ import numpy as np
 from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.frames.metadata import Metadata
 from sharedmask.sources import hdf5
+from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.nifti import HEADER_TIME, pack_header, unpack_header
-from sharedmask.sources.source import Facts, FileLayout, Source, VolumeReader, open_source, warn_of_time
+from sharedmask.sources.source import Facts, Source, VolumeReader, open_source, warn_of_time
+from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
 Read = Callable[[int, Array], None]
@@ -78,7 +80,7 @@ class Nfdh5Source(Source):
         return FileLayout.aligned(os.fspath(self.paths[0]), self.offset, self.dtype, "C")
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         with hdf5.open_file(self.paths[0], self.name) as file:
             read = self._reader(file["0/dataobj"])
             yield VolumeReader(self, partial(self._fill, read))
@@ -97,10 +99,6 @@ class Nfdh5Source(Source):
                 read(number, row.reshape(self.shape[:3], order="F"))
             except (OSError, ValueError) as error:
                 raise DamagedImageError(f"{self.name} cannot be read at frame {number}: {error}") from error
-
-    def _identify(self, digest: Any) -> None:
-        status = os.stat(self.paths[0])
-        digest.update(repr((os.path.realpath(self.paths[0]), status.st_size, status.st_mtime_ns)).encode())
 
 
 class _Interleaved:
@@ -134,6 +132,7 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     """
     name = os.fsdecode(path)
     found = Path(os.path.abspath(os.path.expanduser(name)))
+    state = FileState.now(found)
     with hdf5.open_file(found, name) as file:
         root, version = _checked_root(file, name)
         dataset = root["dataobj"]
@@ -145,7 +144,7 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
     return Nfdh5Source(
-        **facts, paths=(found,), header=header, metadata=metadata, offset=offset, volume_axis=axis
+        **facts, files=(state,), header=header, metadata=metadata, offset=offset, volume_axis=axis
     )
 
 

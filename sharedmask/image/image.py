@@ -19,19 +19,20 @@ from sharedmask.compute.request import Request
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
+    ImageError,
     MissingFileError,
     OutsideImageError,
     ParameterError,
 )
 from sharedmask.image import protocol
 from sharedmask.image.operations import Operations
-from sharedmask.image.results import Lookup, identity
+from sharedmask.image.results import Lookup, is_settled
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import transform
 from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.storage.rows import Held, geometry_of
+from sharedmask.storage.rows import Held, MappedVolumes, geometry_of
 from sharedmask.storage.segment import Handle
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget
@@ -123,6 +124,7 @@ class SharedImage(Operations):
         self._lease: socket.socket | None = None
         self._held: Held | None = None
         self._fingerprint: str | None = None
+        self._was_settled = False  # when it was loaded, so that what changed its file since is seen
         self._store: tuple[str, str] | None = None
         self._closed = False
 
@@ -199,6 +201,8 @@ class SharedImage(Operations):
             Before anything is allocated.
         DamagedImageError
             The file is truncated or its checksum is wrong; nothing is left behind.
+        SourceChangedError
+            The file is not the one that was opened, or was written to while it was read.
         """
         self._loaded()
         return self
@@ -210,6 +214,8 @@ class SharedImage(Operations):
                 budget = budget or MemoryBudget.here(self._memory_limit)
                 with monitor.operation("load", f"loading {self._name}", self.nbytes):
                     self._held = self._load(budget)
+            elif isinstance(self._held, MappedVolumes):
+                self._held.check()
             return self._held
 
     def _check_open(self) -> None:
@@ -239,8 +245,10 @@ class SharedImage(Operations):
 
     def _load(self, budget: MemoryBudget) -> Held:
         assert self._source is not None  # an attached image has its rows
-        if self._source.paths:
-            self._fingerprint = identity(self._source)
+        if self._source.files:
+            self._was_settled = is_settled(self._source)
+            if not self._was_settled:
+                self._fingerprint = None
         store, reason = self._choice(budget)
         _log.info("%s goes to %s: %s", self._name, store, reason)
         self._owned, held = rows.load(self._source, self._voxels, self._name, budget, store)
@@ -252,11 +260,17 @@ class SharedImage(Operations):
             self._check_open()
             if self._source is None:
                 return None
-            if self._held is None or self.store[0] == "file":
-                self._fingerprint = self._source.fingerprint
-            if self._fingerprint is None:
-                return None
-            return Lookup(self._source, self._fingerprint, request, self._voxels)
+            fingerprint = self._identified(self._source)
+            return None if fingerprint is None else Lookup(self._source, fingerprint, request, self._voxels)
+
+    def _identified(self, source: Source) -> str | None:
+        """The fingerprint of what is held, or will be read; None if it cannot be known."""
+        if self._held is None or self.store[0] == "file":
+            self._fingerprint = _unchanged_fingerprint(source)
+        elif self._fingerprint is None and self._was_settled:
+            with contextlib.suppress(ImageError):
+                self._fingerprint = _unchanged_fingerprint(source)
+        return self._fingerprint
 
     def memory_report(self) -> MemoryReport:
         """What the image takes and where, what this process and its workers hold, what they may."""
@@ -422,3 +436,8 @@ class SharedImage(Operations):
         if held.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
         return held.volumes_at(slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
+
+
+def _unchanged_fingerprint(source: Source) -> str:
+    with source.unchanged():
+        return source.fingerprint

@@ -102,9 +102,9 @@ def get_or_compute(cache: "Cache", lookup: Lookup, compute: Computation) -> list
     return results
 
 
-def identity(source: Source) -> str | None:
-    """The fingerprint of files about to be read; None if they may still change without a trace."""
-    return None if _unsettled(source) else source.fingerprint
+def is_settled(source: Source) -> bool:
+    """Whether its files, which are about to be read, cannot change any more without a trace."""
+    return not _unsettled(source)
 
 
 def _is_unchanged(lookup: Lookup) -> bool:
@@ -116,7 +116,8 @@ def _is_unchanged(lookup: Lookup) -> bool:
 def _unsettled(source: Source) -> float:
     """Seconds until a further change of the files would change their time."""
     with contextlib.suppress(OSError):
-        latest = max((os.stat(path).st_mtime_ns for path in source.paths), default=0)
+        facts = map(os.stat, source.paths)
+        latest = max((max(one.st_mtime_ns, one.st_ctime_ns) for one in facts), default=0)
         tick = _TICK if latest % 10**9 else _COARSE_TICK
         return max(0.0, tick - abs(time.time() - latest / 1e9))
     return 0.0

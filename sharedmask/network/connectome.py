@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute import pool
-from sharedmask.errors import ConnectomeError, MissingFileError
+from sharedmask.errors import ConnectomeError, MissingFileError, SourceChangedError
 from sharedmask.network import correlation
 from sharedmask.network.subject import Subject, subjects_in
 from sharedmask.sources import hdf5, loader
@@ -28,7 +28,8 @@ from sharedmask.sources.grid import Grid
 from sharedmask.storage import container, segment
 from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Shared
-from sharedmask.system import settings
+from sharedmask.system import identity, settings
+from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
@@ -41,6 +42,20 @@ class File:
 
     path: Path
     n_subjects: int
+    state: FileState
+    """When its facts were read."""
+
+    def fingerprint(self) -> bytes:
+        """Of what tells it from another, wherever the connectome was moved in the meantime."""
+        if settings.current().fingerprint == "content":
+            with open(self.path, "rb", buffering=0) as file:
+                return identity.content(file)
+        return repr((self.path.name, self.state.nbytes, self.state.mtime_ns)).encode()
+
+    def check(self, when: str) -> None:
+        """Raise a SourceChangedError if it is not what it was."""
+        if self.state.has_changed():
+            raise SourceChangedError(f"{self.path} changed {when}")
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,7 @@ class Connectome:
         digest.update(repr((self.grid.shape, self.n_timepoints, self.dtype.str)).encode())
         digest.update((self.grid.affine + 0.0).tobytes() + self.voxels.tobytes())
         for file in self.files:
-            facts = file.path.stat()
-            digest.update(repr((file.path.name, facts.st_size, facts.st_mtime_ns)).encode())
+            digest.update(file.fingerprint())
         return digest.hexdigest()
 
     def blocks(self, most_bytes: int) -> list[Block]:
@@ -189,6 +203,8 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
     ------
     DamagedImageError
         The file's series are truncated or fail their checksum; nothing is left behind.
+    SourceChangedError
+        The file changed since the connectome was opened.
     """
     geometry = connectome.geometry(block.n_subjects)
     if not settings.current().shared_memory:
@@ -203,8 +219,10 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
 
 
 def _read(block: Block, arrays: Mapping[str, Array], n_threads: int) -> None:
+    block.file.check("after it was opened: open it again")
     with subjects_in(block.file.path, block.start, block.stop) as found:
         pool.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)
+    block.file.check("while it was read")
 
 
 def _fill(series: Array, lengths: Array, number: int, subject: Subject) -> None:
@@ -227,6 +245,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
+    state = FileState.now(path)
     with hdf5.open_file(path, str(path), ConnectomeError) as file:
         missing = [name for name in _DATASETS if name not in file]
         if missing or "mask_shape" not in file.attrs:
@@ -239,7 +258,7 @@ def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
         indices = _coordinates(path, file["mask_indices"][:], coordinates_axis)
         n_subjects, n_timepoints, n_voxels = series.shape
         voxels = _numbers(path, indices, grid, n_voxels)
-        return Connectome((File(path, n_subjects),), grid, voxels, n_timepoints, series.dtype)
+        return Connectome((File(path, n_subjects, state),), grid, voxels, n_timepoints, series.dtype)
 
 
 def _grid(path: Path, file: Any) -> Grid:

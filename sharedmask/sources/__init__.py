@@ -5,6 +5,6 @@ cover: masks (``regions``), parameters (``compute``).
 
 From the bottom up::
 
-    volumes  grid  codecs  hdf5  values  names  sidecar  nifti  source  transform  loader
+    volumes  grid  layout  codecs  hdf5  values  names  sidecar  nifti  source  transform  loader
     rechunk
 """

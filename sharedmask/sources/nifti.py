@@ -136,9 +136,12 @@ def _read_affines(path: str) -> bytes:
         return b""
 
 
+def _is_pair(path: str) -> bool:
+    return re.search(r"\.(img|hdr)$", without_codec(path), re.IGNORECASE) is not None
+
+
 def _header_path(path: str) -> str:
-    pair = re.search(r"\.(img|hdr)$", without_codec(path), re.IGNORECASE)
-    return str(Nifti1Pair.filespec_to_file_map(path)["header"].filename) if pair else path
+    return str(Nifti1Pair.filespec_to_file_map(path)["header"].filename) if _is_pair(path) else path
 
 
 def refused_kind(name: str, kind: Any) -> ImageError:
@@ -177,13 +180,12 @@ def facts_of(name: str, image: Any, dtype: np.dtype[Any]) -> dict[str, Any]:
     }
 
 
-def files_of(file: str) -> tuple[Path, ...]:
-    """The file with the voxels, then its header and (of SPM's Analyze) its affine where they exist."""
-    if _header_path(file) == file:
-        return (Path(file),)
-    file_map = Spm99AnalyzeImage.filespec_to_file_map(file)
-    rest = [str(file_map[key].filename) for key in ("header", "mat")]
-    return (Path(file), *(Path(path) for path in rest if os.path.exists(path)))
+def files_of(path: str) -> tuple[Path, ...]:
+    """The file with the voxels, then its header and (of SPM's Analyze) its affine: what there may be."""
+    if not _is_pair(path):
+        return (Path(path),)
+    file_map = Spm99AnalyzeImage.filespec_to_file_map(path)
+    return tuple(Path(str(file_map[key].filename)) for key in ("image", "header", "mat"))
 
 
 def _time(name: str, header: Any) -> dict[str, Any]:

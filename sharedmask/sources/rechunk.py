@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.sources import loader
-from sharedmask.sources.source import FileLayout, Source
+from sharedmask.sources.layout import FileLayout
+from sharedmask.sources.source import Source
 from sharedmask.system import files, process
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -233,7 +234,7 @@ def _read(file: _Volumes, view: memoryview, place: int) -> None:
 def _volumes_in_a_file(source: Source, voxels: Voxels | None, folder: Path) -> Iterator[_Volumes]:
     n_timepoints, dtype = source.n_timepoints, source.dtype
     if layout := _plain(source):
-        with open(layout.path, "rb", buffering=0) as plain:
+        with source.unchanged(), open(layout.path, "rb", buffering=0) as plain:
             place = layout.offset, source.n_voxels
             yield _Volumes(source.name, plain.fileno(), *place, n_timepoints, dtype, voxels)
         return

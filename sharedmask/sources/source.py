@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -29,19 +29,20 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask import errors
-from sharedmask.errors import DamagedImageError, ImageError
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.sources import nifti
 from sharedmask.sources.codecs import GZIP, GZIP_RATIO, Stream, codec_of, open_raw, open_stream
 from sharedmask.sources.grid import Grid
+from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import Volumes
+from sharedmask.system import identity
 from sharedmask.system.files import matches
+from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
-Order = Literal["C", "F"]
-
-EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
+_WHILE_READ = "while it was read"
 
 
 class VolumeReader:
@@ -142,34 +143,22 @@ class Facts:
         return Facts(**given | exact | {"header": nifti.header_of(given["header"])})
 
 
-@dataclass(frozen=True)
-class FileLayout:
-    """Where in a file all values of an image lie as they are in memory, volume after volume."""
-
-    path: str
-    offset: int  # of the first volume; a multiple of the values' size
-    dtype: np.dtype[Any]
-    order: Order  # of the voxels of a volume: x fastest as in NIfTI ("F"), or z as in HDF5
-
-    @classmethod
-    def aligned(cls, path: str, offset: int, dtype: np.dtype[Any], order: Order) -> Self | str:
-        """That place, or why values cannot be looked at where they are."""
-        if offset % dtype.itemsize:
-            return f"its values begin at byte {offset}, which is not aligned for {dtype}"
-        return cls(path, offset, dtype, order)
-
-
 @dataclass(frozen=True, eq=False)
 class Source(Facts, ABC):
     """The facts of one image, and the way to its volumes. `open_source` makes it."""
 
-    paths: tuple[Path, ...] = field(repr=False)  # the one with the voxels first; empty in memory
+    files: tuple[FileState, ...] = field(repr=False)  # when it was opened; the one with the voxels first
     t_r_doubt: str = field(repr=False, default="", kw_only=True)  # what is to be said of the repetition time
 
     @property
     def facts(self) -> Facts:
         """A source is its own facts."""
         return self
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of its files, the one with the voxels first; none of an image in memory."""
+        return tuple(Path(file.path) for file in self.files)
 
     def narrowed(self, select: NDArray[np.intp]) -> tuple[Volumes, NDArray[np.intp]]:
         """The volumes to read for the voxels ``select``, and their numbers there."""
@@ -194,30 +183,58 @@ class Source(Facts, ABC):
     def fingerprint(self) -> str:
         """Digest that changes when the image does; taken anew each time.
 
-        For files: of their real paths, inodes, sizes, times of modification and first and last 64 KiB. For
-        an image in memory: of all its values, which it reads.
+        For files: see :func:`sharedmask.system.identity.fingerprint`. For an image in memory: of all its
+        values, which it reads.
         """
-        digest = blake2b(digest_size=20)
-        facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
-        digest.update(repr(facts).encode())
-        self._identify(digest)
-        return digest.hexdigest()
+        return self._digest(self._identify)
 
     @property
     def content(self) -> str:
         """Digest of all that its files hold, wherever they are and whenever they were written; reads them."""
+        return self._digest(self._digest_content)
+
+    def _digest(self, of: Callable[[blake2b], None]) -> str:
         digest = blake2b(digest_size=20)
         facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
         digest.update(repr(facts).encode())
-        self._digest_content(digest)
+        of(digest)
         return digest.hexdigest()
 
-    def _digest_content(self, digest: blake2b) -> None:
-        if not self.paths:
-            self._identify(digest)
+    def _identify(self, digest: blake2b) -> None:
         for path in self.paths:
             with open_raw(path) as file:
-                digest.update(file_digest(file, blake2b).digest())
+                digest.update(identity.fingerprint(file))
+
+    def _digest_content(self, digest: blake2b) -> None:
+        for path in self.paths:
+            with open_raw(path) as file:
+                digest.update(identity.content(file))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """What is read of the files in the ``with`` block is what they held when the image was opened.
+
+        Raises
+        ------
+        SourceChangedError
+            Before the block, or after it; also in the place of what a change made of the file.
+        """
+        self.check("after it was opened: open it again")
+        try:
+            yield
+        except (ImageError, OSError):
+            self.check(_WHILE_READ)
+            raise
+        self.check(_WHILE_READ)
+
+    def check(self, when: str = "after it was opened: open it again") -> None:
+        """Raise a SourceChangedError if a file is not what it was when the image was opened."""
+        changed = next((file.path for file in self.files if file.has_changed()), None)
+        if changed is None:
+            return
+        if not os.path.exists(changed):
+            raise MissingFileError(f"{changed} does not exist")
+        raise SourceChangedError(f"{self.name} changed {when}")
 
     def read(self) -> Array:
         """All true values at once, (x, y, z) or (x, y, z, t): for masks and other small images."""
@@ -227,12 +244,20 @@ class Source(Facts, ABC):
         values = apply_read_scaling(stored, self.slope, self.inter)
         return np.asarray(values.reshape(self.shape[::-1]).T.reshape(self.shape[: self.ndim]))
 
-    @abstractmethod
-    def volumes(self) -> AbstractContextManager[VolumeReader]:
-        """Read the volumes from the first on; closes what it opened at the end of the ``with`` block."""
+    @contextmanager
+    def volumes(self) -> Iterator[VolumeReader]:
+        """Read the volumes from the first on; closes what it opened at the end of the ``with`` block.
+
+        Raises
+        ------
+        SourceChangedError
+            A file changed since it was opened; what was read by then counts for nothing.
+        """
+        with self.unchanged(), self._volumes() as reader:
+            yield reader
 
     @abstractmethod
-    def _identify(self, digest: blake2b) -> None: ...
+    def _volumes(self) -> AbstractContextManager[VolumeReader]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +277,7 @@ class FileSource(Source):
         return FileLayout.aligned(self.file, self.offset, self.dtype, "F")
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         with open_stream(self.file, self.name) as stream:
             if stream.skip(self.offset) < self.offset:
                 raise self.truncated(0)
@@ -273,16 +298,6 @@ class FileSource(Source):
         wanted = f"its header promises {self.nbytes} bytes of image data"
         return DamagedImageError(f"{self.name} is truncated: {wanted}, {found} were found")
 
-    def _identify(self, digest: blake2b) -> None:
-        for path in self.paths:
-            with open_raw(path) as file:
-                status = os.fstat(file.fileno())
-                place = (os.path.realpath(path), status.st_ino, self.offset)
-                facts = (*place, status.st_size, status.st_mtime_ns)
-                digest.update(repr(facts).encode() + file.read(EDGE))
-                file.seek(max(status.st_size - EDGE, 0))
-                digest.update(file.read(EDGE))
-
 
 @dataclass(frozen=True, eq=False)
 class ArraySource(Source):
@@ -291,7 +306,7 @@ class ArraySource(Source):
     dataobj: Any = field(repr=False)
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         values = np.moveaxis(np.asanyarray(self.dataobj).reshape(self.shape), 3, 0)
         yield VolumeReader(self, partial(self._fill, iter(values)))
 
@@ -306,6 +321,9 @@ class ArraySource(Source):
                 reader.readinto(row)
                 digest.update(row.view(np.uint8).data)
 
+    def _digest_content(self, digest: blake2b) -> None:
+        self._identify(digest)
+
 
 @dataclass(frozen=True, eq=False)
 class SeriesSource(Source):
@@ -315,7 +333,7 @@ class SeriesSource(Source):
     raw: bool = field(repr=False)
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         yield VolumeReader(self, partial(self._fill, iter(self.items)))
 
     def _fill(self, items: Iterator[Source], rows: Array, remaining: int) -> None:
@@ -414,9 +432,14 @@ def _open_one(source: object) -> Source:
 def _from_path(name: str) -> Source:
     path = os.path.abspath(os.path.expanduser(name))
     nifti.check_path(path, name)
+    files = _files_now(path)  # before the header is read: what changes later is seen
     with nifti.as_image_error(name):
         image = nifti.load(path, name)
-        return _file_source(name, image, image.file_map["image"].filename)
+        return _file_source(name, image, image.file_map["image"].filename, files)
+
+
+def _files_now(path: str) -> tuple[FileState, ...]:
+    return tuple(FileState.now(one) for one in nifti.files_of(path) if one.exists())
 
 
 def _from_image(image: Any) -> Source:
@@ -424,15 +447,16 @@ def _from_image(image: Any) -> Source:
     # SPM's reader can hold float32 scaling, with which float64 arithmetic would give other values.
     of_file = isinstance(image, AnalyzeImage) and type(data) is ArrayProxy and data.order == "F"
     if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
-        return _file_source(data.file_like, image, os.path.abspath(data.file_like))
+        file = os.path.abspath(data.file_like)
+        return _file_source(data.file_like, image, file, _files_now(file))
     name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
     with nifti.as_image_error(name):
         one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
         dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
-        return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, paths=(), dataobj=data)
+        return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, files=(), dataobj=data)
 
 
-def _file_source(name: str, image: Any, file: str) -> FileSource:
+def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...]) -> FileSource:
     nifti.check_path(file, file)
     proxy = image.dataobj
     facts, offset, foreign = (
@@ -440,7 +464,7 @@ def _file_source(name: str, image: Any, file: str) -> FileSource:
         proxy.offset,
         not proxy.dtype.isnative,
     )
-    facts |= {"slope": proxy.slope, "inter": proxy.inter, "paths": nifti.files_of(file)}
+    facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
     source = FileSource(**facts, file=file, offset=int(offset), foreign=foreign)
     size, codec = os.path.getsize(file), codec_of(file)
     most = size * GZIP_RATIO if codec is GZIP else size
@@ -458,7 +482,7 @@ def _series(name: str, items: Sequence[Source]) -> SeriesSource:
     raw = len({(item.dtype, item.slope, item.inter) for item in items}) == 1
     facts = {fact.name: getattr(first, fact.name) for fact in fields(Source)}
     facts |= {"name": name, "shape": (*first.shape[:3], len(items)), "ndim": 4}
-    facts["paths"] = tuple(path for item in items for path in item.paths)
+    facts["files"] = tuple(file for item in items for file in item.files)
     if not raw:
         dtype = np.result_type(*(item.scaled_dtype for item in items))
         facts |= {"dtype": dtype, "slope": 1.0, "inter": 0.0}

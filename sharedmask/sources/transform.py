@@ -29,7 +29,8 @@ from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import FileLayout, Source, VolumeReader
+from sharedmask.sources.layout import FileLayout
+from sharedmask.sources.source import Source, VolumeReader
 from sharedmask.sources.values import all_finite
 from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.typing import Array
@@ -55,7 +56,7 @@ class Step(Source):
         return self.source.reading_bytes + (n_cpus() + 1) * self._volume_bytes
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         with self.source.volumes() as reader, ThreadPoolExecutor(n_cpus(), "sharedmask-step") as threads:
             yield VolumeReader(self, partial(self._fill, self._in_turn(reader, threads)))
 
@@ -233,10 +234,10 @@ class Resampled(Step):
         return low, high
 
     @contextmanager
-    def volumes(self) -> Iterator[VolumeReader]:
+    def _volumes(self) -> Iterator[VolumeReader]:
         if self.order:
             _ = self._range  # before the volumes are read for the second time
-        with super().volumes() as reader:
+        with super()._volumes() as reader:
             yield reader
 
     def _transform(self, stored: Array) -> Array:

@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -235,7 +235,8 @@ def checked_facts(cls: type[T], facts: Any, what: str) -> T:
         made = cls(**facts)
     except TypeError as error:
         raise AttachError(f"not {what}: {error}") from error
-    for name, kind in cls.__annotations__.items():
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(made)}  # type: ignore[arg-type]
+    for name, kind in kinds.items():
         if type(getattr(made, name)) is not kind:
             raise AttachError(f"not {what}: {name} is no {kind.__name__}")
     return made

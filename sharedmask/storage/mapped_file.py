@@ -17,33 +17,32 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
-from sharedmask.errors import AttachError, DamagedImageError
+from sharedmask.errors import AttachError, SourceChangedError
 from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import process
+from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @dataclass(frozen=True)
-class FileIdentity:
-    """What tells a file from others, and from itself at another time."""
+class FileIdentity(FileState):
+    """A file of this machine, as it was when it was opened.
 
-    path: str
+    Times are 0 of a file of ours: it never changes, and its time says when it was last used.
+    """
+
     dev: int
-    ino: int
-    nbytes: int
-    mtime_ns: int
-    """0 for a file of ours: it never changes, and its time says when it was last used."""
     ours: bool
 
     @classmethod
     def of(cls, path: str, fd: int, *, ours: bool) -> "FileIdentity":
         """That of the file behind ``fd``, which was opened as ``path``."""
         facts = os.fstat(fd)
-        changed = 0 if ours else facts.st_mtime_ns
-        return cls(path, facts.st_dev, facts.st_ino, facts.st_size, changed, ours)
+        times = (0, 0) if ours else (facts.st_mtime_ns, facts.st_ctime_ns)
+        return cls(path, facts.st_ino, facts.st_size, *times, facts.st_dev, ours)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "FileIdentity":
@@ -70,13 +69,7 @@ class FileIdentity:
 
         A file that was replaced has not: the old one stays until the last map of it goes.
         """
-        if self.ours:
-            return False
-        try:
-            now = os.stat(self.path)
-        except OSError:
-            return False
-        return now.st_ino == self.ino and (now.st_size, now.st_mtime_ns) != (self.nbytes, self.mtime_ns)
+        return not self.ours and super().is_written_to()
 
     def check(self, fd: int) -> None:
         """Refuse another file.
@@ -181,11 +174,11 @@ class FileMap(Origin):
 
         Raises
         ------
-        DamagedImageError
+        SourceChangedError
             Values may have changed under their views.
         """
         if self.handle.file.is_written_to():
-            raise DamagedImageError(f"{self.handle.label} was written to while its frames were mapped")
+            raise SourceChangedError(f"{self.handle.label} was written to while its frames were mapped")
 
     def array(self, name: str) -> SharedArray:
         """The array ``name`` of a file of ours."""

@@ -18,10 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.errors import AttachError, DamagedImageError, ImageError, OutsideImageError, ParameterError
+from sharedmask.errors import (
+    AttachError,
+    ImageError,
+    OutsideImageError,
+    ParameterError,
+    SourceChangedError,
+)
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk, values
-from sharedmask.sources.source import ArraySource, Facts, FileLayout, Source
+from sharedmask.sources.layout import FileLayout
+from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Volumes
 from sharedmask.storage import container, disk, memory
@@ -114,22 +121,28 @@ class MappedVolumes(ArraySource):
     def shared(self) -> Shared:
         return Shared(self.attachment.handle, "volumes")
 
+    def check(self, when: str = "after it was mapped: open it again") -> None:
+        if self.attachment.is_written_to():
+            raise SourceChangedError(f"{self.name} changed {when}")
+
     def volumes_at(self, span: slice) -> Array:
         """Volumes with true values, (x, y, z, n); a fresh array."""
-        return _true_volumes(self, self.by_volume[span].T, None)
+        with self.unchanged():
+            return _true_volumes(self, self.by_volume[span].T, None)
 
     def narrowed(self, select: Voxels) -> tuple[Volumes, Voxels]:
         """Of each volume what lies from the first voxel asked for to the last: the rest is not touched."""
         if not len(select):
             return self, select
         first, last = int(select.min()), int(select.max())
-        return _Span(self.by_volume[:, first : last + 1]), select - first
+        return _Span(self, self.by_volume[:, first : last + 1]), select - first
 
 
 @dataclass(frozen=True)
 class _Span:
     """The same voxels of every volume, (n_timepoints, n_voxels), as ``loader`` reads an image."""
 
+    of: MappedVolumes
     values: Array
     compressed = False
     reading_bytes = 0
@@ -148,7 +161,8 @@ class _Span:
 
     @contextlib.contextmanager
     def volumes(self) -> "Iterator[_SpanReader]":
-        yield _SpanReader(iter(self.values))
+        with self.of.unchanged():
+            yield _SpanReader(iter(self.values))
 
 
 class _SpanReader:
@@ -183,7 +197,7 @@ def attached(attachment: Attachment) -> Held:
         x, y, z, n_timepoints = facts.shape
         view = attachment.view("volumes").reshape(n_timepoints, z, y, x).transpose(3, 2, 1, 0)
         known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
-        return MappedVolumes(**known, paths=(), dataobj=view, attachment=attachment)
+        return MappedVolumes(**known, files=(), dataobj=view, attachment=attachment)
     except (KeyError, TypeError, ValueError) as error:
         raise AttachError(f"{handle.label} is no shared image: {error!r}") from error
 
@@ -230,7 +244,14 @@ def in_memory(store: str) -> bool:
 def load(
     source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget, store: str
 ) -> tuple[OwnedSegment | None, Held]:
-    """The series of ``voxels`` (None: all) in that store, or nothing; nobody owns what is not shared."""
+    """The series of ``voxels`` (None: all) in that store, or nothing; nobody owns what is not shared.
+
+    Raises
+    ------
+    SourceChangedError
+        The files are not those that were opened, or change while they are read.
+    """
+    source.check()
     if store == disk.KIND:
         return _on_disk(source, voxels, label, budget)
     if store == "file":
@@ -304,7 +325,7 @@ def as_source(held: Held) -> Source:
             f"{held.facts.name} holds the voxels of its mask_img only: smoothing and resampling need all"
         )
     facts = {fact.name: getattr(held.facts, fact.name) for fact in fields(Facts)}
-    return ArraySource(**facts, paths=(), dataobj=held.stored_view)
+    return ArraySource(**facts, files=(), dataobj=held.stored_view)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -315,7 +336,6 @@ def _on_disk(
 ) -> tuple[OwnedSegment, Held]:
     geometry = geometry_of(source, voxels)
     bands = rechunk.cut(source, geometry["rows"][0][0], _working_memory(budget))
-    fingerprint = source.fingerprint
 
     def fill(write: disk.Write) -> Mapping[str, Any]:
         budget.require(f"writing the rows of {label} to disk", bands.nbytes)
@@ -324,11 +344,10 @@ def _on_disk(
         finite = rechunk.transpose(
             source, voxels, bands, lambda start, rows: write("rows", start, rows), disk.directory()
         )
-        if source.paths and source.fingerprint != fingerprint:
-            raise DamagedImageError(f"{source.name} changed while it was read")
         return {"finite": finite}
 
-    key = disk.key_of(fingerprint, voxels, source.dtype)
+    with source.unchanged():
+        key = disk.key_of(source.fingerprint, voxels, source.dtype)
     copied = rechunk.copied_bytes(source, bands)
     with disk.rows_file(key, geometry, label, fill, copied) as kept:
         return _anchored(
@@ -357,12 +376,15 @@ def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Own
         raise ParameterError(f'{source.name} is used as it is with store="file": mask_img selects nothing')
     shape = [source.n_timepoints, source.n_voxels]
     arrays = {"volumes": {"offset": layout.offset, "shape": shape, "dtype": layout.dtype.str}}
-    with open(layout.path, "rb", buffering=0) as file:
+    with source.unchanged(), open(layout.path, "rb", buffering=0) as file:
         identity = FileIdentity.of(os.path.realpath(layout.path), file.fileno(), ours=False)
     finite = source.dtype.kind in "iu"  # others would have to be read
-    return _anchored(
-        label, ExternalArrays(identity, arrays, "file"), {"finite": finite, "facts": source.to_dict()}
-    )
+    meta = {"finite": finite, "facts": source.to_dict()}
+    try:
+        return _anchored(label, ExternalArrays(identity, arrays, "file"), meta)
+    except AttachError:
+        source.check()
+        raise
 
 
 def _anchored(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> tuple[OwnedSegment, Held]:

@@ -211,20 +211,30 @@ class Attachment(Origin):
 
     def __init__(self, handle: Handle, buffer: mmap.mmap, writable: bool) -> None:
         facts, first = parse_header(buffer)
-        if "file" in facts:
-            buffer, first = map_file(FileIdentity.from_dict(facts["file"])), 0
+        self.file = FileIdentity.from_dict(facts["file"]) if "file" in facts else None
+        """In which the arrays lie, if not in the segment."""
+        if self.file is not None:
+            buffer, first = map_file(self.file), 0
         _check_header(handle, facts)
         super().__init__(buffer)
         self.handle = handle
         self.writable = writable
         self.kind: str = facts.get("kind", handle.store)
-        self.path: str | None = facts["file"]["path"] if "file" in facts else None
         self.meta: dict[str, Any] = facts["meta"]
         self.arrays = arrays_in(buffer, facts.get("arrays"), first)
 
     @property
     def name(self) -> str:
         return self.handle.name
+
+    @property
+    def path(self) -> str | None:
+        """Of the file in which the arrays lie."""
+        return None if self.file is None else self.file.path
+
+    def is_written_to(self) -> bool:
+        """Whether the user's file in which the arrays lie has changed since it was shared."""
+        return self.file is not None and self.file.is_written_to()
 
     def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
         return output_of if self.writable else view_of, self.handle.to_json()

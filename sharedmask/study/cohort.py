@@ -1,7 +1,8 @@
 """Cohorts: the signals of many images, one task each, on any executor.
 
 Covers: which images are next, what runs at the same time, failures, retries, callbacks. Does not
-cover: one image (``extraction``), which runs are complete (``journal``), BIDS (``bids``).
+cover: one image (``extraction``), where it is worked on (``executors``), which runs are complete
+(``journal``), BIDS (``bids``).
 
 ::
 
@@ -19,29 +20,26 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sharedmask.compute import pool
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import check_names, check_strategy
-from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning, WorkerError
+from sharedmask.errors import (
+    ParameterError,
+    SharedMaskError,
+    SharedMaskWarning,
+    SourceChangedError,
+    WorkerError,
+)
 from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
-from sharedmask.system import process
+from sharedmask.study.executors import Engine, engine
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import cached_property
 
@@ -49,15 +47,12 @@ Key = Any
 OnResult = Callable[[Key, Any], Any] | None
 OnError = Callable[[Key, Exception], None] | None
 
-# What may go well the next time: a worker that was killed, a file server that did not answer.
-_TRANSIENT = (WorkerError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
+# What may go well the next time: a worker that was killed, a file server that did not answer, an image that
+# was being written.
+_TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
 _PER_IMAGE = ("confounds", "sample_mask")
-_AHEAD = 64
 _CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
-# What the workers' template imports, once for all of them.
-EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
-CLEANING = (*EXTRACTING, "nilearn.signal")
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ def extract_many(
         ``"3/16"``: the third of 16 parts of the images; for array jobs.
     retries : int
         How often an image is tried again after a failure that may pass: a worker that was killed,
-        a file server that did not answer.
+        a file server that did not answer, an image that changed while it was read.
     progress : bool or callable, optional
     memory_limit : int, float or str, optional
         What the images at work on this machine may take together.
@@ -214,10 +209,9 @@ def extract_many(
     chosen = shard_of(list(keyed), shard)
     journal = _journal(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
-    prepare = _Preparer(masks, asked, budget, memory_limit, None if journal is None else variant)
-    with _engine(executor, n_jobs, cleans) as engine, progress_to(progress, len(chosen), "image") as tell:
-        run = _Run(engine, budget, journal, on_result, on_error, retries, tell)
-        return run.all(prepare, [(key, keyed[key], each[key]) for key in chosen])
+    prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, None if journal is None else variant)
+    with engine(executor, n_jobs, cleans) as works, progress_to(progress, len(chosen), "image") as tell:
+        return _Run(prepare, works, budget, journal, on_result, on_error, retries, tell).all(chosen)
 
 
 # --- what is asked for ---------------------------------------------------------------------------
@@ -293,25 +287,28 @@ class _Preparer:
 
     def __init__(
         self,
+        keyed: Mapping[Key, Any],
+        each: Mapping[Key, Mapping[str, Any]],
         masks: Any,
         asked: Mapping[str, Any],
         budget: MemoryBudget,
         memory_limit: Any,
         variant: str | Callable[[Key], str] | None,
     ) -> None:
-        self._asked = dict(asked)
+        self._keyed, self._each, self._asked = keyed, each, dict(asked)
         self._memory = self._asked.pop("memory", None)
         self._target = self._asked.pop("resampling_target")
         self._masks = masks
         self._shared = per_grid(lambda grid: self._regions_of(masks, grid))
         self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
 
-    def __call__(self, key: Key, source: Any, own: Mapping[str, Any]) -> Task:
+    def __call__(self, key: Key) -> Task:
         def regions_on(grid: Grid) -> Regions:
             return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
-        own = {name: given(key) if callable(given) else given for name, given in own.items()}
-        asked = Extraction.prepared(source, regions_on, **{**self._asked, **own})
+        given = self._each[key]
+        own = {name: one(key) if callable(one) else one for name, one in given.items()}
+        asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
         return Task(key, asked, self._memory, self._memory_limit, variant, asked.needed(self._budget))
 
@@ -319,86 +316,13 @@ class _Preparer:
         return regions_of(masks, grid, self._asked["strategy"], self._target)
 
 
-# --- where it is worked on -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Engine:
-    executor: Executor
-    at_once: int
-    local: bool
-    """Whether what runs takes this machine's memory, which is then counted."""
-
-
-class _Processes(ThreadPoolExecutor):
-    """Worker processes as an executor: a thread waits for each, and a death is its own task's."""
-
-    def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
-        super().__init__(n_jobs, "sharedmask-cohort")
-        self._preload = preload
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
-        return super().submit(self._call, function, arguments)
-
-    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return pool.run_processes(function, (), [arguments], 1, None, self._preload)[0]
-
-
-@contextlib.contextmanager
-def _engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[_Engine]:
-    if executor is not None:
-        at_once = _AHEAD if n_jobs is None else process.effective_n_jobs(n_jobs)
-        yield _Engine(executor, at_once, local=False)
-        return
-    count = process.effective_n_jobs(n_jobs)
-    own: Executor
-    if count > 1 and pool.can_start_processes():
-        own = _Processes(count, CLEANING if cleans else EXTRACTING)
-    else:
-        # Two at a time: the second decodes while the first is in Python code that cleans.
-        own, count = ThreadPoolExecutor(count + 1, "sharedmask-cohort"), count + 1
-    try:
-        yield _Engine(own, count, local=True)
-    finally:
-        own.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def on_dask(address: str, n_workers: int) -> Iterator[Executor]:
-    """An executor on the Dask cluster at ``address``, or on one of ``n_workers`` processes here.
-
-    Parameters
-    ----------
-    address : str
-        Of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
-    n_workers : int
-
-    Raises
-    ------
-    ParameterError
-        Dask is not installed, or nobody answers at that address.
-    """
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise ParameterError("--dask needs Dask: install sharedmask[cohort]") from error
-    with contextlib.ExitStack() as stack:
-        if address == "local":
-            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
-            address = stack.enter_context(cluster)
-        try:
-            client = stack.enter_context(Client(address))
-        except OSError as error:
-            raise ParameterError(f"no Dask scheduler answers at {address}: {error}") from error
-        yield client.get_executor()
-
-
 # --- the study -----------------------------------------------------------------------------------
 
 
 @dataclass
 class _Run:
-    engine: _Engine
+    prepare: _Preparer
+    engine: Engine
     budget: MemoryBudget
     journal: Journal | None
     on_result: OnResult
@@ -409,11 +333,11 @@ class _Run:
     _running: dict[Future[Any], tuple[Task, int, float]] = field(default_factory=dict)
     _ended: int = 0
 
-    def all(self, prepare: _Preparer, items: Sequence[tuple[Key, Any, Mapping[str, Any]]]) -> Study:
+    def all(self, keys: Sequence[Key]) -> Study:
         try:
-            for key, source, own in items:
+            for key in keys:
                 with self._failing(key):
-                    self._start(prepare(key, source, own))
+                    self._start(self.prepare(key))
             while self._running:
                 self._collect()
         finally:
@@ -450,7 +374,9 @@ class _Run:
                 except Exception as error:
                     if tries >= self.retries or not _may_pass(error):
                         raise
-                    self._submit(task, tries + 1)
+                    # Of a file that changed, its header counts for nothing either.
+                    again = self.prepare(task.key) if isinstance(error, SourceChangedError) else task
+                    self._submit(again, tries + 1)
                 else:
                     self._keep(task, result, content, time.monotonic() - start)
 

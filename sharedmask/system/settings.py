@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.system import inputs, limits
@@ -73,6 +73,10 @@ class Settings:
     """Where results are cached; None: nowhere, unless a call says so."""
     cache_limit: int = 50 * GIB
     """What cached results may take together."""
+    fingerprint: Literal["stat", "content"] = "stat"
+    """How it is known that an image is still the same, by cache, images on disk and journals: by what the
+    file system says of the file and a few of its bytes; or by all that it holds, which is read each time, for
+    file systems that do not tell when a file changed (no ctime)."""
 
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -133,6 +137,15 @@ def _profile(value: Any) -> str:
     return str(value)
 
 
+_FINGERPRINT = Literal["stat", "content"]
+
+
+def _fingerprint(value: Any) -> str:
+    if value not in get_args(_FINGERPRINT):
+        raise ParameterError(f"{value!r} is none of {' and '.join(get_args(_FINGERPRINT))}")
+    return str(value)
+
+
 _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     bool: _flag,
     float: _fraction,
@@ -141,6 +154,7 @@ _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     int | float | str | None: _limit,
     Path | None: _folder,
     str | None: _profile,
+    _FINGERPRINT: _fingerprint,
 }
 _CHECKS = {field.name: _BY_TYPE[field.type] for field in fields(Settings)}
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True}

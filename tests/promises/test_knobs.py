@@ -120,6 +120,12 @@ def cache_size(tmp_path):
     return Cache.of(tmp_path).limit
 
 
+def known_where_it_was_moved(tmp_path):
+    first = open_source(save(tmp_path / "run.nii", np.zeros((8, 8, 8, 4), "i2"))).fingerprint
+    (tmp_path / "run.nii").rename(tmp_path / "moved.nii")
+    return open_source(tmp_path / "moved.nii").fingerprint == first
+
+
 # Knob: (a value, what looks, what is seen without it, what is seen with it).
 TABLE = {
     "profile": ("medium", kept_free, "memory_limit='1G'", "memory_limit='1G', 20% kept free"),
@@ -137,6 +143,7 @@ TABLE = {
     "log_memory": (True, logged, [], ["extracting"]),
     "cache_dir": ("cache", cached, False, 1),
     "cache_limit": ("1G", cache_size, 50 * GIB, GIB),
+    "fingerprint": ("content", known_where_it_was_moved, False, True),
 }
 
 

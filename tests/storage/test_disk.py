@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from images import SHAPE, bold, niimg, random_masks, same_bits, save, truth
 
 from sharedmask import SharedImage, extract
-from sharedmask.errors import AttachError, DamagedImageError, MemoryLimitError, SegmentError
+from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, SourceChangedError
 from sharedmask.sources import loader, rechunk
 from sharedmask.sources.source import open_source
 from sharedmask.storage import container, disk, segment
@@ -104,7 +104,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(path, folder, monkeyp
         return load(*args, **options)
 
     monkeypatch.setattr(loader, "load", changing)
-    with pytest.raises(DamagedImageError, match="changed while it was read"):
+    with pytest.raises(SourceChangedError, match=r"run\.nii\.gz changed"):
         written(path)
     assert os.listdir(folder) == []
 

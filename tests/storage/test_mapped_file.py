@@ -135,7 +135,8 @@ def test_picking_is_indexing(n_timepoints, n_voxels, picked, scaled):
     out = np.empty((len(voxels), n_timepoints), double if scaled else volumes.dtype)
     lying = rows.MappedVolumes(
         "run.nii", (n_voxels, 1, 1, n_timepoints), 4, volumes.dtype, np.eye(4), 1.0, 0.0, None, "", None, (),
-        volumes.T.reshape(n_voxels, 1, 1, n_timepoints), SimpleNamespace(arrays={"volumes": volumes}),
+        volumes.T.reshape(n_voxels, 1, 1, n_timepoints),
+        SimpleNamespace(arrays={"volumes": volumes}, is_written_to=lambda: False),
     )  # fmt: skip
     assert rows.fill(lying, out, voxels, conversion)
     right = volumes[:, voxels].T

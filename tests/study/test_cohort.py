@@ -17,10 +17,11 @@ from sharedmask.errors import (
     MissingFileError,
     ParameterError,
     SharedMaskWarning,
+    SourceChangedError,
     WorkerError,
 )
 from sharedmask.image.extraction import Extraction
-from sharedmask.study import cohort
+from sharedmask.study import cohort, executors
 from sharedmask.study.cohort import Study, Task, extract_many
 
 
@@ -212,6 +213,30 @@ def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
     same_bits(study.results[runs[3]]["a"], truth(runs[3])[masks["a"]].T.astype("float32"))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_image_that_changes_is_tried_once_more_then_named(runs, masks, monkeypatch, tmp_path, times):
+    read, written = Extraction.run, []
+
+    def written_meanwhile(asked, *args):
+        if len(written) < times:
+            written.append(save(runs[0], bold(seed=9 + len(written)), slope=2.0))
+        return read(asked, *args)
+
+    monkeypatch.setattr(Extraction, "run", written_meanwhile)
+    resume = tmp_path / "done.jsonl"
+    results = {}
+    study = extract_many(
+        runs[:1], masks, executor=ThreadPoolExecutor(1), resume=resume,
+        on_result=results.__setitem__, on_error=lambda *_: None,
+    )  # fmt: skip
+    if times == 1:
+        same_bits(results[runs[0]]["a"], truth(runs[0])[masks["a"]].T)
+        assert not study.errors
+    else:
+        assert isinstance(study.errors[runs[0]], SourceChangedError) and runs[0] in str(study.errors[runs[0]])
+        assert not results and not resume.exists()
+
+
 # --- resuming ------------------------------------------------------------------------------------
 
 
@@ -398,7 +423,7 @@ def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
 
     monkeypatch.setattr(cohort, "_work", watched)
     monkeypatch.setattr(Extraction, "needed", lambda *_: 40 * 2**20)
-    monkeypatch.setattr(cohort.pool, "can_start_processes", lambda: False)  # threads, which can be watched
+    monkeypatch.setattr(executors.pool, "can_start_processes", lambda: False)  # threads, which can be watched
     extract_many(runs, masks, memory_limit="100M", n_jobs=5)
     assert max(most) == 2
 

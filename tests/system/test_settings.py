@@ -127,6 +127,7 @@ WRONG = {
     "log_memory": [2],
     "cache_dir": [True, ""],
     "cache_limit": [-1, "lots"],
+    "fingerprint": [1, "times"],
 }
 
 

@@ -1,0 +1,94 @@
+"""Executors: where the images of a study are worked on.
+
+Covers: worker processes and threads of this machine, Dask clusters, how many images at a time. Does not
+cover: which image is next (``cohort``), workers themselves (``pool``).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from sharedmask.compute import pool
+from sharedmask.errors import ParameterError
+from sharedmask.system import process
+
+_AHEAD = 64
+# What the workers' template imports, once for all of them.
+EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
+CLEANING = (*EXTRACTING, "nilearn.signal")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An executor, and what it may be given."""
+
+    executor: Executor
+    at_once: int
+    local: bool
+    """Whether what runs takes this machine's memory, which is then counted."""
+
+
+class _Processes(ThreadPoolExecutor):
+    """Worker processes as an executor: a thread waits for each, and a death is its own task's."""
+
+    def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
+        super().__init__(n_jobs, "sharedmask-cohort")
+        self._preload = preload
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+        return super().submit(self._call, function, arguments)
+
+    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        return pool.run_processes(function, (), [arguments], 1, None, self._preload)[0]
+
+
+@contextlib.contextmanager
+def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[Engine]:
+    """The caller's executor, or one of our own for ``n_jobs`` images at a time, until the context ends."""
+    if executor is not None:
+        at_once = _AHEAD if n_jobs is None else process.effective_n_jobs(n_jobs)
+        yield Engine(executor, at_once, local=False)
+        return
+    count = process.effective_n_jobs(n_jobs)
+    own: Executor
+    if count > 1 and pool.can_start_processes():
+        own = _Processes(count, CLEANING if cleans else EXTRACTING)
+    else:
+        # Two at a time: the second decodes while the first is in Python code that cleans.
+        own, count = ThreadPoolExecutor(count + 1, "sharedmask-cohort"), count + 1
+    try:
+        yield Engine(own, count, local=True)
+    finally:
+        own.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def on_dask(address: str, n_workers: int) -> Iterator[Executor]:
+    """An executor on the Dask cluster at ``address``, or on one of ``n_workers`` processes here.
+
+    Parameters
+    ----------
+    address : str
+        Of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
+    n_workers : int
+
+    Raises
+    ------
+    ParameterError
+        Dask is not installed, or nobody answers at that address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ParameterError("--dask needs Dask: install sharedmask[cohort]") from error
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(cluster)
+        try:
+            client = stack.enter_context(Client(address))
+        except OSError as error:
+            raise ParameterError(f"no Dask scheduler answers at {address}: {error}") from error
+        yield client.get_executor()

@@ -1,0 +1,101 @@
+"""Which file it is: what tells a file from others, and from itself at another time.
+
+Covers: a file as it was at one moment, whether it still is, what of it enters fingerprints. Does not cover:
+what is done about a file that changed (``source``), files that are mapped (``mapped_file``).
+"""
+
+import os
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from io import FileIO
+from typing import Self
+
+from sharedmask.errors import MissingFileError
+from sharedmask.system import settings
+
+_EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file as it was at one moment.
+
+    The time of the last change of its inode tells what programs hide that restore the time of modification
+    (``rsync -t``, ``tar``, ``touch -r``). Device numbers are not compared: a file on a share has another one
+    on each machine, and images travel. 0 stands for what does not count.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     state = FileState.now(file.name)
+    ...     before = state.has_changed()
+    ...     _ = os.write(file.fileno(), b"more")
+    ...     before, state.has_changed()
+    (False, True)
+    """
+
+    path: str
+    ino: int
+    nbytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def now(cls, path: str | os.PathLike[str]) -> Self:
+        """What the file is.
+
+        With the setting ``fingerprint="content"`` size and time of modification only: other facts mean
+        nothing where that is needed.
+
+        Raises
+        ------
+        MissingFileError
+        """
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path} does not exist") from error
+        known = settings.current().fingerprint == "stat"
+        inode = (facts.st_ino, facts.st_ctime_ns) if known else (0, 0)
+        return cls(os.fspath(path), inode[0], facts.st_size, facts.st_mtime_ns, inode[1])
+
+    def has_changed(self) -> bool:
+        """Whether the path leads to another file now, to none, or the file was written to."""
+        now = self._now()
+        return now is None or now != self
+
+    def is_written_to(self) -> bool:
+        """Whether the file was written to in its place; one that was replaced or removed was not."""
+        now = self._now()
+        return now is not None and now.ino == self.ino and now != self
+
+    def _now(self) -> Self | None:
+        try:
+            facts = os.stat(self.path)
+        except OSError:
+            return None
+        ino, ctime_ns = (facts.st_ino, facts.st_ctime_ns) if self.ino else (0, 0)
+        mtime_ns, nbytes = facts.st_mtime_ns, facts.st_size
+        return replace(self, ino=ino, nbytes=nbytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+
+def fingerprint(file: FileIO) -> bytes:
+    """Bytes that are others when the file is another one, or was written to.
+
+    By default of its real path, inode, size, times and first and last 64 KiB; with the setting
+    ``fingerprint="content"`` of all that it holds, wherever it is.
+    """
+    if settings.current().fingerprint == "content":
+        return content(file)
+    facts = os.fstat(file.fileno())
+    times = facts.st_mtime_ns, facts.st_ctime_ns
+    said = repr((os.path.realpath(file.name), facts.st_ino, facts.st_size, *times)).encode()
+    first = file.read(_EDGE)
+    file.seek(max(facts.st_size - _EDGE, 0))
+    return said + first + file.read(_EDGE)
+
+
+def content(file: FileIO) -> bytes:
+    """Digest of all that the file holds, wherever it is and whenever it was written."""
+    return file_digest(file, "blake2b").digest()
