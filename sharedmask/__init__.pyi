@@ -7,6 +7,7 @@ from .maskers.labels import SharedLabelsMasker as SharedLabelsMasker
 from .maskers.maps import SharedMapsMasker as SharedMapsMasker
 from .maskers.multi import SharedMultiMasker as SharedMultiMasker
 from .maskers.nifti import SharedNiftiMasker as SharedNiftiMasker
+from .maskers.spheres import SharedSpheresMasker as SharedSpheresMasker
 from .network.batches import batch_process as batch_process
 from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
 from .regions.regions import Regions as Regions
@@ -30,6 +31,7 @@ __all__ = [
     "SharedMapsMasker",
     "SharedMultiMasker",
     "SharedNiftiMasker",
+    "SharedSpheresMasker",
     "__version__",
     "batch_process",
     "extract",

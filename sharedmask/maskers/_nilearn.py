@@ -1,12 +1,12 @@
 """From an image to cleaned signals, in the order in which nilearn's maskers do it.
 
 Covers: what a masker may be given; the image on the grid that is asked for, smoothed; signals of voxels,
-labels and maps; cleaning. Does not cover: estimators (``base``), volumes (``transform``, ``loader``), rows of
-an image that is held (``signals``).
+labels, maps and spheres; cleaning. Does not cover: estimators (``base``), volumes (``transform``,
+``loader``), rows of an image that is held (``signals``).
 
 ::
 
-    image ──> on the mask's grid ──> smoothed ──> voxels, labels or maps ──> cleaned ──> 1D for a 3D image
+    image ──> on the mask's grid ──> smoothed ──> voxels, labels, ... ──> cleaned ──> 1D for a 3D image
 
 Three functions have the names and the arguments of those of nilearn that they replace in its maskers. All
 names of nilearn that are not public, and that sharedmask knows, are imported here or listed in ``PRIVATE``.
@@ -28,10 +28,12 @@ from nilearn._utils.tags import InputTags as InputTags
 from nilearn.image import check_niimg, crop_img, resample_img
 from nilearn.image import high_variance_confounds as image_confounds
 from nilearn.maskers.base_masker import filter_and_extract as nilearn_filter_and_extract
-from nilearn.maskers.base_masker import mask_logger
+from nilearn.maskers.base_masker import mask_logger as mask_logger
 from nilearn.maskers.nifti_labels_masker import _ExtractionFunctor as LabelsFunctor
 from nilearn.maskers.nifti_maps_masker import _ExtractionFunctor as MapsFunctor
 from nilearn.maskers.nifti_masker import filter_and_mask as nilearn_filter_and_mask
+from nilearn.maskers.nifti_spheres_masker import _ExtractionFunctor as SpheresFunctor
+from nilearn.masking import load_mask_img
 from nilearn.regions.signal_extraction import (
     _check_shape_and_affine_compatibility,
     _get_labels_data,
@@ -49,6 +51,7 @@ from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
 from sharedmask.regions.regions import Regions
+from sharedmask.regions.spheres import spheres
 from sharedmask.sources import loader, transform
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts, Source, open_source
@@ -360,7 +363,7 @@ def filter_and_extract(
     """
     image = require_niimg(imgs)
     target = None
-    if parameters["target_shape"] is not None:
+    if parameters.get("target_shape") is not None:
         target = getattr(extraction_function, "labels_img", None) or extraction_function.maps_img_
     series_of = partial(series_on_grid, image, parameters, target)
     extract = _EXTRACTORS[extraction_function.func_name]
@@ -429,6 +432,20 @@ def _extract_maps(
     return fitted_to_maps(series_of(), maps[support], regions, parameters), kept.tolist()
 
 
+def _extract_spheres(
+    wanted: Any, reference: Any, series_of: Callable[[], Series], parameters: dict[str, Any]
+) -> tuple[Array, None]:
+    grid, inside = grid_of(reference), None
+    if wanted.mask_img is not None:
+        mask = check_niimg(wanted.mask_img, ensure_ndim=3)
+        moved = resample_img(
+            mask, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest"
+        )
+        inside = load_mask_img(moved)[0] != 0
+    regions = spheres(wanted.seeds_, wanted.radius, grid, inside, allow_overlap=wanted.allow_overlap)
+    return reduced(series_of(), regions, "mean", parameters), None
+
+
 def _tell_of_maps(maps_before: int, kept: NDArray[np.intp], wanted: Any) -> None:
     """nilearn's words on maps that the mask hides."""
     if wanted.keep_masked_maps:
@@ -450,6 +467,7 @@ def _tell_of_maps(maps_before: int, kept: NDArray[np.intp], wanted: Any) -> None
 _EXTRACTORS = {
     LabelsFunctor.func_name: _extract_labels,
     MapsFunctor.func_name: _extract_maps,
+    SpheresFunctor.func_name: _extract_spheres,
 }
 
 STAND_INS: dict[Any, Callable[..., Any]] = {
@@ -465,6 +483,8 @@ PRIVATE = {
     "_get_masker_params": "NiftiMasker",  # what is given to the functions: with n_jobs
     "_report_content": "NiftiMasker",  # what fit keeps for reports, here until there is one
     "_reporting_data": "NiftiMasker",
+    "_post_process_inverse_transform": "BaseMasker",  # gives an image of signals its dtype
+    "_load_report_displays": "NiftiSpheresMasker",  # draws one radius: gets the mean of several
     "_check_array": "NiftiLabelsMasker",  # checks the signals of inverse_transform
     "_fit": "NiftiLabelsMasker",  # checks the strategy, and knows none of ours
     "_generate_lut": "NiftiLabelsMasker",  # is called when the atlas is loaded and not resampled yet

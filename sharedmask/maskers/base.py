@@ -1,8 +1,8 @@
 """nilearn's maskers over shared and streamed images: the same parameters, the same numbers.
 
-Covers: `SharedNiftiMasker`, `SharedLabelsMasker` and `SharedMapsMasker`, subclasses of nilearn's that load
-and extract by themselves. Does not cover: what is done to an image (``_nilearn``), many masks at once
-(``multi``). Fitting, parameter checks, cleaning, reports and the way back are nilearn's.
+Covers: `SharedNiftiMasker`, `SharedLabelsMasker`, `SharedMapsMasker` and `SharedSpheresMasker`, subclasses of
+nilearn's that load and extract by themselves. Does not cover: what is done to an image (``_nilearn``), many
+masks at once (``multi``). Fitting, parameter checks, cleaning, reports and the way back are nilearn's.
 """
 
 from __future__ import annotations

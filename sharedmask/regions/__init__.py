@@ -1,11 +1,11 @@
 """Masks and atlases as voxel numbers on a grid; their names, tables and coverage.
 
-Covers: reading masks and look-up tables, fitting them to an image's grid.
+Covers: reading masks and look-up tables, fitting them to an image's grid, spheres.
 Does not cover: where an image's bytes live (``storage``).
 
 From the bottom up::
 
-    lut  masks  regions  fit  coverage
+    lut  masks  regions  fit  spheres  coverage
 """
 
 import lazy_loader

@@ -1,0 +1,103 @@
+"""Spheres: the voxels around points that are given in millimetres.
+
+Covers: which voxels of a grid are a seed's. Does not cover: masks and atlases (``masks``), what regions
+are (``regions``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
+from sharedmask.regions.regions import Regions
+from sharedmask.sources.grid import Grid
+from sharedmask.typing import Array, Numbers
+
+_LEAST_REACH = 2 * np.sqrt(3)  # two points with the same whole millimetres are no further apart
+
+
+def spheres(
+    seeds: Sequence[Sequence[float]],
+    radius: float | Sequence[float] | None,
+    grid: Grid,
+    inside: Array | None = None,
+    *,
+    allow_overlap: bool = True,
+) -> Regions:
+    """One region per seed, with the voxels that nilearn's ``NiftiSpheresMasker`` takes.
+
+    They are those whose centre is at most ``radius`` away, the one in which the seed lies, and the first
+    one that has the seed's coordinates but for what follows the decimal point.
+
+    Parameters
+    ----------
+    seeds : (n_seeds, 3) array_like
+        In millimetres.
+    radius : float, None, or one for each seed
+        In millimetres. None: the voxel of the seed.
+    grid : Grid
+    inside : (X, Y, Z) bool array, optional
+        Voxels that may be taken.
+    allow_overlap : bool
+        Whether a voxel may be of several seeds.
+
+    Raises
+    ------
+    EmptyMaskError
+        A seed has no voxel.
+    MaskError
+        Two seeds have a voxel in common and must not.
+    ParameterError
+        There are more or fewer radii than seeds.
+
+    Examples
+    --------
+    >>> found = spheres([(2, 2, 2), (0, 0, 0)], 1.0, Grid((4, 4, 4), np.eye(4)))
+    >>> found.sizes.tolist()
+    [7, 4]
+    """
+    found = [
+        _voxels(np.asarray(seed, float), reach, grid, inside)
+        for seed, reach in zip(seeds, _radii(radius, len(seeds)), strict=True)
+    ]
+    sizes = np.array([len(voxels) for voxels in found])
+    if not sizes.all():
+        raise EmptyMaskError(f"These spheres are empty: {np.flatnonzero(sizes == 0)}")
+    numbers = np.concatenate(found)
+    if not allow_overlap and len(np.unique(numbers)) < len(numbers):
+        raise MaskError("Overlap detected between spheres")
+    names = tuple(",".join(f"{place:g}" for place in seed) for seed in seeds)
+    offsets = np.cumsum([0, *sizes])
+    return Regions(grid, numbers, offsets, names, tuple(range(1, len(found) + 1)), "list")
+
+
+def _radii(radius: Any, n_seeds: int) -> list[float | None]:
+    """The radius of each seed; None for its voxel alone."""
+    if radius is None or np.ndim(radius) == 0:
+        return [radius] * n_seeds
+    if len(radius) != n_seeds:
+        raise ParameterError(f"{len(radius)} radii for {n_seeds} seeds")
+    return list(radius)
+
+
+def _voxels(seed: Array, radius: float | None, grid: Grid, inside: Array | None) -> Numbers:
+    """In C order, as numbers of the grid."""
+    to_voxels = np.linalg.inv(grid.affine)
+    centre = to_voxels[:3, :3] @ seed + to_voxels[:3, 3]
+    reach = max(radius or 0.0, _LEAST_REACH) * np.linalg.norm(to_voxels[:3, :3], axis=1)
+    low = np.clip(np.floor(centre - reach), 0, grid.shape).astype(int)
+    high = np.clip(np.ceil(centre + reach) + 1, 0, grid.shape).astype(int)
+    box = np.array(list(itertools.product(*map(range, low, high))), int).reshape(-1, 3)
+    if inside is not None:
+        box = box[inside[tuple(box.T)]]
+    places = np.dot(grid.affine, np.c_[box, np.ones(len(box))].T)[:3].T
+    taken = np.all(box == np.round(centre), axis=1)
+    taken[np.flatnonzero(np.all(places.astype(int) == seed.astype(int), axis=1))[:1]] = True
+    if radius is not None:
+        taken |= np.sum((places - seed) ** 2, axis=1) <= radius**2
+    numbers: Numbers = np.ravel_multi_index(tuple(box[taken].T), grid.shape, order="F")
+    return numbers
