@@ -28,6 +28,7 @@ from sharedmask import (
     SharedMapsMasker,
     SharedMultiMasker,
     SharedNiftiMasker,
+    SharedSpheresMasker,
 )
 from sharedmask.errors import (
     DamagedImageError,
@@ -53,6 +54,7 @@ def checked_maskers():
         SharedNiftiMasker(standardize=None),
         SharedLabelsMasker(labels, standardize=None),
         SharedMapsMasker(maps, standardize=None),
+        SharedSpheresMasker([(1, 1, 1)], standardize=None),
     ]
 
 
@@ -116,7 +118,7 @@ def test_the_checks_are_those_that_nilearn_passes():
     assert of.pop("SharedMultiMasker") == MULTI_CHECKS
     for found in of.values():
         assert found == of["SharedNiftiMasker"] and len(found) >= 13
-    assert len(list(nilearn_checks())) >= 54 + 53 + 53
+    assert len(list(nilearn_checks())) >= 54 + 53 + 53 + 53
 
 
 # ---- in the place of nilearn's
