@@ -143,7 +143,8 @@ def test_only_the_maskers_import_nilearn_at_their_top():
 
     costly = {"nilearn", "scipy", "sklearn", "pandas"}
     found = {module for module, text in sources().items() if costly & set(imports_at_top(text))}
-    assert found == {f"maskers.{name}" for name in ("_nilearn", "base", "labels", "maps", "multi", "nifti", "spheres")}
+    maskers = ("_nilearn", "base", "labels", "maps", "multi", "nifti", "spheres")
+    assert found == {f"maskers.{name}" for name in maskers}
 
 
 def test_what_is_imported_is_required():
