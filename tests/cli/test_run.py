@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command import sharedmask
 from images import SHAPE, bold, niimg, random_masks, save, truth
 
 CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
@@ -26,12 +27,6 @@ def study(tmp_path):
     (tmp_path / "spill").mkdir()
     (tmp_path / "atlas.tsv").write_text("index\tname\n1\tone\n2\ttwo\n3\tthree\n")
     return tmp_path
-
-
-def sharedmask(*args, cwd, env=None):
-    command = [sys.executable, "-W", "error", "-m", "sharedmask", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True,
-                          timeout=200)  # fmt: skip
 
 
 def images(study):

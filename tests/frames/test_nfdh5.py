@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import h5py
 import nibabel as nib
@@ -448,37 +446,3 @@ def test_without_h5py_it_is_said_what_to_install(tmp_path):
     (tmp_path / "run.h5").touch()
     done = python(script, cwd=tmp_path)
     assert done.stdout == "HDF5 files need h5py: pip install 'sharedmask[hdf5]'\n", done.stderr
-
-
-# --- the command line ----------------------------------------------------------------------------
-
-
-def command(*args):
-    line = [sys.executable, "-W", "error", "-m", "sharedmask", "frames", "convert", *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_line_converts_there_and_back(tmp_path):
-    path = save(tmp_path / "run.nii.gz", bold(dtype="float32"))
-    assert command(path, tmp_path / "run.h5", "--gzip", 1).stderr == ""
-    assert command(tmp_path / "run.h5", tmp_path / "back.nii").stderr == ""
-    same_bits(truth(tmp_path / "back.nii"), truth(path))
-    assert nib.load(tmp_path / "back.nii").header["pixdim"][4] == 2.0
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "code", "said"),
-    [
-        ("gone.nii", "out.h5", 66, "gone.nii does not exist"),
-        ("run.nii", "out.txt", 64, "ends in .nii or .nii.gz"),
-        ("run.nii", "no/out.h5", 73, "no folder"),
-        ("run.nii", "out.nii --gzip 1", 64, "compression is for .h5 files"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(tmp_path, source, target, code, said):
-    save(tmp_path / "run.nii", bold())
-    name, *options = target.split()
-    done = command(tmp_path / source, tmp_path / name, *options)
-    assert done.returncode == code
-    assert said in done.stderr
-    assert left_in(tmp_path) == ["run.nii"]

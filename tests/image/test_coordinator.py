@@ -1,6 +1,5 @@
 """The coordinator: images loaded once for many processes, leases, limits, its protocol and its end."""
 
-import gc
 import json
 import os
 import resource
@@ -10,11 +9,10 @@ import socket
 import stat
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,9 @@ import psutil
 import pytest
 from children import gone, kill_group, python, running
 from click.testing import CliRunner
+from command import sharedmask
 from images import bold, save, truth
+from serving import serving
 
 from sharedmask import Coordinator, SharedImage
 from sharedmask.cli.ls import list_images
@@ -42,37 +42,6 @@ from sharedmask.storage import registry
 from sharedmask.storage.registry import reap
 
 STORES = ["shm", "memfd"]
-
-
-@contextmanager
-def serving(*options, **how):
-    """`sharedmask serve` as users start it; ended with SIGTERM unless the test did."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sharedmask", "serve", *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **how,
-    )
-    try:
-        line = child.stdout.readline()
-        assert line.startswith("serving"), child.stderr.read()
-        yield child
-    finally:
-        if child.poll() is None:
-            child.terminate()
-        try:
-            child.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            kill_group(child)
-            raise
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "sharedmask", *arguments], capture_output=True, text=True, timeout=120
-    )
 
 
 def listed():
@@ -274,7 +243,7 @@ def test_fifty_clients_and_five_killed_of_them(
         assert listed()["n_loads"] == len(listed()["images"]) == 10
         if end == signal.SIGKILL:
             kill_group(coordinator)
-            assert command("gc").returncode == 0
+            assert sharedmask("gc").returncode == 0
         else:
             coordinator.terminate()
             assert coordinator.wait(60) == 0
@@ -518,7 +487,7 @@ def test_a_second_coordinator_is_refused(run):
     with Coordinator() as first:
         with pytest.raises(SegmentError, match="another coordinator is running"):
             Coordinator().__enter__()
-        done = command("serve")
+        done = sharedmask("serve")
         assert (done.returncode, done.stdout) == (75, "")
         assert "another coordinator is running" in done.stderr
         SharedImage.connect(run).close()
@@ -998,53 +967,3 @@ def test_another_user_reaches_neither_segments_nor_the_socket(opened, run, monke
         assert done.stdout.count("refused") == 12
         assert not opened or "refused talk the coordinator went away" in done.stdout
         os.rmdir(folder)
-
-
-# --- verbs ---
-
-
-@pytest.mark.parametrize("store", STORES)
-def test_ls_shows_what_is_held_and_by_how_many(store, run):
-    with serving(run, "--store", store) as child, SharedImage.connect(run):
-        head, line = command("ls").stdout.splitlines()
-        assert head.split() == ["name", "shape", "size", "store", "owner", "age", "clients"]
-        name, shape, amount, unit, where, pid, _, _, clients = line.split()
-        assert (name, shape, where, pid, clients) == ("run.nii.gz", "7x6x5x12", store, str(child.pid), "1")
-        assert (amount, unit) == ("9", "KiB")
-
-
-def test_ls_counts_clients_of_namesakes_apart(tmp_path):
-    paths = [tmp_path / folder / "run.nii.gz" for folder in ("one", "two")]
-    for path in paths:
-        path.parent.mkdir()
-        save(path, bold())
-    with serving(*paths), SharedImage.connect(paths[0]):
-        lines = command("ls").stdout.splitlines()[1:]
-        assert [line.split()[-1] for line in lines] == ["1", "0"]
-
-
-def test_drop_closes_an_image_and_its_clients_keep_it(run):
-    with serving(run):
-        with SharedImage.connect(run) as image:
-            done = command("drop", "run.nii.gz")
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-            assert registry.entries() == []
-            np.testing.assert_array_equal(image.mask(np.ones(image.shape[:3])), signals(run))
-        done = command("drop", "run.nii.gz")
-        assert done.returncode == 64
-        assert "holds no image 'run.nii.gz'" in done.stderr
-
-
-def test_drop_without_a_coordinator_says_so():
-    done = command("drop", "run.nii.gz")
-    assert done.returncode == 64
-    assert "no coordinator is running" in done.stderr
-
-
-def test_doctor_finds_both_stores_working(registry_dir):
-    done = command("doctor")
-    assert done.returncode == 0, done.stderr
-    for store in STORES:
-        assert f"ok  attaching from another process ({store}): the same numbers arrive" in done.stdout
-    assert os.listdir(registry_dir) == []
-    gc.collect()

@@ -1,0 +1,101 @@
+"""What all verbs share: errors, progress, memory, settings."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from command import sharedmask
+
+
+def test_debug_shows_the_traceback(study):
+    wrong = ["extract", "absent.nii", "--masks", "roi*", "-o", "o.npz"]
+    for args in (["--debug", *wrong], [*wrong, "--debug"]):
+        assert "Traceback" in sharedmask(*args, cwd=study).stderr
+
+
+def _all_of(terminal):
+    """What was written to a terminal that nobody writes to any more."""
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO is its end of file
+        while piece := os.read(terminal, 100_000):
+            shown += piece
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_a_terminal_sees_progress_and_a_summary(study):
+    """A pipe stays silent (all other tests); a terminal does not."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "sharedmask", "extract", "bold.nii.gz", "--masks", "roi*", "-o", "o.npz"]
+    done = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, cwd=study, timeout=60)
+    os.close(theirs)
+    shown = _all_of(ours)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert "0/12 [" in shown
+    assert "bold.nii.gz: 3 regions x 12 volumes in" in shown
+
+
+def test_a_timeline_and_its_picture(study, tmp_path):
+    pytest.importorskip("matplotlib")
+    mprof = pytest.importorskip("mprof")
+    timeline = tmp_path / "mem.dat"
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "out.tsv", "--profile-memory", timeline)
+    done = sharedmask("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "extract" in mprof.read_mprofile_file(str(timeline))["func_timestamp"]
+    assert (tmp_path / "mem.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "code"), [("mem.png", 64), ("nowhere/mem.dat", 73)])
+def test_a_timeline_that_has_no_place(name, code, study):
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "out.tsv", "--profile-memory", name)
+    done = sharedmask("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == code
+    assert name in done.stderr
+    assert not (study / "out.tsv").exists()
+
+
+def test_memory_is_logged_to_standard_error(study):
+    arguments = ("--atlas", "atlas.nii.gz", "-o", "-", "--log-memory")
+    done = sharedmask("extract", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == 0
+    assert done.stderr.startswith("extracting from bold.nii.gz: projected ")
+    assert "projected" not in done.stdout
+
+
+def test_settings_by_option_before_environment_before_file(study):
+    (study / "mine.toml").write_text('memory_limit = "100M"\nspill_limit = "7G"\nlog_memory = false\n')
+    environment = {**os.environ, "SHAREDMASK_MEMORY_LIMIT": "90M"}
+    arguments = ("--config", "mine.toml", "--profile", "small", "--set", "memory_buffer=0")
+    said = sharedmask("info", "bold.nii.gz", *arguments, cwd=study, env=environment).stdout
+    assert "90 MiB (memory_limit='90M')" in said
+    assert "(SHAREDMASK_MEMORY_LIMIT)" in said
+    assert "(the configuration file mine.toml)" in said
+    assert "disk_threshold           536870912 (profile small)" in said
+    assert "0.0 (given)" in said
+    said = sharedmask(
+        "info", "bold.nii.gz", *arguments, "--memory-limit", "80M", cwd=study, env=environment
+    ).stdout
+    assert "80 MiB (memory_limit='80M')" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--set", "use_disc=1"), "use_disc=1"),
+        (("--set", "use_disk=maybe"), "use_disk"),
+        (("--config", "none.toml"), "none.toml"),
+        (("--profile", "huge"), "huge"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments, named, study):
+    done = sharedmask("info", "bold.nii.gz", *arguments, cwd=study)
+    assert done.returncode == 64
+    assert named in done.stderr

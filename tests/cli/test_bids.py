@@ -1,0 +1,196 @@
+"""The BIDS app: its arguments, pages, exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import SPACE, atlas, preprocessed
+from images import save, truth
+
+from sharedmask.cli import bids
+from sharedmask.study.atlases import find_atlas
+from sharedmask.study.bids import find_runs
+from sharedmask.study.dataset import analyse
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return preprocessed(tmp_path / "fmriprep")
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return find_atlas(atlas(tmp_path / "atlases"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def app(*args):
+    """Exit code of the BIDS app."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sharedmask-bids", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            bids.main()
+    return stop.value.code or 0
+
+
+def signals(out, subject="01", name="Toy", stat="mean", desc=""):
+    folder = out / f"sub-{subject}" / "func"
+    return folder / f"sub-{subject}_task-rest_{SPACE}_atlas-{name}_stat-{stat}{desc}_timeseries.tsv"
+
+
+def test_the_app(dataset, toy, out, capsys):
+    code = app(dataset, out, "participant", "--atlases", "Toy", "--atlases-dir", toy.image.parent,
+               "--participant_label", "01", "02", "-t", "rest", "--nprocs", "2", "--mem", "4G")  # fmt: skip
+    assert code == 0
+    assert "2 runs complete" in capsys.readouterr().out
+    assert signals(out, "01").exists() and signals(out, "02").exists()
+    assert sorted(path.name for path in out.glob("*.html")) == [
+        "study.html",
+        f"sub-01_task-rest_{SPACE}_desc-preproc_bold.html",
+        f"sub-02_task-rest_{SPACE}_desc-preproc_bold.html",
+    ]
+
+
+def test_pages_show_memory_and_parameters(dataset, toy, out, tmp_path):
+    given = ("--atlases", toy.image, "--high-pass", "0.013")
+    assert app(dataset, out, "participant", *given, "--nprocs", "2") == 0
+    run, study = (text(page) for page in (next(out.glob("sub-01*.html")), out / "study.html"))
+    assert "peak memory" in run and "while this run was at work" in run
+    assert "Memory of the last pass" in study
+    assert "high_pass 0.013" in run and "high_pass 0.013" in study
+    (out / "study.html").unlink()
+    assert app(dataset, out, "group") == 0
+    assert text(out / "study.html") == study
+
+
+def test_pages_show_no_memory_of_workers_elsewhere(dataset, toy, out):
+    with ThreadPoolExecutor(1) as executor:
+        analyse(dataset, out, [toy], executor=executor)
+    assert "Memory" not in text(out / "study.html")
+    assert "peak memory" not in text(next(out.glob("sub-01*.html")))
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
+
+
+def test_the_apps_exit_codes(dataset, toy, out, tmp_path):
+    given = ("--atlases", toy.image)
+    assert app(tmp_path, out, "participant", *given) == 16
+    assert app(dataset, out, "second-level", *given) == 17
+    assert app(dataset, out, "participant", *given, "--participant-label", "77") == 18
+    assert app(dataset, out, "participant") == 64
+    bad = find_runs(dataset)[1].bold
+    bad.write_bytes(b"no image")
+    assert app(dataset, out, "participant", *given) == 1
+
+
+def test_a_dry_run_prints_and_writes_nothing(dataset, toy, out, capsys):
+    find_runs(dataset)[1].sidecars[-1].write_bytes(b"")
+    given = ("--atlases", toy.image, "--denoise-strategy", "simple", "--low-pass", "0.1", "--dry-run")
+    assert app(dataset, out, "participant", *given) == 0
+    printed = capsys.readouterr().out
+    assert not out.exists()
+    for what in ("bold ", "mask ", "confounds ", "repetition time ", "space ", "atlas Toy ", "writes 1 "):
+        assert printed.count(f"\n  {what}") == 2
+    assert re.search(
+        rf"problem .*sub-02_task-rest_{SPACE}_desc-preproc_bold\.json.*: Expecting value", printed
+    )
+    assert "2 runs, 1 of them would fail" in printed
+    assert app(dataset, out, "participant", *given, "--shard", "1/2") == 0
+    assert "1 runs, 0 of them would fail" in capsys.readouterr().out
+
+
+def test_a_repetition_time_that_is_given(dataset, toy, out):
+    from nilearn.signal import clean
+
+    given = ("--atlases", toy.image, "--no-reports", "--min-coverage", "0")
+    assert app(dataset, out, "participant", *given) == 0
+    assert app(dataset, out, "participant", *given, "--low-pass", "0.1", "--t-r", "1.25") == 0
+    plain = pd.read_csv(signals(out), sep="\t").to_numpy()[:, :6]
+    path = signals(out, desc="_desc-lowpass100mHz")
+    expected = clean(plain, standardize=None, detrend=False, low_pass=0.1, t_r=1.25)
+    np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-4)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.25, "given")
+
+
+@pytest.mark.parametrize("header", [0.0, 1.0])
+@pytest.mark.parametrize("place", ["beside", "task-rest_bold.json", "sub-01/sub-01_bold.json"])
+def test_filters_take_the_repetition_time_of_the_sidecar(dataset, toy, out, header, place, capfd):
+    from nilearn.signal import clean
+
+    (run, _) = find_runs(dataset)
+    sidecar = run.sidecars[-1] if place == "beside" else dataset / place
+    sidecar.write_text(run.sidecars[-1].unlink() or '{"RepetitionTime": 2.0}')
+    save(run.bold, truth(run.bold), t_r=header)
+    given = ("--atlases", toy.image, "--no-reports", "--min-coverage", "0", "--participant-label", "01")
+    assert app(dataset, out, "participant", *given) == 0
+    assert app(dataset, out, "participant", *given, "--low-pass", "0.1") == 0
+    plain, path = (
+        pd.read_csv(signals(out), sep="\t").to_numpy()[:, :6],
+        signals(out, desc="_desc-lowpass100mHz"),
+    )
+    expected = clean(plain, standardize=None, detrend=False, low_pass=0.1, t_r=2.0)
+    np.testing.assert_allclose(pd.read_csv(path, sep="\t").to_numpy()[:, :6], expected, rtol=1e-4)
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert (told["RepetitionTime"], told["RepetitionTimeSource"]) == (
+        2.0,
+        f"of {sidecar.relative_to(dataset)}",
+    )
+    assert told["SoftwareFilters"]["nilearn.signal.clean"]["t_r"] == 2.0
+
+
+def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):
+    find_runs(dataset)[0].mask.unlink()
+    script = "from sharedmask.cli.bids import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(dataset),
+        str(out),
+        "participant",
+        "--atlases",
+        str(toy.image),
+    ]
+    done = subprocess.run([*command, "--no-reports"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    key = f"sub-01_task-rest_{SPACE}_desc-preproc_bold"
+    assert (
+        done.stderr
+        == f"sharedmask: {key}: no brain mask was found: coverage counts every voxel of the image\n"
+    )
+
+
+def test_filters_come_from_a_file_too(dataset, toy, out, tmp_path):
+    file = tmp_path / "filter.json"
+    file.write_text(json.dumps({"bold": {"participant": "02"}}))
+    assert app(dataset, out, "participant", "--atlases", toy.image, "--bids-filter-file", file) == 0
+    assert not signals(out, "01").exists() and signals(out, "02").exists()
+
+
+def test_the_legacy_layout_and_the_group_level(dataset, toy, out, capsys):
+    assert (
+        app(dataset, out, "participant", "--atlases", toy.image, "--no-reports", "--output-layout", "legacy")
+        == 0
+    )
+    assert signals(out / "sharedmask").exists()
+    (out / "sharedmask" / "study.html").unlink()
+    assert app(dataset, out, "group", "--output-layout", "legacy") == 0
+    assert (out / "sharedmask" / "study.html").exists()
+
+
+def test_shards_are_all_runs_once(dataset, toy, out):
+    for shard in ("1/2", "2/2"):
+        assert app(dataset, out, "participant", "--atlases", toy.image, "--shard", shard, "--no-reports") == 0
+    assert signals(out, "01").exists() and signals(out, "02").exists()

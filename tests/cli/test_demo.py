@@ -1,0 +1,28 @@
+"""``sharedmask demo``."""
+
+import nibabel as nib
+from command import sharedmask
+
+
+def test_demo_compares_and_finds_the_same_numbers(study):
+    done = sharedmask("demo", "--volumes", "10", "-j", "2")
+    assert done.returncode == 0, done.stderr
+    assert "NiftiMasker loop" in done.stdout
+    assert "equal to NiftiMasker's, bit for bit" in done.stdout
+
+
+def test_demo_takes_a_run(study):
+    done = sharedmask("demo", "bold.nii.gz", "-j", "2", cwd=study)
+    assert done.returncode == 0, done.stderr
+    assert "bit for bit" in done.stdout
+
+
+def test_the_made_run_is_a_real_image(tmp_path):
+    from sharedmask.cli.demo import make_run
+
+    make_run(tmp_path / "bold.nii.gz", 5)
+    image = nib.load(tmp_path / "bold.nii.gz")
+    assert image.shape == (50, 59, 50, 5)
+    assert image.header.get_zooms()[3] == 2.0
+    data = image.get_fdata()
+    assert 0.1 < (data[..., 0] > 0).mean() < 0.5

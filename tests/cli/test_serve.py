@@ -1,0 +1,39 @@
+"""``sharedmask serve`` and ``drop``."""
+
+import numpy as np
+import pytest
+from command import sharedmask
+from images import bold, save, truth
+from serving import serving
+
+from sharedmask import SharedImage
+from sharedmask.storage import registry
+
+
+def signals(path):
+    """Those of all voxels, as NiftiMasker gives them for integers."""
+    values = truth(path)
+    return values.reshape(-1, values.shape[3]).T.astype("f4")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save(tmp_path / "run.nii.gz", bold())
+
+
+def test_drop_closes_an_image_and_its_clients_keep_it(run):
+    with serving(run):
+        with SharedImage.connect(run) as image:
+            done = sharedmask("drop", "run.nii.gz")
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            assert registry.entries() == []
+            np.testing.assert_array_equal(image.mask(np.ones(image.shape[:3])), signals(run))
+        done = sharedmask("drop", "run.nii.gz")
+        assert done.returncode == 64
+        assert "holds no image 'run.nii.gz'" in done.stderr
+
+
+def test_drop_without_a_coordinator_says_so():
+    done = sharedmask("drop", "run.nii.gz")
+    assert done.returncode == 64
+    assert "no coordinator is running" in done.stderr
