@@ -21,7 +21,7 @@ from sharedmask.study import executors, figures
 from sharedmask.system import process
 
 pytest.register_assert_rewrite("contracts")
-pytest_plugins = ["small_runs"]
+pytest_plugins = ["small_runs", "study_runs"]
 
 # A shell that starts us in the background, or nohup, has signals ignored, and children inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -9,28 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SPACE, atlas, preprocessed
+from datasets import SPACE, signals, text
 from images import save, truth
 
 from sharedmask.cli import bids
-from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    return preprocessed(tmp_path / "fmriprep")
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return find_atlas(atlas(tmp_path / "atlases"))
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def app(*args):
@@ -40,11 +24,6 @@ def app(*args):
         with pytest.raises(SystemExit) as stop:
             bids.main()
     return stop.value.code or 0
-
-
-def signals(out, subject="01", name="Toy", stat="mean", desc=""):
-    folder = out / f"sub-{subject}" / "func"
-    return folder / f"sub-{subject}_task-rest_{SPACE}_atlas-{name}_stat-{stat}{desc}_timeseries.tsv"
 
 
 def test_the_app(dataset, toy, out, capsys):
@@ -77,10 +56,6 @@ def test_pages_show_no_memory_of_workers_elsewhere(dataset, toy, out):
         analyse(dataset, out, [toy], executor=executor)
     assert "Memory" not in text(out / "study.html")
     assert "peak memory" not in text(next(out.glob("sub-01*.html")))
-
-
-def text(page):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
 
 
 def test_the_apps_exit_codes(dataset, toy, out, tmp_path):

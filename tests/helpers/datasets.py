@@ -1,9 +1,12 @@
 """A small preprocessed BIDS data set, as fMRIPrep leaves it."""
 
 import json
+import re
 
 import numpy as np
 from images import AFFINE, SHAPE, bold, niimg, random_masks, save
+
+from sharedmask.study.analysis import Outputs
 
 SPACE = "space-MNI152NLin2009cAsym"
 
@@ -166,3 +169,15 @@ def parcellations(folder):
         path.with_name(path.name.replace(".nii.gz", ".tsv")).write_text("\n".join(lines) + "\n")
         found.append(path)
     return found
+
+
+def signals(out, subject="01", name="Toy", stat="mean", desc=""):
+    folder = out / f"sub-{subject}" / "func"
+    return folder / f"sub-{subject}_task-rest_{SPACE}_atlas-{name}_stat-{stat}{desc}_timeseries.tsv"
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
+
+
+PLAIN = Outputs(min_coverage=0.0, reports=False)

@@ -4,6 +4,9 @@ import nibabel as nib
 import numpy as np
 from images import AFFINE
 
+from sharedmask import FunctionalNetworkMapper
+from sharedmask.network.connectome import share_block
+
 SHAPE = (9, 8, 7)
 
 
@@ -79,3 +82,59 @@ def reference_kept(data, chosen, percentile=20):
     own = np.array([correlations(one[:, chosen].mean(axis=1), one[:, chosen]) for one in data])
     loadings = np.abs(PCA(1, svd_solver="full").fit(own).components_[0])
     return chosen[loadings >= np.percentile(loadings, percentile)]
+
+
+METHODS = ("boes", "pini")
+
+
+STRAIGHT = np.array([[4.0, 0, 0, -60], [0, 4, 0, -70], [0, 0, 4, -30], [0, 0, 0, 1]])
+
+
+SIZES = (1, 2, 12, 40, 200)
+
+
+ALL = {"t_threshold": 2.0}
+
+
+def inside(image):
+    """Values in the C order of the mask."""
+    return np.asarray(image.dataobj)[mask()]
+
+
+def mapped(connectome, lesions, method="boes", batch_size=None, **parameters):
+    mapper = FunctionalNetworkMapper(method, **{**ALL, **parameters}).fit(connectome)
+    return mapper.transform(lesions, batch_size=batch_size)
+
+
+def half_step():
+    step = np.diag([0.5, 1, 1, 1])
+    step[0, 3] = -0.25
+    return step
+
+
+LAYOUTS = {
+    "as Lacuna writes it": {},
+    "one piece": {"chunks": None, "compression": None, "compression_opts": None},
+    "plain chunks": {"compression": None, "compression_opts": None},
+    "shuffled": {"shuffle": True},
+    "checksums": {"fletcher32": True},
+    "subjects share chunks": {"chunks": (4, 10, 50)},
+    "h5py's own chunks": {"chunks": True},
+}
+
+
+def rows_of(data):
+    """Centred rows of length 1, and their lengths, in float64."""
+    rows = data.astype("f8").transpose(0, 2, 1)
+    rows = rows - rows.mean(axis=2, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=2)
+    return rows / np.where(lengths > 0, lengths, 1)[..., None], lengths
+
+
+def read(connectome, most_bytes=2**30, n_threads=2):
+    """Rows and lengths of all blocks."""
+    parts = []
+    for block in connectome.blocks(most_bytes):
+        with share_block(connectome, block, n_threads) as shared:
+            parts.append((np.array(shared.series), np.array(shared.lengths)))
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]

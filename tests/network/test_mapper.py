@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 import scipy.stats
 from children import python
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from images import AFFINE
-from networks import SHAPE, lesion, mask, reference, reference_kept, series, write, write_split
+from networks import (
+    ALL,
+    SHAPE,
+    SIZES,
+    inside,
+    lesion,
+    mapped,
+    mask,
+    reference,
+    reference_kept,
+    series,
+    write,
+    write_split,
+)
 
 from sharedmask import FunctionalNetworkMapper, batch_process
 from sharedmask.errors import (
@@ -25,24 +35,6 @@ from sharedmask.errors import (
 from sharedmask.network import correlation
 from sharedmask.system.settings import using
 
-METHODS = ("boes", "pini")
-STRAIGHT = np.array([[4.0, 0, 0, -60], [0, 4, 0, -70], [0, 0, 4, -30], [0, 0, 0, 1]])
-SIZES = (1, 2, 12, 40, 200)
-ALL = {"t_threshold": 2.0}
-
-
-@pytest.fixture(scope="module")
-def data():
-    data = series()
-    data[:, :, 7] = 0.1  # constant in all subjects
-    data[2, :, 9] = 3.3  # constant in one
-    return data
-
-
-@pytest.fixture(scope="module")
-def connectome(data, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("connectome") / "c.h5", data)
-
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
@@ -52,28 +44,8 @@ def large(tmp_path_factory):
     return write(tmp_path_factory.mktemp("large") / "c.h5", data, inside), inside
 
 
-@pytest.fixture(scope="module")
-def lesions():
-    return {f"l{i}": lesion(i, n_voxels) for i, n_voxels in enumerate(SIZES)}
-
-
 def images(lesions):
     return {name: image for name, (image, _) in lesions.items()}
-
-
-def mapped(connectome, lesions, method="boes", batch_size=None, **parameters):
-    mapper = FunctionalNetworkMapper(method, **{**ALL, **parameters}).fit(connectome)
-    return mapper.transform(lesions, batch_size=batch_size)
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def method(request):
-    return request.param
-
-
-def inside(image):
-    """Values in the C order of the mask."""
-    return np.asarray(image.dataobj)[mask()]
 
 
 def close(maps, other, tolerance):
@@ -107,55 +79,11 @@ def test_p_and_fdr_are_scipys(connectome, lesions):
         np.testing.assert_array_equal(inside(maps.pfdrthresholdmap), inside(maps.pfdrmap) < 0.05)
 
 
-@settings(max_examples=100, deadline=None)
-@given(p=hnp.arrays("f8", st.integers(1, 50), elements=st.floats(0, 1)))
-def test_fdr_of_any_p_is_scipys(p):
-    expected = scipy.stats.false_discovery_control(p)
-    np.testing.assert_allclose(correlation.benjamini_hochberg(p), expected, rtol=1e-12, atol=1e-300)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    t=hnp.arrays("f8", 5, elements=st.floats(-50, 50)),
-    n_subjects=st.integers(2, 1000),
-)
-def test_p_of_any_t_is_scipys(t, n_subjects):
-    expected = 2 * scipy.stats.t.sf(np.abs(t), n_subjects - 1)
-    np.testing.assert_allclose(correlation.p_values(t, n_subjects), expected, rtol=1e-9, atol=1e-300)
-
-
-@settings(max_examples=50, deadline=None)
-@given(z=hnp.arrays("f8", st.tuples(st.integers(2, 9), st.just(3)), elements=st.floats(-0.7, 0.7)))
-def test_moments_are_mean_and_squared_deviations(z):
-    """Correlations made to be tanh(z), one subject after the other."""
-    axes = np.eye(4, dtype="f4")
-    r = np.tanh(z)
-    moments = np.zeros((2, 1, 3))
-    for number, one in enumerate(r):
-        rows = np.stack([c * axes[0] + np.sqrt(1 - c**2) * axes[1] for c in one]).astype("f4")
-        correlation.accumulate(rows[None], axes[None, :1].astype("f8"), moments, number, 0)
-    np.testing.assert_allclose(moments[0, 0], z.mean(axis=0), atol=3e-7)
-    np.testing.assert_allclose(moments[1, 0], ((z - z.mean(axis=0)) ** 2).sum(axis=0), atol=3e-6)
-
-
 def test_a_large_offset_costs_no_precision(data, lesions, tmp_path):
     shifted = (data + 20_000).astype("f4")
     found = mapped(write(tmp_path / "c.h5", shifted), images(lesions))
     for name, (_, chosen) in lesions.items():
         assert np.abs(inside(found[name].zmap) - reference(shifted, chosen)[1]).max() <= 1e-6
-
-
-def test_correlations_near_one_are_made_in_float64(tmp_path):
-    rng = np.random.default_rng(0)
-    common = rng.normal(size=(5, 60, 1))
-    noise = np.logspace(-3, 0, int(mask().sum()))
-    data = (common + noise * rng.normal(size=(5, 60, len(noise)))).astype("f4")
-    image, chosen = lesion(3, 5)
-    each, z, t = reference(data, chosen)
-    assert np.abs(each).max() > 3.5
-    maps = mapped(write(tmp_path / "c.h5", data), image)
-    assert np.abs(inside(maps.zmap) - z).max() <= 1e-6
-    assert (np.abs(inside(maps.tmap) - t) / np.maximum(np.abs(t), 1)).max() <= 1e-5
 
 
 # --- what must not matter ------------------------------------------------------------------------
@@ -282,15 +210,6 @@ def flip(size):
     return turn
 
 
-@pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
-    """A connectome whose affine is exact in any arithmetic, a lesion, and the lesion on a finer grid."""
-    path = write(tmp_path_factory.mktemp("straight") / "c.h5", data, affine=STRAIGHT)
-    image, _ = lesion(2, 40, affine=STRAIGHT)
-    fine = nib.Nifti1Image(np.asarray(image.dataobj).repeat(2, axis=0), STRAIGHT @ half_step())
-    return path, image, fine
-
-
 def test_a_lesion_on_another_grid_is_resampled_if_asked_for(straight):
     path, image, fine = straight
     with pytest.raises(GridMismatchError):
@@ -299,22 +218,10 @@ def test_a_lesion_on_another_grid_is_resampled_if_asked_for(straight):
     np.testing.assert_array_equal(one.arrays["zmap"], other.arrays["zmap"])
 
 
-def half_step():
-    step = np.diag([0.5, 1, 1, 1])
-    step[0, 3] = -0.25
-    return step
-
-
 def test_one_subject_is_a_clear_error(tmp_path):
     path = write(tmp_path / "c.h5", series(1))
     with pytest.raises(ConnectomeError, match="one subject: t and p need at least 2"):
         FunctionalNetworkMapper().fit(path)
-
-
-def test_background_is_0_and_1_for_p(connectome, lesions):
-    maps = mapped(connectome, lesions["l2"][0])
-    outside = {key: np.unique(np.asarray(maps[key].dataobj)[~mask()]).tolist() for key in maps}
-    assert outside == {key: [1 if key in ("pmap", "pfdrmap") else 0] for key in maps}
 
 
 def test_lesion_voxels_outside_of_the_connectome_are_dropped(connectome):
@@ -337,72 +244,6 @@ def test_a_series_that_is_not_finite_correlates_with_nothing(data, tmp_path):
 
 
 # --- what comes out ------------------------------------------------------------------------------
-
-
-def test_maps_are_images_on_the_connectomes_grid(connectome, lesions):
-    maps = mapped(connectome, lesions["l2"][0])
-    for key in maps:
-        assert maps[key].shape == SHAPE
-        np.testing.assert_array_equal(maps[key].affine, AFFINE)
-        assert maps[key].get_data_dtype() == (np.uint8 if "threshold" in key else np.float32)
-
-
-def test_maps_that_were_not_asked_for_are_none(connectome, lesions):
-    image = lesions["l2"][0]
-    assert mapped(connectome, image, t_threshold=None).tthresholdmap is None
-    without_p = mapped(connectome, image, compute_p_map=False)
-    assert (without_p.pmap, without_p.pfdrmap, without_p.pfdrthresholdmap) == (None, None, None)
-    without_fdr = mapped(connectome, image, fdr_alpha=None)
-    assert without_fdr.pmap is not None
-    assert list(without_fdr) == ["rmap", "zmap", "tmap", "pmap", "tthresholdmap"]
-    with pytest.raises(KeyError):
-        without_fdr["pfdrmap"]
-
-
-def test_old_names_are_aliases(connectome, lesions):
-    maps = mapped(connectome, lesions["l2"][0])
-    for old, new in {"correlation_map": "rmap", "t_map": "tmap", "binary_map": "tthresholdmap"}.items():
-        np.testing.assert_array_equal(getattr(maps, old).dataobj, maps[new].dataobj)
-        np.testing.assert_array_equal(maps[old].dataobj, maps[new].dataobj)
-    assert maps.summarystatistics == maps["summarystatistics"] == maps.summary
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = maps.nothing
-
-
-def test_the_summary_has_all_figures_always(connectome, lesions):
-    summary = mapped(connectome, lesions["l2"][0]).summary
-    maps = mapped(connectome, lesions["l2"][0])
-    r, t, p = (inside(maps[key]) for key in ("rmap", "tmap", "pmap"))
-    assert summary["mean"] == pytest.approx(r.mean(dtype="f8"))
-    assert summary["std"] == pytest.approx(r.std(dtype="f8"))
-    assert [summary[k] for k in ("max", "min", "t_max", "t_min", "p_max", "p_min")] == [
-        extreme(values) for values in (r, t, p) for extreme in (np.max, np.min)
-    ]
-    assert (summary["n_subjects"], summary["n_batches"], summary["t_threshold"]) == (6, 1, 2.0)
-    assert summary["n_significant_voxels"] == (np.abs(t) > 2).sum()
-    assert summary["pct_significant_voxels"] == pytest.approx(100 * (np.abs(t) > 2).mean())
-    bare = mapped(connectome, lesions["l2"][0], t_threshold=None, compute_p_map=False).summary
-    assert list(bare) == list(summary)
-    assert bare["p_min"] is bare["n_significant_fdr"] is bare["n_significant_voxels"] is None
-
-
-def test_maps_come_on_the_lesions_grid_if_asked_for(straight):
-    path, image, fine = straight
-    maps = mapped(path, fine, output_space="lesion", resampling_target="data")
-    here = mapped(path, image)
-    for key in maps:
-        assert maps[key].shape == fine.shape
-        np.testing.assert_allclose(maps[key].affine, fine.affine)
-        assert maps[key].get_data_dtype() == here[key].get_data_dtype()
-    within = slice(1, -1)  # the outermost fine voxels lie outside of the connectome's centres
-    fine_threshold = here.tthresholdmap.get_fdata().repeat(2, axis=0)[within]
-    np.testing.assert_array_equal(maps.tthresholdmap.get_fdata()[within], fine_threshold)
-    z = here.zmap.get_fdata()
-    between = 0.75 * z[:-1] + 0.25 * z[1:]
-    np.testing.assert_allclose(maps.zmap.get_fdata()[1:-1:2], between, atol=1e-6)
-    assert maps.pmap.get_fdata()[0].min() == 1
-    same = mapped(path, image, output_space="lesion")
-    np.testing.assert_allclose(same.zmap.get_fdata(), here.zmap.get_fdata(), atol=1e-6)
 
 
 def test_results_come_in_the_container_given(connectome, lesions, tmp_path):

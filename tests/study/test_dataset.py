@@ -3,20 +3,17 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import SPACE, atlas, parcellations, preprocessed, troubled
+from datasets import PLAIN, SPACE, atlas, parcellations, signals, text, troubled
 from images import save, truth
 
 from sharedmask.errors import (
     DamagedImageError,
-    DatasetError,
     EmptyMaskError,
     ParameterError,
     SharedMaskWarning,
@@ -25,29 +22,6 @@ from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    return preprocessed(tmp_path / "fmriprep")
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return find_atlas(atlas(tmp_path / "atlases"))
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-PLAIN = Outputs(min_coverage=0.0, reports=False)
-
-
-def signals(out, subject="01", name="Toy", stat="mean", desc=""):
-    folder = out / f"sub-{subject}" / "func"
-    return folder / f"sub-{subject}_task-rest_{SPACE}_atlas-{name}_stat-{stat}{desc}_timeseries.tsv"
 
 
 def test_signals_equal_nilearns(dataset, toy, out):
@@ -85,20 +59,6 @@ def test_cleaned_signals_equal_nilearns(dataset, toy, out):
     assert steps == {"detrend": True, "confounds": list(confounds.columns), "dropped_volumes": []}
 
 
-def test_sidecars_say_where_signals_come_from(dataset, toy, out):
-    analyse(dataset, out, [toy], PLAIN)
-    sidecar = json.loads(signals(out).with_suffix(".json").read_text())
-    assert sidecar["RepetitionTime"] == 2.0 and sidecar["SamplingFrequency"] == 0.5
-    assert sidecar["Statistic"] == "mean" and sidecar["AtlasFile"] == str(toy.image)
-    assert (
-        sidecar["Sources"][0]
-        == f"bids:preprocessed:sub-01/func/sub-01_task-rest_{SPACE}_desc-preproc_bold.nii.gz"
-    )
-    description = json.loads((out / "dataset_description.json").read_text())
-    assert description["DatasetType"] == "derivative"
-    assert description["DatasetLinks"]["preprocessed"] == dataset.as_uri()
-
-
 def test_regions_covered_too_little_are_not_available(dataset, toy, out):
     run = find_runs(dataset)[0]
     inside, labels = truth(run.mask) != 0, truth(toy.image)
@@ -121,25 +81,6 @@ def test_atlases_are_taken_together(dataset, toy, out, tmp_path):
     analyse(dataset, alone, [other], PLAIN)
     assert signals(out, name="Other").read_text() == signals(alone, name="Other").read_text()
     assert signals(out).exists()
-
-
-def test_voxels_go_to_hdf5(dataset, toy, out):
-    import h5py
-
-    analyse(dataset, out, [toy], Outputs(voxels=True, min_coverage=0.0))
-    run = find_runs(dataset)[0]
-    inside = (truth(run.mask) != 0) & (truth(toy.image) == 2)
-    path = out / "sub-01" / "func" / f"sub-01_task-rest_{SPACE}_atlas-Toy_timeseries.h5"
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["region 2"][:], truth(run.bold)[inside].T.astype("f4"))
-
-
-def test_parquet_on_request(dataset, toy, out):
-    pytest.importorskip("pyarrow")
-    analyse(dataset, out, [toy], Outputs(form="parquet", reports=False))
-    analyse(dataset, out, [toy], Outputs(reports=False))
-    table = pd.read_parquet(signals(out).with_suffix(".parquet"))
-    pd.testing.assert_frame_equal(table, pd.read_csv(signals(out), sep="\t"), check_exact=False)
 
 
 def test_a_bad_run_is_named_and_the_others_complete(dataset, toy, out):
@@ -218,11 +159,6 @@ def test_changed_inputs_are_done_again(dataset, toy, out, what):
         assert json.loads(sidecar.read_text())["RepetitionTime"] == 1.5
 
 
-def test_another_programs_folder_is_refused(dataset, toy):
-    with pytest.raises(DatasetError, match=r"is another data set"):
-        analyse(dataset, dataset, [toy])
-
-
 def test_wrong_requests(dataset, toy, out):
     with pytest.raises(ParameterError, match=r"no atlas"):
         analyse(dataset, out, [])
@@ -241,22 +177,6 @@ def test_no_region_covered_is_an_error_of_its_run(dataset, toy, out):
 
 
 # --- the command line ----------------------------------------------------------------------------
-
-
-def text(page):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
-
-
-def test_the_derivatives_are_valid_bids(dataset, toy, out):
-    """All but names that no standard has yet, which the data set itself says to ignore."""
-    validator = Path(sys.executable).with_name("bids-validator-deno")
-    if not validator.exists():
-        pytest.skip("bids-validator-deno is not installed")
-    analyse(dataset, out, [toy], PLAIN)
-    command = [str(validator), "--format", "json", str(out)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    issues = json.loads(answer.stdout)["issues"]["issues"]
-    assert [issue for issue in issues if issue.get("severity") == "error"] == []
 
 
 # --- everything at once --------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""Files of derivatives: sidecars, series, parquet, valid by the standard."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import PLAIN, SPACE, signals
+from images import truth
+
+from sharedmask.errors import (
+    DatasetError,
+)
+from sharedmask.study.analysis import Outputs
+from sharedmask.study.bids import find_runs
+from sharedmask.study.dataset import analyse
+
+
+def test_sidecars_say_where_signals_come_from(dataset, toy, out):
+    analyse(dataset, out, [toy], PLAIN)
+    sidecar = json.loads(signals(out).with_suffix(".json").read_text())
+    assert sidecar["RepetitionTime"] == 2.0 and sidecar["SamplingFrequency"] == 0.5
+    assert sidecar["Statistic"] == "mean" and sidecar["AtlasFile"] == str(toy.image)
+    assert (
+        sidecar["Sources"][0]
+        == f"bids:preprocessed:sub-01/func/sub-01_task-rest_{SPACE}_desc-preproc_bold.nii.gz"
+    )
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["DatasetLinks"]["preprocessed"] == dataset.as_uri()
+
+
+def test_voxels_go_to_hdf5(dataset, toy, out):
+    import h5py
+
+    analyse(dataset, out, [toy], Outputs(voxels=True, min_coverage=0.0))
+    run = find_runs(dataset)[0]
+    inside = (truth(run.mask) != 0) & (truth(toy.image) == 2)
+    path = out / "sub-01" / "func" / f"sub-01_task-rest_{SPACE}_atlas-Toy_timeseries.h5"
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["region 2"][:], truth(run.bold)[inside].T.astype("f4"))
+
+
+def test_parquet_on_request(dataset, toy, out):
+    pytest.importorskip("pyarrow")
+    analyse(dataset, out, [toy], Outputs(form="parquet", reports=False))
+    analyse(dataset, out, [toy], Outputs(reports=False))
+    table = pd.read_parquet(signals(out).with_suffix(".parquet"))
+    pd.testing.assert_frame_equal(table, pd.read_csv(signals(out), sep="\t"), check_exact=False)
+
+
+def test_another_programs_folder_is_refused(dataset, toy):
+    with pytest.raises(DatasetError, match=r"is another data set"):
+        analyse(dataset, dataset, [toy])
+
+
+def test_the_derivatives_are_valid_bids(dataset, toy, out):
+    """All but names that no standard has yet, which the data set itself says to ignore."""
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed")
+    analyse(dataset, out, [toy], PLAIN)
+    command = [str(validator), "--format", "json", str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    issues = json.loads(answer.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue.get("severity") == "error"] == []
