@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import time
 
 import numpy as np
@@ -58,3 +59,7 @@ def assert_no_leak(registry_dir, name):
 
 def handle_of(child):
     return Handle.from_json(child.said[0])
+
+
+TOKEN = secrets.token_hex(16)  # sessions of tests may run beside each other
+WITH_VOXELS = {**GEOMETRY, "voxels": ((3,), np.dtype(np.intp))}

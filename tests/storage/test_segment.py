@@ -1,60 +1,28 @@
 """Segments: made, written, sealed, attached, refused."""
 
 import dataclasses
-import fcntl
 import gc
 import json
 import mmap
 import os
-import secrets
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
-from children import running
-from faults import failing
+from owners import TOKEN, WITH_VOXELS
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container, memory
 from sharedmask.storage import segment as segments
-from sharedmask.storage.registry import reap
 from sharedmask.storage.segment import Handle, Segment, attach
 from sharedmask.system import process
-
-TOKEN = secrets.token_hex(16)  # sessions of tests may run beside each other
-
-
-GEOMETRY = {"rows": ((3, 5), np.dtype("int16")), "voxels": ((3,), np.dtype(np.intp))}
-
-
-@pytest.fixture(params=["shm", "memfd"])
-def segment(request):
-    made = Segment(TOKEN, GEOMETRY, request.param)
-    yield made
-    made.store.release()
-    vars(made).pop("_map", None)  # pytest holds on to the fixture's value
-
-
-@pytest.fixture
-def named():
-    made = Segment(TOKEN, GEOMETRY, "shm")
-    yield made
-    made.store.release()
-    vars(made).pop("_map", None)
 
 
 def path_of(segment):
     """Where the owner can tamper with its own segment; a sealed memfd cannot be."""
     return f"/dev/shm/{segment.store.name}"
-
-
-@pytest.fixture
-def handle(segment):
-    segment.array("rows")[:] = np.arange(15).reshape(3, 5)
-    segment.array("voxels")[:] = [2, 3, 7]
-    return segment.share("run.nii.gz", {"finite": True})
 
 
 def test_attached_arrays_are_the_written_ones(handle):
@@ -107,30 +75,6 @@ def test_a_sealed_segment_is_read_only_for_its_owner_too(handle, segment):
         assert os.fstat(file if isinstance(file, int) else file.fileno()).st_mode & 0o777 == 0o400
     with pytest.raises(AttributeError):
         segment.array("rows")
-
-
-def test_sealed_anonymous_memory_cannot_change_or_shrink():
-    made = Segment(TOKEN, GEOMETRY, "memfd")
-    made.share("run", {})
-    fd = made.store.fd
-    for attempt in (
-        lambda: os.ftruncate(fd, 100),
-        lambda: os.ftruncate(fd, made.store.nbytes + 4096),
-        lambda: os.pwrite(fd, b"x", 0),
-        lambda: mmap.mmap(fd, 4096),
-        lambda: os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC),
-        lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x1),
-    ):
-        with pytest.raises(OSError):
-            attempt()
-    made.store.release()
-
-
-def test_a_writer_that_is_left_is_an_error_before_anybody_can_attach():
-    made = Segment(TOKEN, GEOMETRY, "memfd")
-    with mmap.mmap(made.store.fd, 4096), pytest.raises(SegmentError, match="cannot be sealed"):
-        made.share("run", {})
-    made.store.release()
 
 
 def test_output_segment_is_writable_by_workers():
@@ -198,71 +142,6 @@ def test_a_segment_that_is_gone_is_refused(handle, segment):
     segment.store.release()
     with pytest.raises(AttachError, match=r"run\.nii\.gz is gone"):
         attach(handle)
-
-
-def test_a_reused_descriptor_is_refused(tmp_path):
-    """The owner closed the image, and the number is another file's now, or another image's."""
-    made = Segment(TOKEN, GEOMETRY, "memfd")
-    handle, fd = made.share("run", {}), made.store.fd
-    for other, message in (
-        (os.open(tmp_path / "other", os.O_CREAT), "is gone"),
-        (os.memfd_create(handle.name), "another segment"),
-    ):
-        os.dup2(other, fd)
-        os.close(other)
-        with pytest.raises(AttachError, match=message):
-            attach(handle)
-    made.store.release()
-
-
-def test_a_pipe_under_the_number_does_not_block():
-    made = Segment(TOKEN, GEOMETRY, "memfd")
-    handle = made.share("run", {})
-    read, write = os.pipe()
-    os.dup2(read, made.store.fd)
-    with pytest.raises(AttachError, match="is gone"):
-        attach(handle)
-    os.close(read)
-    os.close(write)
-    made.store.release()
-
-
-def test_an_unsealed_memory_is_refused(monkeypatch):
-    made = Segment(TOKEN, GEOMETRY, "memfd")
-    monkeypatch.setattr(memory.Memfd, "seal", lambda self: None)
-    with pytest.raises(AttachError, match="not sealed"):
-        attach(made.share("run", {}))
-    made.store.release()
-
-
-@pytest.mark.parametrize(("change", "message"), [({"pid_ns": 1}, "namespace"), ({"started": 1}, "has ended")])
-def test_an_owner_that_is_not_the_one_is_refused(change, message):
-    with running(OWNER_OF_MEMFD) as child:
-        handle = Handle.from_json(child.said[0])
-        np.testing.assert_array_equal(attach(handle).arrays["rows"], np.full((3, 5), 7))
-        with pytest.raises(AttachError, match=message):
-            attach(dataclasses.replace(handle, **change))
-    reap()
-
-
-OWNER_OF_MEMFD = """
-    import time, numpy as np
-    from sharedmask.storage.registry import OwnedSegment as Owned
-    owned = Owned("run.nii.gz", {"rows": ((3, 5), np.dtype("int16"))}, "memfd")
-    owned.segment.array("rows")[:] = 7
-    print("ready", owned.share({}).to_json(), flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every process")
-def test_an_owner_that_lets_nobody_look_is_refused_with_the_cause():
-    script = "import ctypes; ctypes.CDLL(None).prctl(4, 0)\n" + textwrap.dedent(OWNER_OF_MEMFD)
-    with running(script) as child:
-        handle = Handle.from_json(child.said[0])
-        with pytest.raises(AttachError, match="not dumpable"):
-            attach(handle)
-    reap()
 
 
 def test_an_unfinished_segment_is_refused(segment, monkeypatch):
@@ -336,28 +215,10 @@ def test_open_to_others_is_refused(named):
         attach(handle)
 
 
-@pytest.mark.parametrize(
-    ("store", "message"),
-    [
-        ("shm", r"too small: 1 MiB are needed and \d+ MiB were free"),
-        ("memfd", "memory is short: 1 MiB"),
-    ],
-)
-def test_no_room_is_an_error_with_numbers_and_nothing_left(store, message):
-    with failing("posix_fallocate", "ENOSPC"), pytest.raises(SegmentError, match=message):
-        Segment(TOKEN, {"rows": ((2**18,), np.dtype("f4"))}, store)
-    assert not os.path.exists(f"/dev/shm/{segments.segment_name(TOKEN)}")
-
-
-def test_a_name_in_use_is_an_error(named):
-    with pytest.raises(SegmentError):
-        Segment(TOKEN, GEOMETRY, "shm")
-
-
 @pytest.mark.parametrize("store", ["shm", "memfd"])
 def test_facts_of_any_length_that_are_known_before(store):
     meta = {"long": "y" * 70_000}
-    made = Segment(TOKEN, GEOMETRY, store, {"meta": meta})
+    made = Segment(TOKEN, WITH_VOXELS, store, {"meta": meta})
     made.array("rows")[:] = 7
     found = attach(made.share("run", {"finite": True}))
     made.store.release()
@@ -368,12 +229,6 @@ def test_facts_of_any_length_that_are_known_before(store):
 def test_too_many_facts_are_refused(segment):
     with pytest.raises(SegmentError, match="facts"):
         segment.share("x", {"long": "y" * 5000})
-
-
-def test_remove_only_touches_our_names(tmp_path):
-    assert not memory.remove("../etc/passwd")
-    assert not memory.remove("sharedmask-xyz")
-    assert not memory.remove("sharedmask-0000000000000000")
 
 
 def test_an_unrelated_process_attaches_and_its_exit_harms_nothing(handle):
