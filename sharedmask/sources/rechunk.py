@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.sources import loader
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source
+from sharedmask.sources.volumes import Span
 from sharedmask.system import files, process
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -180,54 +182,22 @@ class _Volumes:
     voxels: Voxels | None
     """Which of them are the rows; None for all."""
 
-    def part(self, rows: slice) -> "tuple[_Part, Voxels | None]":
+    def part(self, rows: slice) -> tuple[Span, Voxels | None]:
         """The span of each volume that holds these rows, and where they are in it."""
         if self.voxels is None:
-            return _Part(self, rows.start, rows.stop - rows.start), None
+            return self._span(rows.start, rows.stop), None
         wanted = self.voxels[rows]
         first = int(wanted[0])
-        return _Part(self, first, int(wanted[-1]) - first + 1), wanted - first
+        return self._span(first, int(wanted[-1]) + 1), wanted - first
 
+    def _span(self, start: int, stop: int) -> Span:
+        return Span(self.n_timepoints, stop - start, self.dtype, partial(self._read, start))
 
-@dataclass(frozen=True)
-class _Part:
-    """The same voxels of every volume, as ``loader`` reads an image."""
-
-    volumes_of: _Volumes
-    first: int
-    n_voxels: int
-    compressed = False
-    reading_bytes = 0
-
-    @property
-    def n_timepoints(self) -> int:
-        return self.volumes_of.n_timepoints
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.volumes_of.dtype
-
-    @contextlib.contextmanager
-    def volumes(self) -> "Iterator[_PartReader]":
-        yield _PartReader(self)
-
-
-class _PartReader:
-    def __init__(self, part: _Part) -> None:
-        self._part, self._next = part, 0
-
-    def readinto(self, out: Array) -> None:
-        for volume in out.reshape(-1, self._part.n_voxels):
-            whole = self._part.volumes_of
-            place = whole.offset + (self._next * whole.n_voxels + self._part.first) * whole.dtype.itemsize
-            _read(whole, volume.view(np.uint8).data, place)
-            self._next += 1
-
-
-def _read(file: _Volumes, view: memoryview, place: int) -> None:
-    done = files.pread_into(file.fd, view, place)
-    if done < len(view):
-        raise DamagedImageError(f"{file.name} is truncated: it ends after {place + done} bytes")
+    def _read(self, first: int, number: int, row: Array) -> None:
+        place = self.offset + (number * self.n_voxels + first) * self.dtype.itemsize
+        done = files.pread_into(self.fd, row.view(np.uint8).data, place)
+        if done < row.nbytes:
+            raise DamagedImageError(f"{self.name} is truncated: it ends after {place + done} bytes")
 
 
 @contextlib.contextmanager

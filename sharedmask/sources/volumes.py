@@ -1,12 +1,15 @@
 """Volumes: what is needed of an image to read it.
 
-Covers: one pass over an image, from the first volume on, as whoever reads it sees it. Does not cover:
-images in files and in memory (``source``), where volumes go (``loader``).
+Covers: one pass over an image, from the first volume on, as whoever reads it sees it; a pass over some of
+its voxels. Does not cover: images in files and in memory (``source``), where volumes go (``loader``).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,3 +63,34 @@ class Volumes(Protocol):
 
         It may end before the last volume; at the end of the ``with`` block nothing of it is left open.
         """
+
+
+@dataclass(frozen=True)
+class Span:
+    """The same voxels of every volume of what can be read at any place."""
+
+    n_timepoints: int
+    n_voxels: int
+    dtype: np.dtype[Any]
+    read: Callable[[int, Array], None]
+    """Fills a row, (n_voxels,), from the volume of that number."""
+    during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    """Entered for a pass."""
+    compressed = False
+    reading_bytes = 0
+
+    @contextlib.contextmanager
+    def volumes(self) -> Iterator[VolumesReader]:
+        """A pass from the first volume on."""
+        with self.during():
+            yield _SpanReader(self)
+
+
+class _SpanReader:
+    def __init__(self, span: Span) -> None:
+        self._span, self._next = span, 0
+
+    def readinto(self, out: Array) -> None:
+        for row in out.reshape(-1, self._span.n_voxels):
+            self._span.read(self._next, row)
+            self._next += 1

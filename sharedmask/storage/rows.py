@@ -30,7 +30,7 @@ from sharedmask.sources import loader, rechunk, values
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
-from sharedmask.sources.volumes import Volumes
+from sharedmask.sources.volumes import Span, Volumes
 from sharedmask.storage import container, disk, memory
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.registry import OwnedSegment, publish
@@ -135,43 +135,12 @@ class MappedVolumes(ArraySource):
         if not len(select):
             return self, select
         first, last = int(select.min()), int(select.max())
-        return _Span(self, self.by_volume[:, first : last + 1]), select - first
+        values = self.by_volume[:, first : last + 1]
 
+        def read(number: int, row: Array) -> None:
+            row[...] = values[number]
 
-@dataclass(frozen=True)
-class _Span:
-    """The same voxels of every volume, (n_timepoints, n_voxels), as ``loader`` reads an image."""
-
-    of: MappedVolumes
-    values: Array
-    compressed = False
-    reading_bytes = 0
-
-    @property
-    def n_timepoints(self) -> int:
-        return int(self.values.shape[0])
-
-    @property
-    def n_voxels(self) -> int:
-        return int(self.values.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.values.dtype
-
-    @contextlib.contextmanager
-    def volumes(self) -> "Iterator[_SpanReader]":
-        with self.of.unchanged():
-            yield _SpanReader(iter(self.values))
-
-
-class _SpanReader:
-    def __init__(self, values: Iterator[Array]) -> None:
-        self._values = values
-
-    def readinto(self, out: Array) -> None:
-        for row in out.reshape(-1, out.shape[-1]):
-            row[...] = next(self._values)
+        return Span(len(values), last + 1 - first, values.dtype, read, self.unchanged), select - first
 
 
 Series = Rows | Source
