@@ -20,7 +20,7 @@ from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import ParameterError
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
-from sharedmask.regions.masks import ResamplingTarget, matching
+from sharedmask.regions.masks import ResamplingTarget, matching, spread
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts
@@ -285,7 +285,7 @@ def _on_one_grid(held: Held, request: Request) -> tuple[Series, Request]:
 
 def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:
     """Dicts or regions of at most ``size`` masks, opened only when reached."""
-    masks = matching(masks) or masks
+    masks = spread(masks) if isinstance(masks, (list, tuple)) else matching(masks) or masks
     if isinstance(masks, str | os.PathLike | Regions) or hasattr(masks, "shape"):
         yield from Regions.from_any(masks, grid, resampling_target=target).batches(size)
         return

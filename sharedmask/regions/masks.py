@@ -72,12 +72,17 @@ def matching(masks: Any) -> dict[str, str]:
     return dict(zip(unique_names(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
 
 
+def spread(masks: Iterable[Any]) -> list[Any]:
+    """The masks, with the files that each pattern among them matches in its place."""
+    return [one for mask in masks for one in (matching(mask).values() or [mask])]
+
+
 def named_masks(masks: Any) -> dict[str, Any]:
     """Name -> mask, of a dict, list, pattern or one mask; names are unique, nothing is read."""
     masks = matching(masks) or masks
     if isinstance(masks, Mapping):
         return dict(zip(unique_names(map(str, masks)), masks.values(), strict=True))
-    items = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+    items = spread(masks) if isinstance(masks, (list, tuple)) else [masks]
     return dict(
         zip(unique_names(file_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True)
     )
@@ -110,7 +115,8 @@ def unpack(masks: Any, on: Grid | None = None) -> tuple[Container, list[Any], li
     if isinstance(masks, Mapping):
         container, keys, items = "dict", list(masks), list(masks.values())
     elif isinstance(masks, (list, tuple)):
-        keys, items = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(masks)], list(masks)
+        items = spread(masks)
+        keys = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(items)]
     else:
         container, keys, items = _unpack_one(
             read_volume(masks, file_stem(masks) or "mask_000", on=on), file_stem(masks)

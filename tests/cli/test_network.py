@@ -67,9 +67,10 @@ def test_each_lesion_has_its_maps_and_its_summary(study):
     assert len(contents(study / "out")) == 9 * 8 + 2
 
 
-def test_a_pattern_may_be_quoted(study):
+@pytest.mark.parametrize("patterns", [["lesions/*.nii.gz"], ["lesions/sub-[0-4]*", "lesions/sub-[5-8]*"]])
+def test_patterns_may_be_quoted(study, patterns):
     done = subprocess.run(
-        [*command(study, lesions="none")[:6], "lesions/*.nii.gz", *command(study, lesions="none")[6:]],
+        [*command(study, lesions="none")[:6], *patterns, *command(study, lesions="none")[6:]],
         cwd=study, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

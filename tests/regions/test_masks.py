@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oblique import NIBABEL_DATA, OBLIQUE, SHAPE, image_of, reoriented, save
 from programs import sharedmask
 
-from sharedmask import SharedLabelsMasker, errors, extract
+from sharedmask import SharedImage, SharedLabelsMasker, errors, extract
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.settings import using
@@ -560,3 +560,28 @@ def test_values_further_off_are_no_labels(tmp_path):
     saved(tmp_path / "maps.nii.gz", _off(labelled((1, 7003, 7015), "f4"), 0.02))
     with pytest.raises(errors.MaskError, match="not an atlas, whose values are integers"):
         Regions.from_labels(tmp_path / "maps.nii.gz")
+
+
+# ---- patterns
+
+
+def test_each_pattern_of_a_list_stands_for_its_files(tmp_path):
+    run = nib.Nifti1Image(np.random.default_rng(0).normal(size=(*SHAPE, 4)), OBLIQUE)
+    for number in range(4):
+        data = np.zeros(SHAPE, np.uint8)
+        data[number] = 1
+        nib.save(nib.Nifti1Image(data, OBLIQUE), tmp_path / f"roi{number}.nii.gz")
+    patterns = [str(tmp_path / "roi[23].nii.gz"), tmp_path / "roi0.nii.gz", str(tmp_path / "roi[1].nii.gz")]
+    files = [tmp_path / f"roi{number}.nii.gz" for number in (2, 3, 0, 1)]
+    assert Regions.from_any(patterns, Grid(SHAPE, OBLIQUE)).names == ("roi2", "roi3", "roi0", "roi1")
+    with SharedImage(run) as image:
+        for call in (
+            image.mask_parallel,
+            lambda masks: image.map(np.copy, masks),
+            lambda masks: extract(run, masks),
+            lambda masks: [signals for _, signals in image.iter_masks(masks)],
+        ):
+            for got, expected in zip(call(patterns), call(files), strict=True):
+                np.testing.assert_array_equal(got, expected)
+    with pytest.raises(errors.MissingFileError, match=r"no file matches .*other"):
+        Regions.from_any([*files, str(tmp_path / "other*.nii")], Grid(SHAPE, OBLIQUE))
