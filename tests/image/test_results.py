@@ -151,6 +151,16 @@ def test_the_files_of_the_user_stay(place):
     assert sorted(os.listdir(folder)) == sorted(path.name for path in theirs[1:])
 
 
+def test_a_file_of_the_users_under_our_name_is_told_and_stays(place):
+    Cache(place).get_or_compute(OTHER, lambda: [np.arange(3)])
+    theirs = place / "sharedmask" / f"{KEY}.result"
+    theirs.write_text("a user's work")
+    with pytest.warns(SharedMaskWarning, match="is no file of sharedmask: move it away"):
+        Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
+    assert not Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])[1]
+    assert theirs.read_text() == "a user's work"
+
+
 def test_clear_removes_what_is_ours(place):
     Cache(place).get_or_compute(KEY, lambda: [np.arange(3)])
     assert Cache(place).clear() == 1

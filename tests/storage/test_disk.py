@@ -200,6 +200,20 @@ def test_an_unfinished_file_under_the_final_name_is_made_again(path):
         os.chmod(name, 0o600)
 
 
+def test_a_header_with_any_byte_changed_is_said_and_made_again(path, caplog):
+    name = written(path)
+    whole = name.read_bytes()
+    os.chmod(name, 0o600)
+    for position in range(len(container.OURS), 4096, 409):  # before that it is a file of anybody's
+        name.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with caplog.at_level("WARNING"):
+            correct(path)
+        assert name.read_bytes() == whole
+        assert f"{name} is damaged, and is made again" in caplog.text
+        caplog.clear()
+        os.chmod(name, 0o600)
+
+
 def test_what_is_being_built_is_not_swept(path, folder, monkeypatch):
     load = loader.load
 
