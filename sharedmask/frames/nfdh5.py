@@ -97,7 +97,7 @@ class Nfdh5Source(Source):
         for number, row in enumerate(rows, first):
             try:
                 read(number, row.reshape(self.shape[:3], order="F"))
-            except (OSError, ValueError) as error:
+            except hdf5.DAMAGE as error:
                 raise DamagedImageError(f"{self.name} cannot be read at frame {number}: {error}") from error
 
 
@@ -133,12 +133,12 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     name = os.fsdecode(path)
     found = Path(os.path.abspath(os.path.expanduser(name)))
     state = FileState.now(found)
-    with hdf5.open_file(found, name) as file:
+    with hdf5.open_facts(found, name) as file:
         root, version = _checked_root(file, name)
         dataset = root["dataobj"]
         axis = int(dataset.attrs.get("volume_axis", 3))
         header, t_r = _read_header(root)
-        facts = _facts(name, dataset, axis, np.asarray(root["affine"], np.float64), t_r)
+        facts = _facts(name, dataset, axis, _affine(root, name), t_r)
         metadata = _read_fields(root, facts["shape"], name)
         offset = _entries(dataset, axis).offset if dataset.dtype == facts["dtype"] else None
     if version == 1 and axis != 3:
@@ -177,6 +177,12 @@ def _text(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
+def _affine(root: Any, name: str) -> Array:
+    if root["affine"].shape != (4, 4):
+        raise DamagedImageError(f"{name} has an affine of shape {root['affine'].shape}, not (4, 4)")
+    return np.asarray(root["affine"][()], np.float64)
+
+
 def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None) -> dict[str, Any]:
     if dataset.ndim != 4 or axis not in (0, 3) or not dataset.size:
         raise ImageError(
@@ -185,8 +191,6 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
     dtype = np.dtype(np.uint8) if dataset.dtype == bool else dataset.dtype.newbyteorder("=")
     if dtype.kind not in "iuf":
         raise ImageError(f"{name} holds {dtype} values; only real numbers can be served")
-    if affine.shape != (4, 4):
-        raise DamagedImageError(f"{name} has an affine of shape {affine.shape}, not (4, 4)")
     shape = tuple(int(n) for n in dataset.shape)
     affine.setflags(write=False)
     return {
@@ -203,18 +207,24 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
 
 
 def _read_fields(root: Any, shape: tuple[int, int, int, int], name: str) -> Metadata:
-    arrays = {key: root[key][()] for key in root if not key.startswith("_") and key not in _KNOWN}
-    brain, affines = (root[key][()] if key in root else None for key in ("brainmask", "motion_affines"))
-    ours = {kind: {key: value[()] for key, value in root.get(kind, {}).items()} for kind in _GROUPS}
+    own = {f"{kind}/{key}": value for kind in _GROUPS for key, value in root.get(kind, {}).items()}
+    known = {key: root[key] for key in ("brainmask", "motion_affines", "_numbers") if key in root}
+    theirs = {key: root[key] for key in root if not key.startswith("_") and key not in _KNOWN}
+    read = hdf5.read_small(own | known | theirs)
+    ours: dict[str, dict[str, Array]] = {kind: {} for kind in _GROUPS}
+    for key in own:
+        kind, _, field = key.partition("/")
+        ours[kind][field] = read[key]
+    arrays = {key: read[key] for key in theirs}
     per_frame = {key: value for key, value in arrays.items() if key in _PER_FRAME}
     try:
         return Metadata.checked(
             shape,
-            brainmask=brain,
-            motion_affines=affines,
+            brainmask=read.get("brainmask"),
+            motion_affines=read.get("motion_affines"),
             per_frame=_ordered(root, per_frame | ours["_per_frame"]),
             overall={key: arrays[key] for key in arrays if key not in per_frame} | ours["_overall"],
-            numbers=root["_numbers"][()] if "_numbers" in root else None,
+            numbers=read.get("_numbers"),
         )
     except ParameterError as error:
         raise DamagedImageError(f"{name}: {error}") from error
@@ -235,7 +245,8 @@ def _read_header(root: Any) -> tuple[Any, float | None]:
         header.set_xyzt_units("mm")
         return header, None
     stored = root["_header"]
-    header = unpack_header(_text(stored.attrs["class"]), stored[()].tobytes())
+    (content,) = hdf5.read_small({"_header": stored}).values()
+    header = unpack_header(_text(stored.attrs["class"]), content.tobytes())
     return header, float(stored.attrs["t_r"]) or None
 
 

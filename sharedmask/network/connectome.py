@@ -9,6 +9,7 @@ or (voxels, 3), ``mask_affine`` (4, 4), and the attribute ``mask_shape``.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -246,7 +247,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
     state = FileState.now(path)
-    with hdf5.open_file(path, str(path), ConnectomeError) as file:
+    with hdf5.open_facts(path, str(path), ConnectomeError) as file:
         missing = [name for name in _DATASETS if name not in file]
         if missing or "mask_shape" not in file.attrs:
             raise ConnectomeError(f"{path} is no connectome: it has no {(*missing, 'mask_shape')[0]}")
@@ -255,15 +256,21 @@ def _read_facts(path: Path, coordinates_axis: int | None) -> Connectome:
             raise ConnectomeError(f"{path}: timeseries is {series.dtype} of shape {series.shape}, not "
                                   "numbers of (subjects, timepoints, voxels)")  # fmt: skip
         grid = _grid(path, file)
-        indices = _coordinates(path, file["mask_indices"][:], coordinates_axis)
         n_subjects, n_timepoints, n_voxels = series.shape
-        voxels = _numbers(path, indices, grid, n_voxels)
+        stored = file["mask_indices"]
+        if n_voxels > math.prod(grid.shape) or stored.size != 3 * n_voxels:
+            raise ConnectomeError(f"{path}: {stored.size // 3} mask_indices for {n_voxels} voxels of "
+                                  f"timeseries, on a grid of {grid.shape}")  # fmt: skip
+        (indices,) = hdf5.read_small({"mask_indices": stored}).values()
+        voxels = _numbers(path, _coordinates(path, indices, coordinates_axis), grid)
         return Connectome((File(path, n_subjects, state),), grid, voxels, n_timepoints, series.dtype)
 
 
 def _grid(path: Path, file: Any) -> Grid:
-    shape, affine = np.ravel(file.attrs["mask_shape"]), np.asarray(file["mask_affine"])
-    if shape.shape != (3,) or affine.shape != (4, 4) or not np.isfinite(affine).all():
+    shape, stored = np.ravel(file.attrs["mask_shape"]), file["mask_affine"]
+    is_grid = shape.shape == (3,) and stored.shape == (4, 4) and min(shape) > 0
+    affine = np.asarray(stored[()] if is_grid else np.nan, np.float64)
+    if not np.isfinite(affine).all():
         raise ConnectomeError(f"{path}: mask_shape {shape.tolist()} and mask_affine are no grid")
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
@@ -281,14 +288,12 @@ def _coordinates(path: Path, indices: Array, axis: int | None) -> Array:
     return indices if axis == 0 else indices.T
 
 
-def _numbers(path: Path, indices: Array, grid: Grid, n_voxels: int) -> NDArray[np.intp]:
-    if indices.shape[1] != n_voxels:
-        raise ConnectomeError(f"{path}: {indices.shape[1]} mask_indices for {n_voxels} voxels of timeseries")
+def _numbers(path: Path, indices: Array, grid: Grid) -> NDArray[np.intp]:
     try:
         numbers = np.ravel_multi_index(tuple(indices.astype(np.intp)), grid.shape, order="F")
     except ValueError as error:
         raise ConnectomeError(f"{path}: mask_indices reach outside of mask_shape {grid.shape}") from error
-    if len(np.unique(numbers)) < n_voxels:
+    if len(np.unique(numbers)) < len(numbers):
         raise ConnectomeError(f"{path}: mask_indices name a voxel twice")
     return np.asarray(numbers, dtype=np.intp)
 

@@ -128,7 +128,7 @@ class _ChunkGroups:
         start, stop = self._bounds
         try:
             found: Array = self._series[max(first, start) : min(first + self._step, stop)]
-        except OSError as error:
+        except hdf5.DAMAGE as error:
             raise DamagedImageError(f"{self._name} is damaged: {error}") from error
         return found
 

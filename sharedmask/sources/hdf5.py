@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedRandom, FileIO
@@ -26,13 +26,17 @@ from typing import Any
 import numpy as np
 from isal import igzip_lib, isal_zlib
 
-from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError
+from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.sources.codecs import Codec, MemberStream, Stream
+from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
 _DEFLATE = 1  # HDF5's number of that filter
 _ZLIB = Codec("deflate", b"\x78", partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_ZLIB))
 _ISAL_LEVEL = 3  # the highest of ISA-L's, which are faster than zlib's of the same number
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+"""What HDF5 raises when it reads a damaged entry."""
+_SMALL_BYTES = 16 * 2**20  # read without asking whether there is room
 _SLAB_BYTES = 2 * 2**20  # read or written at once
 
 
@@ -59,6 +63,8 @@ def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = Damaged
     h5py = _h5py()
     if not path.exists():
         raise MissingFileError(f"{name} does not exist")
+    if not path.is_file():
+        raise wrong(f"{name} is no file")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -67,6 +73,34 @@ def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = Damaged
         raise wrong(f"{name} cannot be read as HDF5: {error}") from error
     with file:
         yield file
+
+
+@contextlib.contextmanager
+def open_facts(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
+    """`open_file`, for what a file says of its entries: whatever goes wrong with that is the file's fault.
+
+    Raises
+    ------
+    MemoryLimitError
+        What it says takes more memory than may be used; see `read_small`.
+    """
+    try:
+        with open_file(path, name, wrong) as file:
+            yield file
+    except Exception as error:  # HDF5 tells of damage by many, RuntimeError and KeyError among them
+        if isinstance(error, SharedMaskError | MemoryError) or getattr(error, "errno", None):
+            raise
+        raise wrong(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def read_small(datasets: Mapping[str, Any]) -> dict[str, Array]:
+    """All values of data sets that tell of the entries; a few bytes of HDF5 can promise any number."""
+    taken = {key: math.prod(dataset.shape) * dataset.dtype.itemsize for key, dataset in datasets.items()}
+    if sum(taken.values()) > _SMALL_BYTES:
+        largest = max(taken, key=lambda key: taken[key])
+        where = f"reading {largest} of {datasets[largest].file.filename}"
+        MemoryBudget.here().require(where, 4 * sum(taken.values()))
+    return {key: np.asarray(dataset[()]) for key, dataset in datasets.items()}
 
 
 # --- entries -------------------------------------------------------------------------------------

@@ -5,11 +5,16 @@ import os
 import signal
 
 import h5py
+import networks
 import numpy as np
 import pytest
 from children import python
+from images import bold, niimg
 
-from sharedmask.errors import DamagedImageError, MissingFileError
+from sharedmask import FrameDataset
+from sharedmask.errors import ConnectomeError, DamagedImageError, MemoryLimitError, MissingFileError
+from sharedmask.network.connectome import Connectome
+from sharedmask.settings import using
 from sharedmask.sources import hdf5
 
 SHAPE = (5, 7, 6, 4)
@@ -194,3 +199,51 @@ def test_a_signal_is_handled_between_calls_of_hdf5(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["a"][...].tolist() == [0, 1, 2]
+
+
+# --- what promises too much ---
+
+
+def promising(path, where, shape, chunks):
+    """A file of some KB, in which a data set of which nothing was written has that shape."""
+    with h5py.File(path, "a") as file:
+        del file[where]
+        file.create_dataset(where, shape, "f8", chunks=chunks)
+    assert path.stat().st_size < 500_000
+    return path
+
+
+@pytest.mark.parametrize("field", ["0/_numbers", "0/gradients", "0/affine"])
+@pytest.mark.parametrize("shape", [(20_000, 20_000), (10**6, 10**6)], ids=["3 GB", "7 TB"])
+def test_frames_that_promise_more_than_fits_are_refused(field, shape, tmp_path):
+    path = tmp_path / "frames.h5"
+    with FrameDataset(niimg(bold()), per_frame={"gradients": np.ones((12, 4))}) as frames:
+        frames.to_filename(path)
+    promising(path, field, shape, (100, 100))
+    with (
+        using(memory_limit="256M"),
+        pytest.raises((MemoryLimitError, DamagedImageError), match=r"frames\.h5"),
+    ):
+        FrameDataset(path)
+
+
+@pytest.mark.parametrize("shape", [(3, 10**9), (3, 10**12)], ids=["24 GB", "24 TB"])
+@pytest.mark.parametrize("field", ["mask_indices", "mask_affine"])
+def test_a_connectome_that_promises_more_than_fits_is_refused(field, shape, tmp_path):
+    path = promising(networks.write(tmp_path / "a.h5", networks.series(2, 4)), field, shape, (3, 1000))
+    with pytest.raises(ConnectomeError, match=r"a\.h5"):
+        Connectome.open(path)
+
+
+def test_mask_indices_that_agree_with_the_series_are_within_the_budget(tmp_path):
+    path = promising(
+        networks.write(tmp_path / "a.h5", networks.series(2, 4)), "mask_indices", (3, 10**9), (3, 9)
+    )
+    promising(path, "timeseries", (2, 4, 10**9), (1, 4, 9))
+    with h5py.File(path, "a") as file:
+        file.attrs["mask_shape"] = (1000, 1000, 1000)
+    with (
+        using(memory_limit="256M"),
+        pytest.raises(MemoryLimitError, match=r"reading mask_indices of .*a\.h5"),
+    ):
+        Connectome.open(path)
