@@ -22,7 +22,8 @@ messages say (each is written where the fact is known) nor exit codes (``base``)
     ├── ClosedImageError (ValueError)      the image was closed
     ├── MemoryLimitError (MemoryError)     refused before allocating
     ├── SegmentError (OSError)             a shared segment cannot be made
-    │   └── AttachError                    a handle that does not lead to its segment
+    │   ├── AttachError                    a handle that does not lead to its segment
+    │   └── LockError                      a file system has no locks
     ├── WorkerError (RuntimeError)         a worker process died or its function raised
     └── CallbackError (RuntimeError)       the caller's function for a batch raised
 
@@ -100,6 +101,10 @@ class SegmentError(SharedMaskError, OSError):
 
 class AttachError(SegmentError):
     """A handle does not lead to its segment."""
+
+
+class LockError(SegmentError):
+    """A file cannot be locked: its file system has no locks."""
 
 
 class WorkerError(SharedMaskError, RuntimeError):

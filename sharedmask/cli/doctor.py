@@ -73,8 +73,8 @@ def _registry() -> Finding:
 
 def _room() -> Finding:
     free = memory.free_bytes()
-    if free is None:
-        return Finding("named shared memory", False, f"{memory.SHM} cannot be examined")
+    if free is None or not os.access(memory.SHM, os.W_OK | os.X_OK):
+        return Finding("named shared memory", False, f"nothing can be made in {memory.SHM}")
     return Finding(
         "named shared memory", free > 64 * 2**20, f"{memory.SHM} has room for {format_bytes(free)}"
     )
@@ -88,14 +88,13 @@ def _memfd() -> Finding:
 def _sharing(kind: str) -> Callable[[], Finding]:
     def test() -> Finding:
         what = f"attaching from another process ({kind})"
+        needed = kind == memory.choose("auto", 2**20)[0]
         try:
             total = _read_elsewhere(kind)
         except (SharedMaskError, OSError, subprocess.SubprocessError, ValueError) as error:
-            return Finding(what, False, " ".join(str(error).split()), needed=kind == "shm")
+            return Finding(what, False, " ".join(str(error).split()), needed=needed)
         right = total == int(_VALUES.sum())
-        return Finding(
-            what, right, "the same numbers arrive" if right else "other numbers arrive", kind == "shm"
-        )
+        return Finding(what, right, "the same numbers arrive" if right else "other numbers arrive", needed)
 
     return test
 

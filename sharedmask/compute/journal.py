@@ -9,13 +9,15 @@ import fcntl
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
+from sharedmask.system import files
 from sharedmask.system.files import write_json
 from sharedmask.system.inputs import read_json
 
@@ -40,11 +42,22 @@ class Entry:
     seconds: float = 0.0
     content: str = ""
     is_file: bool = False
+    sums: tuple[str, ...] = ()
+    """What each of its files was: its size and a digest of its bytes."""
 
     @property
     def is_there(self) -> bool:
-        """Whether its files still are."""
-        return all(os.path.exists(path) for path in self.outputs)
+        """Whether its files still are, and are what they were."""
+        sums = self.sums or ("",) * len(self.outputs)
+        return all(map(_is_whole, self.outputs, sums))
+
+    def settled(self) -> "Entry":
+        """The same with the sums of its files, which are on the disk by now, and their names."""
+        outputs = tuple(map(os.path.abspath, self.outputs))
+        sums = tuple(_sum(path, settle=True) for path in outputs)
+        for folder in sorted(set(map(os.path.dirname, outputs))):
+            _settle_folder(folder)
+        return replace(self, outputs=outputs, sums=sums)
 
 
 @dataclass
@@ -102,28 +115,79 @@ class Journal:
         self._entries = {}
 
     def add(self, entry: Entry) -> None:
-        """Record a complete run; on the disk when this returns."""
+        """Record a complete run, whose files are on the disk before it is; so is the record at the end."""
+        entry = entry.settled()
         # Resumed from another directory, or moved with its outputs, it still finds them.
         outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
         key = os.path.relpath(entry.key, self.path.parent) if entry.is_file else entry.key
         facts = {**vars(entry), "key": key, "outputs": outputs, "finished": time.time()}
         line = json.dumps(facts, separators=(",", ":")) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._lock(fd)
             # A process that was killed may have left half a line.
-            os.write(fd, ("" if _ends_a_line(fd) else "\n").encode() + line.encode())
+            left = memoryview(("" if _ends_a_line(fd) else "\n").encode() + line.encode())
+            while left:
+                left = left[os.write(fd, left) :]
             os.fsync(fd)
+        except OSError as error:
+            error.filename = error.filename or os.fspath(self.path)
+            raise
         finally:
             os.close(fd)
-        self._entries[entry.key] = replace(entry, outputs=tuple(map(os.path.abspath, entry.outputs)))
+        if is_new:
+            _settle_folder(os.fspath(self.path.parent))
+        self._entries[entry.key] = entry
+
+    def _lock(self, fd: int) -> None:
+        try:
+            files.lock(fd, fcntl.LOCK_EX)
+        except LockError as error:
+            if self.path not in _unlocked:
+                _unlocked.add(self.path)
+                said = f"{error}: only one process may write to this journal at a time"
+                warnings.warn(said, SharedMaskWarning, stacklevel=3)
 
     def _absolute(self, entry: Entry) -> Entry:
         folder = self.path.parent.absolute()
         outputs = tuple(os.path.normpath(folder / path) for path in entry.outputs)
         key = os.path.normpath(folder / entry.key) if entry.is_file else entry.key
         return replace(entry, key=key, outputs=outputs)
+
+
+_unlocked: set[Path] = set()
+
+
+def _sum(path: str, settle: bool = False) -> str:
+    """Size and digest of a file, which is on the disk afterwards if it is to ``settle``; "" if it is none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if settle:
+                os.fsync(file.fileno())
+            facts = os.fstat(file.fileno())
+            return f"{facts.st_size}-{file_digest(file, 'blake2b').hexdigest()[:32]}"
+    except OSError:
+        return ""
+
+
+def _is_whole(path: str, was: str) -> bool:
+    """Whether the file is what it ``was``; nothing is known of that in journals of old."""
+    if not was:
+        return os.path.exists(path)
+    with contextlib.suppress(OSError):
+        return os.path.getsize(path) == int(was.partition("-")[0]) and _sum(path) == was
+    return False
+
+
+def _settle_folder(folder: str) -> None:
+    with contextlib.suppress(OSError):  # not every file system has this for directories
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _ends_a_line(fd: int) -> bool:
@@ -143,7 +207,8 @@ def _parsed(facts: dict[str, Any]) -> Entry:
     outputs: Sequence[str] = facts["outputs"]
     content, is_file = str(facts.get("content", "")), bool(facts.get("is_file"))
     key, digest, seconds = str(facts["key"]), str(facts["digest"]), float(facts["seconds"])
-    return Entry(key, digest, tuple(map(str, outputs)), seconds, content, is_file)
+    sums: Sequence[str] = facts.get("sums", ())
+    return Entry(key, digest, tuple(map(str, outputs)), seconds, content, is_file, tuple(map(str, sums)))
 
 
 @dataclass(frozen=True)

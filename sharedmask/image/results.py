@@ -300,7 +300,7 @@ class Cache:
             self._count(damaged=1)
             raise
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
+            files.lock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
 
     @contextlib.contextmanager
     def _turn(self, key: str) -> Iterator[tuple[bool, list[Array] | None]]:
@@ -359,7 +359,7 @@ class Cache:
                     folder = stack.enter_context(self._kept.opened())
                     fd = os.open("counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=folder)
                     stack.callback(os.close, fd)
-                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    files.lock(fd, fcntl.LOCK_EX)
             yield fd
 
     def _count(self, **more: int) -> None:

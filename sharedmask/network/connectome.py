@@ -236,7 +236,8 @@ def _fill(series: Array, lengths: Array, number: int, subject: Subject) -> None:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(path.glob("*.h5"))
+        # What a Mac leaves beside each file on a share (._part0.h5) is none.
+        files = sorted(file for file in path.glob("*.h5") if not file.name.startswith("."))
         if not files:
             raise MissingFileError(f"{path} holds no .h5 file")
         return files

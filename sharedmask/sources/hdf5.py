@@ -68,6 +68,9 @@ def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = Damaged
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        if "unable to lock file" in str(error):
+            hint = "with HDF5_USE_FILE_LOCKING=FALSE in the environment it is read without a lock"
+            raise wrong(f"{name} cannot be locked ({error}): {hint}") from error
         if error.errno:
             raise
         raise wrong(f"{name} cannot be read as HDF5: {error}") from error

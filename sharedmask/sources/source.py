@@ -219,7 +219,7 @@ class Source(Facts, ABC):
         SourceChangedError
             Before the block, or after it; also in the place of what a change made of the file.
         """
-        self.check("after it was opened: open it again")
+        self.check()
         try:
             yield
         except (ImageError, OSError):
@@ -229,12 +229,11 @@ class Source(Facts, ABC):
 
     def check(self, when: str = "after it was opened: open it again") -> None:
         """Raise a SourceChangedError if a file is not what it was when the image was opened."""
-        changed = next((file.path for file in self.files if file.has_changed()), None)
-        if changed is None:
-            return
-        if not os.path.exists(changed):
-            raise MissingFileError(f"{changed} does not exist")
-        raise SourceChangedError(f"{self.name} changed {when}")
+        changed = [file.path for file in self.files if file.has_changed()]
+        if changed and not os.path.exists(changed[0]):
+            raise MissingFileError(f"{changed[0]} does not exist")
+        if changed:
+            raise SourceChangedError(f"{self.name} changed {when}")
 
     def read(self) -> Array:
         """All true values at once, (x, y, z) or (x, y, z, t): for masks and other small images."""

@@ -150,7 +150,7 @@ def _build(key: str, geometry: Geometry, label: str, fill: Fill, copied: int) ->
             facts = {"token": key, "arrays": layout.specs, "meta": meta}
             files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
             os.fchmod(fd, 0o400)
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            files.lock(fd, fcntl.LOCK_SH)
         failing.pop_all()
     return fd
 

@@ -83,7 +83,7 @@ class KeptFolder:
             A file of that name is none of ours.
         """
         try:
-            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: fcntl.flock(fd, fcntl.LOCK_SH))
+            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: files.lock(fd, fcntl.LOCK_SH))
         except FileNotFoundError:
             return None
         try:

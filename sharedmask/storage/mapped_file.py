@@ -20,7 +20,7 @@ import numpy as np
 from sharedmask.errors import AttachError, SourceChangedError
 from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
-from sharedmask.system import process
+from sharedmask.system import files, process
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
@@ -109,7 +109,7 @@ def map_file(identity: FileIdentity) -> mmap.mmap:
         raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
     try:
         if kept:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            files.lock(fd, fcntl.LOCK_SH)
         identity.check(fd)
         buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
     finally:

@@ -194,7 +194,7 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
     """The store for ``nbytes`` bytes, and the reason.
 
     ``"auto"`` is named shared memory, except where it may be left behind (a batch system kills
-    everything at once) or has no room (containers give it 64 MB).
+    everything at once), cannot be made, or has no room (containers give it 64 MB).
     """
     if asked != "auto":
         return asked, "asked for"
@@ -202,6 +202,8 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
         job = next((name for name in _BATCH_JOBS if os.environ.get(name)), None)
         if job:
             return "memfd", f"in a batch job ({job}), where a kill leaves nothing behind"
+        if not os.access(SHM, os.W_OK | os.X_OK):
+            return "memfd", f"nothing can be made in {SHM}"
         free = free_bytes()
         if free is not None and free < nbytes:
             return "memfd", f"{SHM} has room for {_mib(free)} only"

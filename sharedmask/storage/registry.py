@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import AttachError, SegmentError
+from sharedmask.errors import AttachError, LockError, SegmentError
 from sharedmask.storage import memory
 from sharedmask.storage.container import Geometry, projected
 from sharedmask.storage.segment import (
@@ -81,7 +81,13 @@ class Record:
         with _making, _open_directory() as folder:
             fresh = f"{self.name}.{secrets.token_hex(4)}"
             fd = _locked_file(folder, fresh, content)
-            os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+            try:
+                os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(fresh, dir_fd=folder)
+                raise
             os.close(self._fd)
             self._fd, self.content = fd, content
 
@@ -125,9 +131,12 @@ def _named_file(folder: int, name: str, content: str) -> int:
 
 
 def _lock_and_fill(fd: int, content: str) -> None:
-    fcntl.flock(fd, fcntl.LOCK_EX)
     try:
+        files.lock(fd, fcntl.LOCK_EX)
         os.write(fd, content.encode())
+    except LockError as error:
+        said = "its file system has no locks: SHAREDMASK_DIR names another folder"
+        raise SegmentError(f"the registry {directory()} cannot be locked: {said}") from error
     except OSError as error:
         raise SegmentError(f"the registry {directory()} cannot be written to: {error.strerror}") from error
 
@@ -257,7 +266,11 @@ def _finalize(pid: int, label: str, segment: Segment, record: Record) -> None:
 def _release(pid: int, segment: Segment, record: Record) -> None:
     if os.getpid() == pid:
         with _making:
-            segment.store.release()
+            try:
+                segment.store.release()
+            except BaseException:
+                record.forget()  # it stays, for the reaper, who can lock it now
+                raise
             record.remove()
 
 

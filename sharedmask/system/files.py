@@ -16,6 +16,7 @@ import re
 import secrets
 import socket
 import stat
+import struct
 import tempfile
 import threading
 import warnings
@@ -25,11 +26,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
+from sharedmask.errors import LockError, MissingFileError, SegmentError, SharedMaskWarning
 from sharedmask.system import process, settings
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _PATIENCE = 10.0  # seconds after which a wait for a lock is said
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
 _swept: set[tuple[int, int]] = set()
@@ -85,10 +87,42 @@ def is_named(folder: int | None, name: str, fd: int) -> bool:
     return os.path.samestat(named, os.fstat(fd))
 
 
+def lock(fd: int, how: int) -> None:
+    """``fcntl.flock``; where the file system has no such locks, those of ``fcntl`` that last as long.
+
+    Raises
+    ------
+    BlockingIOError
+        Another holds it, and ``how`` says not to wait.
+    LockError
+        It has neither.
+    """
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _lock_description(fd, how)
+
+
+def _lock_description(fd: int, how: int) -> None:
+    """A lock of the open file, as flock's is, and not of the process, which closing any descriptor ends."""
+    kinds = {fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
+    wish = struct.pack("hhqqi4x", kinds[how & ~fcntl.LOCK_NB], os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK if how & fcntl.LOCK_NB else fcntl.F_OFD_SETLKW, wish)
+    except (OSError, AttributeError) as error:
+        # An exclusive lock needs a descriptor for writing: of who has none nothing is removed.
+        if getattr(error, "errno", None) in (errno.EAGAIN, errno.EACCES, errno.EBADF):
+            raise BlockingIOError(errno.EAGAIN, "locked") from error
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        raise LockError(f"{path} cannot be locked: its file system has no locks; use another one") from error
+
+
 def is_free(fd: int) -> bool:
     """Whether nobody holds a lock on the file; if so we hold it now."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -131,7 +165,7 @@ def locked(folder: int, name: str) -> Iterator[None]:
     def wait(fd: int) -> None:
         if not is_free(fd):
             with _said_after(_PATIENCE, "another process holds %s: waiting for it", name):
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                lock(fd, fcntl.LOCK_EX)
 
     fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)
     try:
@@ -139,7 +173,7 @@ def locked(folder: int, name: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
-        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
+        lock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
         os.close(fd)
 
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 from children import python
+from faults import Call, failing, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,3 +155,53 @@ def test_a_failure_of_any_name_has_a_file(key, tmp_path):
     assert failures.all() == {key: "ValueError: cut short", key + "2": "ValueError: cut short"}
     failures.remove(key)
     assert list(failures.all()) == [key + "2"]
+
+
+@pytest.mark.parametrize("change", ["emptied", "cut", "changed", "removed"])
+def test_an_output_that_is_not_whole_is_made_again(tmp_path, change):
+    output = tmp_path / "out.tsv"
+    output.write_text("a\tb\n1\t2\n")
+    path = tmp_path / "done.jsonl"
+    Journal(path).add(Entry("sub-01", "digest", (str(output),)))
+    assert Journal(path).has("sub-01", "digest")
+    changes = {
+        "emptied": lambda: output.write_text(""),
+        "cut": lambda: output.write_text("a\tb\n1"),
+        "changed": lambda: output.write_text("a\tb\n1\t3\n"),
+        "removed": output.unlink,
+    }
+    changes[change]()
+    assert not Journal(path).has("sub-01", "digest")
+
+
+def test_journals_without_sums_are_read(tmp_path):
+    path = tmp_path / "done.jsonl"
+    path.write_text('{"key":"sub-01","digest":"d","outputs":["done.jsonl"],"seconds":1.0}\n')
+    assert Journal(path).has("sub-01", "d")
+
+
+def test_outputs_and_their_names_are_on_the_disk_before_the_line(tmp_path):
+    output, path = tmp_path / "out" / "out.tsv", tmp_path / "private" / "done.jsonl"
+    output.parent.mkdir()
+    output.write_text("a\n")
+    with recorded() as calls:
+        Journal(path).add(Entry("sub-01", "digest", (str(output),)))
+    synced = [call.target for call in calls if call.name == "fsync"]
+    assert synced == [str(output), str(output.parent), str(path), str(path.parent)]
+    written = [number for number, call in enumerate(calls) if call == Call("write", str(path))]
+    assert [
+        number for number, call in enumerate(calls) if call == Call("fsync", str(output.parent))
+    ] < written
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "short"])
+def test_a_line_that_cannot_be_written_names_the_journal(tmp_path, error):
+    path = tmp_path / "done.jsonl"
+    if error == "short":
+        with failing("write", error, of="done.jsonl"):
+            Journal(path).add(Entry("sub-01", "digest"))
+        assert Journal(path).has("sub-01", "digest")
+        return
+    with failing("write", error, of="done.jsonl"), pytest.raises(OSError, match=r"done\.jsonl"):
+        Journal(path).add(Entry("sub-01", "digest"))
+    assert not Journal(path).has("sub-01", "digest")

@@ -1,5 +1,7 @@
 """Connectomes: every layout read to the same rows, and every file that is none refused."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ from hypothesis import strategies as st
 from images import AFFINE
 from networks import LAYOUTS, SHAPE, mask, read, rows_of, series, write, write_split
 
-from sharedmask.errors import ConnectomeError, MissingFileError
+from sharedmask.errors import ConnectomeError, MissingFileError, SourceChangedError
 from sharedmask.network import connectome as connectomes
-from sharedmask.network.connectome import Connectome
+from sharedmask.network.connectome import Connectome, share_block
 
 
 @pytest.mark.parametrize("layout", ["as Lacuna writes it", "subjects share chunks"])
@@ -137,3 +139,32 @@ def test_the_digest_tells_a_rewritten_connectome(tmp_path):
     assert Connectome.open(path).digest == before
     write(path, series(seed=2))
     assert Connectome.open(path).digest != before
+
+
+def test_what_a_mac_leaves_beside_files_is_passed_over(tmp_path):
+    write(tmp_path / "part0.h5", series())
+    (tmp_path / "._part0.h5").write_bytes(b"Mac OS X")
+    assert len(Connectome.open(tmp_path).files) == 1
+
+
+@pytest.mark.parametrize("number", [37, 524])
+def test_a_file_that_cannot_be_locked_says_what_to_do(tmp_path, monkeypatch, number):
+    def refused(*args, **options):
+        raise OSError(f"Unable to open file (unable to lock file, errno = {number}, error message = '?')")
+
+    path = write(tmp_path / "part0.h5", series())
+    monkeypatch.setattr(h5py, "File", refused)
+    with pytest.raises(ConnectomeError, match=r"part0\.h5 cannot be locked.*HDF5_USE_FILE_LOCKING=FALSE"):
+        Connectome.open(path)
+
+
+@pytest.mark.parametrize("change", [os.utime, os.unlink])
+def test_a_file_that_changes_is_refused(tmp_path, change):
+    path = write(tmp_path / "part0.h5", series())
+    connectome = Connectome.open(path)
+    change(path)
+    with (
+        pytest.raises(SourceChangedError, match=r"part0\.h5 changed"),
+        share_block(connectome, connectome.blocks(1 << 30)[0]),
+    ):
+        pass

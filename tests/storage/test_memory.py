@@ -12,6 +12,7 @@ from children import running
 from faults import failing
 from owners import TOKEN, WITH_VOXELS
 
+from sharedmask.cli import doctor
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import memory
 from sharedmask.storage import segment as segments
@@ -130,3 +131,30 @@ def test_remove_only_touches_our_names(tmp_path):
     assert not memory.remove("../etc/passwd")
     assert not memory.remove("sharedmask-xyz")
     assert not memory.remove("sharedmask-0000000000000000")
+
+
+# --- none that has a name ---
+
+
+@pytest.fixture(params=["missing", "read-only"])
+def no_shm(request, monkeypatch, tmp_path):
+    """As in containers and for functions of cloud services: there is none, or nothing can be made in it."""
+    if request.param == "missing":
+        monkeypatch.setattr(memory, "SHM", tmp_path / "none")
+        return
+    usual = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != memory.SHM and usual(path, mode))
+
+
+@pytest.mark.usefixtures("no_shm")
+def test_where_nothing_can_be_made_auto_is_anonymous_memory():
+    assert memory.choose("auto", 1000) == ("memfd", f"nothing can be made in {memory.SHM}")
+
+
+@pytest.mark.usefixtures("no_shm")
+def test_the_doctor_says_where_nothing_can_be_made():
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert not findings["named shared memory"].ok
+    assert "nothing can be made" in findings["named shared memory"].detail
+    assert findings["attaching from another process (memfd)"].needed
+    assert not findings["attaching from another process (shm)"].needed

@@ -11,6 +11,7 @@ import stat
 import numpy as np
 import pytest
 from children import kill_group, python, running
+from faults import failing
 from segments import exists
 
 from sharedmask.errors import SegmentError
@@ -315,3 +316,27 @@ def test_what_cannot_be_filled_is_not_published(store):
     with pytest.raises(RuntimeError):
         registry.publish("run", GEOMETRY, failing, store)
     assert entries() == []
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(("call", "of"), [("rename", "registry"), ("shm_unlink", "sharedmask-")])
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_a_name_that_cannot_be_removed_or_replaced_holds_no_descriptor(call, of, error, registry_dir):
+    OwnedSegment("image", GEOMETRY, "shm").release()  # what is opened once
+    before = descriptors()
+    if call == "rename":
+        owned = OwnedSegment("image", GEOMETRY, "shm")
+        with failing(call, error, of=of), pytest.raises(OSError, match=r"error|space"):
+            owned.share({})
+        owned.release()
+    else:
+        owned = OwnedSegment("image", GEOMETRY, "shm")
+        owned.share({})
+        with failing(call, error, of=of), pytest.raises(OSError, match=r"error|space"):
+            owned.release()
+        assert len(reap()) == 1
+    assert descriptors() == before
+    assert os.listdir(registry_dir) == []
