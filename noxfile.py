@@ -1,9 +1,5 @@
 """What can be run by name: ``nox -l`` lists it, ``nox -s NAME -- ARGUMENTS`` runs it."""
 
-import re
-import tomllib
-from pathlib import Path
-
 import nox
 
 nox.options.sessions = ["lint", "tests"]
@@ -78,7 +74,5 @@ def nilearn(session, which):
 
 @nox.session
 def lowest(session):
-    """The lowest versions that the requirements name."""
-    required = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
-    session.install("-e", ".[dev]", *(re.sub(r">=([^,]+).*", r"==\1", one) for one in required))
-    _pytest(session, "tests/system", "tests/sources", "tests/regions", "tests/storage", "tests/compute")
+    """The lowest versions that the requirements name, as ``.ci/lowest`` installs and tries them."""
+    session.run(".ci/lowest", external=True)
