@@ -32,6 +32,7 @@ from typing import NoReturn
 from sharedmask.compute.surroundings import ONE_THREAD
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
+from sharedmask.system.limits import explained
 from sharedmask.system.process import Lock
 
 _HOME = str(Path(__file__).parents[2])
@@ -41,6 +42,10 @@ _END_SECONDS = 5  # a process that was told to end
 
 
 # --- the caller's side ---------------------------------------------------------------------------
+
+
+class CannotStartError(WorkerError):
+    """No process can be started here: of limits, or because Python is embedded in another program."""
 
 
 class Template:
@@ -68,28 +73,28 @@ class Template:
         """
         pipe, theirs = connection.Pipe()
         told, tell = connection.Pipe(duplex=False)
-        process, to = self._running()
-        try:
-            with theirs, tell, contextlib.suppress(BrokenPipeError, ConnectionError):
-                socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
-            return pipe, Child(told)
-        except EOFError:
-            pipe.close()
-            told.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
-            raise WorkerError(
-                f"the process that starts workers {ended(process.returncode)} while it started one; "
-                "the next call starts it again"
-            ) from None
+        with contextlib.ExitStack() as undo:
+            undo.callback(pipe.close)
+            undo.callback(told.close)
+            with theirs, tell:
+                process, to = self._running()
+                with contextlib.suppress(BrokenPipeError, ConnectionError):
+                    socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
+            child = _first_sign(told, process)
+            undo.pop_all()
+        return pipe, child
 
     def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         with self._lock:
             if self._process is None or self._socket is None or self._process.poll() is not None:
                 self._forget()
                 ours, theirs = socket.socketpair()
-                with theirs:
-                    self._process = _started(theirs, self._preload)
+                try:
+                    with theirs:
+                        self._process = _started(theirs, self._preload)
+                except BaseException:
+                    ours.close()
+                    raise
                 self._socket = ours
             return self._process, self._socket
 
@@ -119,19 +124,24 @@ class Template:
 
 def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen[bytes]":
     """A fresh interpreter, with our path and flags, that serves ``theirs``."""
-    python = os.fsdecode(spawn.get_executable() or "")
     path = [entry for entry in sys.path if isinstance(entry, str)]
     path += [] if _HOME in path else [_HOME]
     flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
         return subprocess.Popen(
-            [python, *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
+            [_python(), *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
             env={**os.environ, **ONE_THREAD},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
     except OSError as error:
-        raise WorkerError(f"no worker process can be started with Python at {python!r}: {error}") from error
+        raise CannotStartError(
+            f"no worker process can be started with Python at {_python()!r}: {explained(error)}"
+        ) from error
+
+
+def _python() -> str:
+    return os.fsdecode(spawn.get_executable() or "")
 
 
 class Child:
@@ -144,7 +154,8 @@ class Child:
         (self.pid,) = _NUMBER.unpack(told.recv_bytes())
         if self.pid < 0:
             told.close()
-            raise WorkerError(f"no worker process can be started: {os.strerror(-self.pid)}")
+            refused = OSError(-self.pid, os.strerror(-self.pid))
+            raise CannotStartError(f"no worker process can be started: {explained(refused)}")
 
     def is_alive(self) -> bool:
         """Whether nothing was told of its end, nor of its template's."""
@@ -168,6 +179,20 @@ class Child:
     def abandon(self) -> None:
         """In a forked child: it is the parent's."""
         self._told.close()
+
+
+def _first_sign(told: connection.Connection, process: "subprocess.Popen[bytes]") -> Child:
+    try:
+        return Child(told)
+    except EOFError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+        code = process.returncode
+        kind = WorkerError if code is None or code < 0 else CannotStartError
+        raise kind(
+            f"the process that starts workers, {_python()!r}, {ended(code)} while it started one; "
+            "the next call starts it again"
+        ) from None
 
 
 def ended(code: int | None) -> str:

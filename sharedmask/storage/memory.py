@@ -13,10 +13,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory, spawn
 from pathlib import Path
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.system.limits import explained
+from sharedmask.system.units import format_bytes
 
 SHM = Path("/dev/shm")
 NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
@@ -76,13 +78,26 @@ class Named(Store):
     kind = "shm"
 
     def _make(self) -> None:
+        self._tracked = _tracker_runs() and self._make_tracked()
+        if not self._tracked:
+            try:
+                os.close(os.open(SHM / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                size, why = format_bytes(self.nbytes), explained(error)
+                raise SegmentError(f"no shared memory of {size}: {why}") from error
+
+    def _make_tracked(self) -> bool:
+        """Whether the name was made, and is known to the standard tracker; if not, nothing is left of it."""
         try:
-            self._shm = shared_memory.SharedMemory(self.name, create=True, size=self.nbytes)
-        except OSError as error:
-            raise SegmentError(f"no shared memory of {_mib(self.nbytes)}: {error}") from error
-        # The standard object creates and unlinks, no more: its map could not be closed
-        # while arrays look at it, a plain one lives exactly as long as its last view.
-        self._shm.close()
+            # The standard object creates, no more: its map could not be closed while arrays look at it,
+            # a plain one lives exactly as long as its last view.
+            shared_memory.SharedMemory(self.name, create=True, size=self.nbytes).close()
+        except FileExistsError:
+            return False
+        except Exception:
+            remove(self.name)  # the name is made before the tracker is told
+            return False
+        return True
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
@@ -99,15 +114,28 @@ class Named(Store):
         pass  # a name is nothing that a child could hold
 
     def release(self) -> None:
-        # A name that somebody removed is no reason to fail; unlink() would also leave the
-        # tracker's entry behind, which then warns at exit.
-        try:
-            self._shm.unlink()
-        except FileNotFoundError:
-            from multiprocessing import resource_tracker
-
-            with contextlib.suppress(KeyError):
+        # A name that somebody removed is no reason to fail, nor is a tracker that is gone; with an
+        # entry left behind it would warn at exit.
+        remove(self.name)
+        if self._tracked:
+            with contextlib.suppress(Exception):
                 resource_tracker.unregister("/" + self.name, "shared_memory")
+            self._tracked = False
+
+
+def _tracker_runs() -> bool:
+    """Whether the standard tracker, a process that removes names when their owner dies, could be started.
+
+    Where no process can be (limits; a program that Python is embedded in), names are made without it:
+    the registry's record leads the next reaper to them.
+    """
+    python = spawn.get_executable()
+    if not python or not os.access(python, os.X_OK):
+        return False
+    with contextlib.suppress(OSError):
+        resource_tracker.ensure_running()
+        return True
+    return False
 
 
 class Memfd(Store):
@@ -121,7 +149,8 @@ class Memfd(Store):
             self._fd = os.memfd_create(self.name, flags | _MFD_NOEXEC_SEAL)
         except OSError as error:
             if error.errno != errno.EINVAL:  # a kernel that does not know the last flag
-                raise SegmentError(f"no anonymous memory of {_mib(self.nbytes)}: {error}") from error
+                size, why = format_bytes(self.nbytes), explained(error)
+                raise SegmentError(f"no anonymous memory of {size}: {why}") from error
             self._fd = os.memfd_create(self.name, flags)
         os.fchmod(self._fd, 0o600)
 
@@ -163,14 +192,10 @@ def _reserve(fd: int, nbytes: int, kind: str) -> None:
             os.posix_fallocate(fd, start, min(_RESERVE_BYTES, nbytes - start))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-            raise SegmentError(f"{_mib(nbytes)} cannot be reserved: {error}") from error
+            raise SegmentError(f"{format_bytes(nbytes)} cannot be reserved: {explained(error)}") from error
         where = f"{SHM} is too small" if kind == "shm" else "memory is short"
-        free = f" and {_mib(free_bytes() or 0)} were free" if kind == "shm" else ""
-        raise SegmentError(f"{where}: {_mib(nbytes)} are needed{free}") from error
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.0f} MiB"
+        free = f" and {format_bytes(free_bytes() or 0)} were free" if kind == "shm" else ""
+        raise SegmentError(f"{where}: {format_bytes(nbytes)} are needed{free}") from error
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -206,7 +231,7 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
             return "memfd", f"nothing can be made in {SHM}"
         free = free_bytes()
         if free is not None and free < nbytes:
-            return "memfd", f"{SHM} has room for {_mib(free)} only"
+            return "memfd", f"{SHM} has room for {format_bytes(free)} only"
     return "shm", "the default"
 
 

@@ -37,7 +37,9 @@ from sharedmask.storage.container import (
 )
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
+from sharedmask.system.limits import explained
 from sharedmask.system.process import boot_id, pid_namespace, start_time
+from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
 _VERSION = 1
@@ -123,7 +125,7 @@ class Segment:
         except BaseException as error:
             self.store.release()
             if isinstance(error, OSError):
-                raise SegmentError(f"{nbytes / 2**20:.0f} MiB cannot be mapped: {error}") from error
+                raise SegmentError(f"{format_bytes(nbytes)} cannot be mapped: {explained(error)}") from error
             raise
 
     def array(self, name: str) -> Array:

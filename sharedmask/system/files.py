@@ -159,15 +159,12 @@ def _said_after(seconds: float, *said: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterator[None]:
-    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
-
-    A wait of more than a few seconds is logged, with the ``path`` of the directory.
-    """
+def locked(folder: int, name: str) -> Iterator[None]:
+    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards."""
 
     def wait(fd: int) -> None:
         if not is_free(fd):
-            with _said_after(_PATIENCE, "another process holds %s: waiting for it", os.path.join(path, name)):
+            with _said_after(_PATIENCE, "another process holds %s: waiting for it", name):
                 lock(fd, fcntl.LOCK_EX)
 
     fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)
@@ -314,16 +311,6 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def readable(path: str | os.PathLike[str]) -> str:
-    """A path as text that can be written anywhere: UTF-8 whatever the locale, other bytes as ``\\xe9``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def file_name(text: str) -> str:
-    """The name of a file that is ``text`` in UTF-8, whatever the locale."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 @contextlib.contextmanager

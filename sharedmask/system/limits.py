@@ -1,7 +1,7 @@
 """Limits on memory: what this machine, its control groups, the batch job and the kernel allow.
 
-Covers: each limit, how much of it is left. Does not cover: which of them a request is held to and
-what is kept free (``budget``).
+Covers: each limit, how much of it is left; in words those on files and processes. Does not cover:
+which of them a request is held to and what is kept free (``budget``).
 """
 
 import contextlib
@@ -45,6 +45,17 @@ def descriptors_left() -> int:
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
     except OSError as error:
         return 0 if error.errno == errno.EMFILE else _NO_LIMIT
+
+
+def explained(error: OSError) -> str:
+    """What the system said, and the limit behind it where there is one."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    behind = {
+        errno.EMFILE: f"a process may have {files} open: `ulimit -n`",
+        errno.EAGAIN: "processes and threads are limited: `ulimit -u`, or pids.max of a control group",
+    }
+    hint = behind.get(error.errno or 0)
+    return f"{error.strerror or error}" + (f" ({hint})" if hint else "")
 
 
 def _ram() -> Any:

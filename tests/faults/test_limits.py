@@ -1,0 +1,134 @@
+"""Where little is allowed: no process, no descriptor, no Python to start, no working directory."""
+
+import multiprocessing.spawn
+import os
+from multiprocessing import resource_tracker
+
+import numpy as np
+import pytest
+from children import python
+from images import random_masks
+
+from sharedmask import FrameDataset, SharedImage, batch_process, extract_many
+from sharedmask.compute import pool
+
+PYTHONS = [None, "/nonexistent/python", "/bin/false"]
+
+
+@pytest.fixture(params=PYTHONS, ids=str)
+def embedded(request, monkeypatch):
+    """Python in another program: nothing to start a process with."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", request.param)
+    monkeypatch.setattr(pool, "_pools", {})
+    yield request.param
+    for one in pool._pools.values():
+        one.end()
+
+
+def means_of_frames(path, n_jobs):
+    with FrameDataset(path) as dataset:
+        return dataset.map(np.mean, n_jobs=n_jobs)
+
+
+CALLS = {
+    "signals": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, prefer="processes"),
+    "cleaned": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, detrend=True),
+    "map": lambda image, masks, jobs: image.map(lambda x: x.sum(), masks, n_jobs=jobs),
+    "frames": lambda image, masks, jobs: means_of_frames(image.path, jobs),
+    "many": lambda image, masks, jobs: extract_many({"a": image.path}, masks, n_jobs=jobs).results["a"],
+    "batch": lambda image, masks, jobs: list(batch_process({1: -1, 2: 2}, abs, n_jobs=jobs).results.values()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_where_no_process_can_be_started_threads_give_the_answer(call, embedded, path, caplog):
+    masks = random_masks(3)
+    with SharedImage(path) as image:
+        image.path = str(path)
+        found = CALLS[call](image, masks, 2)
+        assert "threads of this process do the work" in caplog.text
+        assert repr(embedded or "") in caplog.text
+        expected = CALLS[call](image, masks, 1)
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("how", ["cannot start", "dies", "is told too late"])
+def test_a_segment_is_made_without_the_tracker_and_leaves_no_name(
+    how, path, monkeypatch, segments_of_this_test
+):
+    def refuse(*_):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    if how == "cannot start":
+        monkeypatch.setattr(resource_tracker, "ensure_running", refuse)
+    else:
+        monkeypatch.setattr(resource_tracker, "register", broken)
+        monkeypatch.setattr("multiprocessing.shared_memory.register", broken, raising=False)
+    if how == "dies":
+        monkeypatch.setattr(resource_tracker, "unregister", broken)
+    with SharedImage(path, store="shm") as image:
+        assert image.mask(random_masks(1)[0]).size
+        assert len(segments_of_this_test()) == 1
+    assert segments_of_this_test() == set()
+
+
+NO_DESCRIPTORS = """
+import os, resource, sys
+import numpy as np
+from sharedmask import SharedImage
+from sharedmask.errors import SharedMaskError
+from sharedmask.storage import registry
+
+path, masks, store, prefer = sys.argv[1], list(np.load(sys.argv[2])), *sys.argv[3:]
+with SharedImage(path, store=store) as image:
+    image.mask_parallel(masks, n_jobs=2, prefer=prefer)  # what is imported later would need them too
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from sharedmask.compute import pool
+pool.shutdown()
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+said = []
+for room in range(16):
+    try:
+        with SharedImage(path, store=store) as image:
+            image.mask_parallel(masks, n_jobs=2, prefer=prefer)
+    except OSError as error:
+        said.append(f"{type(error).__name__}: {error}")
+    os.close(held.pop())
+registry.reap()
+print(all("open" in one and "files" in one for one in said), len(said) < 16, os.listdir(registry.directory()))
+"""
+
+
+@pytest.mark.parametrize("prefer", ["threads", "processes"])
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+def test_without_descriptors_the_error_says_so_and_nothing_stays(store, prefer, path, tmp_path):
+    np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
+    done = python(NO_DESCRIPTORS, path, tmp_path / "masks.npy", store, prefer)
+    assert done.stdout == "True True []\n", done.stderr
+
+
+def test_a_folder_that_is_gone_is_no_folder_of_workers(path, tmp_path):
+    script = """
+    import os, sys, tempfile
+    import numpy as np
+    from sharedmask import SharedImage
+    path, masks = sys.argv[1], list(np.load(sys.argv[2]))
+    gone = tempfile.mkdtemp()
+    os.chdir(gone)
+    os.rmdir(gone)
+    with SharedImage(path) as image:
+        print(len(image.mask_parallel(masks, n_jobs=2, prefer="processes")))
+    """
+    np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    done = python(script, path, tmp_path / "masks.npy", env={**os.environ, "TMPDIR": str(long)})
+    assert done.stdout == "3\n", done.stderr
