@@ -40,7 +40,7 @@ def list_images() -> None:
                 )
             except SharedMaskError:
                 shape = "output"
-        age = f"{time.time() - entry.created:.0f} s"
+        age = f"{time.monotonic() - entry.created:.0f} s"
         lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
     for kept in disk.entries():
         age = f"{time.time() - kept.used:.0f} s"

@@ -6,6 +6,7 @@ not cover: what the bytes mean (``source``). Nothing is held but a piece of inpu
 
 import bz2
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,7 @@ from isal import igzip_lib
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.system import inputs
 
-GZIP_RATIO = 1032
-"""No gzip data holds more bytes for each of its own."""
+_GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -39,6 +39,12 @@ CODECS = {**ENDINGS, ".mgz": GZIP}
 
 def codec_of(path: str | Path) -> Codec | None:
     return CODECS.get(os.path.splitext(path)[1].lower())
+
+
+def most_bytes(path: str) -> float:
+    """How many bytes the file's data can be at most."""
+    codec, size = codec_of(path), os.path.getsize(path)
+    return size if codec is None else size * _GZIP_RATIO if codec is GZIP else math.inf
 
 
 def without_codec(path: str) -> str:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.sources import nifti
-from sharedmask.sources.codecs import GZIP, GZIP_RATIO, Stream, codec_of, open_raw, open_stream
+from sharedmask.sources.codecs import Stream, codec_of, most_bytes, open_raw, open_stream
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.sidecar import RepetitionTime
@@ -465,10 +465,8 @@ def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...])
     )
     facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
     source = FileSource(**facts, file=file, offset=int(offset), foreign=foreign)
-    size, codec = os.path.getsize(file), codec_of(file)
-    most = size * GZIP_RATIO if codec is GZIP else size
-    if codec in (None, GZIP) and most - source.offset < source.nbytes:
-        raise source.truncated(max(most - source.offset, 0))
+    if (most := most_bytes(file) - source.offset) < source.nbytes:
+        raise source.truncated(max(int(most), 0))
     return source
 
 

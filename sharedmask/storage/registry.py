@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import AttachError, LockError, SegmentError
+from sharedmask.errors import AttachError, LockError, ParameterError, SegmentError
 from sharedmask.storage import memory
 from sharedmask.storage.container import Geometry, projected
 from sharedmask.storage.segment import (
@@ -57,7 +57,7 @@ def directory() -> Path:
 @contextlib.contextmanager
 def _open_directory() -> Iterator[int]:
     """A descriptor of the registry directory, which must be ours and nobody else's."""
-    with private_directory(directory(), "the registry") as folder:
+    with private_directory(directory(), "the registry (SHAREDMASK_DIR names another one)") as folder:
         yield folder
 
 
@@ -66,7 +66,7 @@ class Record:
 
     def __init__(self, token: str, content: str) -> None:
         self.name = token + _SUFFIX
-        self.content = content
+        self.content = _checked_content(content)
         with _open_directory() as folder:
             self._fd = _locked_file(folder, self.name, content)
 
@@ -78,6 +78,7 @@ class Record:
         """
         if self._fd < 0:
             raise SegmentError("only the process that made a segment names it, and until it is released")
+        content = _checked_content(content)
         with _making, _open_directory() as folder:
             fresh = f"{self.name}.{secrets.token_hex(4)}"
             fd = _locked_file(folder, fresh, content)
@@ -108,6 +109,13 @@ class Record:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _checked_content(content: str) -> str:
+    if len(content) > _RECORD_BYTES:
+        said = f"its record has {len(content)} bytes, {_RECORD_BYTES} are allowed"
+        raise ParameterError(f"the name of a shared image is too long: {said}")
+    return content
 
 
 def _locked_file(folder: int, name: str, content: str) -> int:
@@ -288,7 +296,7 @@ def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
     """The record of a segment to come: enough to find it, should we die while making it."""
     pid = os.getpid()
     facts = {"token": token, "store": store, "name": segment_name(token), "label": label}
-    return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.time()}
+    return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.monotonic()}
 
 
 # --- looking and reaping -------------------------------------------------------------------------
@@ -303,6 +311,7 @@ class Published:
     label: str
     pid: int
     created: float
+    """By a clock that nobody sets, which begins with the machine."""
     handle: Handle | None
 
 

@@ -185,7 +185,7 @@ class Segment:
             pid=pid,
             started=start_time(pid),
             fd=self.store.fd,
-            created=time.time(),
+            created=time.monotonic(),
             label=label,
         )
 

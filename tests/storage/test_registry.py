@@ -7,14 +7,18 @@ import os
 import secrets
 import signal
 import stat
+import time
 
 import numpy as np
 import pytest
 from children import kill_group, python, running
 from faults import failing
+from images import bold, save
 from segments import exists
 
-from sharedmask.errors import SegmentError
+from sharedmask import SharedImage, extract
+from sharedmask.errors import ParameterError, SegmentError
+from sharedmask.settings import using
 from sharedmask.storage import memory, registry, segment
 from sharedmask.storage.registry import OwnedSegment, entries, find, reap
 from sharedmask.storage.segment import attach
@@ -340,3 +344,36 @@ def test_a_name_that_cannot_be_removed_or_replaced_holds_no_descriptor(call, of,
         assert len(reap()) == 1
     assert descriptors() == before
     assert os.listdir(registry_dir) == []
+
+
+def test_a_registry_of_others_is_named_with_the_way_out_and_stops_only_what_needs_it(tmp_path, monkeypatch):
+    path = save(tmp_path / "run.nii.gz", bold())
+    (tmp_path / "squatted").mkdir(mode=0o777)
+    (tmp_path / "squatted").chmod(0o777)
+    monkeypatch.setenv("SHAREDMASK_DIR", str(tmp_path / "squatted"))
+    with SharedImage(path) as image, pytest.raises(SegmentError, match="SHAREDMASK_DIR names another one"):
+        image.load()
+    assert extract(path, np.ones((7, 6, 5))).shape == (12, 210)
+    with using(shared_memory=False), SharedImage(path) as image:
+        assert image.mask(np.ones((7, 6, 5))).shape == (12, 210)
+
+
+@pytest.mark.parametrize("how", ["at first", "published"])
+def test_a_name_that_no_record_holds_is_refused_and_nothing_is_left(how, tmp_path, segments_of_this_test):
+    path = save(tmp_path / "run.nii.gz", bold())
+    with (
+        SharedImage(path, name="x" * 70_000 if how == "at first" else None) as image,
+        pytest.raises(ParameterError, match=r"the name of a shared image is too long"),
+    ):
+        image.publish("x" * 70_000)
+    assert not segments_of_this_test()
+
+
+def test_the_newest_image_of_a_name_is_found_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    paths = [save(tmp_path / f"run-{i}.nii.gz", bold(seed=i)) for i in range(2)]
+    with SharedImage(paths[0]) as older, SharedImage(paths[1]) as newer:
+        older.publish("run")
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        newer.publish("run")
+        with SharedImage.attach("run") as found:
+            assert found.handle.token == newer.handle.token
