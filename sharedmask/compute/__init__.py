@@ -5,6 +5,6 @@ Does not cover: paths, images that users hold (``image``).
 
 From the bottom up::
 
-    progress  journal  cleaning  failure  reduction  kernels  modules  surroundings  worker  template  pool
+    progress  journal  cleaning  failure  reduction  kernels  surroundings  streams  worker  template  pool
     confounds  request  plan  signals
 """

@@ -10,14 +10,16 @@ import contextlib
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from multiprocessing import connection, current_process
 from typing import Any
 
 from sharedmask.compute.failure import dumps_by_value
-from sharedmask.compute.modules import Modules
-from sharedmask.compute.surroundings import Surroundings
+from sharedmask.compute.streams import Name, Root, Streams
+from sharedmask.compute.surroundings import Modules, Surroundings
 from sharedmask.compute.template import CannotStartError, Child, Template, ended
 from sharedmask.compute.worker import Answer, Item, Kernel, Said, resolved
 from sharedmask.errors import WorkerError
@@ -41,9 +43,9 @@ class _Worker:
         """Of the user's modules: those that it may have imported."""
         self._surroundings: Surroundings | None = None
 
-    def begin(self, payload: bytes, surroundings: Surroundings) -> None:
+    def begin(self, payload: bytes, surroundings: Surroundings, roots: Mapping[Name, Root]) -> None:
         known = surroundings is self._surroundings
-        self.send("job", payload, None if known else surroundings.packed)
+        self.send("job", payload, None if known else surroundings.packed, roots)
         self._surroundings = surroundings
 
     def send(self, *message: Any) -> None:
@@ -204,12 +206,14 @@ def run_processes(
     n_jobs: int,
     on_done: OnDone | None = None,
     preload: Sequence[str] = (),
+    streams: Streams | None = None,
 ) -> list[Any]:
     """Call ``kernel(*arguments, *item)`` for each item in worker processes; answers in order.
 
     ``Shared`` arguments arrive as arrays. ``preload`` names modules that the workers' template
-    imports once for all. ``on_done(i, answer)`` is called here as answers come. Where no process can be
-    started, threads of this one do the work, and the log says why.
+    imports once for all. ``on_done(i, answer)`` is called here as answers come. With ``streams`` each
+    item has its own random numbers. Where no process can be started, threads of this one do the work,
+    and the log says why.
 
     Raises
     ------
@@ -218,27 +222,35 @@ def run_processes(
     """
     pool = _pools.setdefault(tuple(preload), _Pool(preload))
     surroundings, generation = _caller.look()
-    payload = dumps_by_value((kernel, arguments))
+    payload = (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
     try:
         with pool.lease(min(n_jobs, len(items)), generation) as workers:
             for worker in workers:
-                worker.begin(payload, surroundings)
-            answers = _Dispatch(workers, items, on_done).run()
+                worker.begin(payload, surroundings, {} if streams is None else streams.roots)
+            answers = _Dispatch(workers, items, on_done, streams).run()
             for worker in workers:
                 worker.send("end")
         return answers
     except CannotStartError as error:
         _log.warning("%s; threads of this process do the work", str(error))
-        return run_threads(kernel, tuple(map(resolved, arguments)), items, n_jobs, on_done)
+        return run_threads(kernel, tuple(map(resolved, arguments)), items, n_jobs, on_done, streams)
 
 
 class _Dispatch:
     """Gives items to workers one by one and collects the answers."""
 
-    def __init__(self, workers: list[_Worker], items: Sequence[Item], on_done: OnDone | None) -> None:
+    def __init__(
+        self,
+        workers: list[_Worker],
+        items: Sequence[Item],
+        on_done: OnDone | None,
+        streams: Streams | None,
+    ) -> None:
         self._workers = workers
         self._items = items
         self._on_done = _checked(on_done)
+        self._drawn: set[Name] = set() if streams is None else streams.drawn
+        self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
         self._waiting = iter(range(len(items)))
         self._busy: dict[Any, tuple[_Worker, int]] = {}
         self._answers: list[Any] = [None] * len(items)
@@ -267,13 +279,14 @@ class _Dispatch:
         number = next(self._waiting, None)
         if number is not None:
             self._busy[worker.pipe] = worker, number
-            worker.send("item", self._items[number])
+            worker.send("item", self._items[number], self._numbers[number])
 
     def _take(self, number: int, answer: Answer) -> None:
         for said in answer.said:
             if said not in self._said:
                 self._said.add(said)
                 warnings.warn_explicit(said.text, said.category, said.filename, said.lineno)
+        self._drawn |= answer.drawn
         if answer.failure is not None:
             raise answer.failure.error
         self._answers[number] = answer.value
@@ -286,14 +299,22 @@ def run_threads(
     items: Sequence[Item],
     n_jobs: int,
     on_done: OnDone | None = None,
+    streams: Streams | None = None,
 ) -> list[Any]:
-    """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are."""
+    """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are.
+
+    Threads have their generators in common: several draw from the caller's as it comes, unless
+    ``streams`` are given, which then go one after the other.
+    """
     n_threads = min(n_jobs, len(items), n_cpus())
     done = _checked(on_done)
-    if n_threads <= 1:
-        return [done(number, kernel(*arguments, *item)) for number, item in enumerate(items)]
+    if n_threads <= 1 or (streams is not None and streams.are_given):
+        call = partial(kernel, *arguments)
+        each = (call(*item) for item in items) if streams is None else streams.each(call, items)
+        return [done(number, value) for number, value in enumerate(each)]
     with ThreadPoolExecutor(n_threads, thread_name_prefix="sharedmask") as threads:
-        running = [threads.submit(kernel, *arguments, *item) for item in items]
+        # Each item sees what a thread of the caller's own would: context variables, NumPy's errors.
+        running = [threads.submit(copy_context().run, kernel, *arguments, *item) for item in items]
         try:
             return [done(number, future.result()) for number, future in enumerate(running)]
         except BaseException:

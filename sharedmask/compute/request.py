@@ -56,6 +56,7 @@ class Request:
     strategy: str | None = None
     """For one value per region and volume; None: the signals of all voxels, or what ``function`` makes."""
     function: Callable[[NDArray[Any]], Any] | None = None
+    random_state: Any = None
     n_jobs: int = 1
     prefer: Prefer = None
     progress: Progress = None
@@ -73,6 +74,7 @@ class Request:
         *,
         strategy: str | None = None,
         function: Callable[[NDArray[Any]], Any] | None = None,
+        random_state: Any = None,
         label: str = "extract",
         operation: str | None = None,
         n_jobs: int | None = None,
@@ -99,6 +101,7 @@ class Request:
             cleaning=checked_cleaning(facts, **cleaning),
             strategy=strategy,
             function=function,
+            random_state=random_state,
             n_jobs=effective_n_jobs(n_jobs),
             prefer=prefer,
             progress=progress,

@@ -25,6 +25,7 @@ from sharedmask.compute import kernels, pool, reduction
 from sharedmask.compute.plan import Plan
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
+from sharedmask.compute.streams import Streams
 from sharedmask.compute.worker import Item, Kernel
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
@@ -140,12 +141,19 @@ def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[
     return [(index[start : start + rows_per_block], start) for start in range(0, len(index), rows_per_block)]
 
 
-def _run(request: Request, kernel: Kernel, arguments: Item, items: Any, on_done: Any) -> Any:
+def _run(
+    request: Request,
+    kernel: Kernel,
+    arguments: Item,
+    items: Any,
+    on_done: Any,
+    streams: Streams | None = None,
+) -> Any:
     """Where the arguments can go: shared ones to processes, arrays to threads."""
     if any(isinstance(argument, Shared) for argument in arguments):
         preload = _CLEANING_MODULES if request.cleaning.needed else ()
-        return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload)
-    return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done)
+        return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload, streams)
+    return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done, streams)
 
 
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:
@@ -276,5 +284,7 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
 
         conversion = request.conversion(held.facts)
         arguments = (shared or held.array, held.finite, conversion, request.cleaning, request.function)
-        answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done)
+        watched = callable(request.progress) or request.on_result is not None
+        with Streams(request.function, request.random_state, watched) as streams:
+            answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done, streams)
     return answers

@@ -1,8 +1,8 @@
 """What a worker has in common with its caller at the moment of a call.
 
 Covers: the folder, the environment, where modules are found, locale, file mode, filters of warnings, NumPy's
-errors; taken in the caller, taken over by the worker. Does not cover: what modules hold (``modules``), when
-it is sent (``pool``).
+errors; taken in the caller, taken over by the worker; which of the user's modules are other ones than before,
+or other ones than a worker would import. Does not cover: when workers are told, or replaced (``pool``).
 
 What a process has once and for all stays the template's: one thread for BLAS, descriptors, signals, limits.
 """
@@ -13,10 +13,13 @@ import locale
 import multiprocessing
 import os
 import re
+import site
 import sys
+import sysconfig
 import time
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -107,3 +110,107 @@ def _set_environment(wanted: dict[str, str]) -> None:
         if os.environ.get(name) != value:
             os.environ[name] = value
     time.tzset()
+
+
+# --- the user's modules --------------------------------------------------------------------------
+
+# Of these all processes have the same.
+_INSTALLED = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        site.getusersitepackages(),
+        os.path.dirname(os.path.dirname(__file__)),  # our own
+    )
+)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    spec: Any
+    stamp: tuple[int, int, int] | None
+    """Of its file."""
+
+
+class Modules:
+    """What is known of the user's modules."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._seen: dict[str, _Seen] = {}
+        self._by_value: set[str] = set()
+        self._sought: object = None
+        self.generation = 0
+        """Rises whenever a module is another than before: a worker that imported it runs old code."""
+
+    def look(self, surroundings: object) -> None:
+        """Take note of what is new; functions of what workers would not find as it is travel by value.
+
+        Modules are sought again when the ``surroundings`` are others.
+        """
+        new = [name for name in sys.modules.keys() - self._names if _is_own(name)]
+        self._names |= sys.modules.keys()
+        again, self._sought = surroundings is not self._sought, surroundings
+        for name in {*self._seen, *new}:
+            self._note(name, again)
+
+    def _note(self, name: str, again: bool) -> None:
+        module, before = sys.modules.get(name), self._seen.get(name)
+        if module is None:
+            return
+        now = _Seen(_spec(module), _stamp(_spec(module)))
+        if before is None or now.spec is not before.spec:
+            self.generation += before is not None
+            self._seen[name] = now
+            self._send(module, by_value=not _is_found(name, now.spec))
+        elif now.stamp != before.stamp:
+            self._send(
+                module, by_value=True
+            )  # the file was changed: workers would import what is not run here
+        elif again:
+            self._send(module, by_value=not _is_found(name, now.spec))
+
+    def _send(self, module: ModuleType, by_value: bool) -> None:
+        import cloudpickle
+
+        name = module.__name__
+        if by_value and name not in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.register_pickle_by_value(module)
+            self._by_value.add(name)
+        elif not by_value and name in self._by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+            self._by_value.discard(name)
+
+
+def _is_own(name: str) -> bool:
+    module = sys.modules.get(name)
+    if not isinstance(module, ModuleType) or name in ("__main__", *sys.builtin_module_names):
+        return False
+    origin = getattr(_spec(module), "origin", None)
+    return origin != "frozen" and not (origin or "").startswith(_INSTALLED)
+
+
+def _spec(module: ModuleType) -> Any:
+    # A module that is reloaded, or imported anew after it was removed, has another one. What a lazy module
+    # does when it is looked at is not called for.
+    return object.__getattribute__(module, "__dict__").get("__spec__")
+
+
+def _stamp(spec: Any) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        found = os.stat(spec.origin if spec else "")
+        return found.st_mtime_ns, found.st_ino, found.st_size
+    return None
+
+
+def _is_found(name: str, spec: Any) -> bool:
+    """Whether an import would find it where it came from."""
+    if spec is None:
+        return False
+    parent = sys.modules.get(name.rpartition(".")[0])
+    path = getattr(parent, "__path__", None) if "." in name else None
+    for finder in sys.meta_path:
+        with contextlib.suppress(Exception):
+            if (found := finder.find_spec(name, path)) is not None:
+                return bool(found.origin == spec.origin)
+    return False

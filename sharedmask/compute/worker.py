@@ -5,8 +5,8 @@ come from (``template``), who gives them work (``pool``), what kernels do (``ker
 
 ::
 
-    job   the caller's surroundings if they are new, the kernel and the arguments that all items share;
-          Shared ones are attached on arrival
+    job   the caller's surroundings if they are new, the kernel and the arguments that all items share,
+          roots of random streams; Shared arguments are attached on arrival
     item  one call of the kernel; its answer is the value or its failure, and what was warned of
     end   the arguments are dropped, so an idle worker holds no image
 
@@ -20,11 +20,12 @@ import pickle
 import select
 import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from sharedmask.compute import streams
 from sharedmask.compute.failure import Failure, dumps
 from sharedmask.compute.surroundings import Surroundings
 from sharedmask.errors import WorkerError
@@ -55,11 +56,14 @@ class Answer:
     value: Any = None
     failure: Failure | None = None
     said: tuple[Said, ...] = ()
+    drawn: set[streams.Name] = field(default_factory=set)
+    """The generators that it drew from."""
 
 
 def work(pipe: Connection) -> None:
     """The life of a worker."""
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
+    streams.reseed()
     threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
     worker = _Worker()
     with contextlib.suppress(EOFError, ConnectionError):
@@ -88,37 +92,47 @@ class _Worker:
         self._entered: Surroundings | None = None
         self._kernel: Kernel = len
         self._arguments: Item = ()
+        self._generators: list[Any] = []
+        self._roots: Mapping[streams.Name, streams.Root] = {}
 
-    def begin(self, payload: bytes, surroundings: bytes | None) -> None:
+    def begin(
+        self, payload: bytes, surroundings: bytes | None, roots: Mapping[streams.Name, streams.Root]
+    ) -> None:
         """Receive a job, and its caller's surroundings unless they are those of the job before."""
-        self._kernel, self._arguments = len, ()
+        self._drop()
+        self._roots = roots
         try:
             if surroundings is not None:
                 self._enter(pickle.loads(surroundings))
-            kernel, arguments = pickle.loads(payload)
+            (kernel, arguments), self._generators = streams.loads(payload)
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
         except Exception as error:
             # A job that cannot be received fails at its first item, where somebody waits for an answer.
             self._kernel = _Failing(error)
 
-    def answer(self, item: Item) -> bytes:
+    def answer(self, item: Item, number: int) -> bytes:
         """What the kernel makes of an item, as it travels."""
+        drawn: set[streams.Name] = set()
         with warnings.catch_warnings(record=True) as caught:
             try:
-                answer = Answer(self._kernel(*self._arguments, *item))
+                with streams.stream(self._roots, self._generators, number, drawn):
+                    answer = Answer(self._kernel(*self._arguments, *item))
             except BaseException as error:
                 answer = Answer(failure=Failure(error))
         try:
-            return dumps(replace(answer, said=tuple(map(Said.of, caught))))
+            return dumps(replace(answer, said=tuple(map(Said.of, caught)), drawn=drawn))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
             return dumps(Answer(failure=Failure(unsent)))
 
     def end(self) -> None:
         """Hold nothing of the job; what its function changed here is its caller's again."""
-        self._kernel, self._arguments = len, ()
+        self._drop()
         if self._surroundings is not None and self._entered != Surroundings.here():
             self._enter(self._surroundings)
+
+    def _drop(self) -> None:
+        self._kernel, self._arguments, self._generators = len, (), []
 
     def _enter(self, surroundings: Surroundings) -> None:
         self._surroundings, self._entered = surroundings, None

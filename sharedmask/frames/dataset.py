@@ -17,6 +17,7 @@ import numpy as np
 from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import OnResult, Prefer
+from sharedmask.compute.streams import Streams
 from sharedmask.frames import convert, nfdh5
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames, open_nfdh5
@@ -126,6 +127,7 @@ class FrameDataset(FrameSequence):
         *,
         n_jobs: int | None = None,
         prefer: Prefer = None,
+        random_state: Any = None,
         progress: Progress = None,
         on_result: OnResult = None,
     ) -> list[T]:
@@ -142,6 +144,8 @@ class FrameDataset(FrameSequence):
             Workers, by joblib's convention (-1: every CPU).
         prefer : {"processes", "threads"}, optional
             Processes are the default.
+        random_state : int, SeedSequence, Generator or RandomState, optional
+            As in :meth:`SharedImage.map`: each frame has random numbers of its own.
         progress : bool or callable, optional
             True draws a bar; a function is called with (done, total).
         on_result : callable, optional
@@ -163,7 +167,9 @@ class FrameDataset(FrameSequence):
                 if on_result is not None:
                     on_result(index, result)
 
-            return run(_call, (self, func), [(index,) for index in range(len(self))], jobs, on_done)
+            items = [(index,) for index in range(len(self))]
+            with Streams(func, random_state, callable(progress) or on_result is not None) as streams:
+                return run(_call, (self, func), items, jobs, on_done, streams=streams)
 
     # --- files ---
 

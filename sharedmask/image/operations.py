@@ -177,14 +177,28 @@ class Operations:
         func: Callable[[Array], T],
         masks: Any,
         *,
+        random_state: Any = None,
         resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
     ) -> Any:
         """Call ``func`` on each region's (n_timepoints, n_voxels) array, where the data are.
 
         Workers attach to the image and send back only what ``func`` returns. Functions defined
-        in scripts and notebooks, lambdas and closures are fine. Parameters as in
-        :meth:`mask_parallel`; with ``n_jobs`` above 1 processes are the default.
+        in scripts and notebooks, lambdas and closures are fine, and see the caller's working directory,
+        environment and modules as they are.
+
+        Parameters
+        ----------
+        func : callable
+            Of an array.
+        masks
+            As for :meth:`mask_parallel`, whose parameters are taken too; with ``n_jobs`` above 1
+            processes are the default.
+        random_state : int, SeedSequence, Generator or RandomState, optional
+            Each region has random numbers of its own, the same for every ``n_jobs``, in the global
+            generators of NumPy, Python and torch and in those that ``func`` holds. They hang on this,
+            or on the state of each generator at the call. Threads (``prefer="threads"``) draw from
+            the caller's generators as it comes, or one after the other if this is given.
 
         Returns
         -------
@@ -193,7 +207,9 @@ class Operations:
         """
         regions = self._regions(masks, resampling_target)
         operation = f"calling a function on {len(regions)} masks of {self._name}"
-        request = self._request(regions, "map", operation, function=func, **parameters)
+        request = self._request(
+            regions, "map", operation, function=func, random_state=random_state, **parameters
+        )
         return regions.pack(self._run(request, settings.current()))
 
     def iter_masks(

@@ -17,6 +17,7 @@ import numpy as np
 from sharedmask.compute import kernels, pool
 from sharedmask.compute.failure import Failure
 from sharedmask.compute.progress import Progress, progress_to
+from sharedmask.compute.streams import Streams
 from sharedmask.errors import CallbackError, ParameterError
 from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
@@ -85,6 +86,7 @@ def batch_process(
     on_batch: OnBatch | None = None,
     errors: Literal["raise", "collect"] = "raise",
     n_jobs: int | None = None,
+    random_state: Any = None,
     progress: Progress = None,
     **aliases: Any,
 ) -> BatchOutcome:
@@ -108,6 +110,8 @@ def batch_process(
         results; "collect" notes it in ``failed_callbacks``, keeps that batch's results, and goes on.
     n_jobs : int, optional
         As in joblib; default: the analysis's own.
+    random_state : int, SeedSequence, Generator or RandomState, optional
+        As in :meth:`SharedImage.map`: a function has random numbers of its own for each lesion.
     progress : bool or callable, optional
         True draws a bar; a function is called with (done, total), both in lesions.
     **aliases
@@ -135,7 +139,7 @@ def batch_process(
     check_size(batch_size)
     given, outcome = named_masks(lesions), BatchOutcome()
     take = partial(_take, on_batch, errors, outcome)
-    with _runner_for(analysis, n_jobs) as run:
+    with _runner_for(analysis, n_jobs, random_state) as run:
         in_turn(run, given, batch_size or run.batch_size, take, progress)
     return outcome
 
@@ -235,6 +239,7 @@ class _FunctionRunner:
 
     function: Callable[[Any], Any]
     n_jobs: int
+    streams: Streams
     batch_size: int = _FUNCTION_BATCH
 
     def __call__(self, batch: Batch, advance: Advance) -> dict[str, Any]:
@@ -247,6 +252,7 @@ class _FunctionRunner:
             items,
             self.n_jobs,
             lambda *_: advance(next(count) / len(batch)),
+            streams=self.streams,
         )
         return dict(zip(batch, map(_bared, found), strict=True))
 
@@ -255,10 +261,15 @@ def _bared(found: Any) -> Any:
     return found.error if isinstance(found, Failure) else found
 
 
-def _runner_for(analysis: Any, n_jobs: int | None) -> AbstractContextManager[Runner]:
+@contextlib.contextmanager
+def _runner_for(analysis: Any, n_jobs: int | None, random_state: Any) -> Iterator[Runner]:
     if hasattr(analysis, "opened"):
-        opened: AbstractContextManager[Runner] = analysis.opened(n_jobs)
-        return opened
+        if random_state is not None:
+            raise ParameterError(f"random_state={random_state!r} is for a function: a mapper draws nothing")
+        with analysis.opened(n_jobs) as runner:
+            yield runner
+        return
     if not callable(analysis):
         raise ParameterError(f"analysis: a {type(analysis).__name__} is neither a mapper nor a function")
-    return contextlib.nullcontext(_FunctionRunner(analysis, process.effective_n_jobs(n_jobs)))
+    with Streams(analysis, random_state) as streams:
+        yield _FunctionRunner(analysis, process.effective_n_jobs(n_jobs), streams)

@@ -1,0 +1,312 @@
+"""Random streams: each item of a call has its own, the same whoever works on it, and when.
+
+Covers: the generators that a function may draw from (the global ones of NumPy, Python and torch, and those
+that it holds), a stream of each for every item, what becomes of the caller's. Does not cover: who works on
+items (``pool``), functions themselves (``kernels``).
+
+A stream is made of the state that the caller's generator has (or of ``random_state``) and of the number
+of the item. A generator of the caller's that was drawn from has moved on when the call ends; any other is as
+it was.
+"""
+
+import contextlib
+import functools
+import io
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from sharedmask.errors import ParameterError
+
+Name = str | int
+"""Of a global generator, or the number of one that the function holds."""
+Root = tuple[int, int]
+"""Entropy, and which generator it is for."""
+
+_BYTES = 16
+
+
+# --- kinds of generators -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How generators of a type are read, set, seeded and drawn from."""
+
+    type: type
+    state: Callable[[Any], Any]
+    restore: Callable[[Any, Any], object]
+    seed: Callable[[Any, np.random.SeedSequence], object]
+    draw: Callable[[Any], bytes]
+
+
+def _seed_legacy(generator: np.random.RandomState, seeds: np.random.SeedSequence) -> None:
+    try:
+        generator.seed(seeds.generate_state(8))
+    except TypeError:  # of a newer kind, which is seeded when it is made
+        kind = generator.get_state(legacy=False)["bit_generator"]
+        fresh = np.random.RandomState(getattr(np.random, kind)(seeds))
+        generator.set_state(fresh.get_state(legacy=False))
+
+
+def _seed_generator(generator: np.random.Generator, seeds: np.random.SeedSequence) -> None:
+    bits: Any = generator.bit_generator
+    bits.state = type(bits)(seeds).state
+
+
+def _restore_generator(generator: np.random.Generator, state: Any) -> None:
+    generator.bit_generator.state = state
+
+
+_KINDS = [
+    _Kind(
+        random.Random,
+        lambda generator: generator.getstate(),
+        lambda generator, state: generator.setstate(state),
+        lambda generator, seeds: generator.seed(int.from_bytes(seeds.generate_state(8).tobytes(), "little")),
+        lambda generator: generator.randbytes(_BYTES),
+    ),
+    _Kind(
+        np.random.RandomState,
+        lambda generator: generator.get_state(legacy=False),
+        lambda generator, state: generator.set_state(state),
+        _seed_legacy,
+        lambda generator: generator.bytes(_BYTES),
+    ),
+    _Kind(
+        np.random.Generator,
+        lambda generator: generator.bit_generator.state,
+        _restore_generator,
+        _seed_generator,
+        lambda generator: generator.bytes(_BYTES),
+    ),
+]
+
+
+def _torch_kind(torch: Any) -> _Kind:
+    return _Kind(
+        torch.Generator,
+        lambda generator: generator.get_state(),
+        lambda generator, state: generator.set_state(state),
+        lambda generator, seeds: generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1)),
+        lambda generator: bytes(torch.randint(0, 256, (_BYTES,), generator=generator).tolist()),
+    )
+
+
+def _kind_of(generator: Any) -> _Kind:
+    found = next((kind for kind in _KINDS if isinstance(generator, kind.type)), None)
+    return found or _torch_kind(sys.modules["torch"])
+
+
+def _globals() -> dict[Name, Any]:
+    """The generators that a function may draw from without holding them."""
+    found: dict[Name, Any] = {
+        "numpy": np.random.mtrand._rand,
+        "random": random.seed.__self__,  # type: ignore[attr-defined]
+    }
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):
+        found["torch"] = torch.default_generator
+    return found
+
+
+def reseed() -> None:
+    """In a process that was forked: draw what no other process draws."""
+    for generator in _globals().values():
+        _kind_of(generator).seed(generator, np.random.SeedSequence())
+
+
+# --- a stream for each item ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stream(roots: Mapping[Name, Root], held: list[Any], number: int, drawn: set[Name]) -> Iterator[None]:
+    """Give the generators here, the global ones and those ``held``, the streams of item ``number``.
+
+    In the end ``drawn`` has the names of those that were drawn from.
+    """
+    there = _globals() | dict(enumerate(held))
+    first = {
+        name: _seeded(there[name], np.random.SeedSequence(entropy, spawn_key=(number, which)))
+        for name, (entropy, which) in roots.items()
+        if name in there
+    }
+    try:
+        yield
+    finally:
+        drawn |= {name for name, value in first.items() if _kind_of(there[name]).draw(there[name]) != value}
+
+
+def _seeded(generator: Any, seeds: np.random.SeedSequence) -> bytes:
+    """Seed it; what would be drawn of it first, by which it can be told whether something was."""
+    kind = _kind_of(generator)
+    kind.seed(generator, seeds)
+    first = kind.draw(generator)
+    kind.seed(generator, seeds)
+    return first
+
+
+class Streams:
+    """Those of the items of one call, whose end closes them.
+
+    Parameters
+    ----------
+    function : callable
+        The user's.
+    random_state : int, sequence of int, SeedSequence, Generator, RandomState, optional
+        Default: the generators as they are.
+    watched : bool
+        Whether somebody is told of each value, who must find the generators as they were; that takes
+        a quarter of a millisecond per item.
+    """
+
+    def __init__(self, function: object, random_state: Any = None, watched: bool = True) -> None:
+        self._function, self._watched = function, watched
+        self._entropy = None if random_state is None else _entropy(random_state)
+        self._generators: dict[Name, Any] = {}
+        self._n_items = 0
+        self.roots: dict[Name, Root] = {}
+        self.drawn: set[Name] = set()
+        self._add(_globals())
+
+    @property
+    def are_given(self) -> bool:
+        """Whether they hang on ``random_state`` alone."""
+        return self._entropy is not None
+
+    def numbers(self, n_items: int) -> range:
+        """Of the next items."""
+        first = self._n_items
+        self._n_items += n_items
+        return range(first, self._n_items)
+
+    def dumps(self, thing: object) -> bytes:
+        """Pickled by value; the generators in it have streams too, here and where it arrives."""
+        file = io.BytesIO()
+        self._look(thing, file)
+        return file.getvalue()
+
+    def _seek(self) -> None:
+        """Find the generators that the function holds, without a copy of anything."""
+        with contextlib.suppress(Exception):  # it stays here, and need not be one that travels
+            self._look(self._function, _Nowhere(), buffer_callback=lambda _: None)
+
+    def _look(self, thing: object, file: Any, **options: Any) -> None:
+        pickler = _pickler()(file, **options)
+        pickler.dump(thing)
+        self._add(dict(enumerate(pickler.held)))
+
+    def _add(self, generators: Mapping[Name, Any]) -> None:
+        for name, generator in generators.items():
+            if name not in self._generators:
+                which = len(self._generators)
+                self._generators[name] = generator
+                self.roots[name] = (_next(generator) if self._entropy is None else self._entropy, which)
+
+    def each(self, call: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """What ``call(*item)`` gives for each item, in this process and with its own streams."""
+        self._seek()
+        with contextlib.nullcontext() if self._watched else self._restored():
+            for number, item in zip(self.numbers(len(items)), items, strict=True):
+                with (
+                    self._restored() if self._watched else contextlib.nullcontext(),
+                    stream(self.roots, self._held, number, self.drawn),
+                ):
+                    value = call(*item)
+                yield value
+
+    @property
+    def _held(self) -> list[Any]:
+        return [generator for name, generator in self._generators.items() if isinstance(name, int)]
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        before = [(one, _kind_of(one), _kind_of(one).state(one)) for one in self._generators.values()]
+        try:
+            yield
+        finally:
+            for generator, kind, state in before:
+                kind.restore(generator, state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.are_given:
+            for name in self.drawn:
+                _kind_of(self._generators[name]).draw(self._generators[name])
+
+
+def _next(generator: Any) -> int:
+    """What it would give, without taking it."""
+    kind = _kind_of(generator)
+    state = kind.state(generator)
+    drawn = kind.draw(generator)
+    kind.restore(generator, state)
+    return int.from_bytes(drawn, "little")
+
+
+def _entropy(random_state: Any) -> int:
+    if isinstance(random_state, np.random.RandomState | np.random.Generator):
+        return int.from_bytes(random_state.bytes(_BYTES), "little")
+    try:
+        given = isinstance(random_state, np.random.SeedSequence)
+        seeds = random_state if given else np.random.SeedSequence(random_state)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"random_state={random_state!r} is no seed: {error}") from error
+    return int.from_bytes(seeds.generate_state(4).tobytes(), "little")
+
+
+# --- generators that a function holds ------------------------------------------------------------
+
+
+class _Nowhere(io.RawIOBase):
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+@functools.cache
+def _pickler() -> Any:
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Takes note of generators, in the order in which they will arrive."""
+
+        def __init__(self, file: Any, **options: Any) -> None:
+            super().__init__(file, protocol=5, **options)
+            self.held: list[Any] = []
+
+        def reducer_override(self, met: Any) -> Any:
+            if not isinstance(met, tuple(kind.type for kind in _KINDS)) or isinstance(
+                met, random.SystemRandom
+            ):
+                return super().reducer_override(met)
+            self.held.append(met)
+            reduced: Any = met.__reduce_ex__(4)
+            return _arrived, (reduced[0], *reduced[1]), *reduced[2:]
+
+    return Pickler
+
+
+_arriving: list[Any] = []
+
+
+def _arrived(make: Callable[..., Any], *arguments: Any) -> Any:
+    generator = make(*arguments)
+    _arriving.append(generator)
+    return generator
+
+
+def loads(payload: bytes) -> tuple[Any, list[Any]]:
+    """What :meth:`Streams.dumps` packed, and the generators in it."""
+    import pickle
+
+    _arriving.clear()
+    thing = pickle.loads(payload)
+    return thing, list(_arriving)

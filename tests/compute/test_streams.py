@@ -1,0 +1,220 @@
+"""Random numbers of functions: distinct for each item, the same for every n_jobs."""
+
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from sharedmask import FrameDataset, SharedImage, batch_process
+from sharedmask.compute import pool
+from sharedmask.compute.streams import Streams
+from sharedmask.errors import ParameterError
+
+N_ITEMS = 6
+JOBS = [1, 2, 3]
+
+
+def draw(_):
+    return np.random.rand(), random.random()
+
+
+def of_map(image, function, **options):
+    masks = [np.ones((2, 3, 4), bool)] * N_ITEMS
+    with SharedImage(image) as shared:
+        return shared.map(function, masks, **options)
+
+
+def of_cleaned(image, function, **options):
+    return of_map(image, function, detrend=True, **options)
+
+
+def of_frames(image, function, **options):
+    with FrameDataset(image) as frames:
+        return frames.map(function, **options)[:N_ITEMS]
+
+
+def of_batches(image, function, **options):
+    names = {str(i): i for i in range(N_ITEMS)}
+    return list(batch_process(names, function, batch_size=2, **options).results.values())
+
+
+calls = pytest.mark.parametrize("call", [of_map, of_cleaned, of_frames, of_batches])
+
+
+@pytest.fixture
+def image(tmp_path):
+    import nibabel as nib
+
+    path = tmp_path / "run.nii"
+    nib.save(nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4)), path)
+    return path
+
+
+@calls
+@pytest.mark.parametrize("n_jobs", JOBS)
+def test_no_two_items_share_a_stream(image, call, n_jobs):
+    found = [value for one in (call(image, draw, n_jobs=n_jobs) for _ in range(3)) for value in one]
+    assert len({one for one, _ in found}) == len({one for _, one in found}) == 3 * N_ITEMS
+
+
+@calls
+def test_a_seeded_caller_has_the_same_for_every_n_jobs(image, call):
+    def seeded(n_jobs):
+        np.random.seed(0)
+        random.seed(0)
+        first, second = call(image, draw, n_jobs=n_jobs), call(image, draw, n_jobs=n_jobs)
+        return first, second, np.random.rand(), random.random()
+
+    found = [seeded(n_jobs) for n_jobs in JOBS]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] != found[0][1]
+
+
+@calls
+@pytest.mark.parametrize("seed", [0, [1, 2], np.random.SeedSequence(5)])
+def test_random_state_gives_the_same_for_every_n_jobs(image, call, seed):
+    found = [call(image, draw, n_jobs=n_jobs, random_state=seed) for n_jobs in (*JOBS, 1)]
+    assert all(one == found[0] for one in found)
+    assert len(set(found[0])) == N_ITEMS
+    assert found[0] != call(image, draw, n_jobs=1, random_state=7)
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState])
+def test_random_state_may_be_a_generator_which_moves_on(image, make):
+    one, other = make(0), make(0)
+    first = of_map(image, draw, n_jobs=2, random_state=one), of_map(image, draw, n_jobs=2, random_state=one)
+    assert first[0] != first[1]
+    again = of_map(image, draw, random_state=other), of_map(image, draw, n_jobs=3, random_state=other)
+    assert first == again
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, random.Random])
+@calls
+def test_a_generator_that_the_function_holds(image, call, make):
+    def held(n_jobs):
+        rng = make(0)
+        first, second = (call(image, lambda _: rng.random(), n_jobs=n_jobs) for _ in range(2))
+        return first, second, rng.random()
+
+    found = [held(n_jobs) for n_jobs in JOBS]
+    assert found[0] == found[1] == found[2]
+    assert len({*found[0][0], *found[0][1]}) == 2 * N_ITEMS
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox, np.random.MT19937])
+def test_kinds_of_bit_generators(image, bits):
+    def held(n_jobs, make):
+        rng = make(bits(3))
+        return of_map(image, lambda _: rng.normal(), n_jobs=n_jobs), rng.normal()
+
+    for make in (np.random.Generator, np.random.RandomState):
+        assert held(1, make) == held(2, make)
+
+
+@calls
+@pytest.mark.parametrize("n_jobs", JOBS)
+def test_a_function_that_draws_nothing_leaves_the_callers_generators(image, call, n_jobs):
+    np.random.seed(0)
+    random.seed(0)
+    np.random.randn()  # half of a pair: the other half waits
+    expected = np.random.RandomState(0)
+    expected.randn()
+    call(image, lambda _: None, n_jobs=n_jobs)
+    call(image, draw, n_jobs=n_jobs, random_state=3)
+    assert np.random.randn() == expected.randn()
+    assert random.random() == random.Random(0).random()
+
+
+@pytest.mark.parametrize("n_jobs", JOBS)
+def test_callbacks_find_the_callers_generators(image, n_jobs):
+    found = []
+    np.random.seed(0)
+    of_map(image, lambda _: None, n_jobs=n_jobs, on_result=lambda *_: found.append(np.random.rand()))
+    assert found == np.random.RandomState(0).rand(N_ITEMS).tolist()
+
+
+def test_a_function_that_seeds_itself_is_left_alone(image):
+    def seeded(signals):
+        np.random.seed(int(signals.sum()) % 1000)
+        return np.random.rand()
+
+    assert of_map(image, seeded, n_jobs=2) == of_map(image, seeded)
+
+
+def test_threads_draw_what_nobody_else_draws(image):
+    found = of_map(image, lambda _: np.random.rand(), n_jobs=2, prefer="threads")
+    assert len(set(found)) == N_ITEMS
+    given = of_map(image, draw, n_jobs=2, prefer="threads", random_state=0)
+    assert given == of_map(image, draw, n_jobs=2, random_state=0)
+
+
+def test_the_generators_come_back_after_an_error(image):
+    def fail(_):
+        np.random.rand()
+        raise KeyError("it")
+
+    def after(n_jobs):
+        np.random.seed(0)
+        with pytest.raises(KeyError):
+            of_map(image, fail, n_jobs=n_jobs)
+        return np.random.rand()
+
+    assert len({after(n_jobs) for n_jobs in JOBS}) == 1
+
+
+def test_what_cannot_be_pickled_still_works_alone(image):
+    with open(__file__) as handle:
+        assert of_map(image, lambda _: (handle.readable(), *draw(_))[0]) == [True] * N_ITEMS
+
+
+def test_workers_share_no_stream_outside_of_functions():
+    found = pool.run_processes(lambda _: (np.random.rand(), random.random()), (), [(i,) for i in range(8)], 8)
+    again = pool.run_processes(lambda _: (np.random.rand(), random.random()), (), [(i,) for i in range(8)], 8)
+    assert len({one for one, _ in found + again}) == len({one for _, one in found + again}) == 16
+
+
+def test_torch_has_streams_where_it_is_loaded(monkeypatch):
+    """A stand-in with the five calls that are used."""
+
+    class Generator:
+        def __init__(self):
+            self.random = random.Random(0)
+
+        def get_state(self):
+            return self.random.getstate()
+
+        def set_state(self, state):
+            self.random.setstate(state)
+
+        def manual_seed(self, seed):
+            self.random.seed(seed)
+
+    class Drawn(list):
+        def tolist(self):
+            return list(self)
+
+    def randint(low, high, shape, generator):
+        return Drawn(generator.random.randrange(low, high) for _ in range(shape[0]))
+
+    torch = types.ModuleType("torch")
+    torch.Generator, torch.randint, torch.default_generator = Generator, randint, Generator()
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+    def numbers():
+        def one(_):
+            return torch.default_generator.random.random()
+
+        with Streams(len) as streams:
+            return list(streams.each(one, [(i,) for i in range(4)]))
+
+    first, second = numbers(), numbers()
+    assert len({*first, *second}) == 8
+    torch.default_generator.manual_seed(0)
+    assert numbers() == first
+
+
+def test_a_seed_that_is_none_is_refused(image):
+    with pytest.raises(ParameterError, match="random_state='zero' is no seed"):
+        of_map(image, draw, random_state="zero")
