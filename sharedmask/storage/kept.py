@@ -105,7 +105,7 @@ class KeptFolder:
     @contextlib.contextmanager
     def turn(self, key: str) -> Iterator[int]:
         """Our turn to make the file of ``key``, and the directory; others wait."""
-        with self.opened() as folder, locked(folder, f"{self.prefix}{key}.lock"):
+        with self.opened() as folder, locked(folder, f"{self.prefix}{key}.lock", self.path):
             yield folder
 
     # --- what is there ---

@@ -159,12 +159,15 @@ def _said_after(seconds: float, *said: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: int, name: str) -> Iterator[None]:
-    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards."""
+def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterator[None]:
+    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
+
+    A wait of more than a few seconds is logged, with the ``path`` of the directory.
+    """
 
     def wait(fd: int) -> None:
         if not is_free(fd):
-            with _said_after(_PATIENCE, "another process holds %s: waiting for it", name):
+            with _said_after(_PATIENCE, "another process holds %s: waiting for it", os.path.join(path, name)):
                 lock(fd, fcntl.LOCK_EX)
 
     fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)

@@ -121,13 +121,13 @@ def test_what_the_dead_left_is_swept_and_what_the_living_hold_is_not(kept):
 
 
 def test_a_wait_is_said_after_a_while(kept, monkeypatch):
-    said = threading.Event()
-    monkeypatch.setattr(files._log, "warning", lambda *_: said.set())
+    said, texts = threading.Event(), []
+    monkeypatch.setattr(files._log, "warning", lambda text, name: texts.append(text % name) or said.set())
     monkeypatch.setattr(files, "_PATIENCE", 0.01)
     with running(TURN, kept.path, A) as child:
         threading.Thread(target=lambda: said.wait(60) and child.kill()).start()
         with kept.turn(A):
-            assert said.is_set()
+            assert texts == [f"another process holds {kept.path}/one-{A}.lock: waiting for it"]
 
 
 def test_a_read_that_fails_is_the_callers(kept):
