@@ -85,6 +85,7 @@ def commands() -> None:
 
 def run_program(command: click.Command) -> None:
     """Run a command line; one line per error, and its exit code."""
+    _open_standard_streams()
     debug = "--debug" in sys.argv  # wherever it stands
     plain = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *rest: (
@@ -108,6 +109,26 @@ def run_program(command: click.Command) -> None:
     finally:
         warnings.formatwarning = plain
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Give what was closed when we were started an end, so that no file of ours becomes a standard stream.
+
+    Names of files are written as the bytes that they are, whatever the locale.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            with contextlib.suppress(OSError):
+                os.fstat(fd)
+                fd = nothing  # of somebody who opened it since
+            if fd != nothing:
+                os.dup2(nothing, fd)
+                os.close(nothing)
+            stream = open(fd, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -221,6 +242,9 @@ def echo_study(study: Any, what: str) -> None:
 
 def check_output(output: str) -> None:
     """Learn before the work that its result has no place."""
+    if output == "-" and sys.__stdout__ is None:
+        click.echo("sharedmask: -o -: standard output is closed", err=True)
+        raise click.exceptions.Exit(CANNOT_CREATE)
     folder = os.path.dirname(output) or "."
     if output == "-" or (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         return

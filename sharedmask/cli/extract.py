@@ -126,6 +126,7 @@ def _extract_one(
     output: str, bold: str, regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
 ) -> None:
     from sharedmask.image.extraction import Extraction
+    from sharedmask.regions.naming import columns, members
     from sharedmask.study.tables import series_writer, write_series, write_table
 
     stat = options["stat"]
@@ -141,6 +142,7 @@ def _extract_one(
         **_asked(options, confounds),
     )
     regions, start = asked.request.regions, time.monotonic()
+    (columns if as_table else members)(regions.names)  # refused before the pass
     signals = asked.run(options["memory_limit"], options["memory"])
     if as_table:
         write_table(output, signals, regions.names)

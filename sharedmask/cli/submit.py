@@ -163,7 +163,7 @@ class Submission:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.sbatch"
         with atomic_write(path) as temporary:
-            temporary.write_text(self.script, encoding="utf-8")
+            temporary.write_text(self.script, encoding="utf-8", errors="surrogateescape")
         try:
             answer = subprocess.run(
                 ["sbatch", "--parsable", path], capture_output=True, text=True, check=True

@@ -18,7 +18,7 @@ from typing import Any
 
 from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
 from sharedmask.system import files
-from sharedmask.system.files import write_json
+from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import read_json
 
 PRIVATE = ".sharedmask"
@@ -249,6 +249,6 @@ class Failures:
 
     def _path(self, key: str) -> Path:
         # A key may be a path, and longer than a name may be; its digest keeps two of one name apart.
-        mark = blake2b(os.fsencode(key), digest_size=4).hexdigest()
-        name = os.fsdecode(os.fsencode(os.path.basename(key))[:_NAME_BYTES])
-        return self.folder / f"{name}.{mark}.json"
+        mark = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+        name = os.fsencode(file_name(os.path.basename(key)))[:_NAME_BYTES]
+        return self.folder / f"{os.fsdecode(name)}.{mark}.json"

@@ -16,6 +16,7 @@ done again as a whole, so that its products have the same shape and its maps the
 """
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,8 @@ from sharedmask.network import batches
 from sharedmask.network.mapper import FunctionalNetworkMapper
 from sharedmask.network.stat_maps import KEYS, NetworkMaps
 from sharedmask.regions.masks import named_masks
-from sharedmask.system.files import atomic_write, write_json
+from sharedmask.regions.naming import members
+from sharedmask.system.files import atomic_write, file_name, readable, write_json
 from sharedmask.system.inputs import opened_regular, read_json
 
 _SETTINGS = "run.json"
@@ -83,7 +85,8 @@ def map_to(
         To resume, with other settings or another connectome than those of the run in ``out``.
     """
     batches.check_size(batch_size)
-    folder, given = Path(out), named_masks(lesions)
+    folder, named = Path(out), named_masks(lesions)
+    given = dict(zip(members(named), named.values(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     resume = resume and (folder / _SETTINGS).exists()
     with mapper.opened() as session:
@@ -97,7 +100,7 @@ def map_to(
         take = partial(_take, records, pending.keys() - before)
         batches.in_turn(session, pending, size, take, progress)
     errors = records.errors
-    _write_table(folder, [name for name in given if name not in errors])
+    _write_table(folder, {name: lesion for name, lesion in given.items() if name not in errors})
     done = tuple(name for name in given if name not in errors and name not in before)
     return MappingReport(done, tuple(name for name in given if name in before), errors)
 
@@ -127,14 +130,14 @@ def write_maps(folder: Path, maps: NetworkMaps) -> list[Path]:
 
     written = []
     for key in KEYS:
-        file = folder / f"{maps.name}_{key}.nii.gz"
+        file = folder / file_name(f"{maps.name}_{key}.nii.gz")
         if key not in maps:
             file.unlink(missing_ok=True)  # made with other settings
             continue
         with atomic_write(file) as temporary:
             temporary.write_bytes(igzip.compress(maps[key].to_bytes(), _LEVEL, mtime=0))
         written.append(file)
-    summary = folder / f"{maps.name}{_SUMMARY}"
+    summary = _summary_of(folder, maps.name)
     write_json(summary, {"lesion": maps.name, "summary": dict(maps.summary)})
     return [*written, summary]
 
@@ -196,7 +199,7 @@ class _Records:
         """Lesions whose maps need not be made; the summaries of the others hold no more."""
         done = {name for name, digest in self.digests.items() if digest and self.journal.has(name, digest)}
         for name in self.digests.keys() - done:
-            (self.folder / f"{name}{_SUMMARY}").unlink(missing_ok=True)
+            _summary_of(self.folder, name).unlink(missing_ok=True)
         return done
 
     def keep(self, name: str, files: Sequence[Path]) -> None:
@@ -222,13 +225,35 @@ def _digest(lesion: Any, settings: Mapping[str, Any]) -> str | None:
     return digest.hexdigest()
 
 
-def _write_table(folder: Path, names: Sequence[str]) -> None:
-    rows = [{"lesion": name, **_read(folder / f"{name}{_SUMMARY}")["summary"]} for name in names]
-    columns = list(rows[0]) if rows else ["lesion"]
-    lines = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+def _summary_of(folder: Path, name: str) -> Path:
+    return folder / file_name(f"{name}{_SUMMARY}")
+
+
+def _write_table(folder: Path, lesions: Mapping[str, Any]) -> None:
+    rows = [
+        {
+            "lesion": name,
+            **_read(_summary_of(folder, name))["summary"],
+            "file": _file(lesion),
+        }
+        for name, lesion in lesions.items()
+    ]
+    header = list(rows[0]) if rows else ["lesion"]
+    lines = [header, *([_cell(row[column]) for column in header] for row in rows)]
     with atomic_write(folder / _TABLE) as temporary:
-        temporary.write_text("".join("\t".join(line) + "\n" for line in lines))
+        text = "".join("\t".join(line) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _file(lesion: Any) -> str | None:
+    """The absolute path of a lesion, as the table has it; None for an image in memory."""
+    given = lesion.get_filename() if hasattr(lesion, "get_filename") else lesion
+    if not isinstance(given, str | os.PathLike):
+        return None
+    return readable(os.path.abspath(os.path.expanduser(given)))
 
 
 def _cell(value: Any) -> str:
-    return "n/a" if value is None else str(value)
+    if value is None:
+        return "n/a"
+    return re.sub(r"[\t\r\n]", lambda found: repr(found[0])[1:-1], str(value))

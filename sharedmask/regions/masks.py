@@ -28,6 +28,7 @@ from sharedmask.sources.codecs import ENDINGS, without_codec
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
 from sharedmask.sources.source import Source, open_source
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.files import readable
 from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]
@@ -58,7 +59,7 @@ def _path(thing: Any) -> str | None:
 def file_stem(thing: Any) -> str | None:
     """The file's name without its image suffix; None if there is no file."""
     path = _path(thing.get_filename() if isinstance(thing, SpatialImage) else thing)
-    return None if path is None else _SUFFIX.sub("", Path(path).name)
+    return None if path is None else _SUFFIX.sub("", readable(Path(path).name))
 
 
 def matching(masks: Any) -> dict[str, str]:
@@ -69,7 +70,7 @@ def matching(masks: Any) -> dict[str, str]:
     files = sorted(glob.glob(path, recursive=True))
     if not files:
         raise errors.MissingFileError(f"no file matches {path}")
-    return dict(zip(unique_names(_SUFFIX.sub("", Path(file).name) for file in files), files, strict=True))
+    return dict(zip(unique_names(file_stem(file) or file for file in files), files, strict=True))
 
 
 def spread(masks: Iterable[Any]) -> list[Any]:

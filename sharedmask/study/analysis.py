@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharedmask.errors import ParameterError
+from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.names import camel, label
@@ -121,12 +122,13 @@ class Analysis:
     @cached_property
     def regions_on(self) -> Callable[[Grid], list[Regions]]:
         """The regions of each atlas on a grid, resampled to it, nearest neighbour, if need be."""
-        return per_grid(
-            lambda grid: [
-                Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
-                for atlas in self.atlases
-            ]
-        )
+        return per_grid(lambda grid: [self._regions_of(atlas, grid) for atlas in self.atlases])
+
+    def _regions_of(self, atlas: Atlas, grid: Grid) -> Regions:
+        regions = Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
+        every = [row.name for row in regions.table()]
+        (members if self.outputs.voxels else columns)(every)  # refused before the pass
+        return regions
 
     def check(self) -> None:
         """That it can be asked of any run.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.errors import DatasetError, ParameterError
+from sharedmask.regions.naming import columns
 from sharedmask.regions.regions import RegionRow
 from sharedmask.sources.names import camel
 from sharedmask.study.analysis import Analysis
@@ -182,9 +183,9 @@ class Derivatives:
         path.parent.mkdir(parents=True, exist_ok=True)
         dropped = np.ones(n_timepoints, int)
         dropped[kept] = 0
-        columns = {"outlier": {"Description": "1: this volume was left out of the signals", "Levels": {
+        described = {"outlier": {"Description": "1: this volume was left out of the signals", "Levels": {
             "0": "kept", "1": "left out"}}}  # fmt: skip
-        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **columns})
+        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **described})
         write_table(path, dropped[:, None], ["outlier"])
         return path
 
@@ -211,9 +212,10 @@ def _is_ours(description: Path) -> bool:
 
 
 def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:
-    lines = ["Node\tcoverage", *(f"{row.name}\t{row.coverage:.6g}" for row in table)]
+    names = columns(row.name for row in table)
+    lines = [f"{name}\t{row.coverage:.6g}" for name, row in zip(names, table, strict=True)]
     with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(["Node\tcoverage", *lines]) + "\n", encoding="utf-8")
 
 
 def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:
@@ -222,6 +224,6 @@ def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ParameterError("writing .parquet needs pyarrow: install it, or write .tsv") from error
-    columns = np.atleast_2d(signals).T
+    values = np.atleast_2d(signals).T
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table([pa.array(column) for column in columns], names=list(names)), temporary)
+        pq.write_table(pa.table([pa.array(column) for column in values], names=columns(names)), temporary)

@@ -15,6 +15,7 @@ from typing import Any
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.errors import ParameterError
 from sharedmask.image.extraction import Extraction, regions_of
+from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.source import open_source
@@ -153,7 +154,12 @@ class OutputFolder:
 
     @cached_property
     def _on(self) -> Callable[[Grid], Regions]:
-        return per_grid(lambda grid: _regions_on(self.masks, grid, self.strategy))
+        return per_grid(self._regions_on)
+
+    def _regions_on(self, grid: Grid) -> Regions:
+        regions = _regions_on(self.masks, grid, self.strategy)
+        (members if self.strategy is None else columns)(regions.names)  # refused before the pass
+        return regions
 
     def keep(self, key: str, signals: Any) -> Path:
         names = self.regions(key).names

@@ -4,6 +4,8 @@ Covers: tables as TSV, voxel series as NPZ or HDF5. Does not cover: BIDS names a
 (``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
+import errno
+import io
 import os
 import sys
 import zipfile
@@ -14,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.regions.naming import columns, members
 from sharedmask.sources import hdf5
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
@@ -30,24 +33,43 @@ def write_table(path: str | os.PathLike[str], signals: Array, names: Sequence[st
         Column names.
     """
     if os.fspath(path) == "-":
-        _write_rows(sys.stdout, signals, names)
+        text = io.StringIO()
+        _write_rows(text, signals, names)
+        _print(text.getvalue())
         return
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         _write_rows(file, signals, names)
 
 
+def _print(text: str) -> None:
+    """The text in UTF-8, whatever the locale, as in files."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    if (bare := getattr(sys.stdout, "buffer", None)) is None:
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    bare.write(text.encode())
+    bare.flush()
+
+
 def _write_rows(file: IO[str], signals: Array, names: Sequence[str]) -> None:
-    file.write("\t".join(name.replace("\t", " ") for name in names) + "\n")
+    file.write("\t".join(map(_cell, columns(names))) + "\n")
     for row in np.atleast_2d(signals):
         # repr of a float of the array's own dtype: the shortest text that reads back as the same bits
         file.write("\t".join("n/a" if value != value else str(value) for value in row) + "\n")
 
 
+def _cell(name: str) -> str:
+    """A name that begins with a quotation mark in more of them, as readers expect it."""
+    return '"' + name.replace('"', '""') + '"' if name.startswith('"') else name
+
+
 def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> None:
     """One (n_timepoints, n_voxels) array per region, by name, as ``.npz`` or ``.h5``."""
-    writer = series_writer(path)
+    writer, names = series_writer(path), members(series)
     with atomic_write(path) as temporary:
-        writer(temporary, series)
+        writer(temporary, dict(zip(names, series.values(), strict=True)))
 
 
 def series_writer(path: str | os.PathLike[str]) -> Callable[[Path, Mapping[str, Array]], None]:
@@ -68,14 +90,14 @@ def _write_npz(path: Path, series: Mapping[str, Array]) -> None:
     # numpy.savez takes names as keywords, so a region could not be called "file".
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in series.items():
-            with archive.open(f"{name.replace('/', '_')}.npy", "w", force_zip64=True) as member:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _write_h5(path: Path, series: Mapping[str, Array]) -> None:
     with hdf5.create_file(path) as new:
         for name, array in series.items():
-            new.add(name.replace("/", "_"), array)
+            new.add(name, array)
 
 
 _SERIES_WRITERS = {".npz": _write_npz, ".h5": _write_h5, ".hdf5": _write_h5}

@@ -316,6 +316,16 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def readable(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be written anywhere: UTF-8 whatever the locale, other bytes as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def file_name(text: str) -> str:
+    """The name of a file that is ``text`` in UTF-8, whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 @contextlib.contextmanager
 def _naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
