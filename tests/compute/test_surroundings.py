@@ -1,12 +1,9 @@
 """Workers see what their caller sees, at the moment of each call."""
 
-import importlib
 import locale
 import os
 import sys
-import textwrap
 import time
-import types
 import warnings
 
 import numpy as np
@@ -157,86 +154,3 @@ def test_what_does_not_change_is_sent_once(warm):
 
 def test_of_one_moment():
     assert Surroundings.here() == Surroundings.here()
-
-
-# --- modules ---
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch, warm):
-    """Write it, and import it by the name that it has for this test."""
-    monkeypatch.syspath_prepend(tmp_path)
-    name = f"users_{tmp_path.name}"
-
-    class Written:
-        path = tmp_path / f"{name}.py"
-
-        def write(self, text):
-            self.path.write_text(textwrap.dedent(text))
-            importlib.invalidate_caches()
-            return self
-
-        def imported(self):
-            return importlib.import_module(name)
-
-    yield Written()
-    sys.modules.pop(name, None)
-
-
-def both(function):
-    """The same here and there."""
-    here, there = function(), in_worker(function)
-    assert here == there
-    return here
-
-
-def test_a_folder_newly_on_the_path(module):
-    module.write("def answer(): return 'found'")
-    assert both(module.imported().answer) == "found"
-
-
-def test_a_module_that_was_reloaded(module):
-    users = module.write("def answer(): return 'old'").imported()
-    assert both(users.answer) == "old"
-    module.write("def answer(): return 'rather new'")
-    importlib.reload(users)
-    assert both(users.answer) == "rather new"
-    assert both(lambda: users.answer()) == "rather new"
-
-
-def test_a_module_that_was_imported_anew(module):
-    users = module.write("def answer(): return 'old'").imported()
-    assert both(users.answer) == "old"
-    del sys.modules[users.__name__]
-    assert both(module.write("def answer(): return 'rather new'").imported().answer) == "rather new"
-
-
-def test_a_file_that_was_changed_and_not_reloaded(module):
-    """Workers that start later would import what the caller does not run."""
-    users = module.write("def answer(): return 'old'").imported()
-    assert both(users.answer) == "old"
-    module.write("def answer(): return 'rather new'")
-    pool.shutdown()
-    assert both(users.answer) == "old"
-    assert both(lambda: users.answer()) == "old"
-    importlib.reload(users)
-    assert both(users.answer) == "rather new"
-
-
-def test_a_module_that_the_path_no_longer_leads_to(module, monkeypatch, tmp_path):
-    users = module.write("def answer(): return 'found'").imported()
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / module.path.name).write_text("def answer(): return 'another one'")
-    monkeypatch.syspath_prepend(other)
-    assert both(users.answer) == "found"
-
-
-def test_a_module_that_no_file_has(warm):
-    made = types.ModuleType("made_at_run_time")
-    exec("def answer(): return 'made'", made.__dict__)
-    sys.modules["made_at_run_time"] = made
-    try:
-        assert both(made.answer) == "made"
-    finally:
-        del sys.modules["made_at_run_time"]

@@ -1,0 +1,41 @@
+"""Exceptions on their way: as themselves, with the traceback they had, or what they said."""
+
+import threading
+
+import pytest
+
+from sharedmask.compute.pool import run_processes, run_threads
+from sharedmask.errors import WorkerError
+
+RUNNERS = [run_processes, run_threads]
+
+
+def add(first, second):
+    return first + second
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_the_exception_of_a_kernel_is_the_callers(run):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        run(add, (1,), [(1,), ("x",)], 2)
+    assert run(add, (1,), [(1,), (2,)], 2) == [2, 3]
+
+
+def test_the_workers_traceback_is_the_cause():
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_processes(lambda x: 1 // x, (), [(0,)], 1)
+    assert "<lambda>" in str(caught.value.__cause__)
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error():
+    with pytest.raises(WorkerError, match="cannot be sent back"):
+        run_processes(lambda: threading.Lock(), (), [()], 1)
+
+
+def test_an_argument_that_cannot_be_received_is_an_error():
+    class Poison:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    with pytest.raises(ValueError, match="no number"):
+        run_processes(lambda poison: 0, (Poison(),), [()], 1)

@@ -1,0 +1,143 @@
+"""Where workers come from: however Python was started, with little imported, changing nothing here."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from children import python
+
+from sharedmask.compute import pool
+from sharedmask.compute.pool import run_processes
+
+
+def test_workers_import_little():
+    """What a worker costs: numpy and ours, not nibabel, nilearn, scipy or psutil."""
+    loaded = run_processes(lambda: sorted(sys.modules), (), [()], 1)[0]
+    heavy = {"nibabel", "nilearn", "scipy", "sklearn", "pandas", "psutil", "joblib", "isal", "click"}
+    assert not heavy & set(loaded)
+
+
+def test_cleaning_workers_share_one_import_of_nilearn():
+    loaded = run_processes(lambda: sorted(sys.modules), (), [()], 1, preload=("nilearn.signal",))[0]
+    assert "nilearn.signal" in loaded
+
+
+def test_nothing_of_the_caller_changes_while_workers_start():
+    """Neither its main module nor its environment nor its own fork server, at any moment."""
+    from multiprocessing import forkserver
+
+    def caller():
+        main = sys.modules["__main__"]
+        connect, handler = forkserver.connect_to_new_process, signal.getsignal(signal.SIGINT)
+        return main, connect, handler, dict(os.environ), os.getcwd()
+
+    before, seen, over = caller(), [], threading.Event()
+
+    def look():
+        while not over.is_set():
+            seen.append(caller())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    own = pool._Pool(())
+    try:
+        with own.lease(2):
+            pass
+    finally:
+        over.set()
+        watcher.join()
+        own.end()
+    assert len(seen) > 10
+    assert all(now == before for now in seen)
+
+
+USER = """
+import numpy as np, nibabel as nib
+from sharedmask import SharedImage
+print("once")
+bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
+masks = [np.ones((2, 3, 4), bool)] * 3
+def total(signals): return float(signals.sum())
+
+with SharedImage(bold) as image:
+    signals = image.mask_parallel(masks, n_jobs=2, prefer="processes")
+    print(image.map(total, masks, n_jobs=2), len(signals))
+
+"""
+
+
+EXPECTED = "once\n[28680.0, 28680.0, 28680.0] 3\n"
+
+
+def test_scripts_without_a_main_guard(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(USER)
+    done = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_python_dash_c():
+    done = python(USER)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_python_from_standard_input():
+    done = subprocess.run([sys.executable, "-"], input=USER, capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_the_interactive_prompt():
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"], input=USER, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == EXPECTED, done.stderr
+    assert "Error" not in done.stderr
+
+
+def test_python_dash_m(tmp_path):
+    (tmp_path / "study.py").write_text(USER)
+    done = subprocess.run(
+        [sys.executable, "-m", "study"], capture_output=True, text=True, timeout=100, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_a_notebook(tmp_path):
+    pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel")
+    pytest.importorskip("ipykernel", reason="notebooks need nbclient and ipykernel")
+    script = f"""
+    import nbformat, nbclient
+    cell = nbformat.v4.new_code_cell({USER!r})
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbclient.NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+    print("".join(output["text"] for output in cell["outputs"]), end="")
+    """
+    done = python(textwrap.dedent(script))
+    assert done.stdout == EXPECTED, done.stderr
+
+
+def test_within_a_daemonic_process():
+    script = (
+        USER.split("with SharedImage")[0]
+        + """
+import multiprocessing
+def work(queue):
+    with SharedImage(bold) as image:
+        queue.put(image.mask_parallel(masks, n_jobs=2, detrend=True)[0].shape)
+        queue.put(image.map(total, masks, n_jobs=2, prefer="processes"))
+if __name__ == "__main__":
+    queue = multiprocessing.Queue()
+    process = multiprocessing.get_context("fork").Process(target=work, args=(queue,), daemon=True)
+    process.start()
+    print(queue.get(timeout=60), queue.get(timeout=60))
+    process.join()
+"""
+    )
+    done = python(script)
+    assert (done.stdout, done.stderr) == ("once\n(10, 24) [28680.0, 28680.0, 28680.0]\n", "")

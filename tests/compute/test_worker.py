@@ -1,0 +1,119 @@
+"""A worker: what it attaches to and lets go of, its threads and warnings, its end with its parent."""
+
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from children import gone, kill_group, running
+
+from sharedmask.compute import pool
+from sharedmask.compute.pool import run_processes
+from sharedmask.storage.registry import OwnedSegment
+from sharedmask.storage.segment import Shared
+
+PARENT = """
+    import os, sys, time
+    from sharedmask.compute import pool
+
+    def wait(seconds, spin):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not spin:
+                time.sleep(0.01)
+
+    pool.run_processes(wait, (), [(0, False)] * 2, 2)
+    print("ready", *(w.process.pid for w in pool._pools[()]._idle), flush=True)
+"""
+
+
+def test_warnings_of_workers_are_given_once_here():
+    def warn(_):
+        warnings.warn("mind the gap", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="mind the gap") as caught:
+        run_processes(warn, (), [(i,) for i in range(6)], 2)
+    assert len(caught) == 1
+
+
+def test_shared_arguments_are_attached_read_only_and_let_go():
+    owned = OwnedSegment("run", {"rows": ((4, 3), np.dtype("f8"))})
+    owned.segment.array("rows")[:] = 2
+    handle = owned.share({})
+
+    def look(rows):
+        return rows.sum(), rows.flags.writeable
+
+    assert run_processes(look, (Shared(handle, "rows"),), [()], 1) == [(24.0, False)]
+    (worker,) = pool._pools[()]._idle
+    owned.release()
+    deadline = time.monotonic() + 60
+    while handle.name in Path(f"/proc/{worker.process.pid}/maps").read_text():
+        assert time.monotonic() < deadline, "an idle worker holds the image"
+
+
+def test_a_handle_that_leads_nowhere_is_the_callers_error():
+    owned = OwnedSegment("run", {"rows": ((4, 3), np.dtype("f8"))})
+    handle = owned.share({})
+    owned.release()
+    with pytest.raises(OSError, match="run is gone"):
+        run_processes(np.sum, (Shared(handle, "rows"),), [()], 1)
+
+
+def test_workers_use_one_blas_thread_and_the_caller_keeps_its_own():
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    assert run_processes(lambda: os.environ["OPENBLAS_NUM_THREADS"], (), [()], 1) == ["1"]
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "time.sleep(60)",
+        "pool.run_processes(wait, (60, False), [()] * 2, 2)",
+        "pool.run_processes(wait, (60, True), [()] * 2, 2)",
+    ],
+    ids=["idle", "busy", "spinning"],
+)
+def test_workers_leave_when_their_parent_is_killed(meanwhile):
+    with running(PARENT + f"    {meanwhile}") as child:
+        workers = [int(pid) for pid in child.said]
+        family = psutil.Process(child.pid).children(recursive=True)
+        assert set(workers) <= {process.pid for process in family}
+        time.sleep(0.3)
+        child.kill()
+        child.wait()
+        assert gone(workers)
+        assert gone([process.pid for process in family])
+
+
+def test_ctrl_c_ends_the_call_and_leaves_no_worker():
+    script = (
+        PARENT
+        + """
+    try:
+        print("go", flush=True)
+        pool.run_processes(wait, (60, False), [()] * 2, 2)
+    except KeyboardInterrupt:
+        print("interrupted", pool._pools[()]._idle, flush=True)
+    """
+    )
+    with running(script) as child:
+        workers = [int(pid) for pid in child.said]
+        assert child.stdout.readline() == "go\n"
+        time.sleep(0.3)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the whole group
+        assert child.stdout.readline() == "interrupted []\n"
+        assert gone(workers)
+        assert child.wait(20) == 0
+
+
+def test_killing_everything_at_once_leaves_no_process():
+    with running(PARENT + "    time.sleep(60)") as child:
+        family = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
+        kill_group(child)
+        assert gone(family)
