@@ -39,7 +39,8 @@ class ImageError(SharedMaskError, ValueError):
     """The image is of a kind that cannot be served."""
 
 
-class DamagedImageError(ImageError, OSError):
+# The builtin comes first where its constructor is needed: who sends exceptions (Dask) looks for one.
+class DamagedImageError(OSError, ImageError):
     """The file is truncated, its checksum is wrong, or it is not what its name says."""
 
 
@@ -47,7 +48,7 @@ class SourceChangedError(DamagedImageError):
     """The file was written to or replaced since it was opened: its values would be of two images."""
 
 
-class MissingFileError(ImageError, FileNotFoundError):
+class MissingFileError(FileNotFoundError, ImageError):
     """There is no such file, or a pattern matches none."""
 
 
@@ -91,7 +92,7 @@ class ClosedImageError(SharedMaskError, ValueError):
     """The image was closed."""
 
 
-class MemoryLimitError(SharedMaskError, MemoryError):
+class MemoryLimitError(MemoryError, SharedMaskError):
     """The operation would need more memory than it may use; nothing was allocated."""
 
 

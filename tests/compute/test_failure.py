@@ -1,9 +1,11 @@
 """Exceptions on their way: as themselves, with the traceback they had, or what they said."""
 
+import pickle
 import threading
 
 import pytest
 
+from sharedmask import errors
 from sharedmask.compute.pool import run_processes, run_threads
 from sharedmask.errors import WorkerError
 
@@ -39,3 +41,12 @@ def test_an_argument_that_cannot_be_received_is_an_error():
 
     with pytest.raises(ValueError, match="no number"):
         run_processes(lambda poison: 0, (Poison(),), [()], 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_errors_of_ours_can_be_made_without_their_constructor(kind):
+    """As who sends exceptions with their attributes makes them (tblib, hence Dask)."""
+    made = kind.__new__(kind, "what was said")
+    assert type(made) is kind and made.args == ("what was said",)
+    again = pickle.loads(pickle.dumps(kind("what was said")))
+    assert type(again) is kind and str(again) == "what was said"

@@ -182,12 +182,6 @@ def test_two_images_of_one_file(path, masks):
         np.testing.assert_array_equal(other.mask(masks["a"]), first)
 
 
-@pytest.mark.parametrize("store", ["auto", "shm"])
-def test_stores(store, path, masks):
-    with SharedImage(path, store=store) as opened:
-        same_bits(opened.mask(masks["a"], dtype=None), truth(path)[masks["a"]].T)
-
-
 def test_an_unknown_store_is_refused(path):
     with pytest.raises(ParameterError, match="store='tape'"):
         SharedImage(path, store="tape")

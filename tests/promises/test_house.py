@@ -13,6 +13,7 @@ import pytest
 import sharedmask
 
 PACKAGE = Path(sharedmask.__file__).parent
+TESTS = Path(__file__).parents[1]
 
 HEAVY = {
     "nilearn",
@@ -53,6 +54,14 @@ def test_packages_import_to_the_left_only():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_is_too_large(module):
     assert sources()[module].count("\n") <= 500
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "." in name and "__init__" not in name])
+def test_a_module_has_its_tests(module):
+    """In a file of its name; a protocol in that of its contract."""
+    package, name = module.split(".")
+    files = [TESTS / folder / f"test_{name.removeprefix('_')}.py" for folder in (package, "contracts")]
+    assert any(path.exists() and "def test_" in path.read_text() for path in files), files[0]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -4,8 +4,7 @@ import os
 import shutil
 import signal
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,16 +60,6 @@ def test_each_image_as_alone(runs, masks, n_jobs):
     for path, signals in study.results.items():
         for name, mask in masks.items():
             same_bits(signals[name], truth(path)[mask].T.astype("float32"))
-
-
-@pytest.mark.parametrize("method", ["threads", "processes"])
-def test_any_executor(runs, masks, method):
-    context = {"mp_context": get_context("spawn")} if method == "processes" else {}
-    kind = ProcessPoolExecutor if context else ThreadPoolExecutor
-    with kind(2, **context) as executor:
-        study = extract_many(runs, masks, strategy="mean", executor=executor)
-    for path in runs:
-        np.testing.assert_array_equal(study.results[path], extract(path, masks, strategy="mean"))
 
 
 def test_sources_by_key_pattern_and_number(runs, masks, tmp_path):

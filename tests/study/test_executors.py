@@ -1,4 +1,4 @@
-"""Cohorts on a real Dask cluster of processes; each in a program of its own, with its own cluster."""
+"""Executors: a real Dask cluster of processes, each in a program of its own."""
 
 import os
 import textwrap

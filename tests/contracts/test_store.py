@@ -1,0 +1,28 @@
+"""The contract of stores, held by each of them."""
+
+import pytest
+from contracts.store import StoreContract
+from images import bold, save
+
+from sharedmask.storage import rows
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save(tmp_path / "run.nii", bold())
+
+
+class TestStores(StoreContract):
+    @pytest.fixture(params=rows.STORES)
+    def store(self, request):
+        return request.param
+
+
+class TestPrivateMemory(StoreContract):
+    shared = False
+
+    @pytest.fixture
+    def store(self, monkeypatch):
+        """What "auto" is where nothing may be shared."""
+        monkeypatch.setenv("SHAREDMASK_SHARED_MEMORY", "0")
+        return "auto"
