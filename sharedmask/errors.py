@@ -61,7 +61,14 @@ class EmptyMaskError(MaskError):
 
 
 class GridMismatchError(MaskError):
-    """A mask lies on another grid than the image."""
+    """A mask lies on another grid than the image; made of what is wrong, and what to do about it."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    def instead(self, todo: str) -> "GridMismatchError":
+        """The same where something else can be done about it."""
+        return GridMismatchError(*self.args[:1], todo)
 
 
 class OutsideImageError(MaskError):

@@ -12,6 +12,7 @@ memory or later, 1 anything else, or some of many items failed.
 import contextlib
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +104,7 @@ def run_program(command: click.Command) -> None:
     except Exception as error:
         if debug:
             raise
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        message = error.format_message() if isinstance(error, click.ClickException) else in_flags(error)
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
         code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
     finally:
@@ -225,10 +226,15 @@ def strategy_of(stat: str | None) -> str:
     return (stat or "mean").replace("-", "_")
 
 
+def in_flags(error: Exception) -> str:
+    """What an error says, with the flags of a command line in the place of parameters."""
+    return re.sub(r'\bresampling_target="(\w+)"', r"--resampling-target \1", str(error))
+
+
 def echo_failures(errors: Mapping[Any, Exception]) -> None:
     """Each on a line."""
     for key, error in errors.items():
-        click.echo(f"sharedmask: {key}: {' '.join(str(error).split())}", err=True)
+        click.echo(f"sharedmask: {key}: {' '.join(in_flags(error).split())}", err=True)
 
 
 def echo_study(study: Any, what: str) -> None:

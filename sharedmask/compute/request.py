@@ -23,6 +23,9 @@ from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion, NanPolicy
 from sharedmask.system.process import effective_n_jobs
 
+# Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
+_ONE_FILTER, _BOTH_FILTERS = 19, 34
+
 Prefer = Literal["threads", "processes"] | None
 OnResult = Callable[[Any, Any], None] | None
 
@@ -212,6 +215,7 @@ def checked_cleaning(
     if low_pass is not None or high_pass is not None:
         t_r = _repetition_time(facts) if t_r is None else t_r
         _check_filter(low_pass, high_pass, t_r)
+        check_length(facts, low_pass, high_pass)
     return Cleaning(
         standardize="zscore_sample" if standardize is True else standardize or None,
         detrend=bool(detrend),
@@ -221,6 +225,19 @@ def checked_cleaning(
         high_pass=high_pass,
         t_r=t_r,
     )
+
+
+def check_length(facts: Facts, low_pass: float | None, high_pass: float | None) -> None:
+    """Refuse a run that is too short for nilearn's filter, a Butterworth of order 5 that goes both ways.
+
+    Raises
+    ------
+    ParameterError
+    """
+    needed = _BOTH_FILTERS if low_pass is not None and high_pass is not None else _ONE_FILTER
+    if facts.n_timepoints < needed:
+        which = "low_pass and high_pass together need" if needed == _BOTH_FILTERS else "a filter needs"
+        raise ParameterError(f"{which} at least {needed} volumes: {facts.name} has {facts.n_timepoints}")
 
 
 def _check_filter(low_pass: float | None, high_pass: float | None, t_r: float) -> None:

@@ -23,7 +23,7 @@ from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames, open_nfdh5
 from sharedmask.frames.sequence import FrameSequence
 from sharedmask.frames.store import FrameStore
-from sharedmask.regions.regions import Regions
+from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
 from sharedmask.system import process, settings
 from sharedmask.typing import Array
@@ -255,5 +255,5 @@ def _call(dataset: FrameDataset, func: Callable[[Array], T], index: int) -> T:
 
 def _brain(mask: Any, source: Source) -> Array:
     inside = np.zeros(source.n_voxels, bool)
-    inside[Regions.from_any(mask, source.grid).union] = True
+    inside[brain_voxels(mask, source.grid)] = True
     return inside.reshape(source.shape[:3], order="F")

@@ -27,7 +27,7 @@ from sharedmask.errors import (
 from sharedmask.image import protocol
 from sharedmask.image.operations import Operations
 from sharedmask.image.results import Lookup, is_settled
-from sharedmask.regions.regions import Regions
+from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
 from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
 from sharedmask.storage import container, registry, rows, segment
@@ -107,7 +107,7 @@ class SharedImage(Operations):
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
-            self._voxels = Regions.from_any(mask_img, self._grid).union
+            self._voxels = brain_voxels(mask_img, self._grid)
         self._asked_store = store
         self._memory_limit = memory_limit
 

@@ -117,7 +117,7 @@ def grid_of(image: Any) -> Grid:
 
 def series_on_grid(image: Given, parameters: dict[str, Any], target: Any = None) -> Series:
     """The image's rows, if they can be used as they are; else its volumes, resampled and smoothed."""
-    grid = None if target is None or grid_of(target).matches(grid_of(image)) else grid_of(target)
+    grid = None if target is None or grid_of(target).is_close(grid_of(image)) else grid_of(target)
     fwhm = parameters["smoothing_fwhm"]
     if isinstance(image, SharedNifti):
         assert image.held is not None
@@ -328,7 +328,7 @@ def filter_and_mask(
 ) -> Array:
     """Signals of the voxels of a mask, (n_timepoints, n_voxels) or for a 3D image (n_voxels,)."""
     image = require_niimg(imgs)
-    if not grid_of(image).matches(grid_of(mask_img_)):
+    if not grid_of(image).is_close(grid_of(mask_img_)):
         _warn(
             "imgs are being resampled to the mask_img resolution. This process is memory intensive. You "
             "might want to provide a target_affine that is equal to the affine of the imgs or resample the "

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.worker import Item, Kernel
-from sharedmask.errors import ConnectomeError, EmptyMaskError, ParameterError, SharedMaskError
+from sharedmask.errors import (
+    ConnectomeError,
+    EmptyMaskError,
+    GridMismatchError,
+    ParameterError,
+    SharedMaskError,
+)
 from sharedmask.network import correlation
 from sharedmask.network.batches import Advance, batch_process
 from sharedmask.network.connectome import Block, Connectome, SharedBlock, share_block
@@ -266,6 +272,8 @@ class MappingSession:
                     f"lesion {name!r}: none of its {len(regions[0])} voxels is in the connectome's mask"
                 )
             return _Lesion(seed, _grid_of(lesion) if mapper.output_space == "lesion" else None)
+        except GridMismatchError as error:
+            return error.instead('resampling_target="data" resamples lesions (nearest neighbour)')
         except (SharedMaskError, OSError) as error:
             return error
 

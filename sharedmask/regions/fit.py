@@ -1,21 +1,22 @@
 """Fitting: an image and regions on one grid, for masks that lie on another than the image.
 
-Covers: resampling the image to the box of the masks. Does not cover: the arithmetic (``source``),
-resampling masks (``masks``).
+Covers: resampling the image to the box of the masks; the mask that goes with an image. Does not cover: the
+arithmetic (``source``), resampling masks (``masks``).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import EmptyMaskError
+from sharedmask.errors import EmptyMaskError, GridMismatchError
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled, voxel_transform
-from sharedmask.typing import Array
+from sharedmask.typing import Array, Numbers
 
 # --- an image and its masks ----------------------------------------------------------------------
 
@@ -40,6 +41,21 @@ def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
     box = _box(regions.grid, start, stop)
     indices = np.ravel_multi_index(tuple(coordinates - start[:, None]), box.shape, order="F")
     return resampled(source, box), replace(regions, grid=box, indices=indices)
+
+
+def brain_voxels(mask_img: Any, grid: Grid) -> Numbers:
+    """Numbers of the voxels inside a mask that goes with an image, sorted.
+
+    Raises
+    ------
+    GridMismatchError
+        Such a mask is not resampled.
+    """
+    try:
+        return Regions.from_any(mask_img, grid).union
+    except GridMismatchError as error:
+        todo = 'resample the mask first: nilearn.image.resample_to_img(mask, image, interpolation="nearest")'
+        raise error.instead(todo) from None
 
 
 def _box(grid: Grid, start: Array, stop: Array) -> Grid:

@@ -6,7 +6,6 @@ Covers: reading masks and label images, refusing what is none. Does not cover: r
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import warnings
@@ -28,7 +27,7 @@ from sharedmask.sources.codecs import ENDINGS, without_codec
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
 from sharedmask.sources.source import Source, open_source
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import readable
+from sharedmask.system.files import matches, readable
 from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]
@@ -65,11 +64,7 @@ def file_stem(thing: Any) -> str | None:
 def matching(masks: Any) -> dict[str, str]:
     """Name -> file of a pattern's matches, sorted; empty if ``masks`` is no pattern."""
     path = _path(masks)
-    if not path or not glob.has_magic(path) or Path(path).exists():
-        return {}
-    files = sorted(glob.glob(path, recursive=True))
-    if not files:
-        raise errors.MissingFileError(f"no file matches {path}")
+    files = matches(path) if path else []
     return dict(zip(unique_names(file_stem(file) or file for file in files), files, strict=True))
 
 
@@ -209,28 +204,33 @@ def _volume(where: str, data: Array, affine: Array | None) -> _Volume:
 
 
 def voxels_inside(volume: _Volume) -> NDArray[np.bool_]:
-    """Nonzero and finite, with a warning if it looks like an atlas."""
+    """Nonzero and finite, with a warning if the mask may be none."""
     if volume.data.dtype.kind == "b":
         return volume.data
     inside: NDArray[np.bool_] = volume.data != 0
     if volume.data.dtype.kind == "f":
         inside &= np.isfinite(volume.data)
-    values = volume.data[inside]
-    if _looks_like_labels(values, has_zero=values.size < inside.size):
-        warnings.warn(
-            f"{volume.where} holds more than two values, {values.min():g} to {values.max():g}; all but 0 are "
-            "inside. For one region per value use Regions.from_labels, or --atlas on the command line",
-            errors.SharedMaskWarning,
-            stacklevel=3,
-        )
+    if said := _doubt(volume.data[inside], has_outside=not inside.all()):
+        warnings.warn(f"{volume.where} {said}", errors.SharedMaskWarning, stacklevel=3)
     return inside
 
 
-def _looks_like_labels(values: Array, has_zero: bool) -> bool:
-    if values.dtype.kind == "b" or not values.size or (low := values.min()) == (high := values.max()):
-        return False
-    more = has_zero or bool(np.any((values != low) & (values != high)))
-    return more and bool(np.all(values == np.rint(values)))
+def _doubt(inside: Array, has_outside: bool) -> str:
+    """What is to be said of a mask with these values inside."""
+    values = whole_labels(inside)
+    values = values if np.all(values) else inside  # what is tiny is inside
+    if values.dtype.kind == "b" or not values.size:
+        return ""
+    low, high = values.min(), values.max()
+    if low == high or (values.dtype.kind == "f" and np.isclose(low, high)):
+        return ""
+    span = f"{low:g} to {high:g}"
+    if not np.all(values == np.rint(values)):
+        return f"holds {span}, as of probabilities; all but 0 are inside: put a threshold to it first"
+    if not has_outside and np.all((values == low) | (values == high)):
+        return f"holds {low:g} and {high:g} and no 0: all its voxels are inside"
+    atlas = "For one region per value use Regions.from_labels, or --atlas on the command line"
+    return f"holds more than two values, {span}; all but 0 are inside. {atlas}"
 
 
 def whole_labels(data: Array) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeVar
 
 import nibabel as nib
@@ -21,10 +22,16 @@ from sharedmask.typing import Array
 Numbers = NDArray[np.intp]
 T = TypeVar("T")
 
+TOLERANCE = 0.01
+"""Of a voxel: two boxes whose corners are nearer are one, rounded twice."""
+RESAMPLE = 'resampling_target="data" resamples masks (nearest neighbour), "mask" the image to their grid'
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Where the voxels of an image lie: shape (X, Y, Z) and (4, 4) affine, from voxels to millimetres.
+
+    Its ``name``, if it has one, is the image's, for messages.
 
     Examples
     --------
@@ -34,6 +41,7 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+    name: str = ""
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -50,7 +58,14 @@ class Grid:
         return int(np.prod(self.shape))
 
     def matches(self, other: Grid) -> bool:
-        """Whether shape and affine are the same, with numpy's default tolerances, as in nilearn."""
+        """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`."""
+        if self.shape != other.shape:
+            return False
+        equal = np.array_equal(self.affine, other.affine)
+        return equal or _moved(self, other, np.eye(3), np.zeros(3)) < TOLERANCE
+
+    def is_close(self, other: Grid) -> bool:
+        """Whether shape and affine are close by numpy's default: the rule by which nilearn resamples."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine)
 
     def __str__(self) -> str:
@@ -73,8 +88,10 @@ def _axis_codes(affine: Array) -> str:
 
 def mismatch_error(what: str, own: Grid, target: Grid, whose: str = "image") -> GridMismatchError:
     """What to raise for ``what``, on its grid ``own``, where ``target`` is needed."""
-    hint = 'resampling_target="data" resamples masks (nearest neighbour), "mask" the image to their grid'
-    return GridMismatchError(f"{what} lies on another grid:\n  mask:  {own}\n  {whose}: {target}\n{hint}")
+    than = f" than {target.name}" if target.name else ""
+    return GridMismatchError(
+        f"{what} lies on another grid{than}:\n  mask:  {own}\n  {whose}: {target}", RESAMPLE
+    )
 
 
 def strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
@@ -86,7 +103,7 @@ def strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
     if turn is None or tuple(np.abs(turn) @ own.shape) != target.shape:
         return None
     start = np.where(turn.sum(axis=1) < 0, np.array(target.shape) - 1, 0)
-    if not _same_place(own, target.affine[:3, :3] @ turn, target.affine[:3] @ [*start, 1]):
+    if _moved(own, target, turn, start) >= TOLERANCE:
         return None
     return int(strides @ start), strides @ turn
 
@@ -102,12 +119,15 @@ def _turn(own: Grid, target: Grid) -> Numbers | None:
     return None if np.array_equal(turn, np.eye(3)) else turn.astype(np.intp)
 
 
-def _same_place(grid: Grid, axes: Array, origin: Array) -> bool:
-    # The origin at the other end of an axis is a difference of large numbers, each rounded to float32 in its
-    # file: it is compared at the scale of the box, since it may itself be near 0.
-    reach = np.max(np.abs(grid.affine[:3]) @ [*grid.shape, 1])
-    same_origin = np.allclose(grid.affine[:3, 3], origin, rtol=0, atol=1e-5 * reach)
-    return same_origin and np.allclose(grid.affine[:3, :3], axes)
+def _moved(own: Grid, target: Grid, turn: Array, start: Array) -> float:
+    """How far a corner of the box is off if voxel c of ``own`` is ``start + turn @ c`` of ``target``."""
+    corners = np.array(list(product(*((-0.5, size - 0.5) for size in own.shape)))).T
+    try:
+        there = np.linalg.solve(target.affine, own.affine @ np.vstack([corners, np.ones(8)]))[:3]
+    except np.linalg.LinAlgError:
+        return np.inf
+    distance = np.linalg.norm(there - (turn @ corners + np.reshape(start, (3, 1))), axis=0).max()
+    return float(np.nan_to_num(distance, nan=np.inf))
 
 
 def voxel_numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:

@@ -102,7 +102,7 @@ class Facts:
     @cached_property
     def grid(self) -> Grid:
         """Where the voxels are."""
-        return Grid(self.shape[:3], self.affine)
+        return Grid(self.shape[:3], self.affine, self.name)
 
     @property
     def n_timepoints(self) -> int:
@@ -493,6 +493,6 @@ def _check_member(number: int, item: Source, first: Source) -> None:
         raise ImageError(f"{said} has {item.n_timepoints} time points; {hint}")
     if item.shape != first.shape:
         raise ImageError(f"{said} has shape {item.shape[:3]} where {first.name} has {first.shape[:3]}")
-    if not np.allclose(item.affine, first.affine):
+    if not item.grid.matches(first.grid):
         have, want = item.affine.tolist(), first.affine.tolist()
         raise ImageError(f"{said} has affine {have} where {first.name} has {want}")

@@ -304,7 +304,7 @@ def resampled(source: Source, grid: Grid, interpolation: Interpolation = "contin
     if interpolation not in _ORDERS:
         raise ParameterError(f"interpolation={interpolation!r} is none of {', '.join(map(repr, _ORDERS))}")
     own = source.grid
-    if own.matches(grid):
+    if own.is_close(grid):
         return source
     matrix, offset = voxel_transform(source, grid)
     dtype = _resampled_dtype(source.scaled_dtype, interpolation)

@@ -41,6 +41,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.study.executors import Engine, engine
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.files import matches
 from sharedmask.system.process import cached_property
 
 Key = Any
@@ -70,14 +71,13 @@ class Task:
     @property
     def name(self) -> str:
         """Its key in a journal: a path that is seen from everywhere, if the key is one."""
-        return os.path.abspath(self.key) if self.is_file else str(self.key)
+        return _path_of(self.key) if self.is_file else str(self.key)
 
     @property
     def is_file(self) -> bool:
         """Whether its key is the path of its image."""
-        return isinstance(self.key, str | Path) and os.path.abspath(self.key) in map(
-            str, self.asked.source.paths
-        )
+        paths = map(str, self.asked.source.paths)
+        return isinstance(self.key, str | Path) and _path_of(self.key) in paths
 
     @cached_property
     def digest(self) -> str:
@@ -91,6 +91,10 @@ class Task:
     def run(self) -> Any:
         """The signals, as :func:`sharedmask.extract` gives them."""
         return self.asked.run(self.memory_limit, self.memory)
+
+
+def _path_of(key: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(key))
 
 
 def _work(task: Task) -> tuple[str, Any]:
@@ -221,12 +225,7 @@ def _keyed(sources: Any) -> dict[Key, Any]:
     if isinstance(sources, Mapping):
         return dict(sources)
     if isinstance(sources, str):
-        import glob
-
-        found = sorted(glob.glob(str(Path(sources).expanduser()), recursive=True))
-        if not found:
-            raise ParameterError(f"no image matches {sources}")
-        return {path: path for path in found}
+        return {path: path for path in matches(sources) or [sources]}
     items = list(sources)
     paths = [str(item) if isinstance(item, str | Path) else None for item in items]
     if None not in paths and len(set(paths)) == len(paths):
@@ -276,7 +275,7 @@ def _journal(resume: str | Path | None, on_result: OnResult, overwrite: bool) ->
         return None
     if on_result is None:
         raise ParameterError("resume skips what is complete, so on_result must have kept it: give on_result")
-    journal = Journal(Path(resume))
+    journal = Journal(Path(resume).expanduser())
     if overwrite:
         journal.forget()
     return journal

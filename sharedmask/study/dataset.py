@@ -25,6 +25,7 @@ from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Source, open_source
+from sharedmask.study import report
 from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
@@ -88,6 +89,8 @@ def analyse(
         Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
     study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
+    if study.analysis.outputs.reports:
+        report.check_installed()
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor() if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
@@ -113,8 +116,17 @@ def analyse(
         )
     work.end()
     if shard is None:
-        summarise(output)
+        _show(output)
     return done
+
+
+def _show(output: str | Path) -> None:
+    """Write the study's page, if it can be written."""
+    if lacking := report.missing():
+        said = f"study.html is not written: it needs {' and '.join(lacking)}"
+        warnings.warn(said, SharedMaskWarning, stacklevel=3)
+    else:
+        summarise(output)
 
 
 def draw_manifests(

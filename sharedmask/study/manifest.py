@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sharedmask.compute.request import check_length
 from sharedmask.errors import ParameterError
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
@@ -143,7 +144,11 @@ class Manifest:
             return
         self.rows["mask"] = self._name(mask)
         if self.source is not None:
-            self._brain = Regions.from_any(str(mask), self.source.grid).union
+            regions, grid = Regions.from_any(str(mask)), self.source.grid
+            if not regions.fits(grid):
+                self.notes.append("the brain mask lies on another grid: it is resampled, nearest neighbour")
+                regions = Regions.from_any(str(mask), grid, resampling_target="data")
+            self._brain = regions.on(grid).union
 
     def _time(self) -> None:
         self.rows["repetition time"] = "not known"
@@ -158,8 +163,10 @@ class Manifest:
         if self.t_r is not None:
             self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"
         _ = self.run.sidecar  # one that cannot be read ends this run
-        if given is None and self.source is not None:
+        if self.source is not None and given is None:
             self._doubt(self.source)
+        if self.source is not None and self.analysis.filters:
+            check_length(self.source, *map(self.analysis.asked.get, ("low_pass", "high_pass")))
 
     def _doubt(self, source: Source) -> None:
         if source.t_r is None and self.analysis.filters:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class RunReport:
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
+        check_installed()
         _write(path, "run.html", self._context())
 
     def _context(self) -> dict[str, Any]:
@@ -152,6 +154,7 @@ class StudyReport:
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
+        check_installed()
         failed = [run for run in self.runs if run.error]
         done = [run for run in self.runs if not run.error]
         line = self.timeline
@@ -185,11 +188,29 @@ def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
+def missing() -> list[str]:
+    """The packages that pages need and that are not installed."""
+    return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+
+
+def check_installed() -> None:
+    """Learn before the work that it cannot be shown.
+
+    Raises
+    ------
+    ParameterError
+        Naming the packages that pages need and that are not there.
+    """
+    if lacking := missing():
+        raise ParameterError(
+            f"pages need {' and '.join(lacking)}: install sharedmask[report], "
+            "or go without (reports=False, --no-reports)"
+        )
+
+
 @cache
 def _templates() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ParameterError("a report needs jinja2 and matplotlib: install sharedmask[report]") from error
+    import jinja2
+
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

@@ -13,6 +13,7 @@ from datasets import SPACE, signals, text
 from images import save, truth
 
 from sharedmask.cli import bids
+from sharedmask.errors import SharedMaskWarning
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
 
@@ -123,6 +124,18 @@ def test_filters_take_the_repetition_time_of_the_sidecar(dataset, toy, out, head
         f"of {sidecar.relative_to(dataset)}",
     )
     assert told["SoftwareFilters"]["nilearn.signal.clean"]["t_r"] == 2.0
+
+
+@pytest.mark.parametrize("lacking", ["matplotlib", "jinja2"])
+def test_what_pages_need_is_looked_for_before_the_first_run(dataset, toy, out, lacking, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, lacking, None)
+    given = ("--atlases", toy.image)
+    assert app(dataset, out, "participant", *given) == 64
+    assert f"pages need {lacking}: install sharedmask[report]" in capsys.readouterr().err
+    assert not list(out.rglob("*_timeseries.tsv"))
+    with pytest.warns(SharedMaskWarning, match=rf"study\.html is not written: it needs {lacking}"):
+        assert app(dataset, out, "participant", *given, "--no-reports") == 0
+    assert signals(out).is_file() and not (out / "study.html").exists()
 
 
 def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):

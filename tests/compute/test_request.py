@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from images import bold, niimg, save
+from images import SHAPE, bold, niimg, save
 
 from sharedmask import Grid, Regions
 from sharedmask.compute.request import Request
@@ -28,8 +28,8 @@ def source(path):
     return open_source(path)
 
 
-def of_dtype(dtype, t_r=2.0):
-    return open_source(niimg(bold(dtype=dtype), t_r=t_r))
+def of_dtype(dtype, t_r=2.0, n_timepoints=12):
+    return open_source(niimg(bold((*SHAPE, n_timepoints), dtype=dtype), t_r=t_r))
 
 
 def cleaning(source, **parameters):
@@ -352,34 +352,53 @@ def test_a_refused_sample_mask_names_the_image(source):
 # ---- repetition time
 
 
-def test_a_filter_takes_the_images_repetition_time(source):
-    assert cleaning(source, low_pass=0.1).t_r == 2.0
+def test_a_filter_takes_the_images_repetition_time():
+    assert cleaning(of_dtype("int16", n_timepoints=40), low_pass=0.1).t_r == 2.0
 
 
 def test_a_filter_takes_the_sidecars_repetition_time(path):
     path.with_name("sub-01_bold.json").write_text(json.dumps({"RepetitionTime": 0.8}))
+    save(path, bold((*SHAPE, 40)))
     assert cleaning(open_source(path), low_pass=0.1).t_r == 0.8
 
 
-def test_the_callers_repetition_time_comes_first(source):
-    assert cleaning(source, high_pass=0.01, t_r=1.5).t_r == 1.5
+def test_the_callers_repetition_time_comes_first():
+    assert cleaning(of_dtype("int16", n_timepoints=40), high_pass=0.01, t_r=1.5).t_r == 1.5
 
 
 @pytest.mark.parametrize("band", [{"low_pass": 0.1}, {"high_pass": 0.01}], ids=str)
 def test_a_filter_needs_a_repetition_time(band):
-    source = of_dtype("int16", t_r=0.0)
+    source = of_dtype("int16", t_r=0.0, n_timepoints=40)
     assert refusal(source, **band) == (
         f"a filter needs t_r: neither {source.name} nor a sidecar gives a repetition time"
     )
 
 
 def test_without_a_filter_no_repetition_time_is_needed():
-    assert cleaning(of_dtype("int16", t_r=0.0), detrend=True).t_r is None
+    assert cleaning(of_dtype("int16", t_r=0.0, n_timepoints=40), detrend=True).t_r is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed"),
+    [({"low_pass": 0.1}, 19), ({"high_pass": 0.1}, 19), ({"low_pass": 0.1, "high_pass": 0.01}, 34)],
+)
+def test_a_run_too_short_for_a_filter_is_refused_where_nilearn_cannot(asked, needed):
+    from nilearn.signal import clean
+
+    signals = np.random.default_rng(0).normal(size=(needed, 2))
+    clean(signals, t_r=2.0, standardize=None, **asked)
+    with pytest.raises(ValueError, match="padlen"):
+        clean(signals[1:], t_r=2.0, standardize=None, **asked)
+    assert cleaning(open_source(niimg(bold((*SHAPE, needed)))), **asked).needed
+    for n_timepoints in (1, needed - 1):
+        short = open_source(niimg(bold((*SHAPE, n_timepoints))))
+        with pytest.raises(ParameterError, match=f"at least {needed} volumes: .* has {n_timepoints}$"):
+            cleaning(short, **asked)
 
 
 @pytest.mark.parametrize("t_r", [2000.0, 31.0, 0.04])
 def test_an_implausible_repetition_time_is_warned_of(t_r):
-    source = of_dtype("int16", t_r=t_r)
+    source = of_dtype("int16", t_r=t_r, n_timepoints=40)
     with pytest.warns(SharedMaskWarning) as caught:
         assert cleaning(source, low_pass=1e-9).t_r == pytest.approx(t_r)
     assert f"{source.name} gives a repetition time of {t_r:g} s" in str(caught[0].message)
@@ -391,4 +410,4 @@ def test_an_implausible_repetition_time_is_warned_of(t_r):
 def test_no_warning_where_there_is_no_reason(t_r, parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cleaning(of_dtype("int16", t_r=t_r), **parameters)
+        cleaning(of_dtype("int16", t_r=t_r, n_timepoints=40), **parameters)

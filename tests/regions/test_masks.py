@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oblique import NIBABEL_DATA, OBLIQUE, SHAPE, image_of, reoriented, save
 from programs import sharedmask
 
-from sharedmask import SharedImage, SharedLabelsMasker, errors, extract
+from sharedmask import FrameDataset, SharedImage, SharedLabelsMasker, errors, extract, extract_many
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.settings import using
@@ -221,9 +221,52 @@ def test_grid_of_the_first_mask_is_taken(mask):
         ([0, np.nan, 1, np.inf], [2]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*(and no 0|as of probabilities)")
 def test_nonzero_and_finite_is_inside(values, inside):
     made = Regions.from_any(np.reshape(values, (4, 1, 1)), Grid((4, 1, 1), np.eye(4)))
     assert made[0].tolist() == inside
+
+
+ODD = {
+    "{1, 2}": ([1, 2, 1, 2], "holds 1 and 2 and no 0: all its voxels are inside"),
+    "probabilities": ([0, 0.2, 0.5, 1], "holds 0.2 to 1, as of probabilities; all but 0 are inside"),
+}
+
+
+def with_a_brain(image, mask):
+    with SharedImage(image, mask_img=mask):
+        pass
+
+
+def frames(image, mask):
+    with FrameDataset(image, mask_img=mask):
+        pass
+
+
+MASKED = {
+    "extract": lambda image, mask: extract(image, mask),
+    "extract_many": lambda image, mask: extract_many([image], mask),
+    "Regions": lambda image, mask: Regions.from_any(mask),
+    "SharedImage": with_a_brain,
+    "frames": frames,
+}
+
+
+@pytest.mark.parametrize("entry", MASKED)
+@pytest.mark.parametrize("kind", ODD)
+def test_a_mask_that_may_be_none_is_said(entry, kind):
+    values, said = ODD[kind]
+    image = nib.Nifti1Image(np.arange(12, dtype="f4").reshape(4, 1, 1, 3), np.eye(4))
+    mask = nib.Nifti1Image(np.reshape(np.array(values, "f4"), (4, 1, 1)), np.eye(4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MASKED[entry](image, mask)
+    assert [said in str(one.message) for one in caught] == [True]
+
+
+@pytest.mark.parametrize("values", [[0, 1.0000000591, 1, 0], [3, 3, 3, 3], [0, 0.3, 0, 0.3], [0, 1, 1, 0]])
+def test_masks_of_one_value_are_not_spoken_of(values):
+    Regions.from_any(np.reshape(values, (4, 1, 1)), Grid((4, 1, 1), np.eye(4)))
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2, 0], [1, 2, 3, 3], [0.0, 1, 1, 3], [0, -1, 1, 0]])

@@ -1,13 +1,18 @@
 """Grids: where an image is, which grids are one, and how others are refused."""
 
+import subprocess
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
-from oblique import OBLIQUE, SHAPE, image_of, reoriented
+from hypothesis import given
+from hypothesis import strategies as st
+from oblique import OBLIQUE, SHAPE, image_of, orientations, reoriented
 
-from sharedmask import errors
+from sharedmask import FrameDataset, SharedImage, errors, extract
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.sources.grid import Grid, strides_to
 
 
 @pytest.fixture
@@ -20,9 +25,9 @@ def mask():
     return np.random.default_rng(0).random(SHAPE) < 0.4
 
 
-def test_grid_matches_as_numpy_does(grid):
+def test_grid_matches_but_for_rounding(grid):
     shifted = OBLIQUE.copy()
-    shifted[0, 3] += 1e-3
+    shifted[0, 3] += 0.03
     assert grid.matches(Grid(SHAPE, OBLIQUE + 1e-9))
     assert not grid.matches(Grid(SHAPE, shifted))
     assert not grid.matches(Grid((4, 5, 2), OBLIQUE))
@@ -61,10 +66,10 @@ TURNED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2), [0, 0, 0])
 FLIPPED_AND_SHIFTED = nib.affines.from_matvec(np.diag([-1.0, 1, 1]), [SHAPE[0] - 0.5, 0, 0])
 
 
-FLIPPED_AND_ZOOMED = nib.affines.from_matvec(np.diag([-1.0, 1.001, 1]), [SHAPE[0] - 1.0, 0, 0])
+FLIPPED_AND_ZOOMED = nib.affines.from_matvec(np.diag([-1.0, 1.01, 1]), [SHAPE[0] - 1.0, 0, 0])
 
 
-HAIR = nib.affines.from_matvec(np.eye(3), [2.6e-4, 0, 0])
+HAIR = nib.affines.from_matvec(np.eye(3), [0.0101, 0, 0])
 
 
 FLIPPED_IN_PLACE = nib.affines.from_matvec(np.diag([-1.0, 1, 1]), [0, 0, 0])
@@ -126,3 +131,131 @@ def test_equal_singular_affines_are_one_grid(mask):
     with pytest.raises(errors.GridMismatchError, match="lies on another grid"):
         Regions.from_any(mask, Grid(SHAPE, OBLIQUE)).on(nowhere)
     assert made.on(Grid(SHAPE, np.zeros((4, 4)))) is made
+
+
+# --- one grid but for rounding, by every entry ----------------------------------------------------
+
+BOX = (10, 12, 8)
+MNI = nib.affines.from_matvec(np.diag([2.0, 2, 2]), [-96.5, -132.5, -78.5])
+TURN = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1), [0, 0, 0])
+
+
+def off(where, by, affine=MNI):
+    changed = affine.copy()
+    changed[where] += by
+    return changed
+
+
+def through_a_qform(affine):
+    header = nib.Nifti1Header()
+    header.set_data_shape(BOX)
+    header.set_qform(affine, code=1)
+    return header.get_qform()
+
+
+ROUNDED = {
+    "equal": (MNI, MNI),
+    "turned by 1e-7": (MNI, off((0, 1), 1e-7)),
+    "turned by 1e-4": (MNI, off((0, 1), 1e-4)),
+    "larger by 1e-4": (MNI, off((0, 0), 1e-4)),
+    "moved by 1e-2 mm": (MNI, off((0, 3), 1e-2)),
+    "origin near 0": (off((2, 3), 78.5), off((2, 3), 78.5 + 1e-6)),
+    "rounded": (TURN @ MNI, (TURN @ MNI).astype("f4").astype("f8")),
+    "through a qform": (TURN @ MNI, through_a_qform(TURN @ MNI)),
+}
+ELSEWHERE = {"moved": off((0, 3), 0.03), "larger": off((1, 1), 2e-3), "turned": off((0, 1), 3e-3)}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes a run and labels, each with its affine; gives both paths."""
+
+    def write(bold_affine, mask_affine):
+        data = np.random.default_rng(0).normal(1000, 10, (*BOX, 5)).astype("f4")
+        labels = (np.random.default_rng(1).random(BOX) < 0.4).astype("u1")
+        nib.Nifti1Image(data, bold_affine).to_filename(tmp_path / "bold.nii")
+        nib.Nifti1Image(labels, mask_affine).to_filename(tmp_path / "mask.nii")
+        return tmp_path / "bold.nii", tmp_path / "mask.nii"
+
+    return write
+
+
+def of_mask_img(bold, mask):
+    with SharedImage(bold, mask_img=mask) as image:
+        return image.mask(np.ones(BOX) * (np.asanyarray(nib.load(mask).dataobj) > 0)).mean(1)
+
+
+def of_a_shared_image(bold, mask):
+    with SharedImage(bold) as image:
+        return image.mask(mask).mean(1)
+
+
+def of_frames(bold, mask):
+    with FrameDataset(bold, mask_img=mask) as frames:
+        return frames[:][0][frames.brainmask].mean(0)
+
+
+def of_the_command_line(bold, mask):
+    out = bold.with_name("out.tsv")
+    command = [sys.executable, "-m", "sharedmask", "extract", bold, "--mask", mask, "-o", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise errors.GridMismatchError(done.stderr)
+    return np.loadtxt(out, skiprows=1)
+
+
+ENTRIES = {
+    "extract": lambda bold, mask: extract(bold, mask).mean(1),
+    "atlas": lambda bold, mask: extract(bold, mask, strategy="mean")[:, 0],
+    "data": lambda bold, mask: extract(bold, mask, resampling_target="data").mean(1),
+    "SharedImage": of_a_shared_image,
+    "mask_img": of_mask_img,
+    "frames": of_frames,
+    "command line": of_the_command_line,
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("case", ROUNDED)
+def test_rounding_is_no_other_grid(files, entry, case):
+    if entry == "command line" and case != "turned by 1e-7":
+        pytest.skip("one of them is enough")
+    bold, mask = files(*ROUNDED[case])
+    expected = np.asanyarray(nib.load(bold).dataobj)[np.asanyarray(nib.load(mask).dataobj) > 0].mean(0)
+    np.testing.assert_allclose(ENTRIES[entry](bold, mask), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry != "data"])
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_beyond_it_both_files_are_named_and_what_to_do(files, entry, case):
+    bold, mask = files(MNI, ELSEWHERE[case])
+    with pytest.raises(errors.GridMismatchError) as caught:
+        ENTRIES[entry](bold, mask)
+    said = str(caught.value)
+    assert str(bold) in said and str(mask) in said
+    flags = {"command line": "--resampling-target data resamples masks"}
+    own = {"mask_img": "resample the mask first", "frames": "resample the mask first"}
+    assert (flags | own).get(entry, 'resampling_target="data" resamples masks') in said
+    assert ("resampling" in said) == (entry not in own)
+
+
+@pytest.mark.parametrize("move", [0.005, 0.02])
+def test_volumes_of_a_series_share_a_grid(tmp_path, move):
+    paths = [tmp_path / f"{number}.nii" for number in range(2)]
+    for number, path in enumerate(paths):
+        nib.Nifti1Image(np.ones(BOX, "f4"), off((0, 3), 2 * move * number)).to_filename(path)
+    if move < 0.01:
+        assert extract(paths, np.ones(BOX, bool)).shape == (2, np.prod(BOX))
+        return
+    with pytest.raises(errors.ImageError) as caught:
+        extract(paths, np.ones(BOX, bool))
+    assert all(str(path) in str(caught.value) for path in paths)
+
+
+@given(orientations, st.floats(-0.02, 0.02))
+def test_flipped_and_permuted_have_the_same_tolerance(ornt, by):
+    own = Grid(SHAPE, OBLIQUE)
+    image = reoriented(image_of(np.zeros(SHAPE, "u1")), ornt)
+    other = Grid(image.shape, image.affine @ nib.affines.from_matvec(np.eye(3), [by, 0, 0]))
+    if abs(abs(by) - 0.01) > 1e-6:
+        assert (strides_to(own, other) is not None) == (abs(by) < 0.01)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from images import SHAPE, bold, niimg, random_masks, same_bits, save, truth
 
-from sharedmask import extract
+from sharedmask import SharedImage, batch_process, extract
 from sharedmask.errors import (
     DamagedImageError,
     MissingFileError,
@@ -67,8 +67,70 @@ def test_sources_by_key_pattern_and_number(runs, masks, tmp_path):
     assert list(extract_many({"x": runs[0]}, masks).results) == ["x"]
     assert sorted(extract_many(f"{tmp_path}/*_bold.nii.gz", masks).results) == sorted(runs)
     assert sorted(extract_many(images, masks).results) == [0, 1]
-    with pytest.raises(ParameterError, match=r"no image matches"):
+    with pytest.raises(MissingFileError, match=r"no file matches"):
         extract_many(f"{tmp_path}/*_none.nii.gz", masks)
+
+
+def of_an_open_image(path):
+    with SharedImage(path) as image:
+        return image.mask(np.ones(SHAPE, bool))
+
+
+def a_lesion(path):
+    (name,) = batch_process(path, lambda lesion: 1).results
+    return np.full(1, name == "b[1]old")
+
+
+NAMED = {
+    "extract_many": lambda path: extract_many(path, np.ones(SHAPE, bool)).results[path],
+    "extract_many, list": lambda path: extract_many([path], np.ones(SHAPE, bool)).results[path],
+    "extract": lambda path: extract(path, np.ones(SHAPE, bool)),
+    "masks": lambda path: extract(niimg(bold()), path)[0],
+    "atlas": lambda path: extract(niimg(bold()), path, strategy="mean"),
+    "SharedImage": of_an_open_image,
+    "lesions": a_lesion,
+}
+
+
+@pytest.mark.parametrize("entry", NAMED)
+@pytest.mark.parametrize("home", [False, True])
+def test_what_exists_is_no_pattern(tmp_path, monkeypatch, entry, home):
+    folder = tmp_path / "st[1]udy?"
+    (tmp_path / "st1udyX").mkdir()
+    folder.mkdir()
+    volumes = (bold() > 0).astype("i2") if entry in ("masks", "atlas") else bold()
+    save(folder / "b[1]old.nii", volumes[..., 0] if entry == "atlas" else volumes)
+    save(tmp_path / "st1udyX" / "b1old.nii", bold() * 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = "~/st[1]udy?/b[1]old.nii" if home else str(folder / "b[1]old.nii")
+    assert np.asarray(NAMED[entry](path)).any()
+
+
+@pytest.mark.parametrize("path", ["~/sub-1_bold.nii", "sub-1_bold.nii"])
+def test_resume_knows_paths_however_they_are_written(tmp_path, monkeypatch, masks, path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "sub-1_bold.nii", bold())
+    again = {"on_result": lambda *_: None, "resume": "~/done.jsonl" if "~" in path else "done.jsonl"}
+    assert extract_many([path], masks, **again).complete == [path]
+    other = str(tmp_path / "sub-1_bold.nii")
+    for written in (path, other):
+        assert extract_many([written], masks, **again).skipped == [written]
+
+
+@pytest.mark.parametrize("form", ["arrays", "lists of tables", "paths"])
+def test_changed_confounds_are_another_result(tmp_path, masks, form):
+    path = str(save(tmp_path / "sub-1_bold.nii", bold()))
+    again = {"on_result": lambda *_: None, "resume": tmp_path / "done.jsonl"}
+    seen = None
+    for seed in (1, 1, 2):
+        table = np.random.default_rng(seed).normal(size=(12, 2))
+        np.savetxt(tmp_path / "c.txt", table)
+        confounds = {"arrays": table, "lists of tables": [table, table**2], "paths": str(tmp_path / "c.txt")}
+        study = extract_many([path], masks, confounds=[confounds[form]], **again)
+        assert study.errors == {}
+        assert len(study.skipped) == (seen == seed)
+        seen = seed
 
 
 def test_nothing_is_kept_where_there_is_a_callback(runs, masks):
