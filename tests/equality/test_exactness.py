@@ -811,6 +811,7 @@ def real_signals(real_run, real_masks):
     return {key: by_nilearn(str(real_run), mask) for key, mask in real_masks.items()}
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 def test_real_signals(path, real_run, real_masks, real_signals):
@@ -819,6 +820,7 @@ def test_real_signals(path, real_run, real_masks, real_signals):
         same_bits(got[key], expected)
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("parcels", "strategy", "n_regions"),

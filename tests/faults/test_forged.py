@@ -61,7 +61,11 @@ def _fuzzed(test, cases):
     settings(max_examples=cases, **_fuzz)(test)()
 
 
-CASES = [1000, pytest.param(100_000, marks=pytest.mark.slow)]
+CASES = [
+    200,
+    pytest.param(1000, marks=pytest.mark.long),
+    pytest.param(100_000, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("store", STORES)

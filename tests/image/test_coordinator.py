@@ -222,8 +222,8 @@ FLEET = """
 @pytest.mark.parametrize(
     ("store", "processes", "threads", "end"),
     [
-        ("shm", 50, 1, signal.SIGTERM),
-        ("memfd", 50, 1, signal.SIGKILL),
+        pytest.param("shm", 50, 1, signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("memfd", 50, 1, signal.SIGKILL, marks=pytest.mark.long),
         ("shm", 10, 5, signal.SIGKILL),
         ("memfd", 10, 5, signal.SIGTERM),
     ],

@@ -108,7 +108,12 @@ def measured(folder, name, store, before, body, monkeypatch, spill):
 @pytest.mark.parametrize(
     ("operation", "store"),
     [(operation, "shm") for operation in OPERATIONS]
-    + [(operation, store) for store in rows.STORES if store != "shm" for operation in FEW],
+    + [
+        pytest.param(operation, store, marks=pytest.mark.long)
+        for store in rows.STORES
+        if store != "shm"
+        for operation in FEW
+    ],
 )
 def test_no_operation_on_an_image_takes_more_than_projected(operation, store, run, monkeypatch, tmp_path):
     before, body = OPERATIONS[operation]
