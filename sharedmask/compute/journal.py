@@ -49,7 +49,7 @@ class Entry:
     def is_there(self) -> bool:
         """Whether its files still are, and are what they were."""
         sums = self.sums or ("",) * len(self.outputs)
-        return all(map(_is_whole, self.outputs, sums))
+        return len(sums) == len(self.outputs) and all(map(_is_whole, self.outputs, sums))
 
     def settled(self) -> "Entry":
         """The same with the sums of its files, which are on the disk by now, and their names."""
@@ -177,7 +177,7 @@ def _is_whole(path: str, was: str) -> bool:
     if not was:
         return os.path.exists(path)
     with contextlib.suppress(OSError):
-        return os.path.getsize(path) == int(was.partition("-")[0]) and _sum(path) == was
+        return str(os.path.getsize(path)) == was.partition("-")[0] and _sum(path) == was
     return False
 
 

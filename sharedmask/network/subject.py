@@ -91,8 +91,12 @@ class _Reader:
 def subjects_in(path: Path, start: int, stop: int) -> Iterator[list[Subject]]:
     """Subjects ``start`` to ``stop`` of a file; each may be read once, by any thread."""
     with hdf5.open_file(path, str(path), ConnectomeError) as file:
-        groups = _ChunkGroups(file["timeseries"], start, stop, str(path))
-        yield [groups.subject(number) for number in range(start, stop)]
+        try:
+            groups = _ChunkGroups(file["timeseries"], start, stop, str(path))
+            subjects = [groups.subject(number) for number in range(start, stop)]
+        except hdf5.DAMAGE as error:
+            raise DamagedImageError(f"{path} is damaged: {error}") from error
+        yield subjects
 
 
 # --- by h5py -------------------------------------------------------------------------------------

@@ -205,3 +205,13 @@ def test_a_line_that_cannot_be_written_names_the_journal(tmp_path, error):
     with failing("write", error, of="done.jsonl"), pytest.raises(OSError, match=r"done\.jsonl"):
         Journal(path).add(Entry("sub-01", "digest"))
     assert not Journal(path).has("sub-01", "digest")
+
+
+@pytest.mark.parametrize("sums", [[], ["x"], ["R06-ab"], ["1-ab", "2-cd"], [None]])
+def test_a_run_with_damaged_sums_is_not_complete(sums, path, tmp_path):
+    output = tmp_path / "out.tsv"
+    output.write_text("a")
+    Journal(path).add(Entry("sub-01", "abc", (str(output),)))
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "sums": sums or ["", ""]}) + "\n")
+    assert not Journal(path).has("sub-01", "abc")
