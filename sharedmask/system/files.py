@@ -296,12 +296,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sweep_once(folder)
-        fd = nameless(folder, 0o666)
-        if fd is None:
-            fd, name = _named(folder, 0o666)
-            draft = _named_draft(folder, path, fd, name)
-        else:
-            draft = _nameless_draft(folder, path, fd)
+        with _about(path):
+            fd = nameless(folder, 0o666)
+            fd, name = (fd, "") if fd is not None else _named(folder, 0o666)
+        draft = _named_draft(folder, path, fd, name) if name else _nameless_draft(folder, path, fd)
         with draft as temporary, _naming(path, temporary):
             yield temporary
         with contextlib.suppress(OSError):  # not every file system has this for directories
@@ -324,6 +322,16 @@ def readable(path: str | os.PathLike[str]) -> str:
 def file_name(text: str) -> str:
     """The name of a file that is ``text`` in UTF-8, whatever the locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """An error of our own calls names the output, and no descriptor or temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 @contextlib.contextmanager
@@ -351,13 +359,14 @@ def _is_special(path: Path) -> bool:
 def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
     try:
         yield Path(f"/proc/self/fd/{fd}")
-        os.fsync(fd)
-        try:
-            _link(fd, folder, path.name)
-        except FileExistsError:
-            name = _temporary_name()
-            _link(fd, folder, name)
-            _rename(folder, name, path.name)
+        with _about(path):
+            os.fsync(fd)
+            try:
+                _link(fd, folder, path.name)
+            except FileExistsError:
+                name = _temporary_name()
+                _link(fd, folder, name)
+                _rename(folder, name, path.name)
     except BaseException:
         if not settings.current().cleanup_temporary:
             _link(fd, folder, _half_written(path))
@@ -370,8 +379,9 @@ def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
 def _named_draft(folder: int, path: Path, fd: int, name: str) -> Iterator[Path]:
     try:
         yield path.with_name(name)
-        os.fsync(fd)
-        _rename(folder, name, path.name)
+        with _about(path):
+            os.fsync(fd)
+            _rename(folder, name, path.name)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             if settings.current().cleanup_temporary:

@@ -1,0 +1,78 @@
+"""Every writer, every call that may fail: the output is absent, old, or whole; the message has its path."""
+
+import numpy as np
+import pytest
+from faults import ERRORS, every_fault, failing
+from images import bold, save
+
+from sharedmask.compute.journal import Failures
+from sharedmask.errors import SharedMaskError
+from sharedmask.frames.convert import convert
+from sharedmask.study.tables import write_series, write_table
+from sharedmask.system import files
+
+VALUES = np.arange(12.0).reshape(4, 3)
+WRITES = {name: ERRORS[name] for name in ("write", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate")}
+WRITES |= {name: ERRORS[name] for name in ("link", "rename", "replace", "posix_fallocate", "open", "mmap")}
+
+
+def frames_to(name):
+    def work(out, data):
+        convert(data / "run.nii.gz", out / name)
+
+    return work
+
+
+WRITERS = {
+    "table": lambda out, data: write_table(out / "out.tsv", VALUES, ("a", "b", "c")),
+    "series.npz": lambda out, data: write_series(out / "out.npz", {"a": VALUES}),
+    "series.h5": lambda out, data: write_series(out / "out.h5", {"a": VALUES}),
+    "json": lambda out, data: files.write_json(out / "out.json", {"a": 1}),
+    "failure": lambda out, data: Failures(out).add("sub-01", ValueError("x")),
+    "frames.h5": frames_to("out.h5"),
+    "frames.nii": frames_to("out.nii"),
+    "frames.nii.gz": frames_to("out.nii.gz"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    save(folder / "run.nii.gz", bold())
+    return folder
+
+
+def left_in(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("old", [False, True])
+def test_what_fails_leaves_the_output_absent_old_or_whole(tmp_path, data, writer, old):
+    work, out = WRITERS[writer], tmp_path / "out"
+    out.mkdir()
+    work(out, data)
+    (name,) = left_in(out)
+
+    def begin():
+        (out / name).unlink(missing_ok=True)
+        if old:
+            (out / name).write_bytes(b"old")
+
+    begin()
+    faults = list(every_fault(lambda: work(out, data), of="/out/", errors=WRITES))
+    assert len(faults) > 3
+    for fault in faults:
+        begin()
+        try:
+            with failing(fault):
+                work(out, data)
+        except (OSError, SharedMaskError) as error:
+            # After EINTR a handler raised; EIO may be another file's, where others write.
+            named = fault.error in ("ENOSPC", "EMFILE") or fault.name not in ("write", "pwrite", "open")
+            assert not named or fault.error == "EINTR" or "out" in str(error), (fault, error)
+        found = left_in(out)
+        assert set(found) <= {name}, (fault, set(found))
+        assert found.get(name) != b"", fault
+        work(out, data)  # the next use
+        assert set(left_in(out)) == {name}, fault
