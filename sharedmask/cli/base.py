@@ -53,9 +53,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Verb(click.Command):
-    """A command whose repeatable options take several values, as in ``--mask a.nii b.nii -o out``."""
+    """A command whose repeatable options take several values, as in ``--mask a.nii b.nii -o out``.
+
+    Of the others none may be given twice: the last would win in silence.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        self._check_once(args)
         several = {
             name for option in self.params if getattr(option, "multiple", False) for name in option.opts
         }
@@ -68,6 +72,22 @@ class Verb(click.Command):
                 repeated.append(option)
             repeated.append(arg)
         return super().parse_args(ctx, repeated)
+
+    def _check_once(self, args: list[str]) -> None:
+        once = {
+            name: option
+            for option in self.params
+            if isinstance(option, click.Option) and not (option.multiple or option.is_flag or option.count)
+            for name in option.opts
+        }
+        seen = set[click.Option]()
+        for arg in args[: args.index("--") if "--" in args else None]:
+            name = arg.partition("=")[0].replace("_", "-") if arg.startswith("--") else arg[:2]
+            option = once.get(name)
+            if option in seen:
+                raise click.UsageError(f"{name} is given twice: it takes one value")
+            if option is not None:
+                seen.add(option)
 
 
 CONTEXT: dict[str, Any] = {
@@ -219,6 +239,18 @@ def regions_maker(
         return Regions.from_any(given, grid, resampling_target=target)
 
     return regions_on
+
+
+def check_form(stat: str | None, form: str) -> None:
+    """That a file of this ending holds what is asked for.
+
+    Raises
+    ------
+    UsageError
+        A statistic is a table, and .npz and .h5 hold the series of all voxels.
+    """
+    if stat is not None and form not in ("", ".tsv", ".txt"):
+        raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
 
 
 def strategy_of(stat: str | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sharedmask._version import __version__
 from sharedmask.cli.base import (
@@ -50,6 +51,7 @@ def main() -> None:
 @click.option("--atlases-dir", multiple=True, metavar="DIR", help="Folders with ..._atlas-A_dseg.nii.gz.")
 @click.option("--stat", default="mean", show_default=True, metavar="NAME", help="As in sharedmask extract.")
 @click.option("--min-coverage", type=float, default=0.5, show_default=True, help="Less: n/a.")
+@click.option("--drop-empty", is_flag=True, help="No columns of n/a for regions below --min-coverage.")
 @click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
 @click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
 @click.option("--no-reports", is_flag=True, help="No HTML page per run.")
@@ -95,6 +97,14 @@ def app(
     if level == "group":
         click.echo(summarise(out))
         return
+    chosen = [
+        name
+        for name in ("stat", "form", "drop_empty")
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if options["voxels"] and chosen:
+        flag = {"form": "format"}.get(chosen[0], chosen[0].replace("_", "-"))
+        raise click.UsageError(f"--voxels writes the series of all voxels as .h5: leave out --{flag}")
     typed = {"sub": sub, "ses": ses, "task": task, "run": run, "space": space}
     # What is typed wins over the file.
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
@@ -130,6 +140,7 @@ def _participants(
     min_coverage: float,
     form: str,
     voxels: bool,
+    drop_empty: bool,
     no_reports: bool,
     n_jobs: int,
     low_mem: bool,
@@ -147,6 +158,7 @@ def _participants(
         min_coverage=min_coverage,
         form=form,
         voxels=voxels,
+        drop_empty=drop_empty,
         reports=not no_reports,
     )
     if dry_run:

@@ -4,6 +4,7 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import click
 from sharedmask.cli.base import (
     Verb,
     cache_dir_option,
+    check_form,
     check_output,
     cleaning_options,
     commands,
@@ -105,6 +107,8 @@ def extract(
         raise click.UsageError("--lut names the labels of an --atlas")
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
         raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
+    ending = f".{options['form']}" if out_dir else os.path.splitext(cast(str, output))[1].lower()
+    check_form(options["stat"], ending)
     options["memory"] = False if no_cache else cache_dir
     regions_on = regions_maker(given[0], atlas, lut, options["resampling_target"])
     with _profiled(profile_memory):

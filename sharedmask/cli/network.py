@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from sharedmask.cli.base import commands, echo, echo_failures, with_settings
+from sharedmask.cli.base import Verb, commands, echo, echo_failures, with_settings
 
 
-@commands.command()
+@commands.command(cls=Verb)
 @click.argument("lesions", nargs=-1, required=True, metavar="LESION...")
 @click.option("--connectome", required=True, metavar="DIR", help="An .h5 file or a folder of them.")
 @click.option("--out", required=True, metavar="DIR", help="Where each lesion's maps go.")

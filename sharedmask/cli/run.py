@@ -12,6 +12,7 @@ import click
 
 from sharedmask.cli.base import (
     Verb,
+    check_form,
     commands,
     echo_study,
     logging_to_stderr,
@@ -57,6 +58,7 @@ def run_pipeline(images: tuple[str, ...], subjects: tuple[str, ...], **options: 
 
     if options["standard"] and (options["parallel"] or options["cached"]):
         raise click.UsageError("--standard is neither --parallel nor --cached")
+    check_form(options["stat"], f".{options['form']}")
     if bool(options["masks"]) == bool(options["atlas"]):
         raise click.UsageError("give --masks or --atlas")
     chosen = _of_subjects(images, subjects)

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sharedmask.cli import extract
-from sharedmask.cli.base import commands, regions_maker, strategy_of
+from sharedmask.cli.base import check_form, commands, regions_maker, strategy_of
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.system.files import atomic_write
 
@@ -36,6 +36,7 @@ def submit(
     options = extract.extract.make_context("extract", list(command[1:])).params
     if not options["out_dir"] or options["shard"] or options["dask"]:
         raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
+    check_form(options["stat"], f".{options['form']}")
     images, n_jobs = options["images"], max(options["n_jobs"], 1)
     job = Submission(
         arguments=command,

@@ -35,6 +35,8 @@ class Outputs:
         Of the regions' signals.
     voxels : bool
         Write the series of all voxels of each region, as HDF5, instead of one value per region.
+    drop_empty : bool
+        Leave out the columns of regions that are not covered enough; the table of coverage has them.
     reports : bool
         Write a page per run.
     """
@@ -43,6 +45,7 @@ class Outputs:
     min_coverage: float = 0.5
     form: str = "tsv"
     voxels: bool = False
+    drop_empty: bool = False
     reports: bool = True
 
 

@@ -312,6 +312,7 @@ class _Work:
                 desc=analysis.desc(run),
                 facts=manifest.facts(),
                 form=analysis.outputs.form,
+                drop_empty=analysis.outputs.drop_empty,
             )
             for atlas, columns, table in every
         ]

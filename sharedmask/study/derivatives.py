@@ -125,6 +125,7 @@ class Derivatives:
         desc: str | None = None,
         facts: Mapping[str, Any] | None = None,
         form: str = "tsv",
+        drop_empty: bool = False,
     ) -> Path:
         """One column per region, its sidecar, and the table of coverage.
 
@@ -142,6 +143,8 @@ class Derivatives:
         facts : mapping, optional
             Further fields of the sidecar.
         form : {"tsv", "parquet"}
+        drop_empty : bool
+            Leave out the columns without a number.
 
         Returns
         -------
@@ -152,11 +155,14 @@ class Derivatives:
             raise ParameterError(f"{form!r} is none of {', '.join(FORMATS)}")
         path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = [row.name for row in table]
+        kept = np.ones(len(table), bool)
+        if drop_empty:
+            kept &= ~np.isnan(signals).all(axis=0)
+        names = [row.name for row, keep in zip(table, kept.tolist(), strict=True) if keep]
         _write_coverage(self.path(run, atlas, "coverage", "bold", ".tsv", desc), table)
         sidecar = self._sidecar(run, atlas) | {"Statistic": statistic} | dict(facts or {})
         write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
-        (write_table if form == "tsv" else _write_parquet)(path, signals, names)
+        (write_table if form == "tsv" else _write_parquet)(path, signals[:, kept], names)
         return path
 
     def write_voxels(
