@@ -1,6 +1,6 @@
 """Random operations for a while: memory, descriptors, maps, threads and /dev/shm do not grow.
 
-``python tests/faults/test_soak.py SECONDS FOLDER`` prints the slopes over the second half of the time, each per
+``python tests/faults/test_soak.py SECONDS FOLDER`` prints the slopes over the second half of the time, per
 1000 operations.
 """
 
