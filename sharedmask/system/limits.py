@@ -1,4 +1,4 @@
-"""Limits on memory: what this machine, its control groups, the batch job and the kernel allow.
+"""Limits: the memory and the CPUs that this machine, control groups, a batch job and the kernel allow.
 
 Covers: each limit, how much of it is left; in words those on files and processes. Does not cover:
 which of them a request is held to and what is kept free (``budget``).
@@ -87,16 +87,37 @@ def _cgroups() -> Iterator[Limit]:
                     yield Limit(limit, max(limit - max(used, 0), 0), f"control group {base}")
 
 
+def cpu_quota() -> float | None:
+    """CPUs' worth of time that the control groups above this process leave it; None: all of it."""
+    quotas: list[float] = []
+    with contextlib.suppress(OSError):
+        groups = Path("/proc/self/cgroup").read_text()
+        for base, quota_name, period_name in _cgroup_folders(groups, _CGROUPS, "cpu"):
+            # Version 2 has both numbers in one file, and "max" for no quota; version 1 says -1.
+            with contextlib.suppress(OSError, ValueError):
+                words = (base / quota_name).read_text().split()
+                words += (base / period_name).read_text().split() if len(words) == 1 else []
+                if (quota := int(words[0])) > 0:
+                    quotas.append(quota / int(words[1]))
+    return min(quotas, default=None)
+
+
+_FILES = {
+    "memory": (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    "cpu": (("cpu.max", "cpu.max"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
+}
+
+
 @functools.cache
-def _cgroup_folders(groups: str, mounted: Path) -> list[tuple[Path, str, str]]:
-    """The folders of the memory groups in ``/proc/self/cgroup``, and the names of their files."""
-    found = []
+def _cgroup_folders(groups: str, mounted: Path, controller: str = "memory") -> list[tuple[Path, str, str]]:
+    """The folders of the groups of a controller in ``/proc/self/cgroup``, and the names of their files."""
+    found, (unified, separate) = [], _FILES[controller]
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, names = mounted, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root, names = mounted, unified
+        elif controller in controllers.split(","):
+            root, names = mounted / controller, separate
         else:
             continue
         own = root / path.lstrip("/")

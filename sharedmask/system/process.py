@@ -6,6 +6,7 @@ forked child finds. Does not cover: memory (``limits``, ``usage``).
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sharedmask.errors import ParameterError, WorkerError
+from sharedmask.system.limits import cpu_quota
 
 # --- this machine, this process ------------------------------------------------------------------
 
@@ -49,10 +51,18 @@ def start_time(pid: int) -> int:
 
 
 def n_cpus() -> int:
-    """CPUs that this process may use."""
+    """CPUs that this process may use, as joblib counts them.
+
+    Those that it may run on, the time that its control groups leave it, and ``LOKY_MAX_CPU_COUNT``.
+    """
+    found = [os.cpu_count() or 1]
     with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found.append(len(os.sched_getaffinity(0)))
+    if (quota := cpu_quota()) is not None:
+        found.append(math.ceil(quota))
+    with contextlib.suppress(KeyError, ValueError):
+        found.append(int(os.environ["LOKY_MAX_CPU_COUNT"]))
+    return max(1, min(found))
 
 
 def effective_n_jobs(n_jobs: int | None) -> int:
