@@ -30,10 +30,17 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 def pytest_configure(config):
-    if _all_are_asked_for(config) and not config.option.markexpr and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        config.option.markexpr = config.workerinput["markexpr"]
+    elif _all_are_asked_for(config) and not config.option.markexpr:
         config.option.markexpr = "not long"
     for mark in ("ai_generated", "flaky", "single_process", "thread_unsafe"):
         config.addinivalue_line("markers", f"{mark}: of nilearn's tests, which its estimator checks import")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["markexpr"] = node.config.option.markexpr
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -59,7 +59,8 @@ def read_confounds(given: Any) -> NDArray[np.float64]:
     if len(bad):
         row, column = bad[0]
         raise ParameterError(
-            f"{where}: no finite number in row {row}, column {columns[column]!r}; replace or drop it"
+            f"{where}: no finite number in row {row}, column {columns[column]!r} ({table[row, column]}); "
+            "replace or drop it"
         )
     return table
 

@@ -33,7 +33,8 @@ def study(tmp_path):
 
 def command(study, *options, out="out", lesions="lesions/*.nii.gz"):
     listed = sorted(map(str, study.glob(lesions)))
-    given = ["--connectome", "connectome", "--out", out, "--t-threshold", "2", "--batch-size", "2"]
+    usual = {"--connectome": "connectome", "--out": out, "--t-threshold": "2", "--batch-size": "2"}
+    given = [part for option in usual.items() if option[0] not in options for part in option]
     return [sys.executable, "-W", "error", "-m", "sharedmask", "network", *listed, *given, *options]
 
 

@@ -170,8 +170,8 @@ def test_a_real_slurm_does_all_of_it(study, tmp_path_factory):
 # --- the flags of memory-efficient pipelines -----------------------------------------------------
 
 
-def run(study, *flags):
-    return sharedmask("run", *images(study)[:2], "--masks", "roi-*.nii.gz", "--output-dir", "out", *flags,
+def run(study, *flags, out="out"):
+    return sharedmask("run", *images(study)[:2], "--masks", "roi-*.nii.gz", "--output-dir", out, *flags,
                       cwd=study, env={"SHAREDMASK_TMPDIR": str(study / "spill")})  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_the_flags_that_only_say_how_change_no_number(study):
     for number, flags in enumerate([(), ("--standard",), ("--parallel", "--n-jobs", "2"), ("--cached",),
                                     ("--memory-efficient", "--force-memmap"), ("--disable-shared-memory",),
                                     ("--auto-configure",), ("--slurm",)]):  # fmt: skip
-        done = run(study, *flags, "--output-dir", f"out{number}")
+        done = run(study, *flags, out=f"out{number}")
         assert done.returncode == 0, (flags, done.stderr)
         for name in images(study)[:2]:
             table = pd.read_csv(study / f"out{number}" / name.replace(".nii.gz", ".tsv"), sep="\t")

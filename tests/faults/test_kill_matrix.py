@@ -144,12 +144,13 @@ KILLS = '''
 '''
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(("scenario", "least"), [("life", 100), ("image", 100), ("reap", 30), ("attach", 15)])
 def test_kill_at_every_call(scenario, least, store, tmp_path, registry_dir):
     """Publishing, renaming, closing, loading, reaping, attaching: one reap() leaves nothing."""
     run = save(tmp_path / "run.nii.gz", bold())
-    done = python(KILLS, scenario, store, run, helpers=True)
+    done = python(KILLS, scenario, store, run, helpers=True, timeout=800)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["failures"] == []

@@ -36,7 +36,7 @@ from sharedmask.storage import container
 from sharedmask.system.settings import using
 
 KEY, OTHER = 40 * "a", 40 * "b"
-N_TIMEPOINTS = 12
+N_TIMEPOINTS = 40  # enough for the filters
 HERE = str(Path(__file__).parents[1] / "helpers")
 
 

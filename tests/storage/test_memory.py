@@ -112,7 +112,7 @@ def test_an_owner_that_lets_nobody_look_is_refused_with_the_cause():
 @pytest.mark.parametrize(
     ("store", "message"),
     [
-        ("shm", r"too small: 1 MiB are needed and \d+ MiB were free"),
+        ("shm", r"too small: 1 MiB are needed and [\d,]+ MiB were free"),
         ("memfd", "memory is short: 1 MiB"),
     ],
 )
@@ -151,6 +151,7 @@ def test_where_nothing_can_be_made_auto_is_anonymous_memory():
     assert memory.choose("auto", 1000) == ("memfd", f"nothing can be made in {memory.SHM}")
 
 
+@pytest.mark.parametrize("no_shm", ["read-only"], indirect=True)
 @pytest.mark.usefixtures("no_shm")
 def test_the_doctor_says_where_nothing_can_be_made():
     findings = {finding.what: finding for finding in doctor.examine()}

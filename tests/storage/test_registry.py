@@ -326,7 +326,7 @@ def descriptors():
     return sorted(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize(("call", "of"), [("rename", "registry"), ("shm_unlink", "sharedmask-")])
+@pytest.mark.parametrize(("call", "of"), [("rename", "registry"), ("unlink", "sharedmask-")])
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_a_name_that_cannot_be_removed_or_replaced_holds_no_descriptor(call, of, error, registry_dir):
     OwnedSegment("image", GEOMETRY, "shm").release()  # what is opened once
