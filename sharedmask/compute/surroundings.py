@@ -164,9 +164,8 @@ class Modules:
             self._seen[name] = now
             self._send(module, by_value=not _is_found(name, now.spec))
         elif now.stamp != before.stamp:
-            self._send(
-                module, by_value=True
-            )  # the file was changed: workers would import what is not run here
+            # The file was changed: workers would import what is not run here.
+            self._send(module, by_value=True)
         elif again:
             self._send(module, by_value=not _is_found(name, now.spec))
 

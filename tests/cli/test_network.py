@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from images import AFFINE
-from networks import lesion, mask, series, write_split
+from networks import lesion, mask, write_study
 
 from sharedmask import FunctionalNetworkMapper
 from sharedmask.compute.journal import Failures
@@ -23,12 +23,7 @@ KEYS = ("rmap", "zmap", "tmap", "pmap", "pfdrmap", "tthresholdmap", "pfdrthresho
 
 @pytest.fixture
 def study(tmp_path):
-    """A connectome of three files and nine lesions."""
-    write_split(tmp_path / "connectome", series(), [2, 2, 2])
-    (tmp_path / "lesions").mkdir()
-    for number in range(9):
-        nib.save(lesion(number)[0], tmp_path / f"lesions/sub-{number}.nii.gz")
-    return tmp_path
+    return write_study(tmp_path)
 
 
 def command(study, *options, out="out", lesions="lesions/*.nii.gz"):

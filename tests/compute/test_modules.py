@@ -1,26 +1,14 @@
 """Workers have the user's modules as they are here."""
 
 import importlib
-import os
 import sys
 import textwrap
 import types
 
 import pytest
+from workers import in_worker
 
 from sharedmask.compute import pool
-from sharedmask.compute.pool import run_processes
-
-
-def in_worker(function, *arguments):
-    (answer,) = run_processes(function, (), [arguments], 1)
-    return answer
-
-
-@pytest.fixture
-def warm():
-    """A worker that has been at work in other surroundings."""
-    in_worker(os.getpid)
 
 
 @pytest.fixture

@@ -8,21 +8,10 @@ import warnings
 
 import numpy as np
 import pytest
+from workers import in_worker
 
 from sharedmask.compute import pool
-from sharedmask.compute.pool import run_processes
 from sharedmask.compute.surroundings import Surroundings
-
-
-def in_worker(function, *arguments):
-    (answer,) = run_processes(function, (), [arguments], 1)
-    return answer
-
-
-@pytest.fixture
-def warm():
-    """A worker that has been at work in other surroundings."""
-    in_worker(os.getpid)
 
 
 @pytest.fixture

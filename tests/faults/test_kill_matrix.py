@@ -70,7 +70,7 @@ KILLS = '''
 
     def reaper():
         reap()
-        assert registry.entries() == [] or True
+        registry.entries()
 
     def reader():
         attach(theirs).arrays["rows"].sum()

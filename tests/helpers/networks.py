@@ -138,3 +138,12 @@ def read(connectome, most_bytes=2**30, n_threads=2):
         with share_block(connectome, block, n_threads) as shared:
             parts.append((np.array(shared.series), np.array(shared.lengths)))
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def write_study(folder):
+    """A connectome of three files and nine lesions."""
+    write_split(folder / "connectome", series(), [2, 2, 2])
+    (folder / "lesions").mkdir()
+    for number in range(9):
+        nib.save(lesion(number)[0], folder / f"lesions/sub-{number}.nii.gz")
+    return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from networks import lesion, mask, reference, series, write, write_split
+from networks import lesion, mask, reference, series, write, write_study
 
 from sharedmask import FunctionalNetworkMapper
 from sharedmask.compute.journal import Failures
@@ -15,12 +15,7 @@ from sharedmask.network import output
 
 @pytest.fixture
 def study(tmp_path):
-    """A connectome of three files and nine lesions."""
-    write_split(tmp_path / "connectome", series(), [2, 2, 2])
-    (tmp_path / "lesions").mkdir()
-    for number in range(9):
-        nib.save(lesion(number)[0], tmp_path / f"lesions/sub-{number}.nii.gz")
-    return tmp_path
+    return write_study(tmp_path)
 
 
 def contents(folder):

@@ -1,7 +1,6 @@
 """Views that travel: by name and place to another process, as values where computed."""
 
 import pickle
-import secrets
 import subprocess
 import sys
 
@@ -11,27 +10,7 @@ from children import python
 
 from sharedmask.errors import AttachError
 from sharedmask.storage import segment as segments
-from sharedmask.storage.segment import Segment, attach
-
-TOKEN = secrets.token_hex(16)  # sessions of tests may run beside each other
-
-
-GEOMETRY = {"rows": ((3, 5), np.dtype("int16")), "voxels": ((3,), np.dtype(np.intp))}
-
-
-@pytest.fixture(params=["shm", "memfd"])
-def segment(request):
-    made = Segment(TOKEN, GEOMETRY, request.param)
-    yield made
-    made.store.release()
-    vars(made).pop("_map", None)  # pytest holds on to the fixture's value
-
-
-@pytest.fixture
-def handle(segment):
-    segment.array("rows")[:] = np.arange(15).reshape(3, 5)
-    segment.array("voxels")[:] = [2, 3, 7]
-    return segment.share("run.nii.gz", {"finite": True})
+from sharedmask.storage.segment import attach
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,12 @@
+"""A worker that is there before the test."""
+
+import os
+
+import pytest
+from workers import in_worker
+
+
+@pytest.fixture
+def warm():
+    """It has been at work in other surroundings."""
+    in_worker(os.getpid)

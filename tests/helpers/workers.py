@@ -1,0 +1,9 @@
+"""Functions in worker processes."""
+
+from sharedmask.compute.pool import run_processes
+
+
+def in_worker(function, *arguments):
+    """What it gives in one."""
+    (answer,) = run_processes(function, (), [arguments], 1)
+    return answer
