@@ -26,9 +26,9 @@ from benchmarks.inputs import Inputs
 from benchmarks.report import Bar, Row
 from benchmarks.timing import Contender, Times, take_turns
 from sharedmask import Grid, Regions, SharedImage, extract
-from sharedmask.compute import pool
 from sharedmask.storage import segment
 from sharedmask.storage.registry import OwnedSegment
+from sharedmask.workers import pool
 
 _CALLS = 200
 _GEOMETRY = {"rows": ((1000, 250), np.dtype(np.int16))}

@@ -15,10 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 from segments import Segments, Watch
 
-from sharedmask.compute import pool
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import executors, figures
 from sharedmask.system import process
+from sharedmask.workers import pool
 
 pytest.register_assert_rewrite("contracts")
 pytest_plugins = ["small_runs", "study_runs"]

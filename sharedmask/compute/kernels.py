@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute.cleaning import Cleaning
-from sharedmask.compute.failure import Failure
 from sharedmask.sources.values import Conversion, convert, pieces
 from sharedmask.typing import Array
+from sharedmask.workers.failure import Failure
 
 
 def gather(

@@ -13,7 +13,6 @@ Every figure is an upper estimate of the peak above what is held already::
 import sys
 from dataclasses import dataclass, replace
 
-from sharedmask.compute import pool
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.sources import loader
@@ -24,6 +23,7 @@ from sharedmask.storage.rows import Series
 from sharedmask.system import process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
+from sharedmask.workers import pool
 
 _BLOCK_BYTES = 8 * 2**20
 _CLEAN_COLUMNS = 512

@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute import kernels, pool, reduction
+from sharedmask.compute import kernels, reduction
 from sharedmask.compute.plan import Plan
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
-from sharedmask.compute.streams import Streams
-from sharedmask.compute.worker import Item, Kernel
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
 from sharedmask.sources.source import Facts, Source
@@ -38,6 +36,9 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
+from sharedmask.workers import pool
+from sharedmask.workers.streams import Streams
+from sharedmask.workers.worker import Item, Kernel
 
 _CLEANING_MODULES = ("nilearn.signal",)
 

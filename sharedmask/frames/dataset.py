@@ -14,10 +14,8 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import OnResult, Prefer
-from sharedmask.compute.streams import Streams
 from sharedmask.frames import convert, nfdh5
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames, open_nfdh5
@@ -27,6 +25,8 @@ from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
 from sharedmask.system import process, settings
 from sharedmask.typing import Array
+from sharedmask.workers import pool
+from sharedmask.workers.streams import Streams
 
 T = TypeVar("T")
 

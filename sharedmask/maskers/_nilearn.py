@@ -42,7 +42,6 @@ from nilearn.regions.signal_extraction import (
 from nilearn.signal import clean
 from numpy.typing import NDArray
 
-from sharedmask.compute import pool
 from sharedmask.compute.confounds import read_confounds
 from sharedmask.compute.plan import Plan, plan_for
 from sharedmask.compute.request import Request
@@ -60,6 +59,7 @@ from sharedmask.storage.rows import Rows, Series, as_source
 from sharedmask.storage.segment import Handle
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
+from sharedmask.workers import pool
 
 Given = SharedNifti | SourceNifti
 

@@ -14,13 +14,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sharedmask.compute import kernels, pool
-from sharedmask.compute.failure import Failure
+from sharedmask.compute import kernels
 from sharedmask.compute.progress import Progress, progress_to
-from sharedmask.compute.streams import Streams
 from sharedmask.errors import CallbackError, ParameterError
 from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
+from sharedmask.workers import pool
+from sharedmask.workers.failure import Failure
+from sharedmask.workers.streams import Streams
 
 Batch = Mapping[str, Any]
 OnBatch = Callable[[dict[str, Any]], object]

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute import pool
 from sharedmask.errors import ConnectomeError, MissingFileError, SourceChangedError
 from sharedmask.network import correlation
 from sharedmask.network.subject import Subject, subjects_in
@@ -33,6 +32,7 @@ from sharedmask.system import identity, settings
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
+from sharedmask.workers import pool
 
 _DATASETS = ("timeseries", "mask_indices", "mask_affine")
 

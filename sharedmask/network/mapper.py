@@ -16,9 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute import pool
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.worker import Item, Kernel
 from sharedmask.errors import (
     ConnectomeError,
     EmptyMaskError,
@@ -40,6 +38,8 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
+from sharedmask.workers import pool
+from sharedmask.workers.worker import Item, Kernel
 
 Index = NDArray[np.intp]
 

@@ -10,9 +10,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sharedmask.compute import pool
 from sharedmask.errors import ParameterError
 from sharedmask.system import process
+from sharedmask.workers import pool
 
 _AHEAD = 64
 # What the workers' template imports, once for all of them.

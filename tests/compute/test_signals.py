@@ -9,10 +9,11 @@ from images import SHAPE, bold, same_bits, save
 from small_runs import LARGE_MASKS, every_worker, refused
 
 from sharedmask import MemoryBudget, SharedImage, extract
-from sharedmask.compute import cleaning, plan, pool, signals
+from sharedmask.compute import cleaning, plan, signals
 from sharedmask.errors import (
     MemoryLimitError,
 )
+from sharedmask.workers import pool
 
 
 def count_columns(monkeypatch):

@@ -356,7 +356,7 @@ MOMENTS = """
 import os, signal, sys, threading, time, warnings
 import numpy as np
 from sharedmask import Coordinator, FrameDataset, SharedImage, extract, extract_many
-from sharedmask.compute import pool
+from sharedmask.workers import pool
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 tells that threads do not survive a fork
 path, masks = sys.argv[1], list(np.load(sys.argv[2]))

@@ -254,7 +254,7 @@ MASKING = """
     import sys, time
     import numpy as np
     from sharedmask import SharedImage
-    from sharedmask.compute import pool
+    from sharedmask.workers import pool
 
     with SharedImage(sys.argv[1]) as bold:
         mask = np.ones(bold.shape[:3], bool)

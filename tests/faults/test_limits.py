@@ -10,7 +10,7 @@ from children import python
 from images import random_masks
 
 from sharedmask import FrameDataset, SharedImage, batch_process, extract_many
-from sharedmask.compute import pool
+from sharedmask.workers import pool
 
 PYTHONS = [None, "/nonexistent/python", "/bin/false"]
 
@@ -86,7 +86,7 @@ path, masks, store, prefer = sys.argv[1], list(np.load(sys.argv[2])), *sys.argv[
 with SharedImage(path, store=store) as image:
     image.mask_parallel(masks, n_jobs=2, prefer=prefer)  # what is imported later would need them too
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from sharedmask.compute import pool
+from sharedmask.workers import pool
 pool.shutdown()
 held = []
 try:

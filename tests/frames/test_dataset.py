@@ -13,11 +13,11 @@ from frame_cases import STORES, N, shift
 from images import SHAPE, bold, niimg, same_bits, save, truth
 
 from sharedmask import FrameDataset
-from sharedmask.compute import pool
 from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.storage import registry
+from sharedmask.workers import pool
 
 # --- values --------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from images import SHAPE, same_bits, truth
 from small_runs import LARGE_MASKS, owned, refused
 
 from sharedmask import SharedImage, extract
-from sharedmask.compute import pool
 from sharedmask.errors import (
     ClosedImageError,
     DamagedImageError,
@@ -19,6 +18,7 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
+from sharedmask.workers import pool
 
 
 @pytest.mark.parametrize("parameters", [{}, {"n_jobs": 2}, {"n_jobs": 2, "prefer": "processes"}], ids=str)

@@ -11,8 +11,8 @@ import pytest
 from children import in_fork, python
 
 from sharedmask import Coordinator, FrameDataset, MemoryMonitor, SharedImage
-from sharedmask.compute.pool import run_processes
 from sharedmask.system.process import Event, Lock, Semaphore, cached_property
+from sharedmask.workers.pool import run_processes
 
 LOCKS = (
     *(type(threading.Lock()), type(threading.RLock())),
@@ -104,7 +104,7 @@ def test_a_child_can_import_what_a_thread_of_ours_is_importing(tmp_path):
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.5)\nready = True\n")
     script = """
     import os, signal, sys, threading, time
-    from sharedmask.compute import pool
+    from sharedmask.workers import pool
     sys.path.insert(0, sys.argv[1])
     def look():
         import slow
@@ -132,7 +132,7 @@ import faulthandler, os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 import numpy as np
 from sharedmask import extract
-from sharedmask.compute.pool import run_processes, run_threads
+from sharedmask.workers.pool import run_processes, run_threads
 from sharedmask.errors import WorkerError
 
 path, masks = sys.argv[1], list(np.load(sys.argv[2]))

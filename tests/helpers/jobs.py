@@ -1,6 +1,6 @@
 """Functions in worker processes."""
 
-from sharedmask.compute.pool import run_processes
+from sharedmask.workers.pool import run_processes
 
 
 def in_worker(function, *arguments):

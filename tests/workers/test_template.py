@@ -11,8 +11,8 @@ import time
 import pytest
 from children import python
 
-from sharedmask.compute import pool
-from sharedmask.compute.pool import run_processes
+from sharedmask.workers import pool
+from sharedmask.workers.pool import run_processes
 
 
 def test_workers_import_little():

@@ -29,14 +29,14 @@ from multiprocessing import connection, spawn, util
 from pathlib import Path
 from typing import NoReturn
 
-from sharedmask.compute.surroundings import ONE_THREAD
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
 from sharedmask.system.limits import explained
 from sharedmask.system.process import Lock
+from sharedmask.workers.surroundings import ONE_THREAD
 
 _HOME = str(Path(__file__).parents[2])
-_COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.compute.template import serve; serve()"
+_COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.workers.template import serve; serve()"
 _NUMBER = struct.Struct("=i")
 _END_SECONDS = 5  # a process that was told to end
 
@@ -213,7 +213,7 @@ def serve() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     number, preload, *_ = sys.argv[1:]
     caller = socket.socket(fileno=int(number))
-    from sharedmask.compute import worker
+    from sharedmask.workers import worker
 
     settings.know_variables(os.environ)  # the caller tells of those that are no settings
     for name in preload.split(","):

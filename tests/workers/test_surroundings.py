@@ -8,10 +8,10 @@ import warnings
 
 import numpy as np
 import pytest
-from workers import in_worker
+from jobs import in_worker
 
-from sharedmask.compute import pool
-from sharedmask.compute.surroundings import Surroundings
+from sharedmask.workers import pool
+from sharedmask.workers.surroundings import Surroundings
 
 
 @pytest.fixture

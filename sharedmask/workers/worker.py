@@ -25,11 +25,11 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from sharedmask.compute import streams
-from sharedmask.compute.failure import Failure, dumps
-from sharedmask.compute.surroundings import Surroundings
 from sharedmask.errors import WorkerError
 from sharedmask.storage.segment import Shared, attach
+from sharedmask.workers import streams
+from sharedmask.workers.failure import Failure, dumps
+from sharedmask.workers.surroundings import Surroundings
 
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]

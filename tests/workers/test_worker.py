@@ -11,14 +11,14 @@ import psutil
 import pytest
 from children import gone, kill_group, running
 
-from sharedmask.compute import pool
-from sharedmask.compute.pool import run_processes
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
+from sharedmask.workers import pool
+from sharedmask.workers.pool import run_processes
 
 PARENT = """
     import os, sys, time
-    from sharedmask.compute import pool
+    from sharedmask.workers import pool
 
     def wait(seconds, spin):
         end = time.monotonic() + seconds

@@ -1,118 +1,18 @@
-"""What a worker has in common with its caller at the moment of a call.
+"""The user's modules, which a worker must run as its caller does.
 
-Covers: the folder, the environment, where modules are found, locale, file mode, filters of warnings, NumPy's
-errors; taken in the caller, taken over by the worker; which of the user's modules are other ones than before,
-or other ones than a worker would import. Does not cover: when workers are told, or replaced (``pool``).
-
-What a process has once and for all stays the template's: one thread for BLAS, descriptors, signals, limits.
+Covers: which are other ones than before, so that workers that have imported them are too old; which are other
+ones than a worker would import, so that what they hold travels by value. Does not cover: when workers are
+replaced (``pool``).
 """
 
 import contextlib
-import importlib
-import locale
-import multiprocessing
 import os
-import re
 import site
 import sys
 import sysconfig
-import time
-import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-
-import numpy as np
-
-from sharedmask.compute.failure import dumps_by_value
-from sharedmask.system.process import cached_property
-
-# One thread per worker: n_jobs says how many cores to use, and every BLAS thread has its buffers.
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB")}
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """A caller's; equal as long as nothing of it changes."""
-
-    folder: str
-    environment: dict[str, str]
-    path: list[str]
-    arguments: list[str]
-    locale: str
-    umask: int | None
-    filters: list[Any]
-    """Of warnings."""
-    float_errors: dict[str, str]
-    recursion_limit: int
-    authkey: bytes
-    """With which proxies of the caller's managers are used."""
-
-    @cached_property
-    def packed(self) -> bytes:
-        """As they travel."""
-        return dumps_by_value(self)
-
-    @classmethod
-    def here(cls) -> "Surroundings":
-        """Those of this thread now."""
-        return cls(
-            _folder(),
-            dict(os.environ),
-            [entry for entry in sys.path if isinstance(entry, str)],
-            list(sys.argv),
-            locale.setlocale(locale.LC_ALL),
-            _umask(),
-            list(warnings.filters),
-            dict(np.geterr()),  # type: ignore[arg-type]
-            sys.getrecursionlimit(),
-            bytes(multiprocessing.current_process().authkey),
-        )
-
-    def enter(self) -> None:
-        """Make them this process's own."""
-        os.chdir(self.folder)
-        _set_environment(self.environment | ONE_THREAD)
-        sys.path[:] = self.path
-        sys.argv[:] = self.arguments
-        importlib.invalidate_caches()
-        with contextlib.suppress(locale.Error):  # a name that is known to the caller alone
-            locale.setlocale(locale.LC_ALL, self.locale)
-        if self.umask is not None:
-            os.umask(self.umask)
-        warnings.resetwarnings()
-        warnings.filters.extend(self.filters)  # type: ignore[attr-defined]
-        np.seterr(**self.float_errors)  # type: ignore[arg-type]
-        sys.setrecursionlimit(self.recursion_limit)
-        multiprocessing.current_process().authkey = self.authkey
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        # It was deleted, and is still where this process is: files are not to be found elsewhere.
-        return f"/proc/{os.getpid()}/cwd"
-
-
-def _umask() -> int | None:
-    """Read without a moment in which it is another one; None where the kernel does not tell."""
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
-        if found := re.search(rb"^Umask:\s*(\d+)", file.read(), re.MULTILINE):
-            return int(found[1], 8)
-    return None
-
-
-def _set_environment(wanted: dict[str, str]) -> None:
-    for name in set(os.environ) - set(wanted):
-        del os.environ[name]
-    for name, value in wanted.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-    time.tzset()
-
-
-# --- the user's modules --------------------------------------------------------------------------
 
 # Of these all processes have the same.
 _INSTALLED = tuple(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sharedmask import FrameDataset, SharedImage, batch_process
-from sharedmask.compute import pool
-from sharedmask.compute.streams import Streams
 from sharedmask.errors import ParameterError
+from sharedmask.workers import pool
+from sharedmask.workers.streams import Streams
 
 N_ITEMS = 6
 JOBS = [1, 2, 3]

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from workers import in_worker
+from jobs import in_worker
 
 
 @pytest.fixture

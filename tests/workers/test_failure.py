@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from sharedmask import errors
-from sharedmask.compute.pool import run_processes, run_threads
 from sharedmask.errors import WorkerError
+from sharedmask.workers.pool import run_processes, run_threads
 
 RUNNERS = [run_processes, run_threads]
 

@@ -17,13 +17,14 @@ from functools import partial
 from multiprocessing import connection, current_process
 from typing import Any
 
-from sharedmask.compute.failure import dumps_by_value
-from sharedmask.compute.streams import Name, Root, Streams
-from sharedmask.compute.surroundings import Modules, Surroundings
-from sharedmask.compute.template import CannotStartError, Child, Template, ended
-from sharedmask.compute.worker import Answer, Item, Kernel, Said, resolved
 from sharedmask.errors import WorkerError
 from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
+from sharedmask.workers.failure import dumps_by_value
+from sharedmask.workers.modules import Modules
+from sharedmask.workers.streams import Name, Root, Streams
+from sharedmask.workers.surroundings import Surroundings
+from sharedmask.workers.template import CannotStartError, Child, Template, ended
+from sharedmask.workers.worker import Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)
 

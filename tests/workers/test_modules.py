@@ -6,9 +6,9 @@ import textwrap
 import types
 
 import pytest
-from workers import in_worker
+from jobs import in_worker
 
-from sharedmask.compute import pool
+from sharedmask.workers import pool
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from sharedmask.compute import pool
-from sharedmask.compute.pool import run_processes, run_threads
 from sharedmask.errors import ParameterError, WorkerError
 from sharedmask.system.process import effective_n_jobs
+from sharedmask.workers import pool
+from sharedmask.workers.pool import run_processes, run_threads
 
 RUNNERS = [run_processes, run_threads]
 

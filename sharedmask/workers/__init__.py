@@ -1,0 +1,9 @@
+"""Processes that work for the caller, and see what it sees.
+
+Covers: where they come from, what they have in common with their caller, random numbers, errors.
+Does not cover: what is computed (``compute``).
+
+From the bottom up::
+
+    failure  streams  surroundings  modules  worker  template  pool
+"""
