@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import time
 import warnings
 from io import BytesIO
@@ -19,6 +20,10 @@ from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import executors, figures
 from sharedmask.system import process
 from sharedmask.workers import pool
+
+# Hundreds of children import what is imported here: they find it compiled, whatever the caller's shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 pytest.register_assert_rewrite("contracts")
 pytest_plugins = ["small_runs", "study_runs"]
