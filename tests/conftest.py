@@ -10,6 +10,7 @@ import warnings
 from io import BytesIO
 from pathlib import Path
 
+import command
 import numpy as np
 import psutil
 import pytest
@@ -76,6 +77,7 @@ def real_data():
 @pytest.fixture(scope="session", autouse=True)
 def _helpers_that_stay(tmp_path_factory):
     """Start what lives as long as the process (resource tracker, templates), outside of any test."""
+    command.start()
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
@@ -86,6 +88,8 @@ def _helpers_that_stay(tmp_path_factory):
     import nilearn.maskers  # noqa: F401
 
     gc.freeze()  # what these imports made is not looked through after each test
+    yield
+    command.stop()
 
 
 def _keep_fonts():

@@ -17,6 +17,8 @@ from sharedmask.errors import SharedMaskWarning
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def app(*args):
     """Exit code of the BIDS app."""

@@ -1,9 +1,11 @@
 """``sharedmask demo``."""
 
 import nibabel as nib
+import pytest
 from command import sharedmask
 
 
+@pytest.mark.long
 def test_demo_compares_and_finds_the_same_numbers(study):
     done = sharedmask("demo", "--volumes", "10", "-j", "2")
     assert done.returncode == 0, done.stderr

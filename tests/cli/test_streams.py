@@ -48,7 +48,9 @@ def command(line, study):
     return [sys.executable, "-c", main, *(toy if option == "TOY" else option for option in options)]
 
 
-@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)], ids=["error", "all"])
+@pytest.mark.parametrize(
+    "closed", [(2,), pytest.param((0, 1, 2), marks=pytest.mark.long)], ids=["error", "all"]
+)
 @pytest.mark.parametrize("line", VERBS.values(), ids=VERBS.keys())
 def test_closed_streams_end_no_verb(line, closed, study):
     arguments = command(line, study)

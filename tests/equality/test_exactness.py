@@ -386,6 +386,17 @@ def write(tmp_path_factory):
     return once
 
 
+def some_always(paths, *always):
+    """Parameters: these paths in each run of the tests, all of them in the long one."""
+    return pytest.mark.parametrize(
+        "path",
+        [
+            pytest.param(path, id=name, marks=[] if name in always else pytest.mark.long)
+            for name, path in paths.items()
+        ],
+    )
+
+
 def assert_exact(path, written):
     as_stored = path(written.image, written.masks, dtype=None)
     assert list(as_stored) == list(written.masks)
@@ -396,7 +407,7 @@ def assert_exact(path, written):
         same_bits(as_nilearn[key], expected)
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+@some_always(PATHS, "processes", "disk", "extract")
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_signals(encoding, path, write):
     assert_exact(path, write(encoding))
@@ -542,7 +553,7 @@ REDUCING_PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", REDUCING_PATHS.values(), ids=REDUCING_PATHS.keys())
+@some_always(REDUCING_PATHS, "processes", "extract")
 @pytest.mark.parametrize("name", ["int16", "float32", "scaled", "not finite", "130 volumes"])
 def test_reductions_have_the_same_bits_by_every_path(name, path, write):
     written = write(BY_NAME[name])
@@ -647,7 +658,7 @@ def doubles_to_clean(tmp_path_factory):
     return run_to_clean(tmp_path_factory.mktemp("clean"), "float64")
 
 
-@pytest.mark.parametrize("path", CLEANING_PATHS.values(), ids=CLEANING_PATHS.keys())
+@some_always(CLEANING_PATHS, "processes", "extract")
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_cleaned_signals(cleaning, path, to_clean):
     got = path(to_clean.path, to_clean.masks, **CLEANINGS[cleaning])
@@ -836,6 +847,7 @@ def test_real_parcels(parcels, strategy, n_regions, real_run, real_data):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 def test_real_eigenvariates(real_run, real_masks, real_signals):
     masks = {key: mask for key, mask in real_masks.items() if key != "brain"}

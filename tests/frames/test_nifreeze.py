@@ -16,29 +16,44 @@ N = 12
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.normal(size=(N, 3))
 GRADIENTS = np.c_[DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1, keepdims=True), np.full(N, 1000.0)]
-READ = """
+READER = """
 import sys
 import numpy as np
 from nifreeze.data.base import BaseDataset
 from nifreeze.data.dmri import DWI
 from nifreeze.data.pet import PET
-kind, path, back, seen = sys.argv[1:]
-dataset = {"base": BaseDataset, "dwi": DWI, "pet": PET}[kind].from_filename(path)
-last = dataset[len(dataset) - 1]
-fields = {"affine": dataset.affine, "last": last[0], "dataobj": dataset.dataobj}
-for name in ("brainmask", "motion_affines", "gradients", "bzero", "midframe", "total_duration"):
-    if getattr(dataset, name, None) is not None:
-        fields[name] = getattr(dataset, name)
-np.savez(seen, **fields)
-dataset.to_filename(back)
+for line in sys.stdin:
+    kind, path, back, seen = line.rstrip("\\n").split("\\t")
+    dataset = {"base": BaseDataset, "dwi": DWI, "pet": PET}[kind].from_filename(path)
+    last = dataset[len(dataset) - 1]
+    fields = {"affine": dataset.affine, "last": last[0], "dataobj": dataset.dataobj}
+    for name in ("brainmask", "motion_affines", "gradients", "bzero", "midframe", "total_duration"):
+        if getattr(dataset, name, None) is not None:
+            fields[name] = getattr(dataset, name)
+    np.savez(seen, **fields)
+    dataset.to_filename(back)
+    print("done", flush=True)
 """
 
 
-def through_nifreeze(tmp_path, kind, path):
+@pytest.fixture(scope="module")
+def nifreeze():
+    """nifreeze's interpreter, which takes a second to start, reading one file after the other."""
+    reader = subprocess.Popen(
+        [PYTHON, "-c", READER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    with reader:
+        yield reader
+
+
+def through_nifreeze(reader, tmp_path, kind, path):
     back, seen = tmp_path / "back.h5", tmp_path / "seen.npz"
-    command = [PYTHON, "-c", READ, kind, str(path), str(back), str(seen)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
-    assert done.returncode == 0, done.stderr
+    print(kind, path, back, seen, sep="\t", file=reader.stdin, flush=True)
+    assert reader.stdout.readline() == "done\n"  # what went wrong is in the standard error
     return back, dict(np.load(seen))
 
 
@@ -57,12 +72,12 @@ def through_nifreeze(tmp_path, kind, path):
         ),
     ],
 )
-def test_what_each_writes_the_other_reads(tmp_path, kind, options, dtype, compression):
+def test_what_each_writes_the_other_reads(nifreeze, tmp_path, kind, options, dtype, compression):
     data = (bold() % 200).astype(dtype)
     with FrameDataset(niimg(data), **options) as ds:
         path = ds.to_filename(tmp_path / "ours.h5", *compression)
         affine, brain = ds.affine, ds.brainmask
-    back, seen = through_nifreeze(tmp_path, kind, path)
+    back, seen = through_nifreeze(nifreeze, tmp_path, kind, path)
     given = {**options.get("per_frame", {}), **options.get("overall", {})}
     same_bits(seen.pop("dataobj"), data)
     same_bits(seen.pop("last"), data[..., -1])

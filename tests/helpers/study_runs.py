@@ -3,6 +3,7 @@
 import pytest
 from datasets import atlas, preprocessed
 
+from sharedmask.study import figures
 from sharedmask.study.atlases import find_atlas
 
 
@@ -19,3 +20,10 @@ def toy(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Pages are written with blanks for pictures: drawing takes most of the time of a small study."""
+    for name in ("outlines", "carpet", "coverage", "timeline"):
+        monkeypatch.setattr(figures, name, lambda *_: "data:image/png;base64,")

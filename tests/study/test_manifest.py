@@ -19,6 +19,8 @@ from sharedmask.study.dataset import analyse, draw_manifests
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @pytest.fixture
 def toy(tmp_path):
