@@ -102,7 +102,9 @@ def test_lesions_of_any_name_are_mapped_listed_and_resumed(study, locale, name):
 
 @in_every_locale
 @of_every_name
-@pytest.mark.parametrize("form", ["tsv", "npz", "h5"])
+@pytest.mark.parametrize(
+    "form", ["tsv", *(pytest.param(form, marks=pytest.mark.long) for form in ("npz", "h5"))]
+)
 def test_masks_of_any_name_are_named_in_the_outputs(study, locale, name, form):
     mask = os.fsencode(study) + b"/" + name + b".nii.gz"
     save(study / "mask.nii.gz", random_masks(1)[0].astype("u1"))

@@ -12,18 +12,23 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 
 _PRELOAD = ("h5py", "nilearn.maskers", "nilearn.signal", "pandas", "sharedmask.study.cohort")
 _lock = threading.Lock()
 _started = None
 
 
-def sharedmask(*args, env=None, cwd=None, timeout=200):
-    """The finished program: its output, errors and exit code; ``env`` is added to ours."""
+def sharedmask(*args, env=None, cwd=None, strict=True, timeout=200):
+    """The finished program: its output, errors and exit code; ``env`` is added to ours.
+
+    ``strict``: its warnings are errors.
+    """
     asked = {
         "args": [os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args],
         "env": {**os.environ, **(env or {})},
         "cwd": os.fspath(cwd or os.getcwd()),
+        "strict": strict,
     }
     with _lock, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         status = _run(json.dumps(asked).encode(), out, err, timeout)
@@ -101,11 +106,13 @@ def _become(fds):
     with open(fds[3], "rb") as request:
         request.seek(0)
         asked = json.load(request)
-    sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     sys.path[0] = asked["cwd"]
+    if not asked["strict"]:
+        sys.warnoptions.clear()
+        warnings.resetwarnings()
     sys.argv[:] = ["sharedmask", *asked["args"]]
 
 
@@ -113,7 +120,6 @@ if __name__ == "__main__":
     import importlib
     import pkgutil
     import runpy
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

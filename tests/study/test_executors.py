@@ -103,6 +103,7 @@ def test_a_killed_worker_costs_nothing(study, tmp_path):
     assert int(peak) < 800 * 2**20
 
 
+@pytest.mark.long
 @sizes
 def test_a_scheduler_that_ends_costs_only_what_was_not_done(study, tmp_path):
     """A new cluster and the same call do what is left, and nothing twice."""
