@@ -134,11 +134,11 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
     """Of a region of usual size."""
     index = np.sort(rng.choice(_N_ROWS, 1000, replace=False))
     conversion = _conversion(rows.dtype, np.dtype(np.float64))
-    out = np.empty((1, rows.shape[1]))
+    out, whole = np.empty((1, rows.shape[1])), np.array([0, len(index)])
     for strategy in reduction.STRATEGIES:
 
         def reduce(strategy: str = strategy) -> None:
-            reduction.reduce_region(rows, True, out, conversion, strategy, index, 0)
+            reduction.reduce_regions(rows, True, out, conversion, strategy, index, whole, 0)
 
         yield _Kernel(f"reduce, {strategy}", reduce, rows[: len(index)])
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from sharedmask.cli.base import commands
 from sharedmask.errors import SharedMaskError
+from sharedmask.records import dataclass
 from sharedmask.sources.source import Source, open_source
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import click
 import numpy as np
 
 from sharedmask.cli.base import commands
 from sharedmask.errors import SharedMaskError
+from sharedmask.records import dataclass
 from sharedmask.storage import memory, registry
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.system.budget import MemoryBudget

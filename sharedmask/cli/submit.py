@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 from sharedmask.cli import extract
 from sharedmask.cli.base import check_form, commands, regions_maker, strategy_of
 from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.records import dataclass
 from sharedmask.system.files import atomic_write
 
 

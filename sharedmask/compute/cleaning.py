@@ -3,11 +3,10 @@
 Covers: the parameters by nilearn's names, and applying them. Does not cover: checking them (``request``).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
 # --- cleaning and functions of the user ----------------------------------------------------------

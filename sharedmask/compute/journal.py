@@ -11,12 +11,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.system import files
 from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import read_json

@@ -5,7 +5,8 @@ Does not cover: where rows live (``segment``), who runs a kernel (``pool``), whi
 region (``regions``). No files and no processes here; nilearn is imported only to clean.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,30 @@ from numpy.typing import NDArray
 
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.sources.values import Conversion, convert, pieces
+from sharedmask.system.process import Lock
 from sharedmask.typing import Array
-from sharedmask.workers.failure import Failure
+
+_lock = Lock()
+_limits: list[Any] = []  # of BLAS, the same for everyone who works under it
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Products on one thread, in all of this process, until the last caller has left.
+
+    Workers are the parallelism, and products of one thread do not depend on their number.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with _lock:
+        _limits.append(_limits[0] if _limits else threadpool_limits(1, user_api="blas"))
+    try:
+        yield
+    finally:
+        with _lock:
+            limits = _limits.pop()
+            if not _limits:
+                limits.restore_original_limits()
 
 
 def gather(
@@ -44,11 +67,13 @@ def clean(
     conversion: Conversion,
     cleaning: Cleaning,
     index: NDArray[np.intp],
-    start: int,
+    to: NDArray[np.intp],
+    which: NDArray[np.intp],
 ) -> None:
-    """``out[start + i]`` = the cleaned series of voxel ``index[i]``."""
-    cleaned = cleaning.apply(signals_of(rows, finite, conversion, index))
-    out[start : start + len(index)] = cleaned.T
+    """``out[to[i]]`` = the cleaned series of voxel ``index[which[i]]``."""
+    cleaned = np.ascontiguousarray(cleaning.apply(signals_of(rows, finite, conversion, index)).T)
+    for piece in pieces(len(to), cleaned[0].nbytes):
+        out[to[piece]] = cleaned[which[piece]]
 
 
 def apply(
@@ -66,6 +91,8 @@ def apply(
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Any:
     """What the user's function makes of ``item``, or the :class:`Failure` that it ends with."""
+    from sharedmask.workers.failure import Failure
+
     try:
         return function(item)
     except Exception as error:

@@ -11,22 +11,23 @@ Every figure is an upper estimate of the peak above what is held already::
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources import loader
 from sharedmask.sources.source import Facts, Source
-from sharedmask.sources.values import PIECE_BYTES, VOLUMES_BYTES
+from sharedmask.sources.values import PIECE_BYTES, REGION_BYTES, VOLUMES_BYTES
 from sharedmask.storage import rows
 from sharedmask.storage.rows import Series
 from sharedmask.system import process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
-from sharedmask.workers import pool
 
 _BLOCK_BYTES = 8 * 2**20
 _CLEAN_COLUMNS = 512
+_CLEANING_THREADS = 4  # that clean at a time, and are faster than processes with their outputs
 _FEWER = "extract fewer masks at a time"
 
 # Measured: a worker forked from an interpreter with numpy, that interpreter with the resource
@@ -37,6 +38,7 @@ _TEMPLATE_BYTES = 20 * 2**20
 _CLEANING_IMPORT_BYTES = 200 * 2**20
 _CLEANING_COPIES = 6
 _PIECE_COPIES = 6
+_REGION_COPIES = 4
 _INDEX_COPIES = 4
 
 
@@ -125,19 +127,23 @@ def of_rows(facts: Facts, request: Request, budget: MemoryBudget) -> Plan:
 def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
     """Whether worker processes do the work, or threads of the caller.
 
-    Copying rows is bound by memory, and numpy leaves the interpreter to other threads; processes
-    pay where work is heavy on the interpreter.
+    Copying rows is bound by memory, and numpy leaves the interpreter to other threads; so do the blocks that
+    are cleaned, up to some at a time. Processes pay where work is heavy on the interpreter.
 
     Raises
     ------
     ParameterError
         Processes are asked for where nothing may be shared with them.
     """
+    from sharedmask.workers import pool
+
     if not budget.settings.shared_memory:
         if request.prefer == "processes":
             raise ParameterError("prefer='processes' has nothing to read from: shared_memory is off")
         return False
-    worthwhile = request.is_heavy and request.n_jobs > 1 and pool.can_start_processes()
+    cleans = request.function is None
+    many = min(request.n_jobs, process.n_cpus()) > _CLEANING_THREADS if cleans else request.n_jobs > 1
+    worthwhile = request.is_heavy and many and pool.can_start_processes()
     return request.prefer == "processes" or (request.prefer is None and worthwhile)
 
 
@@ -167,9 +173,8 @@ def _work(facts: Facts, request: Request, in_processes: bool, budget: MemoryBudg
 def _of_cleaning(
     facts: Facts, request: Request, fixed: int, in_processes: bool, budget: MemoryBudget
 ) -> _Work:
-    n_union, n_voxels = len(request.regions.union), len(request.regions.indices)
-    kept_bytes = _kept(facts, request) * request.conversion(facts).result.itemsize
-    fixed += (n_union < n_voxels) * n_union * kept_bytes + _cleaning_import(request, in_processes)
+    n_union = len(request.regions.union)
+    fixed += _cleaning_import(request, in_processes)
     per_row = _CLEANING_COPIES * facts.n_timepoints * 8
     return _Work(
         fixed, 0, per_row, min(_CLEAN_COLUMNS, n_union), n_union, hint=_fewer(request, fixed, budget)
@@ -179,7 +184,7 @@ def _of_cleaning(
 def _of_reduction(facts: Facts, request: Request) -> _Work:
     sizes, n_timepoints = request.regions.sizes, facts.n_timepoints
     largest = max(1, int(sizes.max()))
-    base = _PIECE_COPIES * _piece(largest, n_timepoints * 8)
+    base = _REGION_COPIES * _piece(len(request.regions.indices), n_timepoints * 8, REGION_BYTES)
     if request.strategy == "median":
         base += _PIECE_COPIES * max(largest * 8, min(VOLUMES_BYTES, largest * n_timepoints * 8))
     if request.strategy == "pc1":
@@ -224,8 +229,8 @@ def _gathering(facts: Facts, n_rows: int) -> int:
     return int(_piece(n_rows, facts.n_timepoints * stored) * (1 + scaled))
 
 
-def _piece(n_rows: int, row_bytes: int) -> int:
-    return min(max(PIECE_BYTES, row_bytes), n_rows * row_bytes)
+def _piece(n_rows: int, row_bytes: int, most: int = PIECE_BYTES) -> int:
+    return min(max(most, row_bytes), n_rows * row_bytes)
 
 
 def _fewer(request: Request, results: int, budget: MemoryBudget) -> str:

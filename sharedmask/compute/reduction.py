@@ -5,32 +5,46 @@ Does not cover: which voxels make a region, who runs a reduction (``signals``, `
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
-from sharedmask.sources.values import PIECE_BYTES, VOLUMES_BYTES, Conversion, convert, pieces
+from sharedmask.records import dataclass
+from sharedmask.sources.values import PIECE_BYTES, REGION_BYTES, VOLUMES_BYTES, Conversion, convert, pieces
 from sharedmask.typing import Array
 
 # --- one value per region and volume -------------------------------------------------------------
 
 
-def reduce_region(
+def reduce_regions(
     rows: Array,
     finite: bool,
     out: Array,
     conversion: Conversion,
     strategy: str,
     index: NDArray[np.intp],
-    column: int,
+    offsets: NDArray[np.intp],
+    first: int,
 ) -> None:
-    """``out[column]`` = one value per volume over the rows of one region."""
-    source = _Rows(rows, index, conversion)
+    """``out[first + i]`` = one value per volume over the rows ``index[offsets[i]:offsets[i + 1]]``."""
+    exact = finite and not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
+    keeps = exact and strategy in _SUMS
+    nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
+    n_timepoints, omits = rows.shape[1], conversion.nan_policy == "omit"
+    most = min(len(index), max(1, nbytes // (n_timepoints * 8)))
+    # Buffers that stay in a core's cache: threads that allocate wait for each other.
+    taken, scratch = np.empty((most, n_timepoints), rows.dtype), np.empty((most, n_timepoints))
     with np.errstate(invalid="ignore"):
-        out[column] = STRATEGIES[strategy](source)
+        for start, stop in groups(offsets, most):
+            edges, to = offsets[start : stop + 1], slice(first + start, first + stop)
+            region = _Rows(rows, index[edges[0] : edges[-1]], conversion, exact, keeps, taken, scratch)
+            if region.n_voxels > most:
+                out[to] = STRATEGIES[strategy](region)
+                continue
+            out[to] = _reduced(next(iter(region)), edges - edges[0], strategy, omits)
 
 
 def reduce_volumes(
@@ -46,7 +60,7 @@ def reduce_volumes(
     conversion : Conversion
         How stored values become true ones, in float64.
     strategy : str
-        One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_region`, to the bit.
+        One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_regions`, to the bit.
     offsets : (n_regions + 1,) array of int
         Region ``i`` is ``offsets[i]:offsets[i + 1]``.
 
@@ -64,24 +78,42 @@ def reduce_volumes(
     >>> out
     array([[1.5, 6. ]])
     """
-    finite, reduction = True, STRATEGIES[strategy]
-    omits = conversion.nan_policy == "omit"
+    sizes = np.diff(offsets)
+    if strategy in _SUMS and not conversion.is_scaled and (whole := _whole(volumes.dtype, int(sizes.max()))):
+        for volume, values in zip(volumes, out, strict=True):
+            totals = np.add.reduceat(volume, offsets[:-1], dtype=whole)
+            values[...] = totals / sizes if strategy == "mean" else totals
+        return True
+    finite, omits = True, conversion.nan_policy == "omit"
     with np.errstate(invalid="ignore"):
-        for first, last in _groups(offsets, len(volumes)):
-            start, stop = offsets[first], offsets[last]
-            for span in pieces(len(volumes), (stop - start) * 8, VOLUMES_BYTES):
-                stored = volumes[span, start:stop].T
+        for first, last in groups(offsets, PIECE_BYTES // (8 * len(volumes))):
+            edges = offsets[first : last + 1]
+            for span in pieces(len(volumes), (edges[-1] - edges[0]) * 8, VOLUMES_BYTES):
+                stored = volumes[span, edges[0] : edges[-1]].T
                 values = np.empty(stored.shape)
                 finite = convert(stored, values, conversion) and finite
-                for column in range(first, last):
-                    own = values[offsets[column] - start : offsets[column + 1] - start]
-                    out[span, column] = reduction(_Values(own, omits))
+                out[span, first:last] = _reduced(values, edges - edges[0], strategy, omits).T
     return finite
 
 
-def _groups(offsets: NDArray[np.intp], n_volumes: int) -> Iterator[tuple[int, int]]:
-    """Regions one after the other whose values go through a core's cache together; at least one."""
-    most = PIECE_BYTES // (8 * n_volumes)
+def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] | None:
+    """Integers that hold the sum of so many values, if float64 would too: then the order does not show."""
+    if stored.kind not in "iu" or stored.itemsize > 4 or largest > 2**21:
+        return None
+    return np.int32 if stored.itemsize <= 2 and largest < 2**15 else np.int64
+
+
+def _reduced(values: Array, edges: NDArray[np.intp], strategy: str, omits: bool) -> Array:
+    """(n_regions, n_volumes) of the rows of each region, which lie one after the other."""
+    parts = [values[start:stop] for start, stop in pairwise(edges.tolist())]
+    if strategy not in _SUMS or omits:
+        return np.array([STRATEGIES[strategy](_Values(part, omits)) for part in parts])
+    totals = np.array([_added(part) for part in parts]) + 0.0
+    return np.asarray(totals / np.diff(edges)[:, None] if strategy == "mean" else totals)
+
+
+def groups(offsets: NDArray[np.intp], most: int) -> Iterator[tuple[int, int]]:
+    """The first and the last of regions that follow each other and have so many voxels; at least one each."""
     first, n_regions = 0, len(offsets) - 1
     while first < n_regions:
         fitting = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
@@ -91,14 +123,19 @@ def _groups(offsets: NDArray[np.intp], n_volumes: int) -> Iterator[tuple[int, in
 
 
 class _Region(Protocol):
-    """The series of one region's voxels, as float64."""
+    """The series of one region's voxels."""
 
     def __iter__(self) -> Iterator[Array]:
-        """Rows, piece by piece."""
+        """Rows, piece by piece, as float64, or as stored for sums; until the next is asked for."""
         ...
 
     def volumes(self) -> Iterator[tuple[slice, Array]]:
-        """All rows of some volumes at a time, and which volumes those are."""
+        """All rows of some volumes at a time, as float64, and which volumes those are."""
+        ...
+
+    @property
+    def scratch(self) -> Array:
+        """Room for a piece as float64, which may be the piece's own."""
         ...
 
     @property
@@ -116,18 +153,30 @@ class _Rows:
     rows: Array
     index: NDArray[np.intp]
     conversion: Conversion
+    exact: bool
+    """Whether stored values are the true ones, and float64 holds them."""
+    keeps: bool
+    """Whether pieces are then as they are stored."""
+    taken: Array
+    scratch: Array
 
     def __iter__(self) -> Iterator[Array]:
-        for piece in pieces(self.n_voxels, self.n_timepoints * 8):
-            yield self._converted(self.rows[self.index[piece]])
+        step = len(self.taken)
+        for start in range(0, self.n_voxels, step):
+            index = self.index[start : start + step]
+            stored = np.take(self.rows, index, axis=0, out=self.taken[: len(index)], mode="clip")
+            yield stored if self.keeps else self._converted(stored, self.scratch[: len(index)])
 
     def volumes(self) -> Iterator[tuple[slice, Array]]:
         for span in pieces(self.n_timepoints, self.n_voxels * 8, VOLUMES_BYTES):
-            yield span, self._converted(self.rows[self.index, span])
+            stored = self.rows[self.index, span]
+            yield span, self._converted(stored, np.empty(stored.shape))
 
-    def _converted(self, stored: Array) -> Array:
-        values = np.empty(stored.shape)
-        convert(stored, values, self.conversion)
+    def _converted(self, stored: Array, values: Array) -> Array:
+        if self.exact:
+            np.copyto(values, stored)
+        else:
+            convert(stored, values, self.conversion)
         return values
 
     @property
@@ -157,6 +206,10 @@ class _Values:
         yield slice(None), self.values
 
     @property
+    def scratch(self) -> Array:
+        return self.values
+
+    @property
     def n_voxels(self) -> int:
         return len(self.values)
 
@@ -179,8 +232,8 @@ def _accumulate(parts: Iterator[Array]) -> Array:
 
 def _added(rows: Array) -> Array:
     if rows.shape[1] == 1:  # numpy would add a single column pairwise
-        return np.asarray(np.add.accumulate(rows, axis=0)[-1])
-    return np.asarray(np.add.reduce(rows, axis=0))
+        return np.asarray(np.add.accumulate(rows, axis=0, dtype=np.float64)[-1])
+    return np.asarray(np.add.reduce(rows, axis=0, dtype=np.float64))
 
 
 def _sum(source: _Region) -> Array:
@@ -201,10 +254,14 @@ def _mean(source: _Region) -> Array:
 
 def _variance(source: _Region) -> Array:
     mean = _mean(source)
-    squares = ((v - mean) ** 2 for v in source)
+    squares = (_squares(v, mean, source.scratch[: len(v)]) for v in source)
     if source.omits:
         squares = (np.nan_to_num(s, nan=0.0) for s in squares)
     return np.asarray(_accumulate(squares) / _count(source))
+
+
+def _squares(values: Array, mean: Array, out: Array) -> Array:
+    return np.square(np.subtract(values, mean, out=out), out=out)
 
 
 def _standard_deviation(source: _Region) -> Array:
@@ -225,17 +282,21 @@ def _extreme(ufunc: np.ufunc, omitting: np.ufunc) -> Callable[[_Region], Array]:
 
 
 def _median(source: _Region) -> Array:
-    middle = _nanmedian if source.omits else np.median
+    middle = _nanmedian if source.omits else _middle
     result = np.empty(source.n_timepoints)
     for span, values in source.volumes():
-        result[span] = middle(values, axis=0)
+        result[span] = middle(np.ascontiguousarray(values.T))
     return result
 
 
-def _nanmedian(values: Array, axis: int) -> Array:
-    empty = np.isnan(values).all(axis=axis)
-    filled = np.where(empty, 0.0, values)  # numpy warns of columns without any value
-    return np.where(empty, np.nan, np.nanmedian(filled, axis=axis))
+def _middle(values: Array) -> Array:
+    return np.asarray(np.median(values, axis=1, overwrite_input=True))
+
+
+def _nanmedian(values: Array) -> Array:
+    empty = np.asarray(np.isnan(values).all(axis=1))
+    filled = np.where(empty[:, None], 0.0, values)  # numpy warns of volumes without any value
+    return np.where(empty, np.nan, np.nanmedian(filled, axis=1))
 
 
 def _pc1(source: _Region) -> Array:
@@ -246,7 +307,7 @@ def _pc1(source: _Region) -> Array:
     """
     if source.omits:
         raise ParameterError("strategy='pc1' needs every value: nan_policy='omit' does not apply")
-    centred = (values - values.mean(axis=1, keepdims=True) for values in source)
+    centred = (_centred(values) for values in source)
     n_voxels = source.n_voxels
     if n_voxels <= source.n_timepoints:
         rows = np.concatenate(list(centred))
@@ -269,6 +330,10 @@ def _pc1(source: _Region) -> Array:
     return np.asarray(sign * unit * np.sqrt(max(power[-1], 0.0) / n_voxels))
 
 
+def _centred(values: Array) -> Array:
+    return np.asarray(values - values.mean(axis=1, keepdims=True))
+
+
 STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "mean": _mean,
     "median": _median,
@@ -279,5 +344,6 @@ STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "standard_deviation": _standard_deviation,
     "pc1": _pc1,
 }
+_SUMS = frozenset({"sum", "mean"})
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
 """Strategies whose value of a volume needs no other volume."""

@@ -7,7 +7,7 @@ repetition time), jobs. Does not cover: which voxels a mask has (``regions``), w
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -18,6 +18,7 @@ from sharedmask.compute.confounds import confounds_table, kept_volumes
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.reduction import BY_VOLUME, STRATEGIES
 from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion, NanPolicy
@@ -124,6 +125,11 @@ class Request:
     def is_heavy(self) -> bool:
         """Whether the work keeps the interpreter busy."""
         return self.function is not None or (self.strategy is None and self.cleaning.needed)
+
+    @property
+    def has_products(self) -> bool:
+        """Whether the work of ours is BLAS's, which then takes no threads of its own."""
+        return self.strategy == "pc1" or (self.function is None and self.is_heavy)
 
     def conversion(self, facts: Facts) -> Conversion:
         """For the signals of voxels: nilearn's dtypes, unless told otherwise.

@@ -10,13 +10,13 @@ what is asked                    of rows                 of volumes that pass by
 signals                          gathered                one pass into the result
 cleaned signals, a function,     blocks of rows          rows of the regions' voxels
 pc1                                                      first, then as on the left
-other statistics                 region by region        one pass, volume by volume
+other statistics                 groups of regions       one pass, volume by volume
 ===============================  ======================  ==========================
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,13 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
-from sharedmask.workers import pool
-from sharedmask.workers.streams import Streams
-from sharedmask.workers.worker import Item, Kernel
+
+if TYPE_CHECKING:
+    from sharedmask.workers.streams import Streams
+    from sharedmask.workers.worker import Item, Kernel
 
 _CLEANING_MODULES = ("nilearn.signal",)
+_GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work
 
 
 class Signals(NamedTuple):
@@ -144,17 +146,20 @@ def _blocks(index: NDArray[np.intp], rows_per_block: int) -> list[tuple[NDArray[
 
 def _run(
     request: Request,
-    kernel: Kernel,
-    arguments: Item,
+    kernel: "Kernel",
+    arguments: "Item",
     items: Any,
     on_done: Any,
-    streams: Streams | None = None,
+    streams: "Streams | None" = None,
 ) -> Any:
     """Where the arguments can go: shared ones to processes, arrays to threads."""
+    from sharedmask.workers import pool
+
     if any(isinstance(argument, Shared) for argument in arguments):
         preload = _CLEANING_MODULES if request.cleaning.needed else ()
         return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload, streams)
-    return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done, streams)
+    with kernels.one_blas_thread() if request.has_products else contextlib.nullcontext():
+        return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done, streams)
 
 
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:
@@ -209,27 +214,31 @@ def _finished_regions(
 
 def _cleaned(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]:
     """Each voxel is cleaned once, however many masks contain it."""
-    union, inverse = np.unique(positions, return_inverse=True)
-    disjoint = len(union) == len(positions)
-    cleaned = _cleaned_rows(held, plan, positions if disjoint else union)
-    spread = cleaned if disjoint else cleaned[inverse]
-    return notify(_split(spread, plan.request.regions, held.facts), plan.request)
-
-
-def _cleaned_rows(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> Array:
-    """(n_positions, n_timepoints) cleaned rows."""
     request, shared = plan.request, _for_workers(held, plan)
     cleaning, conversion = request.cleaning, request.conversion(held.facts)
     kept = held.array.shape[1] if cleaning.sample_mask is None else len(cleaning.sample_mask)
-    items = _blocks(positions, plan.rows)
+    items = _spread(positions, plan.rows)
     with (
         _output((len(positions), kept), conversion.result, shared) as (array, out),
         counted(request.progress, len(items), "block") as tell,
     ):
         arguments = (shared or held.array, held.finite, out, conversion, cleaning)
         _run(request, kernels.clean, arguments, items, tell)
-    cleaned: Array = request.cast_result(array)
-    return cleaned
+    return notify(_split(request.cast_result(array), request.regions, held.facts), request)
+
+
+def _spread(positions: NDArray[np.intp], rows_per_block: int) -> list["Item"]:
+    """Blocks of distinct rows, where each goes, and which of the block that is."""
+    union, inverse = np.unique(positions, return_inverse=True)
+    if len(union) == len(positions):
+        union, inverse = positions, np.arange(len(positions))
+    order = np.argsort(inverse, kind="stable")
+    ends = np.searchsorted(inverse[order], np.arange(len(union) + 1))
+    items = []
+    for index, start in _blocks(union, rows_per_block):
+        to = order[ends[start] : ends[start + len(index)]]
+        items.append((index, to, inverse[to] - start))
+    return items
 
 
 # --- one value per region and volume -------------------------------------------------------------
@@ -237,15 +246,28 @@ def _cleaned_rows(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> Array:
 
 def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> Array:
     request, shared = plan.request, _for_workers(held, plan)
-    conversion = request.reduction(held.facts)
-    items = [(positions[a:b], column) for column, (a, b) in enumerate(_spans(request.regions))]
+    conversion, regions = request.reduction(held.facts), request.regions
+    row_bytes = held.array.shape[1] * held.array.itemsize
+    items = list(_grouped(positions, regions.offsets, _GROUP_BYTES // row_bytes))
     with (
-        _output((len(items), held.array.shape[1]), conversion.result, shared) as (array, out),
-        counted(request.progress, len(items), "region") as tell,
+        _output((len(regions), held.array.shape[1]), conversion.result, shared) as (array, out),
+        counted(request.progress, len(regions), "region") as tell,
     ):
+
+        def on_done(number: int, _: object) -> None:
+            for _ in items[number][1][1:]:
+                tell()
+
         arguments = (shared or held.array, held.finite, out, conversion, request.strategy)
-        _run(request, reduction.reduce_region, arguments, items, tell)
+        _run(request, reduction.reduce_regions, arguments, items, on_done)
     return _table(array.T, held.facts, request)
+
+
+def _grouped(positions: NDArray[np.intp], offsets: NDArray[np.intp], most: int) -> Iterator["Item"]:
+    """Regions that follow each other, with so many voxels that a worker is rarely in the interpreter."""
+    for first, last in reduction.groups(offsets, most):
+        own = offsets[first : last + 1]
+        yield positions[own[0] : own[-1]], own - own[0], first
 
 
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:
@@ -274,6 +296,8 @@ def _table(signals: Array, facts: Facts, request: Request) -> Array:
 
 
 def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
+    from sharedmask.workers.streams import Streams
+
     request, shared = plan.request, _for_workers(held, plan)
     items = [(positions[a:b],) for a, b in _spans(request.regions)]
     with counted(request.progress, len(items), "mask") as tell:

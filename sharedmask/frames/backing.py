@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.layout import FileLayout, Order
 from sharedmask.sources.source import Source
 from sharedmask.storage import container, mapped_file, memory

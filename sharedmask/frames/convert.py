@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.frames import nfdh5, nifti
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames
+from sharedmask.records import dataclass
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import mapped_file
 from sharedmask.system.files import atomic_write

@@ -5,13 +5,14 @@ cover: the frames (``store``), files (``nfdh5``).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
 _RESERVED = ("dataobj", "affine", "brainmask", "motion_affines", "datahdr")

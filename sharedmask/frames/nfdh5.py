@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ import numpy as np
 
 from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.frames.metadata import Metadata
+from sharedmask.records import dataclass
 from sharedmask.sources import hdf5
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.nifti import HEADER_TIME, pack_header, unpack_header

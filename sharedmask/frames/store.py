@@ -14,7 +14,7 @@ them (``sequence``).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sharedmask.errors import AttachError, ClosedImageError, ParameterError
 from sharedmask.frames import kernels
 from sharedmask.frames.backing import Backing, open_backing
 from sharedmask.frames.metadata import Metadata
+from sharedmask.records import dataclass
 from sharedmask.sources.nifti import pack_header, unpack_header
 from sharedmask.sources.source import Facts, Source
 from sharedmask.storage import mapped_file, memory, segment

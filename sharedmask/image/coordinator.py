@@ -17,13 +17,14 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 from weakref import WeakSet
 
 from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, SharedMaskError
 from sharedmask.image import protocol
 from sharedmask.image.image import SharedImage
+from sharedmask.records import dataclass
 from sharedmask.sources.source import open_source
 from sharedmask.storage.registry import Claim, directory, socket_address
 from sharedmask.system import limits, process

@@ -7,7 +7,7 @@ work itself (``signals``).
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Unpack
 
@@ -18,6 +18,7 @@ from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.image.results import Cache, Lookup, get_or_compute
+from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions

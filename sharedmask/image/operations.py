@@ -68,8 +68,8 @@ class Operations:
         n_jobs : int, optional
             Workers, by joblib's convention (-1: every CPU).
         prefer : {"threads", "processes"}, optional
-            By default rows are copied by threads, which memory limits and not the interpreter,
-            and cleaned by processes.
+            By default rows are copied, reduced and cleaned by threads, which memory limits and not the
+            interpreter; from five CPUs on processes clean.
         dtype : "auto", None or dtype
             ``"auto"``: as nilearn's NiftiMasker (floats keep theirs, integers become float32,
             scaled ones float64). None: as nibabel gives the values, untouched.

@@ -17,7 +17,7 @@ import struct
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -32,6 +32,7 @@ from sharedmask.compute.progress import progress_to
 from sharedmask.compute.request import Request
 from sharedmask.compute.signals import notify
 from sharedmask.errors import AttachError, ParameterError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.sources.source import Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder

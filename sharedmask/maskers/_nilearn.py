@@ -16,7 +16,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ from sharedmask.compute.signals import by_volume, run
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.spheres import spheres
 from sharedmask.sources import loader, transform

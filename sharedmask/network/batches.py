@@ -7,7 +7,7 @@ what is made of a lesion (``mapper``, or the caller's function), files (``output
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 from sharedmask.compute import kernels
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.errors import CallbackError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
 from sharedmask.workers import pool

@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sharedmask.errors import ConnectomeError, MissingFileError, SourceChangedError
 from sharedmask.network import correlation
 from sharedmask.network.subject import Subject, subjects_in
+from sharedmask.records import dataclass
 from sharedmask.sources import hdf5, loader
 from sharedmask.sources.grid import Grid
 from sharedmask.storage import container, segment

@@ -10,12 +10,13 @@ lesions of a batch, and once for all batches if the connectome is one block.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.compute import kernels
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import (
     ConnectomeError,
@@ -28,6 +29,7 @@ from sharedmask.network import correlation
 from sharedmask.network.batches import Advance, batch_process
 from sharedmask.network.connectome import Block, Connectome, SharedBlock, share_block
 from sharedmask.network.stat_maps import KEYS, NetworkMaps, Statistics
+from sharedmask.records import dataclass
 from sharedmask.regions.masks import matching
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid
@@ -278,12 +280,9 @@ class MappingSession:
             return error
 
     def _mapped(self, lesions: dict[str, _Lesion], advance: Advance) -> dict[str, NetworkMaps]:
-        from threadpoolctl import threadpool_limits
-
         seeds = [lesion.seed for lesion in lesions.values()]
         passes = 1
-        # Workers are the parallelism, and products of one thread do not depend on their number.
-        with threadpool_limits(1, user_api="blas"):
+        with kernels.one_blas_thread():
             if self._mapper.method == "pini":
                 passes = 2
                 seeds = self._kept_seeds(seeds, lambda share: advance(share / 2))

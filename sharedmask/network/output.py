@@ -18,7 +18,7 @@ done again as a whole, so that its products have the same shape and its maps the
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -30,6 +30,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.network import batches
 from sharedmask.network.mapper import FunctionalNetworkMapper
 from sharedmask.network.stat_maps import KEYS, NetworkMaps
+from sharedmask.records import dataclass
 from sharedmask.regions.masks import named_masks
 from sharedmask.regions.naming import members
 from sharedmask.system.files import atomic_write, file_name, readable, write_json

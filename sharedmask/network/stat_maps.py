@@ -6,7 +6,7 @@ not cover: how z comes about (``mapper``), the statistics' arithmetic (``correla
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.network import correlation
+from sharedmask.records import dataclass
 from sharedmask.sources.grid import Grid
 from sharedmask.typing import Array
 

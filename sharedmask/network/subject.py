@@ -11,7 +11,6 @@ subjects that share chunks together.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sharedmask.errors import ConnectomeError, DamagedImageError
+from sharedmask.records import dataclass
 from sharedmask.sources import hdf5
 from sharedmask.system.process import Lock
 from sharedmask.typing import Array

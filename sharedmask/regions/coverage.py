@@ -6,13 +6,14 @@ Does not cover: what regions are and the columns of their tables (``regions``), 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import EmptyMaskError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.sources.grid import Grid
 from sharedmask.typing import Array

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError
+from sharedmask.records import dataclass
 from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
     Container,

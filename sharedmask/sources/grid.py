@@ -8,7 +8,6 @@ images (``source``). A voxel's number is its on-disk position, x fastest: ``x + 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import GridMismatchError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
 Numbers = NDArray[np.intp]

@@ -17,7 +17,6 @@ import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from io import BufferedRandom, FileIO
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from isal import igzip_lib, isal_zlib
 
 from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError, SharedMaskError
+from sharedmask.records import dataclass
 from sharedmask.sources.codecs import Codec, MemberStream, Stream
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array

@@ -4,10 +4,11 @@ Covers: the place, the order of voxels, whether values are aligned. Does not cov
 (``source``, ``nfdh5``), mapping it (``mapped_file``).
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+
+from sharedmask.records import dataclass
 
 Order = Literal["C", "F"]
 

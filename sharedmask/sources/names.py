@@ -6,11 +6,11 @@ Covers: entities and their order, which values are the same, labels. Does not co
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 
 # The order of BIDS 1.11; "stat" is of no standard yet, and stands where XCP-D writes it.
 _ORDER = (

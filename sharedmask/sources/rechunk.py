@@ -17,7 +17,6 @@ written once more. If all rows fit in memory there is one band, and no copy.
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import DamagedImageError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.sources import loader
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source

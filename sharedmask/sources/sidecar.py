@@ -15,11 +15,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
+from sharedmask.records import dataclass
 from sharedmask.sources.codecs import without_codec
 from sharedmask.sources.names import Name, same
 from sharedmask.system import inputs

@@ -14,7 +14,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
+from sharedmask.records import dataclass
 from sharedmask.sources import nifti
 from sharedmask.sources.codecs import Stream, codec_of, most_bytes, open_raw, open_stream
 from sharedmask.sources.grid import Grid

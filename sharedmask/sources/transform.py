@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import partial
 from hashlib import blake2b
 from numbers import Real
@@ -28,6 +28,7 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.errors import GridMismatchError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source, VolumeReader

@@ -5,12 +5,12 @@ Does not cover: reading values (``codecs``, ``loader``), what is made of them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
 NanPolicy = Literal["zero", "propagate", "raise", "omit"]
@@ -18,6 +18,9 @@ NanPolicy = Literal["zero", "propagate", "raise", "omit"]
 # Work goes through pieces that stay in a core's cache: whatever follows the gather then costs
 # arithmetic only, not another trip to memory.
 PIECE_BYTES = 256 * 1024
+# Several arrays of a region at a time are in there together, and the larger they are the less threads wait
+# for each other in the interpreter.
+REGION_BYTES = 2 * 2**20
 # What needs all rows of a volume at once, picked out of every row, goes through few, larger pieces.
 VOLUMES_BYTES = 4 * 2**20
 
@@ -68,10 +71,12 @@ def convert(stored: Array, out: Array, conversion: Conversion) -> bool:
         Whether all true values are finite.
     """
     values = scale(stored, conversion)
-    finite = values.dtype.kind != "f" or all_finite(values)
-    if conversion.nan_policy != "propagate" and not finite:
-        values = _without_nonfinite(values, conversion)
     np.copyto(out, values, casting="unsafe")
+    # Values that lie apart are looked at where they lie together now.
+    apart = not values.flags.forc and np.can_cast(values.dtype, out.dtype)
+    finite = values.dtype.kind != "f" or all_finite(out if apart else values)
+    if conversion.nan_policy != "propagate" and not finite:
+        np.copyto(out, _without_nonfinite(values, conversion), casting="unsafe")
     return finite
 
 

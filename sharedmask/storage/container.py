@@ -17,13 +17,14 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.storage.views import DTYPE
 from sharedmask.system import files
 from sharedmask.typing import Array

@@ -14,7 +14,6 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.storage import container
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.kept import KeptFolder

@@ -19,11 +19,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.storage import container
 from sharedmask.system import files
 from sharedmask.system.files import is_free, is_named, locked, opened_locked, opened_ours, private_directory

@@ -11,13 +11,14 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
 from sharedmask.errors import AttachError, SourceChangedError
+from sharedmask.records import dataclass
 from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import files, process

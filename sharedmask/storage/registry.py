@@ -17,11 +17,12 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import AttachError, LockError, ParameterError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.storage import memory
 from sharedmask.storage.container import Geometry, projected
 from sharedmask.storage.segment import (

@@ -12,7 +12,7 @@ the file: handles, records and what happens at a death are the same for all stor
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sharedmask.errors import (
     ParameterError,
     SourceChangedError,
 )
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk, values
 from sharedmask.sources.layout import FileLayout

@@ -16,13 +16,14 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.records import dataclass
 from sharedmask.storage import memory
 from sharedmask.storage.container import (
     Geometry,

@@ -5,10 +5,11 @@ cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid

@@ -7,10 +7,10 @@ Does not cover: what a label image holds (``regions``), reading tables (``lut``)
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from sharedmask.errors import GridMismatchError, NoInputError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
 from sharedmask.sources.sidecar import fetched, read_json
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of

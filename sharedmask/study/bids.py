@@ -10,11 +10,11 @@ one that the data set gives it, wherever links lead.
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system.files import dangling

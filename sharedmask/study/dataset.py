@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Source, open_source
 from sharedmask.study import report

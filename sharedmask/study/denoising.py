@@ -4,7 +4,7 @@ Covers: loading them, what is wrong with a table, which volumes are kept. Does n
 (``bids``), regressing it out (``cleaning``).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import MissingFileError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.names import Name
 from sharedmask.study.bids import Run
 

@@ -8,7 +8,6 @@ Region time series are in no BIDS standard yet; names and sidecars follow what X
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.errors import DatasetError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
 from sharedmask.regions.regions import RegionRow
 from sharedmask.sources.names import camel

@@ -7,10 +7,10 @@ cover: which image is next (``cohort``), workers themselves (``pool``).
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.system import process
 from sharedmask.workers import pool
 

@@ -6,12 +6,13 @@ Does not cover: finding files (``bids``, ``atlases``), reading voxels (``extract
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from sharedmask.compute.request import check_length
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Source, open_source

@@ -8,13 +8,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.errors import ParameterError
 from sharedmask.image.extraction import Extraction, regions_of
+from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid

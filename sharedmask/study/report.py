@@ -6,7 +6,7 @@ the results (``extraction``, ``cohort``), where pages are put (``dataset``).
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.sources.source import Facts
 from sharedmask.study import figures

@@ -5,9 +5,10 @@ operation. Does not cover: the single limits (``limits``), what operations take 
 bytes go (``segment``).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from sharedmask.errors import MemoryLimitError
+from sharedmask.records import dataclass
 from sharedmask.system import limits, settings
 from sharedmask.system.limits import Limit
 from sharedmask.system.settings import Settings

@@ -5,12 +5,13 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import file_digest
 from io import FileIO
 from typing import Self
 
 from sharedmask.errors import MissingFileError
+from sharedmask.records import dataclass
 from sharedmask.system import settings
 
 _EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint

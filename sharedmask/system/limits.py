@@ -11,9 +11,10 @@ import os
 import re
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sharedmask.records import dataclass
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MIB = 2**20

@@ -15,10 +15,10 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sharedmask.errors import MemoryLimitError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.system import settings, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write

@@ -15,15 +15,15 @@ where module systems and other versions have variables of their own.
 
 import contextlib
 import os
-import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.system import inputs, limits
 from sharedmask.system.process import Lock
 from sharedmask.system.units import parse_bytes
@@ -246,6 +246,8 @@ def _config_file(given: str | os.PathLike[str] | None, environ: Mapping[str, str
 
 def _from_file(path: str) -> dict[str, tuple[Any, str]]:
     try:
+        import tomllib
+
         values = tomllib.loads(inputs.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ParameterError(f"the configuration file {path} cannot be read: {error}") from error

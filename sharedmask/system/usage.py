@@ -17,9 +17,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from sharedmask.records import dataclass
 from sharedmask.system.files import DISK_FOLDER
 
 _SHARE = re.compile(rb"^(Pss|Pss_Anon|Pss_Shmem): +(\d+) kB", re.MULTILINE)

@@ -6,10 +6,10 @@ traceback as text. Does not cover: deaths of workers (``pool``).
 
 import pickle
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 from sharedmask.errors import WorkerError
+from sharedmask.records import dataclass
 
 
 def dumps(thing: object) -> bytes:

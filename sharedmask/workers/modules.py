@@ -10,9 +10,10 @@ import os
 import site
 import sys
 import sysconfig
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from sharedmask.records import dataclass
 
 # Of these all processes have the same.
 _INSTALLED = tuple(

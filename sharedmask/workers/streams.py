@@ -15,13 +15,13 @@ import io
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 
 Name = str | int
 """Of a global generator, or the number of one that the function holds."""

@@ -16,11 +16,11 @@ import re
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sharedmask.records import dataclass
 from sharedmask.system.process import cached_property
 from sharedmask.workers.failure import dumps_by_value
 

@@ -21,11 +21,12 @@ import select
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from sharedmask.errors import WorkerError
+from sharedmask.records import dataclass
 from sharedmask.storage.segment import Shared, attach
 from sharedmask.workers import streams
 from sharedmask.workers.failure import Failure, dumps

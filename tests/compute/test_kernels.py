@@ -67,15 +67,18 @@ def test_clean_writes_where_it_is_told():
     rows = random_rows(n_timepoints=40, dtype="f4")
     out = np.full((9, 40), -1, "f4")
     cleaning = Cleaning(detrend=True, standardize="zscore_sample")
-    kernels.clean(rows, True, out, conversion("f4"), cleaning, INDEX, 2)
-    np.testing.assert_array_equal(out[2:7], cleaning.apply(rows[INDEX].T).T)
-    np.testing.assert_array_equal(out[[0, 1, 7, 8]], -1)
+    to, which = np.array([8, 2, 3, 5, 4, 6]), np.array([0, 0, 1, 2, 3, 4])
+    kernels.clean(rows, True, out, conversion("f4"), cleaning, INDEX, to, which)
+    np.testing.assert_array_equal(out[to], cleaning.apply(rows[INDEX].T).T[which])
+    np.testing.assert_array_equal(out[[0, 1, 7]], -1)
 
 
 def test_clean_keeps_the_sampled_volumes():
     rows, kept = random_rows(dtype="f4"), np.array([0, 4, 5])
     out = np.empty((5, 3), "f4")
-    kernels.clean(rows, True, out, conversion("f4"), Cleaning(sample_mask=kept), INDEX, 0)
+    kernels.clean(
+        rows, True, out, conversion("f4"), Cleaning(sample_mask=kept), INDEX, np.arange(5), np.arange(5)
+    )
     np.testing.assert_array_equal(out, rows[INDEX][:, kept])
 
 

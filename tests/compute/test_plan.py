@@ -41,10 +41,10 @@ def _eight_cpus(monkeypatch):
 
 
 def test_blocks_of_cleaning_shrink_before_workers_go():
-    usual = planned(detrend=True, n_jobs=4)
+    usual = planned(detrend=True, n_jobs=4, prefer="processes")
     each = usual.rows * 6 * 500 * 8
     with settings.using(max_memory_per_process=10 * MIB + each // 2):
-        bounded = planned(detrend=True, n_jobs=4)
+        bounded = planned(detrend=True, n_jobs=4, prefer="processes")
     assert bounded.rows == usual.rows // 2
     assert bounded.request.n_jobs == 4
     assert bounded.needed < usual.needed
@@ -152,9 +152,12 @@ def test_every_operation_is_projected(call, monkeypatch):
 # ---- where workers are
 
 
-def test_without_shared_memory_workers_are_threads():
+def test_without_shared_memory_workers_are_threads(monkeypatch):
+    monkeypatch.setattr(process, "n_cpus", lambda: 16)
     with settings.using(shared_memory=False):
         assert not plan.runs_in_processes(request(n_jobs=4, detrend=True), plenty())
         with pytest.raises(ParameterError, match="shared_memory is off"):
             plan.runs_in_processes(request(n_jobs=4, prefer="processes"), plenty())
-    assert plan.runs_in_processes(request(n_jobs=4, detrend=True), plenty())
+    assert plan.runs_in_processes(request(n_jobs=8, detrend=True), plenty())
+    assert not plan.runs_in_processes(request(n_jobs=4, detrend=True), plenty())
+    assert plan.runs_in_processes(request(n_jobs=2, function=len), plenty())

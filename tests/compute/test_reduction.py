@@ -1,6 +1,5 @@
 """One value per region, against numpy and scipy."""
 
-import itertools
 import warnings
 
 import numpy as np
@@ -25,9 +24,10 @@ BY_NUMPY = {
 }
 
 
-def reduced(strategy, rows, index, how):
+def reduced(strategy, rows, index, how, finite=False):
     out = np.full((3, rows.shape[1]), -1.0)
-    reduction.reduce_region(rows, False, out, how, strategy, index, 1)
+    offsets = np.array([0, len(index)])
+    reduction.reduce_regions(rows, finite, out, how, strategy, index, offsets, 1)
     np.testing.assert_array_equal(out[[0, 2]], -1)
     return out[1]
 
@@ -59,6 +59,18 @@ def test_reductions_of_one_voxel(strategy):
     rows = random_rows(dtype="f8")
     expected = BY_NUMPY[strategy][0](rows[[7]], axis=0)
     np.testing.assert_array_equal(reduced(strategy, rows, np.array([7]), conversion("f8", "f8")), expected)
+
+
+@pytest.mark.parametrize("strategy", BY_NUMPY)
+@pytest.mark.parametrize("stored", ["i2", "i8", "f4", "f8", ">f4", "f2"])
+@pytest.mark.parametrize("n_timepoints", [1, 2, 3, 9, 700])
+def test_rows_that_are_finite_give_the_bits_of_others(strategy, n_timepoints, stored):
+    rows = random_rows(3000, n_timepoints, dtype=stored)
+    index, how = np.random.default_rng(2).permutation(3000)[:2000], conversion(stored, "f8")
+    expected = reduced(strategy, rows, index, how, finite=False)
+    np.testing.assert_array_equal(reduced(strategy, rows, index, how, finite=True), expected)
+    in_float64 = reduced(strategy, rows.astype("f8"), index, conversion("f8", "f8"))
+    np.testing.assert_array_equal(expected, in_float64)
 
 
 @pytest.mark.parametrize("strategy", BY_NUMPY)
@@ -103,19 +115,34 @@ def test_sums_have_the_bits_of_scipy(strategy):
     st.sampled_from([1, 2, 3, 16, 70]),
     st.sampled_from(sorted(reduction.BY_VOLUME)),
     st.sampled_from(["zero", "propagate", "omit"]),
+    st.sampled_from(["f4", "i2", "u1", "u2", "i4", "u4", "i8"]),
+    st.sampled_from([1.0, 0.3]),
 )
-@settings(max_examples=60, deadline=None)
-def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, policy):
+@settings(max_examples=100, deadline=None)
+def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, policy, stored, slope):
     rows = random_rows(sum(sizes), n_volumes, "f4")
-    rows[np.random.default_rng(5).random(rows.shape) < 0.01] = np.nan
-    how = conversion("f4", "f8", nan_policy=policy)
+    if stored == "f4":
+        rows[np.random.default_rng(5).random(rows.shape) < 0.01] = np.nan
+    else:
+        rows = np.clip(rows * 1e30, np.iinfo(stored).min / 2, np.iinfo(stored).max / 2).astype(stored)
+    how = conversion(stored, "f8", slope, nan_policy=policy)
     offsets = np.cumsum([0, *sizes])
     expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
-    for column, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        reduction.reduce_region(rows, False, expected, how, strategy, np.arange(start, stop), column)
+    reduction.reduce_regions(rows, False, expected, how, strategy, np.arange(len(rows)), offsets, 0)
     finite = reduction.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets)
     assert finite == bool(np.isfinite(rows).all())
     np.testing.assert_array_equal(got, expected.T)
+
+
+@pytest.mark.parametrize("stored", ["u1", "i2", "u2", "i4", "u4"])
+@pytest.mark.parametrize("size", [2**15 - 1, 2**15, 2**16])
+def test_the_largest_sums_of_integers_fit(stored, size):
+    limits = np.iinfo(stored)
+    for value in (limits.min, limits.max):
+        got = np.empty((1, 1))
+        volumes = np.full((1, size), value, stored)
+        reduction.reduce_volumes(volumes, got, conversion(stored, "f8"), "sum", np.array([0, size]))
+        assert got[0, 0] == float(int(value) * size)
 
 
 @pytest.mark.parametrize("n_volumes", [1, 2, 3])
