@@ -23,6 +23,7 @@ from benchmarks import data, machine, model, pictures, variants
 from benchmarks.results import write_whole
 from benchmarks.timing import Contender, Times, take_turns
 from sharedmask import Grid, Regions, SharedImage, extract
+from sharedmask.compute.reduction import STRATEGIES
 
 Array = NDArray[Any]
 
@@ -31,7 +32,8 @@ _VOXELS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 _VOLUMES = (75, 150, 300, 600)
 _JOBS = (1, 2, 4, 8, 16, 32)
 _IMAGES = (1, 2, 4, 8)
-_JOBS_PANEL = "jobs, 20 masks"
+_PARTS = ("masks", "voxels", "jobs", "volumes", "images")
+_JOBS_PANEL = "jobs"
 _OVERLAPPING_VOXELS = 100
 _CLEANING = {"detrend": True, "standardize": "zscore_sample"}
 
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="per second, of that node's memory (default: %(default)g)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("scaling"), metavar="FOLDER",
                         help="for scaling.csv, scaling.json and the picture (default: scaling)")  # fmt: skip
+    parser.add_argument("--only", choices=_PARTS, help="what grows")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="put them into benchmarks.md there")
     parser.add_argument("--data", type=Path, default=data.default_folder(), metavar="FOLDER",
                         help="where generated runs are kept (default: %(default)s)")  # fmt: skip
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     n_rounds, step = (1, 2) if arguments.quick else (arguments.repeats, 1)
     facts = machine.facts()
     print(machine.described(facts), flush=True)
-    curves = list(_Scaling(arguments.data, n_rounds, step).curves())
+    curves = list(_Scaling(arguments.data, n_rounds, step).curves(arguments.only))
     modelled = _modelled(arguments, facts)
     text = "\n".join([_slopes(curves), *modelled])
     _write(arguments.output.resolve(), curves, facts, text)
@@ -112,6 +115,8 @@ def _slopes(curves: Sequence[Curve]) -> str:
                 f"| {curve.panel} | {curve.name} | {_ms(curve.first)} | {_ms(curve.last)} | {ratio} |"
             )
     jobs = [curve for curve in curves if curve.panel == _JOBS_PANEL]
+    if not jobs:
+        return "\n".join(lines) + "\n"
     counts = [str(x) for x, _ in jobs[0].points]
     lines += ["", f"| {_JOBS_PANEL} | {' | '.join(counts)} |", f"|---|{'---:|' * len(counts)}"]
     for curve in jobs:
@@ -145,14 +150,16 @@ class _Scaling:
         self._data = variants.load_array(self._dataset.run)
         self._brain = np.argwhere(self._data[..., 0] != 0)
 
-    def curves(self) -> Iterator[Curve]:
+    def curves(self, only: str | None = None) -> Iterator[Curve]:
+        resident = {"masks": self._masks, "voxels": self._voxels, "jobs": self._jobs}
         with SharedImage(self._dataset.run) as image:
             image.load()
-            yield from self._masks(image)
-            yield from self._voxels(image)
-            yield from self._jobs(image)
-        yield from self._volumes()
-        yield from self._images()
+            for part, of_image in resident.items():
+                if only in (None, part):
+                    yield from of_image(image)
+        for part, of_files in {"volumes": self._volumes, "images": self._images}.items():
+            if only in (None, part):
+                yield from of_files()
 
     def _curve(
         self, panel: str, name: str, points: Sequence[int], call: Callable[[int], Any], right: Any = None
@@ -227,10 +234,21 @@ class _Scaling:
         masks = variants.load_masks(self._dataset.masks)
         panel, call = _JOBS_PANEL, partial(image.mask_parallel, masks)
         right = partial(self._all_equal, masks)
-        yield self._curve(panel, "threads", _JOBS, lambda n: call(n_jobs=n), right)
+        yield self._curve(panel, "20 masks", _JOBS, lambda n: call(n_jobs=n), right)
         yield self._curve(panel, "processes", _JOBS, lambda n: call(n_jobs=n, prefer="processes"), right)
-        clean = partial(call, prefer="processes", **_CLEANING)
-        yield self._curve(panel, "cleaned, processes", _JOBS, lambda n: clean(n_jobs=n))
+        clean = partial(call, **_CLEANING)
+        yield self._curve(panel, "cleaned", _JOBS, lambda n: clean(n_jobs=n))
+        processes = partial(clean, prefer="processes")
+        yield self._curve(panel, "cleaned, processes", _JOBS, lambda n: processes(n_jobs=n))
+        atlas = Regions.from_labels(self._dataset.atlas, Grid(image.shape[:3], image.affine))
+        for strategy in STRATEGIES:
+            reduce = partial(image.reduce, atlas, strategy)
+            name = f"{strategy} of {len(atlas)} regions"
+            yield self._curve(panel, name, _JOBS, lambda n, reduce=reduce: reduce(n_jobs=n))
+        mapped = partial(image.map, _deviation, atlas)
+        yield self._curve(panel, f"map over {len(atlas)} regions", _JOBS, lambda n: mapped(n_jobs=n))
+        passing = partial(extract, self._dataset.run, masks, **_CLEANING)
+        yield self._curve(panel, "extract, cleaned", _JOBS, lambda n: passing(n_jobs=n))
 
     def _all_equal(self, masks: Sequence[Array], _: int, found: Sequence[Array]) -> bool:
         return self._equal(masks, len(masks), found)
@@ -254,6 +272,10 @@ class _Scaling:
                 extract(run, masks)
 
         yield self._curve(f"images of {_VOLUMES[0]} volumes", "extract, in turn", _IMAGES, several)
+
+
+def _deviation(signals: Array) -> Array:
+    return np.asarray(signals.std(axis=0))
 
 
 def _load(run: Path) -> None:

@@ -37,10 +37,13 @@ class _Signature:
     """What a class may be called with, for those who ask."""
 
     def __get__(self, _: object, cls: Any) -> inspect.Signature:
-        names, fixed, made = _parameters(cls)
+        names, by_position, fixed, made = _parameters(cls)
         values = dict.fromkeys(names, inspect.Parameter.empty) | fixed | dict.fromkeys(made, ...)
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        return inspect.Signature([inspect.Parameter(name, kind, default=values[name]) for name in names])
+        kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * by_position
+        kinds += [inspect.Parameter.KEYWORD_ONLY] * (len(names) - by_position)
+        return inspect.Signature(
+            [inspect.Parameter(name, kind, default=values[name]) for name, kind in zip(names, kinds, strict=True)]
+        )
 
 
 @functools.cache
@@ -49,8 +52,8 @@ def _compared(cls: Any) -> list[str]:
 
 
 @functools.cache
-def _parameters(cls: Any) -> tuple[list[str], dict[str, Any], dict[str, Callable[[], Any]]]:
-    """What is given by position, values where nothing is given, and what makes such values."""
+def _parameters(cls: Any) -> tuple[list[str], int, dict[str, Any], dict[str, Callable[[], Any]]]:
+    """What may be given, how many by position, values where nothing is given, and what makes such values."""
     found = dataclasses.fields(cls)
     fixed = {field.name: field.default for field in found if field.default is not dataclasses.MISSING}
     made = {
@@ -58,12 +61,14 @@ def _parameters(cls: Any) -> tuple[list[str], dict[str, Any], dict[str, Callable
         for field in found
         if field.default_factory is not dataclasses.MISSING
     }
-    return [field.name for field in found if field.init], fixed, made
+    names = [field.name for field in found if field.init and not field.kw_only]
+    named = [field.name for field in found if field.init and field.kw_only]
+    return names + named, len(names), fixed, made
 
 
 def _init(self: Any, /, *args: Any, **given: Any) -> None:
-    names, fixed, made = _parameters(self.__class__)
-    if len(args) > len(names) or not given.keys() <= set(names[len(args) :]):
+    names, by_position, fixed, made = _parameters(self.__class__)
+    if len(args) > by_position or not given.keys() <= set(names[len(args) :]):
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
     values = {**fixed, **dict(zip(names, args, strict=False)), **given}
     for name in made.keys() - values.keys():

@@ -21,6 +21,7 @@ def made_by(dataclass):
     @dataclass(frozen=True)
     class Place(Point):
         depth: int = 3
+        doubt: str = field(default="", kw_only=True)
         rest: None = field(default=None, init=False)
 
         def __post_init__(self):
@@ -51,6 +52,8 @@ CALLS = [
     Given((1,), {"unknown": 1}),
     Given((1,), {"depth": -1}),
     Given((1,), {"rest": 1}),
+    Given((1,), {"doubt": "why"}),
+    Given((1, "b", [], 3, "why")),
 ]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import pickle
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 OnDone = Callable[[int, Any], None]
 
 _PRELOAD = ("numpy", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
+_MANY = 8  # items for each worker
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 
 
@@ -253,18 +255,22 @@ class _Dispatch:
         self._drawn: set[Name] = set() if streams is None else streams.drawn
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
         self._waiting = iter(range(len(items)))
-        self._busy: dict[Any, tuple[_Worker, int]] = {}
+        self._busy: dict[Any, tuple[_Worker, deque[int]]] = {}
+        # One more lies ready where there are many, so that no worker waits for us.
+        self._ahead = 2 if len(items) > _MANY * len(workers) else 1
         self._answers: list[Any] = [None] * len(items)
         self._said: set[Said] = set()
 
     def run(self) -> list[Any]:
-        for worker in self._workers:
+        for worker in self._workers * self._ahead:
             self._give(worker)
         while self._busy:
             for pipe in self._ready():
-                worker, number = self._busy.pop(pipe)
-                self._take(number, worker.receive())
+                worker, numbers = self._busy[pipe]
+                self._take(numbers.popleft(), worker.receive())
                 self._give(worker)
+                if not numbers:
+                    del self._busy[pipe]
         return self._answers
 
     def _ready(self) -> Iterable[Any]:
@@ -279,7 +285,7 @@ class _Dispatch:
     def _give(self, worker: _Worker) -> None:
         number = next(self._waiting, None)
         if number is not None:
-            self._busy[worker.pipe] = worker, number
+            self._busy.setdefault(worker.pipe, (worker, deque()))[1].append(number)
             worker.send("item", self._items[number], self._numbers[number])
 
     def _take(self, number: int, answer: Answer) -> None:
