@@ -41,8 +41,9 @@ class _Signature:
         values = dict.fromkeys(names, inspect.Parameter.empty) | fixed | dict.fromkeys(made, ...)
         kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * by_position
         kinds += [inspect.Parameter.KEYWORD_ONLY] * (len(names) - by_position)
+        named = zip(names, kinds, strict=True)
         return inspect.Signature(
-            [inspect.Parameter(name, kind, default=values[name]) for name, kind in zip(names, kinds, strict=True)]
+            [inspect.Parameter(name, kind, default=values[name]) for name, kind in named]
         )
 
 
