@@ -39,12 +39,12 @@ class _Signature:
     def __get__(self, _: object, cls: Any) -> inspect.Signature:
         names, by_position, fixed, made = _parameters(cls)
         values = dict.fromkeys(names, inspect.Parameter.empty) | fixed | dict.fromkeys(made, ...)
-        kinds = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * by_position
-        kinds += [inspect.Parameter.KEYWORD_ONLY] * (len(names) - by_position)
-        named = zip(names, kinds, strict=True)
-        return inspect.Signature(
-            [inspect.Parameter(name, kind, default=values[name]) for name, kind in named]
-        )
+        position, name_only = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, position if number < by_position else name_only, default=values[name])
+            for number, name in enumerate(names)
+        ]
+        return inspect.Signature(parameters)
 
 
 @functools.cache
