@@ -15,11 +15,13 @@ from .sources.grid import Grid as Grid
 from .storage.arrays import share as share
 from .storage.arrays import share_output as share_output
 from .study.cohort import extract_many as extract_many
+from .study.denoising import Denoise as Denoise
 from .system.budget import MemoryBudget as MemoryBudget
 from .system.monitor import MemoryMonitor as MemoryMonitor
 
 __all__ = [
     "Coordinator",
+    "Denoise",
     "FrameDataset",
     "FunctionalNetworkMapper",
     "Grid",

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import click
@@ -52,6 +52,10 @@ _INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Yielding(click.Option):
+    """A repeatable option that takes one value a time where arguments of its verb would be missing else."""
+
+
 class Verb(click.Command):
     """A command whose repeatable options take several values, as in ``--mask a.nii b.nii -o out``.
 
@@ -60,9 +64,17 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         self._check_once(args)
-        several = {
-            name for option in self.params if getattr(option, "multiple", False) for name in option.opts
-        }
+        options = [option for option in self.params if getattr(option, "multiple", False)]
+        try:
+            return super().parse_args(ctx, self._spread(args, options))
+        except click.MissingParameter:
+            always = [option for option in options if not isinstance(option, Yielding)]
+            return super().parse_args(ctx, self._spread(args, always))
+
+    @staticmethod
+    def _spread(args: list[str], options: Sequence[click.Parameter]) -> list[str]:
+        """The arguments with the name of each of these options before every value of its."""
+        several = {name for option in options for name in option.opts}
         repeated: list[str] = []
         option = ""
         for arg in args:
@@ -71,7 +83,7 @@ class Verb(click.Command):
             elif option in several and repeated[-1].replace("_", "-") != option:
                 repeated.append(option)
             repeated.append(arg)
-        return super().parse_args(ctx, repeated)
+        return repeated
 
     def _check_once(self, args: list[str]) -> None:
         once = {
@@ -221,14 +233,70 @@ cleaning_options = options(
     t_r_option,
 )
 
+_MODELS = click.Choice(["basic", "power2", "derivatives", "full"])
+_COMPCOR = (
+    "anat_combined",
+    "anat_separated",
+    "temporal",
+    "temporal_anat_combined",
+    "temporal_anat_separated",
+)
+
+denoise_options = options(
+    click.option(
+        "--denoise-strategy",
+        "strategy",
+        cls=Yielding,
+        multiple=True,
+        metavar="NAME...",
+        help="Confounds of fMRIPrep to regress out, by nilearn's names: simple, scrubbing, compcor, "
+        "ica_aroma; or components: high_pass, motion, wm_csf, global_signal, compcor, ica_aroma, scrub.",
+    ),
+    click.option("--motion", metavar=_MODELS, help="Of a strategy with motion."),
+    click.option("--wm-csf", metavar=_MODELS, help="Of a strategy with wm_csf."),
+    click.option("--global-signal", metavar=_MODELS, help="Regress out the global signal too."),
+    click.option("--compcor", metavar="NAME", help="anat_combined, anat_separated, temporal and both."),
+    click.option("--n-compcor", metavar="N|all"),
+    click.option(
+        "--ica-aroma",
+        metavar="full|basic",
+        help="full: of images that it denoised (desc-smoothAROMAnonaggr); basic: regress out its components.",
+    ),
+    click.option("--fd-threshold", type=float, metavar="MM", help="Volumes with more motion go."),
+    click.option("--std-dvars-threshold", type=float, metavar="X", help="Volumes with a larger DVARS go."),
+    click.option("--scrub", type=int, metavar="N", help="Segments shorter than N between them go too."),
+    click.option("--demean/--no-demean", default=True, help="Of confounds."),
+    click.option(
+        "--confounds-columns", "columns", metavar="PATTERNS", help="As 'trans_*,rot_*,white_matter'."
+    ),
+    click.option("--dummy-scans", metavar="N|auto", help="Volumes at the beginning that go."),
+)
+
+
+def denoise_of(options: dict[str, Any]) -> Any:
+    """What ``denoise_options`` ask for, taken out of the options; None if nothing."""
+    names = ("motion", "wm_csf", "global_signal", "compcor", "n_compcor", "ica_aroma", "fd_threshold",
+             "std_dvars_threshold", "scrub", "demean", "columns", "dummy_scans", "strategy")  # fmt: skip
+    given = {name: value for name in names if (value := options.pop(name)) not in (None, ())}
+    if given in ({"demean": True}, {"demean": False}):
+        return None
+    from sharedmask.study.denoising import STRATEGIES, Denoise
+
+    strategy = given.get("strategy", ())
+    if len(strategy) == 1 and strategy[0] in STRATEGIES:
+        given["strategy"] = strategy[0]
+    for name in ("n_compcor", "dummy_scans"):
+        with contextlib.suppress(KeyError, ValueError):
+            given[name] = int(given[name])
+    return Denoise(**given)
+
+
 cache_dir_option = click.option(
     "--cache-dir", metavar="DIR", help="Where results are kept for the next time; default: the setting."
 )
 
 
-def regions_maker(
-    given: Any, atlas: str | None, lut: str | None, target: Any, labels: Any = None
-) -> Callable[[Any], Any]:
+def regions_maker(given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None) -> Callable[[Any], Any]:
     """What makes the regions asked for, on the grid that it is given."""
 
     def regions_on(grid: Any) -> Any:
@@ -241,7 +309,7 @@ def regions_maker(
     return regions_on
 
 
-def check_form(stat: str | None, form: str) -> None:
+def check_form(stat: str | Sequence[str] | None, form: str) -> None:
     """That a file of this ending holds what is asked for.
 
     Raises
@@ -249,13 +317,16 @@ def check_form(stat: str | None, form: str) -> None:
     UsageError
         A statistic is a table, and .npz and .h5 hold the series of all voxels.
     """
-    if stat is not None and form not in ("", ".tsv", ".txt"):
+    if stat and form not in ("", ".tsv", ".txt"):
+        stat = stat if isinstance(stat, str) else " ".join(stat)
         raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
 
 
-def strategy_of(stat: str | None) -> str:
-    """The reduction that ``--stat`` asks for."""
-    return (stat or "mean").replace("-", "_")
+def strategy_of(stat: str | Sequence[str] | None) -> str | tuple[str, ...]:
+    """The reduction that ``--stat`` asks for, or several."""
+    stats = [stat] if isinstance(stat, str) else stat or ["mean"]
+    names = tuple(one.replace("-", "_") for one in stats)
+    return names if len(names) > 1 else names[0]
 
 
 def in_flags(error: Exception) -> str:

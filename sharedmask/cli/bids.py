@@ -19,6 +19,9 @@ from sharedmask._version import __version__
 from sharedmask.cli.base import (
     CONTEXT,
     Verb,
+    Yielding,
+    denoise_of,
+    denoise_options,
     echo_study,
     filter_options,
     run_program,
@@ -49,17 +52,21 @@ def main() -> None:
 @click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
 @click.option("--atlases", multiple=True, metavar="A...", help="Label images, or names in --atlases-dir.")
 @click.option("--atlases-dir", multiple=True, metavar="DIR", help="Folders with ..._atlas-A_dseg.nii.gz.")
-@click.option("--stat", default="mean", show_default=True, metavar="NAME", help="As in sharedmask extract.")
+@click.option(
+    "--stat",
+    cls=Yielding,
+    multiple=True,
+    default=("mean",),
+    show_default="mean",
+    metavar="NAME...",
+    help="As in sharedmask extract; several give a table each.",
+)
 @click.option("--min-coverage", type=float, default=0.5, show_default=True, help="Less: n/a.")
 @click.option("--drop-empty", is_flag=True, help="No columns of n/a for regions below --min-coverage.")
 @click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
 @click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
 @click.option("--no-reports", is_flag=True, help="No HTML page per run.")
-@click.option(
-    "--denoise-strategy",
-    type=click.Choice(["simple", "scrubbing", "compcor", "ica_aroma"]),
-    help="Confounds to regress out, as nilearn chooses them.",
-)
+@denoise_options
 @filter_options
 @t_r_option
 @click.option("--dry-run", is_flag=True, help="Print what would be read and written, and what is wrong.")
@@ -136,7 +143,7 @@ def _participants(
     atlases: list[Any],
     filters: dict[str, Any],
     *,
-    stat: str,
+    stat: Sequence[str],
     min_coverage: float,
     form: str,
     voxels: bool,
@@ -153,6 +160,7 @@ def _participants(
     from sharedmask.study.analysis import Outputs
     from sharedmask.study.dataset import analyse
 
+    options["denoise_strategy"] = denoise_of(options)
     outputs = Outputs(
         statistic=strategy_of(stat),
         min_coverage=min_coverage,

@@ -7,7 +7,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,14 @@ import click
 
 from sharedmask.cli.base import (
     Verb,
+    Yielding,
     cache_dir_option,
     check_form,
     check_output,
     cleaning_options,
     commands,
+    denoise_of,
+    denoise_options,
     echo,
     echo_study,
     regions_maker,
@@ -53,13 +57,24 @@ def _profiled(path: str | None) -> Iterator[None]:
 @click.argument("images", nargs=-1, required=True, metavar="BOLD...")
 @click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks.")
 @click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
-@click.option("--atlas", metavar="A", help="Label image.")
-@click.option("--lut", metavar="TSV", help="Names of the atlas's labels: columns index and name.")
+@click.option(
+    "--atlas", metavar="A...", cls=Yielding, multiple=True, help="Label images; a file for each of several."
+)
+@click.option(
+    "--lut",
+    metavar="TSV...",
+    cls=Yielding,
+    multiple=True,
+    help="Names of the atlas's labels: columns index and name; one for each atlas.",
+)
 @click.option(
     "--stat",
-    metavar="NAME",
+    metavar="NAME...",
+    cls=Yielding,
+    multiple=True,
     help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
-    "standard_deviation or pc1. Without it a .tsv holds means, .npz and .h5 the series of all voxels.",
+    "standard_deviation or pc1; a table for each of several. Without it a .tsv holds means, .npz and .h5 the "
+    "series of all voxels.",
 )
 @click.option("-o", "--output", metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
 @click.option("--out-dir", metavar="DIR", help="One file per BOLD, named like it; complete ones are skipped.")
@@ -84,13 +99,14 @@ def _profiled(path: str | None) -> Iterator[None]:
     "--profile-memory", metavar="FILE", help="Memory over time, for `mprof plot`, and its picture (.png)."
 )
 @cleaning_options
+@denoise_options
 @with_settings
 def extract(
     images: tuple[str, ...],
     mask_list: tuple[str, ...],
     masks: str | None,
-    atlas: str | None,
-    lut: str | None,
+    atlas: tuple[str, ...],
+    lut: tuple[str, ...],
     output: str | None,
     out_dir: str | None,
     cache_dir: str | None,
@@ -103,19 +119,52 @@ def extract(
     given = [what for what in (list(mask_list), masks, atlas) if what]
     if len(given) != 1:
         raise click.UsageError("give one of --mask, --masks and --atlas")
-    if lut and not atlas:
-        raise click.UsageError("--lut names the labels of an --atlas")
+    if lut and len(lut) != len(atlas):
+        raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
         raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
     ending = f".{options['form']}" if out_dir else os.path.splitext(cast(str, output))[1].lower()
     check_form(options["stat"], ending)
     options["memory"] = False if no_cache else cache_dir
-    regions_on = regions_maker(given[0], atlas, lut, options["resampling_target"])
+    options["denoise"] = denoise_of(options)
+    if options["denoise"] and confounds:
+        raise click.UsageError(
+            "--confounds are tables of your own: leave out --denoise-strategy and its like"
+        )
+    table = bool(options["stat"]) or output == "-" or ending == ".tsv"
+    parts = parts_of(given[0], atlas, lut, options["resampling_target"], options["stat"], table)
     with _profiled(profile_memory):
         if out_dir:
-            _extract_many(out_dir, list(images), regions_on, list(confounds), **options)
+            _extract_many(out_dir, list(images), parts, list(confounds), **options)
         else:
-            _extract_one(cast(str, output), images[0], regions_on, list(confounds), **options)
+            _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
+
+
+def parts_of(
+    masks: Any,
+    atlas: Sequence[str],
+    lut: Sequence[str],
+    resampling_target: Any,
+    stat: Sequence[str],
+    table: bool,
+) -> Any:
+    """What is written of each image: tables, or the series of all voxels."""
+    from sharedmask.compute.request import checked_strategy
+    from sharedmask.study.atlases import Atlas, distinct
+    from sharedmask.study.output import Parts
+
+    strategy = checked_strategy(strategy_of(stat)) if table else None
+    if len(atlas) < 2:
+        one, names = next(iter(atlas), None), next(iter(lut), None)
+        return Parts({"": regions_maker(masks, one, names, resampling_target)}, strategy)
+    named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
+    makers = {
+        name: regions_maker(
+            None, str(one.image), None if one.lut is None else str(one.lut), resampling_target
+        )
+        for name, one in named.items()
+    }
+    return Parts(makers, strategy)
 
 
 def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
@@ -126,54 +175,46 @@ def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
     return asked | {"confounds": confounds or None, "progress": sys.stderr.isatty()}
 
 
-def _extract_one(
-    output: str, bold: str, regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
-) -> None:
+def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **options: Any) -> None:
     from sharedmask.image.extraction import Extraction
-    from sharedmask.regions.naming import columns, members
-    from sharedmask.study.tables import series_writer, write_series, write_table
+    from sharedmask.sources.source import open_source
+    from sharedmask.study.tables import series_writer
 
-    stat = options["stat"]
-    as_table = stat is not None or output == "-" or output.endswith(".tsv")
     check_output(output)
-    if not as_table:
+    if output == "-" and parts.count > 1:
+        raise click.UsageError(f"-o - has room for one table, and {parts.count} are asked for")
+    if parts.strategy is None:
         series_writer(output)
+    denoising = options["denoise"] and options["denoise"].of_image(bold)
     asked = Extraction.prepared(
         bold,
-        regions_on,
+        parts.regions_on,
         options["smoothing_fwhm"],
-        strategy=strategy_of(stat) if as_table else None,
-        **_asked(options, confounds),
+        strategy=parts.strategy,
+        **(_asked(options, confounds) | (denoising.cleaning if denoising else {})),
     )
     regions, start = asked.request.regions, time.monotonic()
-    (columns if as_table else members)(regions.names)  # refused before the pass
     signals = asked.run(options["memory_limit"], options["memory"])
-    if as_table:
-        write_table(output, signals, regions.names)
-    else:
-        series = signals.values() if isinstance(signals, dict) else signals
-        write_series(output, dict(zip(regions.names, series, strict=True)))
+    parts.write(output, signals, open_source(bold).grid, denoising)
     took = time.monotonic() - start
     echo(f"{bold}: {len(regions)} regions x {asked.source.n_timepoints} volumes in {took:.1f} s")
 
 
-def _extract_many(
-    folder: str, images: list[str], regions_on: Callable[[Any], Any], confounds: list[str], **options: Any
-) -> None:
+def _extract_many(folder: str, images: list[str], parts: Any, confounds: list[str], **options: Any) -> None:
     from sharedmask.study.executors import on_dask
     from sharedmask.study.output import extract_to
     from sharedmask.system.process import effective_n_jobs
 
     asked, dask = _asked(options, confounds), options["dask"]
     n_jobs = effective_n_jobs(asked.pop("n_jobs"))
-    once = ("overwrite", "shard", "memory", "memory_limit", "smoothing_fwhm", "resampling_target")
+    once = ("overwrite", "shard", "denoise", "memory", "memory_limit", "smoothing_fwhm", "resampling_target")
     with on_dask(dask, n_jobs) if dask else contextlib.nullcontext() as executor:
         study = extract_to(
             folder,
             images,
-            regions_on,
+            parts,
             form=f".{options['form']}",
-            strategy=strategy_of(options["stat"]),
+            strategy=parts.strategy,
             executor=executor,
             n_jobs=None if dask else n_jobs,
             **asked,

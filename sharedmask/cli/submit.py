@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sharedmask.cli import extract
-from sharedmask.cli.base import check_form, commands, regions_maker, strategy_of
+from sharedmask.cli.base import check_form, commands
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.system.files import atomic_write
@@ -58,10 +58,10 @@ def _largest(options: dict[str, Any]) -> int:
     from sharedmask.study.output import largest
 
     given = next(options[name] for name in ("mask_list", "masks", "atlas") if options[name])
-    regions_on = regions_maker(given, options["atlas"], options["lut"], options["resampling_target"])
-    strategy = None if options["form"] != "tsv" else strategy_of(options["stat"])
+    chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
+    parts = extract.parts_of(given, table=options["form"] == "tsv", **chosen)
     asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
-    return largest(options["images"], regions_on, strategy, options["smoothing_fwhm"], **asked)
+    return largest(options["images"], parts, parts.strategy, options["smoothing_fwhm"], **asked)
 
 
 # What a task takes besides its images, measured: Python with numpy and nibabel, and with nilearn.

@@ -65,6 +65,20 @@ def read_confounds(given: Any) -> NDArray[np.float64]:
     return table
 
 
+def named_columns(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """Names and (n_rows, n_columns) numbers of a table, NaN where there is none.
+
+    Raises
+    ------
+    ParameterError
+        If columns have no names, or something is no number.
+    """
+    names, table = _read_file(path, _called(path))
+    if not names:
+        raise ParameterError(f"{path} has no names of columns: its first row holds numbers")
+    return names, table
+
+
 def _called(given: Any) -> str:
     return os.fsdecode(given) if isinstance(given, str | os.PathLike) else "the confounds"
 

@@ -185,9 +185,9 @@ def _of_reduction(facts: Facts, request: Request) -> _Work:
     sizes, n_timepoints = request.regions.sizes, facts.n_timepoints
     largest = max(1, int(sizes.max()))
     base = _REGION_COPIES * _piece(len(request.regions.indices), n_timepoints * 8, REGION_BYTES)
-    if request.strategy == "median":
+    if "median" in request.strategies:
         base += _PIECE_COPIES * max(largest * 8, min(VOLUMES_BYTES, largest * n_timepoints * 8))
-    if request.strategy == "pc1":
+    if "pc1" in request.strategies:
         smaller = min(largest, n_timepoints)
         base += 3 * largest * n_timepoints * 8 * (largest <= n_timepoints) + 4 * smaller**2 * 8
     return _Work(_table_bytes(facts, request), base, 8, largest, len(sizes), divisible=False)
@@ -206,10 +206,10 @@ def _of_function(facts: Facts, request: Request, in_processes: bool) -> _Work:
 
 
 def _table_bytes(facts: Facts, request: Request) -> int:
-    """Of one value per region and volume, and of what cleaning them takes, in this process."""
+    """Of one value per region, volume and strategy, and of what cleaning a table takes, in this process."""
     result = len(request.regions) * facts.n_timepoints * 8
     cleaning = result * _CLEANING_COPIES + _cleaning_import(request, False) if request.cleaning.needed else 0
-    return result * 2 + _INDEX_COPIES * request.regions.indices.nbytes + cleaning
+    return result * 2 * len(request.strategies) + _INDEX_COPIES * request.regions.indices.nbytes + cleaning
 
 
 def _cleaning_import(request: Request, in_processes: bool) -> int:

@@ -6,7 +6,7 @@ repetition time), jobs. Does not cover: which voxels a mask has (``regions``), w
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field
 from typing import Any, Literal, TypedDict
 
@@ -27,6 +27,7 @@ from sharedmask.system.process import effective_n_jobs
 # Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 _ONE_FILTER, _BOTH_FILTERS = 19, 34
 
+Strategy = str | Sequence[str] | None
 Prefer = Literal["threads", "processes"] | None
 OnResult = Callable[[Any, Any], None] | None
 
@@ -57,8 +58,9 @@ class Request:
     dtype: DTypeLike | Literal["auto"] | None = "auto"
     nan_policy: NanPolicy | None = None
     cleaning: Cleaning = field(default_factory=Cleaning)
-    strategy: str | None = None
-    """For one value per region and volume; None: the signals of all voxels, or what ``function`` makes."""
+    strategy: str | tuple[str, ...] | None = None
+    """For one value per region and volume, or several; None: the signals of all voxels, or what ``function``
+    makes."""
     function: Callable[[NDArray[Any]], Any] | None = None
     random_state: Any = None
     n_jobs: int = 1
@@ -76,7 +78,7 @@ class Request:
         facts: Facts,
         regions: Regions,
         *,
-        strategy: str | None = None,
+        strategy: Strategy = None,
         function: Callable[[NDArray[Any]], Any] | None = None,
         random_state: Any = None,
         label: str = "extract",
@@ -96,14 +98,12 @@ class Request:
             raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
         check_names(cleaning)
         _check_dtype(dtype)
-        if strategy is not None:
-            check_strategy(strategy)
         return cls(
             regions=regions,
             dtype=dtype,
             nan_policy=nan_policy,
             cleaning=checked_cleaning(facts, **cleaning),
-            strategy=strategy,
+            strategy=None if strategy is None else checked_strategy(strategy),
             function=function,
             random_state=random_state,
             n_jobs=effective_n_jobs(n_jobs),
@@ -115,11 +115,33 @@ class Request:
         )
 
     @property
+    def strategies(self) -> tuple[str, ...]:
+        """None, one or several ways to reduce a region to one value."""
+        return (self.strategy,) if isinstance(self.strategy, str) else self.strategy or ()
+
+    def pack(self, results: Sequence[Any]) -> Any:
+        """Results as the caller gets them: in the container of the masks, one table, or one by strategy."""
+        if self.strategy is None:
+            return self.regions.pack(results)
+        return (
+            results[0] if isinstance(self.strategy, str) else dict(zip(self.strategy, results, strict=True))
+        )
+
+    def per_region(self, results: Sequence[Any]) -> list[Any]:
+        """What each region has of the results."""
+        if self.strategy is None:
+            return list(results)
+        columns = [list(table.T) for table in results]
+        if isinstance(self.strategy, str):
+            return columns[0]
+        return [dict(zip(self.strategy, series, strict=True)) for series in zip(*columns, strict=True)]
+
+    @property
     def is_streamed(self) -> bool:
         """Whether the results can be made while volumes pass by."""
         if self.function is not None:
             return False
-        return self.strategy in BY_VOLUME if self.strategy else not self.cleaning.needed
+        return BY_VOLUME.issuperset(self.strategies) if self.strategy else not self.cleaning.needed
 
     @property
     def is_heavy(self) -> bool:
@@ -192,16 +214,21 @@ def check_names(given: Iterable[str], *more: str) -> None:
             raise TypeError(f"there is no parameter {name!r}; there are {', '.join(sorted(known))}")
 
 
-def check_strategy(strategy: str) -> None:
-    """Refuse what is no way to reduce a region to one value.
+def checked_strategy(strategy: Strategy) -> str | tuple[str, ...]:
+    """One way to reduce a region to one value, or several different ones.
 
     Raises
     ------
     ParameterError
         Naming the ways that there are.
     """
-    if strategy not in STRATEGIES:
-        raise ParameterError(f"strategy={strategy!r} is none of {', '.join(STRATEGIES)}")
+    several = tuple(strategy) if isinstance(strategy, Iterable) and not isinstance(strategy, str) else ()
+    for one in several or (strategy,):
+        if not isinstance(one, str) or one not in STRATEGIES:
+            raise ParameterError(f"strategy={one!r} is none of {', '.join(STRATEGIES)}")
+        if several.count(one) > 1:
+            raise ParameterError(f"strategy={one!r} is asked for twice")
+    return several or str(strategy)
 
 
 def checked_cleaning(

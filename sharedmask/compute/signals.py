@@ -49,8 +49,8 @@ class Signals(NamedTuple):
     """What a request gives."""
 
     values: list[Any]
-    """One array per region, (n_timepoints, n_voxels), or what the function made of it; of a strategy
-    a single (n_timepoints, n_regions) array of all. Without the first axis for a 3D image."""
+    """One array per region, (n_timepoints, n_voxels), or what the function made of it; of strategies
+    an (n_timepoints, n_regions) array each. Without the first axis for a 3D image."""
     finite: bool
     """Whether all values that were looked at are finite."""
 
@@ -82,7 +82,7 @@ def _of_rows(held: Rows, plan: Plan) -> Signals:
     if request.function is not None:
         values = _mapped(held, plan, positions)
     elif request.strategy is not None:
-        values = [_reduced(held, plan, positions)]
+        values = _reduced(held, plan, positions)
     elif request.cleaning.needed:
         values = _cleaned(held, plan, positions)
     else:
@@ -109,7 +109,7 @@ def by_volume(series: Series, plan: Plan) -> Array:
 def notify(results: list[Array], request: Request) -> list[Array]:
     """Tell the caller's function of each region's result."""
     if request.on_result is not None:
-        for key, result in zip(request.regions.keys, results, strict=True):
+        for key, result in zip(request.regions.keys, request.per_region(results), strict=True):
             request.on_result(key, result)
     return results
 
@@ -119,7 +119,7 @@ def notify(results: list[Array], request: Request) -> list[Array]:
 
 @contextlib.contextmanager
 def _output(
-    shape: tuple[int, int], dtype: np.dtype[Any], shared: Shared | None
+    shape: tuple[int, ...], dtype: np.dtype[Any], shared: Shared | None
 ) -> Iterator[tuple[Array, Any]]:
     """An array to return, and what a kernel gets for it.
 
@@ -244,23 +244,26 @@ def _spread(positions: NDArray[np.intp], rows_per_block: int) -> list["Item"]:
 # --- one value per region and volume -------------------------------------------------------------
 
 
-def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> Array:
+def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]:
     request, shared = plan.request, _for_workers(held, plan)
-    conversion, regions = request.reduction(held.facts), request.regions
-    row_bytes = held.array.shape[1] * held.array.itemsize
-    items = list(_grouped(positions, regions.offsets, _GROUP_BYTES // row_bytes))
+    conversion, regions, n_timepoints = request.reduction(held.facts), request.regions, held.array.shape[1]
+    count, strategies = len(regions), request.strategies
+    items = list(_grouped(positions, regions.offsets, _GROUP_BYTES // (n_timepoints * held.array.itemsize)))
     with (
-        _output((len(regions), held.array.shape[1]), conversion.result, shared) as (array, out),
-        counted(request.progress, len(regions), "region") as tell,
+        _output((len(strategies) * count, n_timepoints), conversion.result, shared) as (array, out),
+        counted(request.progress, len(strategies) * count, "region") as tell,
     ):
 
         def on_done(number: int, _: object) -> None:
             for _ in items[number][1][1:]:
                 tell()
 
-        arguments = (shared or held.array, held.finite, out, conversion, request.strategy)
-        _run(request, reduction.reduce_regions, arguments, items, on_done)
-    return _table(array.T, held.facts, request)
+        for place, strategy in enumerate(strategies):
+            mine = [(index, offsets, place * count + first) for index, offsets, first in items]
+            arguments = (shared or held.array, held.finite, out, conversion, strategy)
+            _run(request, reduction.reduce_regions, arguments, mine, on_done)
+    tables = [array[start : start + count].T for start in range(0, len(array), count)]
+    return _tables(tables, held.facts, request)
 
 
 def _grouped(positions: NDArray[np.intp], offsets: NDArray[np.intp], most: int) -> Iterator["Item"]:
@@ -273,23 +276,24 @@ def _grouped(positions: NDArray[np.intp], offsets: NDArray[np.intp], most: int) 
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:
     """Nothing of the image is kept: values are made of blocks of volumes as they are decoded."""
     regions, conversion = request.regions, request.reduction(source)
-    table = np.empty((source.n_timepoints, len(regions)), conversion.result)
-    finite, strategy = True, str(request.strategy)
+    tables = np.empty((len(request.strategies), source.n_timepoints, len(regions)), conversion.result)
+    finite = True
     with loader.blocks(*source.narrowed(regions.indices)) as blocks:
         for start, block in blocks:
-            out = table[start : start + len(block)]
-            finite = reduction.reduce_volumes(block, out, conversion, strategy, regions.offsets) and finite
+            for table, strategy in zip(tables, request.strategies, strict=True):
+                out = table[start : start + len(block)]
+                found = reduction.reduce_volumes(block, out, conversion, strategy, regions.offsets)
+                finite = finite and found
             tell(start + len(block))
-    return Signals([_table(table, source, request)], finite)
+    return Signals(_tables(list(tables), source, request), finite)
 
 
-def _table(signals: Array, facts: Facts, request: Request) -> Array:
-    """Values of regions, (n_timepoints, n_regions), cleaned as asked, and told."""
+def _tables(tables: list[Array], facts: Facts, request: Request) -> list[Array]:
+    """Values of regions, (n_timepoints, n_regions) by each strategy, cleaned as asked, and told."""
     if request.cleaning.needed:
-        signals = request.cast_result(request.cleaning.apply(np.ascontiguousarray(signals)))
-    signals = signals[0] if facts.ndim == 3 else signals
-    notify(list(signals.T), request)
-    return signals
+        apply = request.cleaning.apply
+        tables = [request.cast_result(apply(np.ascontiguousarray(table))) for table in tables]
+    return notify([table[0] for table in tables] if facts.ndim == 3 else tables, request)
 
 
 # --- the caller's function -----------------------------------------------------------------------

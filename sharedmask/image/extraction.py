@@ -15,7 +15,7 @@ import numpy as np
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
-from sharedmask.compute.request import Parameters, Request, check_strategy
+from sharedmask.compute.request import Parameters, Request, Strategy, checked_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.records import dataclass
@@ -81,7 +81,7 @@ class Extraction:
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def run(self, memory_limit: int | float | str | None = None, memory: Any = None) -> Any:
-        """The signals, in the container of the masks; with a strategy one array."""
+        """The signals, in the container of the masks; of a strategy one array, of several a dict of them."""
         knobs = settings.current()
         cache = Cache.of(memory, knobs)
 
@@ -94,14 +94,14 @@ class Extraction:
         else:
             lookup = Lookup(self.source, self.source.fingerprint, self.request)
             results = get_or_compute(cache, lookup, compute)
-        return self.request.regions.pack(results) if self.request.strategy is None else results[0]
+        return self.request.pack(results)
 
 
 def extract(
     source: Any,
     masks: Any,
     *,
-    strategy: str | None = None,
+    strategy: Strategy = None,
     smoothing_fwhm: float | None = None,
     resampling_target: ResamplingTarget = None,
     memory: Any = None,
@@ -122,9 +122,9 @@ def extract(
         As for :class:`SharedImage`.
     masks : list, dict, glob pattern, 4D image, :class:`Regions`, or one mask
         As for :meth:`SharedImage.mask_parallel`; with a ``strategy`` one image is an atlas.
-    strategy : str, optional
+    strategy : str or sequence of str, optional
         None: the signals of all voxels. Else one value per region, as in
-        :meth:`SharedImage.reduce`.
+        :meth:`SharedImage.reduce`; several strategies are made in the one pass.
     smoothing_fwhm : float, optional
         As for :class:`SharedImage`.
     resampling_target : {"data", "mask"}, optional
@@ -146,7 +146,8 @@ def extract(
     -------
     list, dict or ndarray
         (n_timepoints, n_voxels) per mask, in the container given; with a ``strategy`` one
-        (n_timepoints, n_regions) array. With ``on_batch`` a dict of the signals' shapes.
+        (n_timepoints, n_regions) array, with several a dict of those. With ``on_batch`` a dict of
+        the signals' shapes.
 
     Examples
     --------
@@ -169,20 +170,18 @@ def extract(
     return asked.run(memory_limit, memory)
 
 
-def regions_of(masks: Any, grid: Grid, strategy: str | None, target: ResamplingTarget) -> Regions:
+def regions_of(masks: Any, grid: Grid, strategy: Strategy, target: ResamplingTarget) -> Regions:
     """What :func:`extract` makes of ``masks``: with a ``strategy`` one image is an atlas."""
     if strategy is None:
         return Regions.from_any(masks, grid, resampling_target=target)
-    check_strategy(strategy)
+    checked_strategy(strategy)
     return Regions.from_atlas_or_masks(masks, grid, resampling_target=target)
 
 
 # --- batches -------------------------------------------------------------------------------------
 
 
-def _check_batches(
-    strategy: str | None, memory: Any, batch_size: int | None, on_batch: OnBatch | None
-) -> None:
+def _check_batches(strategy: Strategy, memory: Any, batch_size: int | None, on_batch: OnBatch | None) -> None:
     number = isinstance(batch_size, int | np.integer) and batch_size > 0
     if batch_size is not None and (on_batch is None or not number):
         raise ParameterError(f"batch_size={batch_size!r}: give a number of masks, and on_batch to take them")

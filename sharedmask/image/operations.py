@@ -6,7 +6,7 @@ not cover: how an image comes to have rows and when it gives them up (``image``)
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -16,7 +16,7 @@ import numpy as np
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
-from sharedmask.compute.request import Parameters, Request, check_strategy
+from sharedmask.compute.request import Parameters, Request, checked_strategy
 from sharedmask.errors import ParameterError
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
@@ -117,7 +117,7 @@ class Operations:
         regions = self._regions(masks, resampling_target)
         operation = f"masking {self._name} with {len(regions)} masks"
         request = self._request(regions, "mask", operation, **parameters)
-        return regions.pack(self._results(request, memory))
+        return request.pack(self._results(request, memory))
 
     def mask(
         self,
@@ -136,12 +136,12 @@ class Operations:
     def reduce(
         self,
         labels_img: Any,
-        strategy: str = "mean",
+        strategy: str | Sequence[str] = "mean",
         *,
         resampling_target: ResamplingTarget = None,
         memory: Any = None,
         **parameters: Unpack[Parameters],
-    ) -> Array:
+    ) -> Any:
         """One value per region and volume.
 
         Parameters
@@ -149,9 +149,10 @@ class Operations:
         labels_img : atlas or masks
             A label image (path or niimg), :class:`Regions`, or masks as a list, dict, glob
             pattern or 4D image, which may overlap.
-        strategy : str
+        strategy : str, or sequence of str
             mean, median, sum, minimum, maximum, variance, standard_deviation (of the population,
             as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate.
+            Several are made in one pass.
         nan_policy : {"zero", "omit", "propagate", "raise"}, optional
             ``"omit"`` leaves non-finite values out; the default counts them as 0, as nilearn.
         dtype : "auto", None or dtype
@@ -162,15 +163,15 @@ class Operations:
 
         Returns
         -------
-        ndarray, (n_timepoints, n_regions)
+        ndarray, (n_timepoints, n_regions), or dict of those
             Columns in the order of the labels or masks; ``Regions.table()`` names them.
-            (n_regions,) for a 3D image.
+            (n_regions,) for a 3D image. Of several strategies an array by each one's name.
         """
         regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
         operation = f"reducing {self._name} to {len(regions)} regions"
-        check_strategy(strategy)
+        checked_strategy(strategy)
         request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
-        return self._results(request, memory)[0]
+        return request.pack(self._results(request, memory))
 
     def map(
         self,

@@ -87,7 +87,7 @@ class Lookup:
         n_regions = len(request.regions)
         with progress_to(request.progress, n_regions, "mask") as tell:
             tell(n_regions)
-        notify(results if request.strategy is None else list(results[0].T), request)
+        notify(results, request)
 
 
 def get_or_compute(cache: "Cache", lookup: Lookup, compute: Computation) -> list[Array]:

@@ -58,8 +58,7 @@ class Coverage:
         EmptyMaskError
             If no region is covered enough.
         """
-        if not 0 <= least <= 1:
-            raise ParameterError(f"min_coverage={least} is no share: give a number from 0 to 1")
+        check_share(least)
         tables = tuple(_numbered(regions.table(brain)) for regions in atlases)
         taken = tuple(_enough(table, least) for table in tables)
         if not any(map(len, taken)):
@@ -93,6 +92,17 @@ class Coverage:
         for taken in self._taken:
             found.append(dict(next(left) for _ in taken))
         return found
+
+
+def check_share(least: float) -> None:
+    """That it is a share of a region's voxels.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if not 0 <= least <= 1:
+        raise ParameterError(f"min_coverage={least} is no share: give a number from 0 to 1")
 
 
 def _numbered(table: Sequence[RegionRow]) -> list[RegionRow]:

@@ -4,20 +4,25 @@ Covers: atlases, outputs, denoising and cleaning together, and what outputs are 
 cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
+from importlib.util import find_spec
 from typing import Any
 
+from sharedmask.compute.request import checked_strategy
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.regions.coverage import check_share
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.names import camel, label
-from sharedmask.study.atlases import Atlas
+from sharedmask.study.atlases import Atlas, distinct
 from sharedmask.study.bids import Run
+from sharedmask.study.denoising import Denoise
 from sharedmask.system.process import cached_property
 
+FORMATS = ("tsv", "parquet")
 # Parameters that change no signal, or only where it is said in the sidecar.
 _UNSAID = {"detrend", "high_pass", "low_pass", "standardize", "t_r", "dtype", "prefer", "memory"}
 
@@ -28,8 +33,8 @@ class Outputs:
 
     Parameters
     ----------
-    statistic : str
-        As for :func:`sharedmask.extract`.
+    statistic : str or sequence of str
+        As for :func:`sharedmask.extract`; several give a table each.
     min_coverage : float
         Regions with a smaller share of their voxels inside the brain mask get ``n/a``.
     form : {"tsv", "parquet"}
@@ -42,12 +47,35 @@ class Outputs:
         Write a page per run.
     """
 
-    statistic: str = "mean"
+    statistic: str | Sequence[str] = "mean"
     min_coverage: float = 0.5
     form: str = "tsv"
     voxels: bool = False
     drop_empty: bool = False
     reports: bool = True
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """A table is written of each; none if the series of voxels are."""
+        several = (self.statistic,) if isinstance(self.statistic, str) else tuple(self.statistic)
+        return () if self.voxels else several
+
+    def check(self) -> None:
+        """That they can be written.
+
+        Raises
+        ------
+        ParameterError
+            Naming what is wrong, or the package that is not installed.
+        """
+        if self.statistics:
+            checked_strategy(self.statistics)
+        check_share(self.min_coverage)
+        if self.form not in FORMATS:
+            raise ParameterError(f"{self.form!r} is none of {', '.join(FORMATS)}")
+        package, ending = ("h5py", ".h5") if self.voxels else ("pyarrow", ".parquet")
+        if (self.voxels or self.form == "parquet") and find_spec(package) is None:
+            raise ParameterError(f"writing {ending} needs {package}: install it, or write .tsv")
 
 
 @dataclass(frozen=True)
@@ -58,20 +86,20 @@ class Analysis:
     ----------
     atlases : tuple of Atlas
     outputs : Outputs, optional
-    strategy : str, optional
-        Of denoising.
+    denoise : Denoise, optional
+        What is taken for noise.
     cleaning : mapping, optional
         Parameters of :func:`sharedmask.extract`.
 
     Examples
     --------
-    >>> Analysis((), strategy="simple", cleaning={"high_pass": 0.008, "standardize": "psc"}).steps
+    >>> Analysis((), denoise=Denoise("simple"), cleaning={"high_pass": 0.008, "standardize": "psc"}).steps
     'denoiseSimpleHighpass8mHzPsc'
     """
 
     atlases: tuple[Atlas, ...]
     outputs: Outputs = field(default_factory=Outputs)
-    strategy: str | None = None
+    denoise: Denoise | None = None
     cleaning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,7 +116,7 @@ class Analysis:
     def steps(self) -> str:
         """What is done to signals, as the value of ``desc-``; empty if nothing is."""
         asked = self.asked
-        words = ["denoise", *self.strategy.split("_")] if self.strategy else []
+        words = self.denoise.words if self.denoise else []
         words += ["detrend"] if "detrend" in asked else []
         words += [
             f"{name.replace('_', '')}{_hertz(asked[name])}"
@@ -140,20 +168,12 @@ class Analysis:
         Raises
         ------
         ParameterError
-            If there is no atlas, or outputs of two would go by one name.
+            If there is no atlas, outputs of two would go by one name, or outputs cannot be written.
         """
         if not self.atlases:
             raise ParameterError("no atlas is given")
-        names: dict[str, Atlas] = {}
-        for atlas in self.atlases:
-            name = repr(atlas.entities)
-            if name in names:
-                both = f"{names[name].image} and {atlas.image}"
-                entities = "_".join(f"{key}-{value}" for key, value in atlas.entities.items())
-                raise ParameterError(
-                    f"{both} would both be written to ..._{entities}_...: rename one of them"
-                )
-            names[name] = atlas
+        self.outputs.check()
+        distinct(self.atlases)
 
 
 def _hertz(frequency: float) -> str:

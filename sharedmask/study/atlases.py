@@ -5,7 +5,7 @@ Does not cover: what a label image holds (``regions``), reading tables (``lut``)
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,12 @@ class Atlas:
     image: Path
     name: str
     lut: Path | None
+
+    @classmethod
+    def at(cls, path: str | Path, lut: str | Path | None = None) -> "Atlas":
+        """The atlas in this file, by the name of the file, with this table alone."""
+        image = Path(path).expanduser().absolute()
+        return cls(image, _name(image), None if lut is None else Path(lut).expanduser().absolute())
 
     @cached_property
     def entities(self) -> dict[str, str]:
@@ -85,6 +91,24 @@ class Atlas:
                 raise GridMismatchError(
                     f"atlas {self.image} is in {self.space} of sub-{subject}, not of {run.bold.name}"
                 )
+
+
+def distinct(atlases: Iterable[Atlas]) -> dict[str, Atlas]:
+    """The atlases by what their outputs are called.
+
+    Raises
+    ------
+    ParameterError
+        If outputs of two would go by one name.
+    """
+    found: dict[str, Atlas] = {}
+    for atlas in atlases:
+        name = "_".join(f"{key}-{value}" for key, value in atlas.entities.items())
+        if name in found:
+            both = f"{found[name].image} and {atlas.image}"
+            raise ParameterError(f"{both} would both be written to ..._{name}_...: rename one of them")
+        found[name] = atlas
+    return found
 
 
 def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str | None = None) -> Atlas:

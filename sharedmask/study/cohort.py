@@ -27,7 +27,7 @@ from typing import Any
 
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.compute.progress import Progress, progress_to
-from sharedmask.compute.request import check_names, check_strategy
+from sharedmask.compute.request import Strategy, check_names, checked_strategy
 from sharedmask.errors import (
     ParameterError,
     SharedMaskError,
@@ -40,6 +40,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import matches
@@ -129,7 +130,8 @@ def extract_many(
     sources: Any,
     masks: Any,
     *,
-    strategy: str | None = None,
+    strategy: Strategy = None,
+    denoise: str | Sequence[str] | Denoise | Denoisings | None = None,
     executor: Executor | None = None,
     n_jobs: int | None = None,
     on_result: OnResult = None,
@@ -155,8 +157,10 @@ def extract_many(
         As for :func:`extract`. Keys are the dict's, the paths, or the numbers in the list.
     masks : masks, or callable
         As for :func:`extract`, for all images; or a function of the key that gives an image's own.
-    strategy : str, optional
+    strategy : str or sequence of str, optional
         As for :func:`extract`.
+    denoise : str, sequence of str or Denoise, optional
+        What of fMRIPrep's table of confounds beside each image is regressed out, and which volumes go.
     executor : concurrent.futures.Executor, optional
         Where images are worked on: ``dask.distributed.Client(...).get_executor()`` for a cluster.
         Default: worker processes of this machine, or threads if ``n_jobs`` is 1.
@@ -206,9 +210,13 @@ def extract_many(
     """
     check_names(parameters, "smoothing_fwhm", "memory")
     if strategy is not None:
-        check_strategy(strategy)
+        checked_strategy(strategy)
     keyed = _keyed(sources)
     asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
+    if denoise is not None:
+        if both := [name for name in _PER_IMAGE if asked.get(name) is not None]:
+            raise ParameterError(f"{both[0]} and denoise are two answers to one question: give one")
+        asked |= Denoisings.of(denoise, keyed).parameters
     cleans = any(asked.get(name) is not None for name in _CLEANING)
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)

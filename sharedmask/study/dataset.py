@@ -31,7 +31,7 @@ from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
 from sharedmask.study.cohort import Study, extract_many, shard_of
-from sharedmask.study.denoising import Denoising
+from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
 from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
@@ -54,7 +54,7 @@ def analyse(
     outputs: Outputs | None = None,
     *,
     filters: Mapping[str, Any] | None = None,
-    denoise_strategy: str | None = None,
+    denoise_strategy: str | Sequence[str] | Denoise | None = None,
     overwrite: bool = False,
     stop_on_first_crash: bool = False,
     shard: str | None = None,
@@ -75,8 +75,8 @@ def analyse(
     outputs : Outputs, optional
     filters : mapping, optional
         See :func:`sharedmask.study.bids.find_runs`.
-    denoise_strategy : {"simple", "scrubbing", "compcor", "ica_aroma"}, optional
-        Regress out confounds, by nilearn's ``load_confounds_strategy``.
+    denoise_strategy : str, sequence of str, or Denoise, optional
+        Regress out confounds and leave out volumes: the first parameter of :class:`Denoise`, or all of them.
     overwrite : bool
         Do runs again that are complete with the same inputs and parameters.
     stop_on_first_crash : bool
@@ -101,7 +101,7 @@ def analyse(
         done = extract_many(
             {key: run.bold for key, run in study.runs.items()},
             work.regions,
-            strategy=None if study.analysis.outputs.voxels else study.analysis.outputs.statistic,
+            strategy=study.analysis.outputs.statistics or None,
             on_result=work.keep,
             on_error=work.fail,
             resume=work.private / "complete.jsonl",
@@ -137,7 +137,7 @@ def draw_manifests(
     outputs: Outputs | None = None,
     *,
     filters: Mapping[str, Any] | None = None,
-    denoise_strategy: str | None = None,
+    denoise_strategy: str | Sequence[str] | Denoise | None = None,
     shard: str | None = None,
     **cleaning: Any,
 ) -> Iterator[Manifest]:
@@ -168,12 +168,15 @@ class _Survey:
         output: str | Path,
         atlases: Sequence[Atlas],
         outputs: Outputs | None,
-        strategy: str | None,
+        strategy: str | Sequence[str] | Denoise | None,
         filters: Mapping[str, Any] | None,
         cleaning: Mapping[str, Any],
     ) -> "_Survey":
-        analysis = Analysis(tuple(atlases), outputs or Outputs(), strategy, cleaning)
+        denoise = Denoise.of(strategy)
+        analysis = Analysis(tuple(atlases), outputs or Outputs(), denoise, cleaning)
         analysis.check()
+        if denoise is not None and denoise.wants_smooth_aroma:
+            filters = {"desc": SMOOTH_AROMA, **(filters or {})}
         derivatives = Derivatives.at(output, dataset)
         runs = find_runs(dataset, filters)
         planned = {run.bold: derivatives.planned(run, analysis) for run in runs}
@@ -248,14 +251,16 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         """What is extracted from a run, after all that can be known of it before is known."""
-        manifest = self._known(key)
-        assert manifest.coverage is not None
-        self._begun[key] = self._begun[key][0], manifest.slim()
-        return manifest.coverage.regions
+        coverage = self._known(key).coverage
+        assert coverage is not None
+        return coverage.regions
 
     def _known(self, key: str) -> Manifest:
-        """A run's manifest, drawn when it is first asked for; its problems are raised."""
-        if key not in self._begun:
+        """A run's manifest, drawn when it is first asked for, and again when it is prepared again.
+
+        Its problems are raised.
+        """
+        if key not in self._begun or self._begun[key][1].coverage is None:
             begun = time.time() if self.watch is None else self.watch.sample().time
             manifest = self.study.manifest(key)
             manifest.check()
@@ -266,13 +271,15 @@ class _Work:
 
     def variant(self, key: str) -> str:
         """What a run's outputs depend on besides its image, the regions and the parameters."""
-        return f"{self.study.variant} {self._known(key).facts()}"
+        manifest = self._known(key)
+        self._begun[key] = self._begun[key][0], manifest.slim()  # the last that is asked before the work
+        return f"{self.study.variant} {manifest.facts()}"
 
     def own_parameters(self) -> dict[str, Any]:
         """Functions of a run's key that give the parameters of this run alone."""
         own: dict[str, Callable[[str], Any]] = {"t_r": lambda key: self._known(key).t_r}
-        if self.study.analysis.strategy is not None:
-            own["confounds"] = lambda key: self._denoising(key).take()
+        if self.study.analysis.denoise is not None:
+            own["confounds"] = lambda key: self._denoising(key).confounds
             own["sample_mask"] = lambda key: self._denoising(key).sample_mask
         return own
 
@@ -288,7 +295,7 @@ class _Work:
         write = self._write_voxels if self.study.analysis.outputs.voxels else self._write_signals
         written = [*self._write_outliers(manifest), *write(manifest, signals)]
         if self.study.derivatives.page(known.run, self.study.analysis) in manifest.written:
-            written.append(self._report(key, manifest, signals, begun))
+            written.append(self._report(key, manifest, next(iter(signals.values())), begun))
         self.failures.remove(key)
         return written
 
@@ -299,15 +306,21 @@ class _Work:
         kept, n_timepoints = denoising.kept, denoising.n_timepoints
         return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
 
-    def _write_signals(self, manifest: Manifest, signals: Array) -> list[Path]:
+    def _write_signals(self, manifest: Manifest, signals: Mapping[str, Array]) -> list[Path]:
         run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
         assert coverage is not None
-        every = zip(analysis.atlases, coverage.split(np.atleast_2d(signals)), coverage.tables, strict=True)
+        every = [
+            (statistic, *part)
+            for statistic, values in signals.items()
+            for part in zip(
+                analysis.atlases, coverage.split(np.atleast_2d(values)), coverage.tables, strict=True
+            )
+        ]
         return [
             self.study.derivatives.write_signals(
                 run,
                 atlas,
-                analysis.outputs.statistic,
+                statistic,
                 columns,
                 table,
                 desc=analysis.desc(run),
@@ -315,7 +328,7 @@ class _Work:
                 form=analysis.outputs.form,
                 drop_empty=analysis.outputs.drop_empty,
             )
-            for atlas, columns, table in every
+            for statistic, atlas, columns, table in every
         ]
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
@@ -344,7 +357,7 @@ class _Work:
         analysis = self.study.analysis
         atlases = ", ".join(atlas.entities["atlas"] for atlas in analysis.atlases)
         asked = {**vars(analysis.outputs), **analysis.cleaning, "atlases": atlases}
-        return asked | ({"denoise_strategy": analysis.strategy} if analysis.strategy else {})
+        return asked | ({"denoise_strategy": str(analysis.denoise)} if analysis.denoise else {})
 
     def fail(self, key: str, error: Exception) -> None:
         self._begun.pop(key, None)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask._version import __version__
-from sharedmask.errors import DatasetError, ParameterError
+from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
 from sharedmask.regions.regions import RegionRow
@@ -30,7 +30,6 @@ from sharedmask.typing import Array
 
 _BIDS_VERSION = "1.11.1"
 _SOURCE = "preprocessed"
-FORMATS = ("tsv", "parquet")
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,14 @@ class Derivatives:
         for atlas in analysis.atlases:
             if outputs.voxels:
                 paths.append(self.path(run, atlas, None, "timeseries", ".h5", desc))
-            else:
-                form = f".{outputs.form}"
-                paths.append(self.path(run, atlas, camel(outputs.statistic), "timeseries", form, desc))
-                paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
-        if analysis.strategy is not None:
+                continue
+            form = f".{outputs.form}"
+            paths += [
+                self.path(run, atlas, camel(statistic), "timeseries", form, desc)
+                for statistic in outputs.statistics
+            ]
+            paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
+        if analysis.denoise is not None:
             paths.append(self.path(run, None, None, "outliers", ".tsv", desc))
         if outputs.reports and not outputs.voxels:
             paths.append(self.page(run, analysis))
@@ -151,8 +153,6 @@ class Derivatives:
         Path
             Of the signals, which are written last: where they are, the others are too.
         """
-        if form not in FORMATS:
-            raise ParameterError(f"{form!r} is none of {', '.join(FORMATS)}")
         path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = np.ones(len(table), bool)
@@ -225,11 +225,9 @@ def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:
 
 
 def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ParameterError("writing .parquet needs pyarrow: install it, or write .tsv") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     values = np.atleast_2d(signals).T
     with atomic_write(path) as temporary:
         pq.write_table(pa.table([pa.array(column) for column in values], names=columns(names)), temporary)

@@ -72,7 +72,8 @@ class Manifest:
 
     def slim(self) -> "Manifest":
         """Without what it takes memory to keep until the run is done."""
-        return replace(self, coverage=None, _brain=None)
+        denoising = None if self.denoising is None else self.denoising.slim()
+        return replace(self, coverage=None, _brain=None, denoising=denoising)
 
     def with_coverage(self) -> "Manifest":
         """With it again."""
@@ -109,13 +110,7 @@ class Manifest:
         if run.start_time is not None:
             facts["StartTime"] = run.start_time
         if denoising is not None:
-            facts["Confounds"] = {
-                "Strategy": f"nilearn.interfaces.fmriprep.load_confounds_strategy: {denoising.strategy}",
-                "File": uri(denoising.file),
-                "Columns": denoising.columns,
-            }
-            facts["NumberOfVolumes"] = denoising.n_timepoints
-            facts["KeptVolumes"] = denoising.kept.tolist()
+            facts |= denoising.facts(uri)
         if steps := self._steps():
             facts["SoftwareFilters"] = {"nilearn.signal.clean": steps}
         return facts | ({"Notes": self.notes} if self.notes else {})
@@ -178,16 +173,17 @@ class Manifest:
             )
 
     def _confounds(self) -> None:
-        self.rows["confounds"] = "not found" if self.analysis.strategy else "none asked for"
-        if self.analysis.strategy is not None and self.source is not None:
-            self.denoising = Denoising.load(self.run, self.analysis.strategy, self.source.n_timepoints)
-            kept, n_timepoints = len(self.denoising.kept), self.denoising.n_timepoints
-            self.rows["confounds"] = (
-                f"{self._name(self.denoising.file)}: {len(self.denoising.columns)} columns of the strategy "
-                f"{self.denoising.strategy}, {kept} of {n_timepoints} volumes kept"
-            )
-        elif (found := self.run.confounds) is not None:
+        asked = self.analysis.denoise
+        self.rows["confounds"] = "not found" if asked else "none asked for"
+        if (found := self.run.confounds) is not None:
             self.rows["confounds"] = f"{self._name(found)}, not used"
+        if asked is None or self.source is None:
+            return
+        self.denoising = denoising = asked.load(self.run, self.source.n_timepoints)
+        self.rows["confounds"] = (
+            f"{self._name(denoising.file)}: {len(denoising.columns)} columns of the strategy {asked}, "
+            f"{len(denoising.kept)} of {denoising.n_timepoints} volumes kept"
+        )
 
     def _space(self) -> None:
         for atlas in self.analysis.atlases:

@@ -8,20 +8,29 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sharedmask.compute.journal import PRIVATE, Failures
+from sharedmask.compute.request import Strategy
 from sharedmask.errors import ParameterError
 from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.sources.names import camel
 from sharedmask.sources.source import open_source
 from sharedmask.study.cohort import Study, extract_many
+from sharedmask.study.denoising import Denoise, Denoising, Denoisings
 from sharedmask.study.tables import series_writer, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
@@ -60,7 +69,8 @@ def extract_to(
     masks: Any,
     *,
     form: str = ".tsv",
-    strategy: str | None = "mean",
+    strategy: Strategy = "mean",
+    denoise: Denoise | None = None,
     **options: Any,
 ) -> Study:
     """Extract ``masks`` from many images, one file each.
@@ -71,7 +81,7 @@ def extract_to(
         For the results; made if it is missing.
     images : sequence of str
         Paths.
-    masks : masks, or a function of a Grid
+    masks : masks, a function of a Grid, or Parts
         As for :func:`sharedmask.extract`; a function makes the regions on an image's grid.
     form : {".tsv", ".npz", ".h5"}
         A table of one value per region and volume, or the series of all voxels.
@@ -85,93 +95,176 @@ def extract_to(
     Study
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
-    work = OutputFolder.begin(folder, images, masks, form, strategy)
+    work = OutputFolder.begin(folder, images, masks, form, strategy, denoise)
     return extract_many(
         dict(zip(images, images, strict=True)),
         work.regions,
         strategy=work.strategy,
+        denoise=work.denoisings,
         on_result=work.keep,
         on_error=work.fail,
         resume=work.private / "complete.jsonl",
-        variant=form,
+        variant="".join([form, *work.parts.names]),
         **options,
     )
 
 
 def largest(
-    images: Sequence[str], masks: Any, strategy: str | None, smoothing_fwhm: float | None, **options: Any
+    images: Sequence[str], masks: Any, strategy: Strategy, smoothing_fwhm: float | None, **options: Any
 ) -> int:
     """Bytes that :func:`extract_to` needs for the image that needs most; their headers are read."""
     # What another machine has is its own business: here nothing is refused.
     unlimited = MemoryBudget(sys.maxsize, "the job's own")
 
-    def regions_on(grid: Grid) -> Regions:
-        return _regions_on(masks, grid, strategy)
+    parts = Parts.of(masks, strategy)
 
     def needed(path: str) -> int:
-        asked = Extraction.prepared(path, regions_on, smoothing_fwhm, strategy=strategy, **options)
+        asked = Extraction.prepared(path, parts.regions_on, smoothing_fwhm, strategy=strategy, **options)
         return asked.needed(unlimited)
 
     return max(map(needed, images))
 
 
-def _regions_on(masks: Any, grid: Grid, strategy: str | None) -> Regions:
-    if callable(masks):
-        made: Regions = masks(grid)
-        return made
-    return regions_of(masks, grid, strategy, None)
+@dataclass(frozen=True)
+class Parts:
+    """What of an image is written: one file, or one for each of several atlases and statistics.
+
+    Parameters
+    ----------
+    atlases : mapping
+        What tells an atlas's files from those of others, as ``atlas-A`` -> a function that makes its
+        regions on a Grid. The name of a single one, which may be masks too, is not written.
+    strategy : str or tuple of str, optional
+        None: the series of all voxels.
+    """
+
+    atlases: Mapping[str, Callable[[Grid], Regions]]
+    strategy: str | tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, masks: Any, strategy: Strategy) -> "Parts":
+        """Of masks as for :func:`sharedmask.extract`, or a function of a Grid that gives them."""
+        if isinstance(masks, cls):
+            return masks
+        strategy = strategy if strategy is None or isinstance(strategy, str) else tuple(strategy)
+        made = masks if callable(masks) else partial(regions_of, masks, strategy=strategy, target=None)
+        return cls({"": made}, strategy)
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What each file has in its name besides the image's, atlas by atlas."""
+        several = self.strategy if isinstance(self.strategy, tuple) else ()
+        stats = [f"_stat-{camel(one)}" for one in several] or [""]
+        atlases = [f"_{name}" for name in self.atlases] if len(self.atlases) > 1 else [""]
+        return tuple(atlas + stat for atlas in atlases for stat in stats)
+
+    def paths(self, path: str | Path) -> list[Path]:
+        """The files, where a single one would go to ``path``."""
+        whole = Path(path)
+        return [whole.with_name(f"{whole.stem}{name}{whole.suffix}") for name in self.names]
+
+    def regions_on(self, grid: Grid) -> Regions:
+        """The regions of all atlases, one atlas after the other."""
+        parts = self._on(grid)
+        if len(parts) == 1:
+            return parts[0]
+        return replace(Regions.joined([part.on(parts[0].grid) for part in parts]), container="list")
+
+    @cached_property
+    def _on(self) -> Callable[[Grid], list[Regions]]:
+        return per_grid(self._each_on)
+
+    def _each_on(self, grid: Grid) -> list[Regions]:
+        parts = [regions_on(grid) for regions_on in self.atlases.values()]
+        for part in parts:
+            (members if self.strategy is None else columns)(part.names)  # refused before the pass
+        return parts
+
+    def write(
+        self, path: str | Path, signals: Any, grid: Grid, denoising: Denoising | None = None
+    ) -> list[Path]:
+        """Write what :meth:`regions_on` of ``grid`` gave, a file each; and what was taken out before."""
+        if denoising is not None:
+            write_denoising(path, denoising)
+        parts, paths = self._on(grid), self.paths(path)
+        ends = [0, *accumulate(map(len, parts))]
+        tables = list(signals.values()) if isinstance(self.strategy, tuple) else [signals]
+        targets = iter(paths)
+        for part, (start, stop) in zip(parts, pairwise(ends), strict=True):
+            for table in tables:
+                if self.strategy is None:
+                    series = _each(table)[start:stop]
+                    write_series(next(targets), dict(zip(part.names, series, strict=True)))
+                else:
+                    write_table(next(targets), table[..., start:stop], part.names)
+        return paths
 
 
 @dataclass
 class OutputFolder:
-    """A folder for one file per image: where each result goes, and what failed."""
+    """A folder for the files of each image: where each result goes, and what failed."""
 
     paths: Mapping[str, Path]
-    masks: Any
-    strategy: str | None
+    parts: Parts
     private: Path
+    denoisings: Denoisings | None = None
 
     @classmethod
     def begin(
-        cls, folder: str | Path, images: Sequence[str], masks: Any, form: str, strategy: str | None
+        cls,
+        folder: str | Path,
+        images: Sequence[str],
+        masks: Any,
+        form: str,
+        strategy: Any,
+        denoise: Denoise | None = None,
     ) -> "OutputFolder":
-        """Check what can be checked, and make the folder."""
+        """Check what can be checked, and make the folder; ``masks`` may be :class:`Parts` too."""
         if form != ".tsv":
             series_writer(f"x{form}")
             strategy = None
         private = Path(folder) / PRIVATE
-        work = cls(outputs(images, folder, form), masks, strategy, private)
+        denoisings = None if denoise is None else Denoisings(denoise, dict(zip(images, images, strict=True)))
+        work = cls(outputs(images, folder, form), Parts.of(masks, strategy), private, denoisings)
         private.mkdir(parents=True, exist_ok=True)
         return work
+
+    @property
+    def strategy(self) -> str | tuple[str, ...] | None:
+        return self.parts.strategy
 
     @property
     def failures(self) -> Failures:
         return Failures(self.private / "failed")
 
     def regions(self, key: str) -> Regions:
-        source = open_source(key)
-        return self._on(source.grid)
+        return self.parts.regions_on(open_source(key).grid)
 
-    @cached_property
-    def _on(self) -> Callable[[Grid], Regions]:
-        return per_grid(self._regions_on)
-
-    def _regions_on(self, grid: Grid) -> Regions:
-        regions = _regions_on(self.masks, grid, self.strategy)
-        (members if self.strategy is None else columns)(regions.names)  # refused before the pass
-        return regions
-
-    def keep(self, key: str, signals: Any) -> Path:
-        names = self.regions(key).names
-        if self.strategy is not None:
-            write_table(self.paths[key], signals, names)
-        else:
-            write_series(self.paths[key], dict(zip(names, _each(signals), strict=True)))
+    def keep(self, key: str, signals: Any) -> list[Path]:
+        denoising = None if self.denoisings is None else self.denoisings.pop(key)
+        written = self.parts.write(self.paths[key], signals, open_source(key).grid, denoising)
         self.failures.remove(os.path.abspath(key))
-        return self.paths[key]
+        return written
 
     def fail(self, key: str, error: Exception) -> None:
         self.failures.add(os.path.abspath(key), error)
+
+
+def write_denoising(path: str | Path, denoising: Denoising) -> None:
+    """What was taken out of an image beside ``path``: a sidecar, and which volumes went.
+
+    ``OUT.json`` has the confounds and the volumes kept, ``OUT_outliers.tsv`` one row per volume of the run, 1
+    for those that the signals lack.
+    """
+    if str(path) == "-":
+        return
+    write_json(Path(path).with_suffix(".json"), denoising.facts())
+    dropped = np.isin(np.arange(denoising.n_timepoints), denoising.dropped).astype(int)
+    write_table(Path(path).with_name(f"{Path(path).stem}_outliers.tsv"), dropped[:, None], ["outlier"])
 
 
 def _each(signals: Any) -> Sequence[Any]:

@@ -88,6 +88,25 @@ def test_a_dry_run_prints_and_writes_nothing(dataset, toy, out, capsys):
     assert "1 runs, 0 of them would fail" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--stat", "mean", "modus"], "strategy='modus' is none of mean, median"),
+        (["--min-coverage", "5"], "min_coverage=5.0 is no share"),
+        (["--format", "parquet"], "writing .parquet needs pyarrow"),
+        (["--voxels"], "writing .h5 needs h5py"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_no_run_can_do_is_refused_before_the_first(
+    wrong, said, dry, dataset, toy, out, capsys, monkeypatch
+):
+    for package in ("pyarrow", "h5py"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert app(dataset, out, "participant", "--atlases", toy.image, *wrong, *dry) == 64
+    assert said in capsys.readouterr().err and not out.exists()
+
+
 def test_a_repetition_time_that_is_given(dataset, toy, out):
     from nilearn.signal import clean
 

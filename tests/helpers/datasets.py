@@ -77,8 +77,11 @@ def mask_of(path, name, seed=0, extension=".nii.gz"):
     return save(path.with_name(f"{name}_desc-brain_mask{extension}"), inside)
 
 
-def confounds_of(path, stem, seed=0, n_timepoints=24, moves=()):
-    """fMRIPrep's table of confounds beside ``path``; the head moves much in the volumes of ``moves``."""
+def confounds_of(path, stem, seed=0, n_timepoints=24, moves=(), more=False):
+    """fMRIPrep's table of confounds beside ``path``; the head moves much in the volumes of ``moves``.
+
+    With ``more`` derivatives begin with ``n/a``, and there are components of CompCor and ICA-AROMA.
+    """
     axes = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
     ends = ("", "_derivative1", "_power2", "_derivative1_power2")
     names = [f"{name}{end}" for name in (*axes, "csf", "white_matter", "global_signal") for end in ends]
@@ -86,13 +89,26 @@ def confounds_of(path, stem, seed=0, n_timepoints=24, moves=()):
     table["cosine00"] = np.cos(np.linspace(0, np.pi, n_timepoints))
     table["framewise_displacement"] = np.where(np.isin(np.arange(n_timepoints), moves), 5.0, 0.1)
     table["std_dvars"] = np.ones(n_timepoints)
+    components = {}
+    if more:
+        for name in table:
+            if "derivative1" in name:
+                table[name][0] = np.nan
+        for mask in ("CSF", "WM", "combined"):
+            for number in range(3):
+                name = f"{mask[0].lower()}_comp_cor_{number:02}"
+                components[name] = {"Method": "aCompCor", "Mask": mask, "Retained": True}
+        names = [*components, "aroma_motion_01", "aroma_motion_02"]
+        values = np.random.default_rng(seed + 1).normal(size=(len(names), n_timepoints))
+        table |= dict(zip(names, values, strict=True))
     lines = [
         "\t".join(table),
         *("\t".join(map(repr, map(float, row))) for row in zip(*table.values(), strict=True)),
     ]
+    lines = [line.replace("nan", "n/a") for line in lines]
     path = path.with_name(f"{stem}_desc-confounds_timeseries.tsv")
     path.write_text("\n".join(lines) + "\n")
-    path.with_suffix(".json").write_text("{}")
+    path.with_suffix(".json").write_text(json.dumps(components))
     return path
 
 

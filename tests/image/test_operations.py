@@ -75,6 +75,37 @@ def test_reductions_by_volume_have_the_bits_of_rows(strategy, n_timepoints, mask
     np.testing.assert_array_equal(extract(path, masks, strategy=strategy), expected)
 
 
+@every_worker
+def test_several_reductions_are_those_of_each_alone(workers, shared, path, labels):
+    every = ("mean", "pc1", "maximum")
+    for detrend in (False, True):
+        expected = {one: shared.reduce(labels, one, detrend=detrend) for one in every}
+        found = shared.reduce(labels, every, detrend=detrend, **workers)
+        passing = extract(path, labels, strategy=[*every], detrend=detrend)
+        for one in every:
+            np.testing.assert_array_equal(found[one], expected[one])
+            np.testing.assert_array_equal(passing[one], expected[one])
+        assert list(found) == list(passing) == list(every)
+
+
+def test_several_reductions_are_kept_and_told_as_one(path, labels, tmp_path):
+    told = []
+    asked = {"memory": tmp_path, "on_result": lambda *one: told.append(one)}
+    first, again = (extract(path, labels, strategy=["mean", "sum"], **asked) for _ in range(2))
+    assert len(told) == 2 * first["sum"].shape[1]
+    for key, series in told:
+        assert list(series) == ["mean", "sum"] and isinstance(key, str)
+    for one in first:
+        np.testing.assert_array_equal(first[one], again[one])
+
+
+@pytest.mark.parametrize("wrong", [[], ["mean", "mean"], ["mean", "mode"], 3])
+def test_strategies_that_are_none_are_refused(wrong, shared, path, labels):
+    for call in (lambda **how: shared.reduce(labels, **how), lambda **how: extract(path, labels, **how)):
+        with pytest.raises(ParameterError, match=r"strategy="):
+            call(strategy=wrong)
+
+
 def test_map_and_extract_give_the_same_containers(shared, path, masks, tmp_path):
     for given in (list(masks.values()), masks, write_masks(tmp_path, masks), masks["a"]):
         expected = shared.mask_parallel(given)

@@ -16,6 +16,7 @@ from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse, draw_manifests
+from sharedmask.study.denoising import Denoise
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
 
@@ -35,7 +36,7 @@ def root(tmp_path):
 def drawn(root, toy, strategy=None, **cleaning):
     (run,) = find_runs(root)
     return Manifest.draw(
-        run, Analysis((toy,), Outputs(), strategy, cleaning), Derivatives.at(root / "out", root)
+        run, Analysis((toy,), Outputs(), Denoise.of(strategy), cleaning), Derivatives.at(root / "out", root)
     )
 
 

@@ -1,6 +1,7 @@
 """Many images to a folder: one file each, failures named, nothing done twice."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from images import AFFINE, SHAPE, bold, niimg, random_masks, save, truth
 from sharedmask import extract
 from sharedmask.errors import DamagedImageError, ParameterError
 from sharedmask.regions.regions import Regions
-from sharedmask.study.output import extract_to, outputs
+from sharedmask.study.output import Parts, extract_to, outputs
 
 
 @pytest.fixture
@@ -79,3 +80,29 @@ def test_unknown_forms_are_refused_before_any_work(runs, masks, tmp_path):
     with pytest.raises(ParameterError, match=r"\.npz or \.h5"):
         extract_to(tmp_path / "out", runs, masks, form=".xlsx")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_for_each_atlas_and_statistic(runs, tmp_path):
+    values = np.arange(210).reshape(SHAPE)
+    images = {name: niimg((values % n).astype("i2")) for name, n in (("a", 3), ("b", 5))}
+    makers = {f"atlas-{name}": partial(Regions.from_labels, image) for name, image in images.items()}
+    for strategy in (("mean", "standard_deviation"), "median"):
+        parts = Parts(makers, strategy)
+        assert extract_to(tmp_path / "out", runs, parts, strategy=strategy).errors == {}
+        assert len(extract_to(tmp_path / "out", runs, parts, strategy=strategy).skipped) == 3
+        for run, path in outputs(runs, tmp_path / "out", ".tsv").items():
+            tables = iter([pd.read_csv(one, sep="\t") for one in parts.paths(path)])
+            for image in images.values():
+                for one in strategy if isinstance(strategy, tuple) else [strategy]:
+                    np.testing.assert_array_equal(next(tables), extract(run, image, strategy=one))
+    assert sorted(path.name for path in (tmp_path / "out").glob("sub-0*")) == [
+        f"sub-0_bold_atlas-{end}.tsv"
+        for end in (
+            "a", "a_stat-mean", "a_stat-standardDeviation", "b", "b_stat-mean", "b_stat-standardDeviation"
+        )
+    ]  # fmt: skip
+    parts = Parts(makers, None)
+    extract_to(tmp_path / "out", runs[:1], parts, form=".npz")
+    with np.load(tmp_path / "out" / "sub-0_bold_atlas-b.npz") as series:
+        assert series.files == ["1", "2", "3", "4"]
+        np.testing.assert_array_equal(series["4"], extract(runs[0], Regions.from_labels(images["b"]))["4"])
