@@ -273,6 +273,18 @@ denoise_options = options(
 )
 
 
+connectivity_options = options(
+    click.option(
+        "--connectivity",
+        cls=Yielding,
+        multiple=True,
+        metavar="KIND...",
+        help="Matrices of the regions' signals: correlation, partial-correlation, covariance, precision.",
+    ),
+    click.option("--fisher-z", is_flag=True, help="Of correlations."),
+)
+
+
 def denoise_of(options: dict[str, Any]) -> Any:
     """What ``denoise_options`` ask for, taken out of the options; None if nothing."""
     names = ("motion", "wm_csf", "global_signal", "compcor", "n_compcor", "ica_aroma", "fd_threshold",

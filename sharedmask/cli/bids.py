@@ -20,6 +20,7 @@ from sharedmask.cli.base import (
     CONTEXT,
     Verb,
     Yielding,
+    connectivity_options,
     denoise_of,
     denoise_options,
     echo_study,
@@ -66,6 +67,7 @@ def main() -> None:
 @click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
 @click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
 @click.option("--no-reports", is_flag=True, help="No HTML page per run.")
+@connectivity_options
 @denoise_options
 @filter_options
 @t_r_option
@@ -149,6 +151,8 @@ def _participants(
     voxels: bool,
     drop_empty: bool,
     no_reports: bool,
+    connectivity: Sequence[str],
+    fisher_z: bool,
     n_jobs: int,
     low_mem: bool,
     mem: str | None,
@@ -168,6 +172,8 @@ def _participants(
         voxels=voxels,
         drop_empty=drop_empty,
         reports=not no_reports,
+        connectivity=connectivity,
+        fisher_z=fisher_z,
     )
     if dry_run:
         _echo_manifests(bids_dir, out, atlases, outputs, filters=filters, **options)

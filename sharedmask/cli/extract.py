@@ -22,6 +22,7 @@ from sharedmask.cli.base import (
     check_output,
     cleaning_options,
     commands,
+    connectivity_options,
     denoise_of,
     denoise_options,
     echo,
@@ -100,6 +101,7 @@ def _profiled(path: str | None) -> Iterator[None]:
 )
 @cleaning_options
 @denoise_options
+@connectivity_options
 @with_settings
 def extract(
     images: tuple[str, ...],
@@ -132,7 +134,8 @@ def extract(
             "--confounds are tables of your own: leave out --denoise-strategy and its like"
         )
     table = bool(options["stat"]) or output == "-" or ending == ".tsv"
-    parts = parts_of(given[0], atlas, lut, options["resampling_target"], options["stat"], table)
+    asked = {name: options.pop(name) for name in ("connectivity", "fisher_z")}
+    parts = parts_of(given[0], atlas, lut, options["resampling_target"], options["stat"], table, **asked)
     with _profiled(profile_memory):
         if out_dir:
             _extract_many(out_dir, list(images), parts, list(confounds), **options)
@@ -147,16 +150,21 @@ def parts_of(
     resampling_target: Any,
     stat: Sequence[str],
     table: bool,
+    connectivity: Sequence[str] = (),
+    fisher_z: bool = False,
 ) -> Any:
     """What is written of each image: tables, or the series of all voxels."""
+    from sharedmask.compute.connectivity import check_matrices
     from sharedmask.compute.request import checked_strategy
     from sharedmask.study.atlases import Atlas, distinct
     from sharedmask.study.output import Parts
 
     strategy = checked_strategy(strategy_of(stat)) if table else None
+    kinds = check_matrices(connectivity, fisher_z, table)
     if len(atlas) < 2:
         one, names = next(iter(atlas), None), next(iter(lut), None)
-        return Parts({"": regions_maker(masks, one, names, resampling_target)}, strategy)
+        made = {"": regions_maker(masks, one, names, resampling_target)}
+        return Parts(made, strategy, kinds, fisher_z)
     named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
     makers = {
         name: regions_maker(
@@ -164,7 +172,7 @@ def parts_of(
         )
         for name, one in named.items()
     }
-    return Parts(makers, strategy)
+    return Parts(makers, strategy, kinds, fisher_z)
 
 
 def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
@@ -181,6 +189,8 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
     from sharedmask.study.tables import series_writer
 
     check_output(output)
+    if output == "-" and parts.connectivity:
+        raise click.UsageError("-o - has no room for matrices")
     if output == "-" and parts.count > 1:
         raise click.UsageError(f"-o - has room for one table, and {parts.count} are asked for")
     if parts.strategy is None:

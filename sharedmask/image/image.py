@@ -25,7 +25,7 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.image import protocol
-from sharedmask.image.operations import Operations
+from sharedmask.image.relations import Relations
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class SharedImage(Operations):
+class SharedImage(Relations):
     """One fMRI run, decoded once into shared memory, for any number of masks.
 
     The image is loaded when it is first used (or by :meth:`load`) and its memory is released by

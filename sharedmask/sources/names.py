@@ -12,10 +12,10 @@ from typing import Any
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 
-# The order of BIDS 1.11; "stat" is of no standard yet, and stands where XCP-D writes it.
+# The order of BIDS 1.11; "stat" and "meas" are of no standard yet, and stand where XCP-D writes the first.
 _ORDER = (
     "sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt "
-    "part proc hemi space split recording chunk atlas seg scale res den stat label desc"
+    "part proc hemi space split recording chunk atlas seg scale res den stat meas label desc"
 )
 ENTITIES = tuple(_ORDER.split())
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")

@@ -9,6 +9,7 @@ from dataclasses import field
 from importlib.util import find_spec
 from typing import Any
 
+from sharedmask.compute.connectivity import check_matrices
 from sharedmask.compute.request import checked_strategy
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
@@ -45,6 +46,10 @@ class Outputs:
         Leave out the columns of regions that are not covered enough; the table of coverage has them.
     reports : bool
         Write a page per run.
+    connectivity : sequence of str
+        Matrices of regions' signals; see ``SharedImage.connectivity``.
+    fisher_z : bool
+        Of correlations the inverse hyperbolic tangent.
     """
 
     statistic: str | Sequence[str] = "mean"
@@ -53,6 +58,8 @@ class Outputs:
     voxels: bool = False
     drop_empty: bool = False
     reports: bool = True
+    connectivity: Sequence[str] = ()
+    fisher_z: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -71,6 +78,7 @@ class Outputs:
         if self.statistics:
             checked_strategy(self.statistics)
         check_share(self.min_coverage)
+        check_matrices(self.connectivity, self.fisher_z, not self.voxels)
         if self.form not in FORMATS:
             raise ParameterError(f"{self.form!r} is none of {', '.join(FORMATS)}")
         package, ending = ("h5py", ".h5") if self.voxels else ("pyarrow", ".parquet")

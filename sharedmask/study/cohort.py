@@ -25,6 +25,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from sharedmask.compute.connectivity import check_matrices
+from sharedmask.compute.connectivity import connectivity as matrix_of
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import Strategy, check_names, checked_strategy
@@ -69,6 +71,8 @@ class Task:
     variant: str | None = None
     """What else its outputs depend on; None if nobody records them."""
     needed: int = 0
+    connectivity: tuple[str, ...] = ()
+    fisher_z: bool = False
 
     @property
     def name(self) -> str:
@@ -91,8 +95,10 @@ class Task:
         return "" if self.variant is None else self.asked.digest(self.variant, of_content=True)
 
     def run(self) -> Any:
-        """The signals, as :func:`sharedmask.extract` gives them."""
-        return self.asked.run(self.memory_limit, self.memory)
+        """The signals, as :func:`sharedmask.extract` gives them; with matrices in a dict."""
+        signals = self.asked.run(self.memory_limit, self.memory)
+        made = {kind: matrix_of(signals, kind, fisher_z=self.fisher_z) for kind in self.connectivity}
+        return {"signals": signals, **made} if made else signals
 
 
 def _path_of(key: str | Path) -> str:
@@ -132,6 +138,8 @@ def extract_many(
     *,
     strategy: Strategy = None,
     denoise: str | Sequence[str] | Denoise | Denoisings | None = None,
+    connectivity: str | Sequence[str] = (),
+    fisher_z: bool = False,
     executor: Executor | None = None,
     n_jobs: int | None = None,
     on_result: OnResult = None,
@@ -161,6 +169,11 @@ def extract_many(
         As for :func:`extract`.
     denoise : str, sequence of str or Denoise, optional
         What of fMRIPrep's table of confounds beside each image is regressed out, and which volumes go.
+    connectivity : str or sequence of str, optional
+        Matrices of the regions' signals (their means, if no ``strategy`` is given), as those of
+        :meth:`SharedImage.connectivity`: each image then gives a dict of ``"signals"`` and of each measure.
+    fisher_z : bool
+        As there.
     executor : concurrent.futures.Executor, optional
         Where images are worked on: ``dask.distributed.Client(...).get_executor()`` for a cluster.
         Default: worker processes of this machine, or threads if ``n_jobs`` is 1.
@@ -209,8 +222,12 @@ def extract_many(
     (5, 8)
     """
     check_names(parameters, "smoothing_fwhm", "memory")
+    kinds = check_matrices(connectivity, fisher_z)
+    strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
         checked_strategy(strategy)
+    if kinds and not isinstance(strategy, str):
+        raise ParameterError(f"strategy={strategy!r}: connectivity is of one value per region and volume")
     keyed = _keyed(sources)
     asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
     if denoise is not None:
@@ -222,7 +239,16 @@ def extract_many(
     chosen = shard_of(list(keyed), shard)
     journal = _journal(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
-    prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, None if journal is None else variant)
+    prepare = _Preparer(
+        keyed,
+        each,
+        masks,
+        asked,
+        budget,
+        memory_limit,
+        None if journal is None else variant,
+        (kinds, fisher_z),
+    )
     with engine(executor, n_jobs, cleans) as works, progress_to(progress, len(chosen), "image") as tell:
         return _Run(prepare, works, budget, journal, on_result, on_error, retries, tell).all(chosen)
 
@@ -302,6 +328,7 @@ class _Preparer:
         budget: MemoryBudget,
         memory_limit: Any,
         variant: str | Callable[[Key], str] | None,
+        matrices: tuple[tuple[str, ...], bool],
     ) -> None:
         self._keyed, self._each, self._asked = keyed, each, dict(asked)
         self._memory = self._asked.pop("memory", None)
@@ -309,6 +336,7 @@ class _Preparer:
         self._masks = masks
         self._shared = per_grid(lambda grid: self._regions_of(masks, grid))
         self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
+        self._matrices = matrices
 
     def __call__(self, key: Key) -> Task:
         def regions_on(grid: Grid) -> Regions:
@@ -318,7 +346,10 @@ class _Preparer:
         own = {name: one(key) if callable(one) else one for name, one in given.items()}
         asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
-        return Task(key, asked, self._memory, self._memory_limit, variant, asked.needed(self._budget))
+        if variant is not None and self._matrices[0]:
+            variant = f"{variant} {self._matrices}"
+        needed = asked.needed(self._budget)
+        return Task(key, asked, self._memory, self._memory_limit, variant, needed, *self._matrices)
 
     def _regions_of(self, masks: Any, grid: Grid) -> Regions:
         return regions_of(masks, grid, self._asked["strategy"], self._target)

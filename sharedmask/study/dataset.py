@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sharedmask.compute.connectivity import checked_kinds
 from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError, SharedMaskWarning
@@ -43,7 +44,7 @@ from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 _LAST = "last.json"
-_IGNORED = "*.html\n*_timeseries.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
+_IGNORED = "*.html\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
 _PICTURED_VOLUMES = 10
 
 
@@ -316,20 +317,18 @@ class _Work:
                 analysis.atlases, coverage.split(np.atleast_2d(values)), coverage.tables, strict=True
             )
         ]
-        return [
-            self.study.derivatives.write_signals(
-                run,
-                atlas,
-                statistic,
-                columns,
-                table,
-                desc=analysis.desc(run),
-                facts=manifest.facts(),
-                form=analysis.outputs.form,
-                drop_empty=analysis.outputs.drop_empty,
-            )
-            for statistic, atlas, columns, table in every
-        ]
+        outputs, written = analysis.outputs, list[Path]()
+        told: dict[str, Any] = {
+            "desc": analysis.desc(run), "facts": manifest.facts(), "drop_empty": outputs.drop_empty
+        }  # fmt: skip
+        for statistic, atlas, columns, table in every:
+            of = run, atlas, statistic, columns, table
+            written += [
+                self.study.derivatives.write_matrix(*of, kind, fisher_z=outputs.fisher_z, **told)
+                for kind in checked_kinds(outputs.connectivity)
+            ]
+            written.append(self.study.derivatives.write_signals(*of, form=outputs.form, **told))
+        return written
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
         run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage

@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask._version import __version__
+from sharedmask.compute.connectivity import checked_kinds, connectivity, measure
 from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
 from sharedmask.regions.regions import RegionRow
-from sharedmask.sources.names import camel
+from sharedmask.sources.names import Name, camel
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
-from sharedmask.study.tables import write_series, write_table
+from sharedmask.study.tables import write_matrix, write_series, write_table
 from sharedmask.system.files import atomic_write, write_json
 from sharedmask.system.inputs import read_json
 from sharedmask.typing import Array
@@ -109,6 +110,11 @@ class Derivatives:
                 self.path(run, atlas, camel(statistic), "timeseries", form, desc)
                 for statistic in outputs.statistics
             ]
+            paths += [
+                self.relmat(run, atlas, statistic, measure(kind, outputs.fisher_z), desc)
+                for statistic in outputs.statistics
+                for kind in checked_kinds(outputs.connectivity)
+            ]
             paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
         if analysis.denoise is not None:
             paths.append(self.path(run, None, None, "outliers", ".tsv", desc))
@@ -163,6 +169,44 @@ class Derivatives:
         sidecar = self._sidecar(run, atlas) | {"Statistic": statistic} | dict(facts or {})
         write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
         (write_table if form == "tsv" else _write_parquet)(path, signals[:, kept], names)
+        return path
+
+    def relmat(self, run: Run, atlas: Atlas, statistic: str, meas: str, desc: str | None) -> Path:
+        """Where a matrix of regions belongs."""
+        table = self.path(run, atlas, camel(statistic), "relmat", ".tsv", desc)
+        return table.with_name(str(Name.parse(table).replace(meas=meas)))
+
+    def write_matrix(
+        self,
+        run: Run,
+        atlas: Atlas,
+        statistic: str,
+        signals: Array,
+        table: Sequence[RegionRow],
+        kind: str,
+        *,
+        fisher_z: bool = False,
+        desc: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+        drop_empty: bool = False,
+    ) -> Path:
+        """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`."""
+        path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
+        kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
+        matrix = connectivity(signals[:, kept], kind, fisher_z=fisher_z)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {
+            "Statistic": statistic,
+            "RelationshipMeasure": kind + (", Fisher's z" if fisher_z else ""),
+            "MeasureDescription": f"nilearn.connectome.ConnectivityMeasure(kind={kind!r})",
+            "Weighted": True,
+            "Directed": False,
+            "ValidDiagonal": not fisher_z,
+            "StorageFormat": "Full",
+            "NonNegative": False,
+        }
+        write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | told | dict(facts or {}))
+        write_matrix(path, matrix, [table[number].name for number in kept.tolist()])
         return path
 
     def write_voxels(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sharedmask.compute.connectivity import connectivity, measure
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.request import Strategy
 from sharedmask.errors import ParameterError
@@ -28,10 +29,11 @@ from sharedmask.sources.names import camel
 from sharedmask.sources.source import open_source
 from sharedmask.study.cohort import Study, extract_many
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
-from sharedmask.study.tables import series_writer, write_series, write_table
+from sharedmask.study.tables import series_writer, write_matrix, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
+from sharedmask.typing import Array
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 
@@ -104,7 +106,7 @@ def extract_to(
         on_result=work.keep,
         on_error=work.fail,
         resume=work.private / "complete.jsonl",
-        variant="".join([form, *work.parts.names]),
+        variant="".join([form, *work.parts.names, *work.parts.measures]),
         **options,
     )
 
@@ -136,10 +138,14 @@ class Parts:
         regions on a Grid. The name of a single one, which may be masks too, is not written.
     strategy : str or tuple of str, optional
         None: the series of all voxels.
+    connectivity, fisher_z
+        A matrix by each measure beside each table.
     """
 
     atlases: Mapping[str, Callable[[Grid], Regions]]
     strategy: str | tuple[str, ...] | None
+    connectivity: tuple[str, ...] = ()
+    fisher_z: bool = False
 
     @classmethod
     def of(cls, masks: Any, strategy: Strategy) -> "Parts":
@@ -161,6 +167,10 @@ class Parts:
         stats = [f"_stat-{camel(one)}" for one in several] or [""]
         atlases = [f"_{name}" for name in self.atlases] if len(self.atlases) > 1 else [""]
         return tuple(atlas + stat for atlas in atlases for stat in stats)
+
+    @property
+    def measures(self) -> list[str]:
+        return [measure(kind, self.fisher_z) for kind in self.connectivity]
 
     def paths(self, path: str | Path) -> list[Path]:
         """The files, where a single one would go to ``path``."""
@@ -193,15 +203,25 @@ class Parts:
         parts, paths = self._on(grid), self.paths(path)
         ends = [0, *accumulate(map(len, parts))]
         tables = list(signals.values()) if isinstance(self.strategy, tuple) else [signals]
-        targets = iter(paths)
+        targets = iter(tuple(paths))
         for part, (start, stop) in zip(parts, pairwise(ends), strict=True):
             for table in tables:
                 if self.strategy is None:
                     series = _each(table)[start:stop]
                     write_series(next(targets), dict(zip(part.names, series, strict=True)))
                 else:
-                    write_table(next(targets), table[..., start:stop], part.names)
+                    target = next(targets)
+                    paths += self._write_matrices(target, table[..., start:stop], part.names)
+                    write_table(target, table[..., start:stop], part.names)
         return paths
+
+    def _write_matrices(self, table: Path, signals: Array, names: Sequence[str]) -> list[Path]:
+        written = []
+        for kind, name in zip(self.connectivity, self.measures, strict=True):
+            path = table.with_name(f"{table.stem}_meas-{name}_relmat.tsv")
+            write_matrix(path, connectivity(signals, kind, fisher_z=self.fisher_z), names)
+            written.append(path)
+        return written
 
 
 @dataclass

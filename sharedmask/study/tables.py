@@ -65,6 +65,22 @@ def _cell(name: str) -> str:
     return '"' + name.replace('"', '""') + '"' if name.startswith('"') else name
 
 
+def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[str]) -> None:
+    """A row and a column for each region, tab-separated, NaN as ``n/a``; names go first.
+
+    Parameters
+    ----------
+    path : str or path
+    matrix : ndarray, (n_regions, n_regions)
+    names : sequence of str
+    """
+    heads = list(map(_cell, columns(names)))
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write("\t".join(["Node", *heads]) + "\n")
+        for head, row in zip(heads, matrix, strict=True):
+            file.write("\t".join([head, *("n/a" if value != value else str(value) for value in row)]) + "\n")
+
+
 def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> None:
     """One (n_timepoints, n_voxels) array per region, by name, as ``.npz`` or ``.h5``."""
     writer, names = series_writer(path), members(series)

@@ -232,3 +232,61 @@ def test_the_app_takes_images_of_ica_aroma_by_itself(tmp_path):
     confounds_of(bold, "sub-01_task-rest", n_timepoints=60, more=True)
     printed = sharedmask_bids(*given, "--ica-aroma", "basic", "--dry-run").out
     assert "_desc-preproc_bold.nii.gz: 7 x 6 x 5" in printed and "0 of them would fail" in printed
+
+
+@pytest.mark.parametrize("drop", [[], ["--drop-empty"]])
+def test_the_app_writes_matrices_of_the_one_pass(tmp_path, decoded, drop):
+    root, out = preprocessed(tmp_path / "in", subjects=("01",)), tmp_path / "out"
+    bold, given = next(root.rglob("*_bold.nii.gz")), atlas(tmp_path / "atlases")
+    kinds = ["--connectivity", "correlation", "partial-correlation", *drop]
+    asked = (root, out, "participant", "--atlases", given, "--no-reports", *kinds)
+    planned = sharedmask_bids(*asked, "--dry-run").out
+    ended = sharedmask_bids(*asked)
+    assert (ended.code, decoded[bold.name]) == (0, 1), ended
+    (table,) = out.rglob("*_stat-mean_timeseries.tsv")
+    signals = pd.read_csv(table, sep="\t")
+    for kind, name in (("correlation", "correlation"), ("partial correlation", "partialCorrelation")):
+        (path,) = out.rglob(f"*_stat-mean_meas-{name}_relmat.tsv")
+        matrix = pd.read_csv(path, sep="\t", index_col=0)
+        assert list(matrix) == list(matrix.index) == list(signals) and str(path) in planned
+        there = signals.columns[signals.notna().all()]
+        expected = ConnectivityMeasure(kind=kind).fit_transform([signals[there].to_numpy()])[0]
+        np.testing.assert_allclose(matrix.loc[there, there], expected, rtol=1e-6)
+        assert matrix.drop(columns=there).isna().all().all()
+        said = json.loads(path.with_suffix(".json").read_text())
+        assert said["RelationshipMeasure"] == kind and said["Sources"][0].endswith(bold.name)
+    assert "1 were already" in sharedmask_bids(*asked).out
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_extract_writes_matrices_beside_its_tables(tmp_path, decoded, many):
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    bold, given = next(root.rglob("*_bold.nii.gz")), atlas(tmp_path / "atlases")
+    stem = bold.name.removesuffix(".nii.gz")
+    out = ["--out-dir", tmp_path] if many else ["-o", tmp_path / f"{stem}.tsv"]
+    ended = sharedmask("extract", bold, "--atlas", given, "--connectivity", "correlation", "--fisher-z", *out)
+    assert (ended.code, decoded[bold.name]) == (0, 1), ended
+    matrix = pd.read_csv(tmp_path / f"{stem}_meas-correlationFisherZ_relmat.tsv", sep="\t", index_col=0)
+    signals = pd.read_csv(tmp_path / f"{stem}.tsv", sep="\t")
+    expected = ConnectivityMeasure(kind="correlation").fit_transform([signals.to_numpy()])[0]
+    off = ~np.eye(len(expected), dtype=bool)
+    np.testing.assert_allclose(np.tanh(matrix.to_numpy()[off]), expected[off], rtol=1e-6)
+    assert list(matrix) == list(signals) and np.isnan(np.diag(matrix)).all()
+    ended = sharedmask(
+        "extract", bold, "--atlas", given, "--connectivity", "tangent", "-o", tmp_path / "x.tsv"
+    )
+    assert ended.code == 64 and "'tangent' is of a group" in ended.err
+
+
+def test_extract_many_gives_matrices_with_signals(tmp_path):
+    root = preprocessed(tmp_path / "in")
+    runs, given = sorted(root.rglob("*_bold.nii.gz")), atlas(tmp_path / "atlases")
+    study = extract_many(runs, given, connectivity=["covariance", "correlation"], t_r=2.0, low_pass=0.1)
+    for run, found in study.results.items():
+        signals = extract(run, given, strategy="mean", t_r=2.0, low_pass=0.1)
+        np.testing.assert_array_equal(found["signals"], signals)
+        for kind in ("covariance", "correlation"):
+            expected = ConnectivityMeasure(kind=kind).fit_transform([signals])[0]
+            np.testing.assert_allclose(found[kind], expected, rtol=1e-6)
+    with pytest.raises(ParameterError, match="connectivity is of one value per region and volume"):
+        extract_many(runs, given, connectivity="correlation", strategy=["mean", "sum"])
