@@ -104,7 +104,9 @@ def app(
         raise click.exceptions.Exit(_UNKNOWN_LEVEL)
     out = Path(out_dir) if output_layout == "bids" else Path(out_dir) / "sharedmask"
     if level == "group":
-        click.echo(summarise(out))
+        from sharedmask.study.group import summarise_group
+
+        click.echo("\n".join(map(str, [summarise(out), *summarise_group(out)])))
         return
     chosen = [
         name

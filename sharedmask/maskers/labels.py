@@ -141,6 +141,10 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
     def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
         """The same as :meth:`transform`, without its checks and high variance confounds."""
         signals = super().transform_single_imgs(imgs, confounds=confounds, sample_mask=sample_mask)
+        kinds = [table["index"].dtype.kind for table in (self.lut_, self._lut_)]
+        if kinds == ["u", "f"]:  # nilearn's has rounded labels of more than 63 bits
+            found = np.unique(np.asanyarray(self.region_atlas_.dataobj))
+            self._lut_ = self.lut_[np.isin(self.lut_["index"].to_numpy(), found)].reset_index(drop=True)
         return self._with_missing(signals) if self.keep_missing_labels else signals
 
     def inverse_transform(self, signals: Any) -> Any:

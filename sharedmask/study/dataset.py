@@ -44,7 +44,7 @@ from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 _LAST = "last.json"
-_IGNORED = "*.html\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
+_IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
 _PICTURED_VOLUMES = 10
 
 

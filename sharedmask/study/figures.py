@@ -3,7 +3,7 @@
 Covers: outlines of regions on an image, the carpet of their signals, coverage, memory over time.
 Does not cover: pages (``report``), which numbers are shown.
 
-Each function gives a PNG as a ``data:`` URL, so that a page needs no other file.
+Each function gives a PNG, as a ``data:`` URL where it is for a page, which then needs no other file.
 """
 
 import base64
@@ -145,6 +145,26 @@ def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | N
     return _data_url(figure)
 
 
+def matrix(values: Array, title: str) -> bytes:
+    """A matrix of regions as a PNG; symmetric colours around 0.
+
+    Parameters
+    ----------
+    values : ndarray, (n_regions, n_regions)
+        NaN is left blank.
+    title : str
+    """
+    off = values[~np.eye(len(values), dtype=bool)]
+    most = float(np.nanmax(np.abs(off), initial=0.0)) if np.isfinite(off).any() else 1.0
+    figure = _figure(_WIDTH, _WIDTH)
+    axes = figure.subplots()
+    shown = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    axes.set_title(title, fontsize=8, wrap=True)
+    axes.set_xlabel("region")
+    figure.colorbar(shown, shrink=0.7)
+    return _png(figure)
+
+
 def _figure(width: float, height: float) -> Any:
     # A figure of its own, not of pyplot, which keeps figures and may want a screen.
     from matplotlib.figure import Figure
@@ -152,9 +172,13 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER, layout="constrained")
 
 
-def _data_url(figure: Any) -> str:
+def _png(figure: Any) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def _data_url(figure: Any) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode("ascii")

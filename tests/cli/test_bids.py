@@ -195,7 +195,10 @@ def test_the_legacy_layout_and_the_group_level(dataset, toy, out, capsys):
     )
     assert signals(out / "sharedmask").exists()
     (out / "sharedmask" / "study.html").unlink()
+    capsys.readouterr()
     assert app(dataset, out, "group", "--output-layout", "legacy") == 0
+    written = [out / "sharedmask" / name for name in ("study.html", "group_regions.tsv")]
+    assert capsys.readouterr().out.splitlines() == list(map(str, written))
     assert (out / "sharedmask" / "study.html").exists()
 
 

@@ -509,7 +509,8 @@ MEANS = np.stack([SERIES[part].astype("f8").mean(0) for part in (FIRST, SECOND, 
 
 
 def labelled(labels, dtype):
-    return np.select([FIRST, SECOND, THIRD], labels, 0).astype(dtype)
+    every = [np.asarray(label, dtype) for label in labels]
+    return np.select([FIRST, SECOND, THIRD], every, np.zeros((), dtype))
 
 
 def scaled(path, stored, slope, inter):
@@ -529,6 +530,7 @@ LARGE = {
     "int64": ("i8", (5, 2**31 + 7, 2**40)),
     "int64, no floats": ("i8", (2**53 - 1, 2**53, 2**53 + 1)),
     "negative": ("i8", (-(2**40), -1, 7)),
+    "uint64": ("u8", (2**63, 2**63 + 5, 2**64 - 1)),
 }
 NEAR = {
     "a third": lambda path: scaled(path, labelled((3, 21009, 21045), "i4"), np.float32(1 / 3), 0),
@@ -558,6 +560,7 @@ def by_masker(bold, atlas, labels):
     assert table["index"].tolist() == list(labels)
     assert (table["n_voxels"] == table["n_voxels_used"]).all() and (table["coverage"] == 1).all()
     assert masker.region_ids_ == {"background": 0, **dict(enumerate(labels))}
+    assert table["column"].tolist() == list(range(len(labels)))
     assert [name.removesuffix(".0") for name in table["name"]] == list(map(str, labels))
     used = np.asarray(masker.region_atlas_.dataobj)
     back = np.asarray(masker.inverse_transform(signals).dataobj)

@@ -6,6 +6,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.sources.names import Name
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import Run
+from sharedmask.study.denoising import Denoise
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from sharedmask.study.bids import Run
 def test_names_tell_what_was_done(tmp_path, strategy, cleaning, steps, desc):
     name = Name({"sub": "01", "task": "rest"} | ({"desc": desc} if desc else {}), "bold", ".nii.gz")
     run = Run(tmp_path, tmp_path / str(name), name)
-    analysis = Analysis((), strategy=strategy, cleaning=cleaning)
+    analysis = Analysis((), denoise=Denoise.of(strategy), cleaning=cleaning)
     assert analysis.steps == steps
     upper = steps[:1].upper() + steps[1:]
     own = desc if desc == "smoothAROMAnonaggr" else ""

@@ -17,7 +17,9 @@ from sharedmask.errors import (
     EmptyMaskError,
     ParameterError,
     SharedMaskWarning,
+    SourceChangedError,
 )
+from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
@@ -37,6 +39,27 @@ def test_signals_equal_nilearns(dataset, toy, out):
         assert list(table.columns) == [f"region {i}" for i in range(1, 8)]
         np.testing.assert_allclose(table.to_numpy()[:, :6], expected, rtol=1e-6)
         assert table["region 7"].isna().all()  # of the table of names, without a voxel
+
+
+def test_a_run_that_changed_while_it_was_read_is_prepared_anew(dataset, toy, out, monkeypatch):
+    asked = {"denoise_strategy": "simple", "detrend": True}
+    analyse(dataset, out / "whole", [toy], PLAIN, **asked)
+    volumes, ended = Source.volumes, set()
+
+    def changing(self):
+        if self.paths[0].name not in ended:
+            ended.add(self.paths[0].name)
+            raise SourceChangedError(f"{self.name} changed")
+        return volumes(self)
+
+    monkeypatch.setattr(Source, "volumes", changing)
+    study = analyse(dataset, out / "again", [toy], PLAIN, **asked)
+    assert len(study.complete) == len(ended) == 2 and study.errors == {}
+    for subject in ("01", "02"):
+        first, again = (
+            signals(out / which, subject, desc="_desc-denoiseSimpleDetrend") for which in ("whole", "again")
+        )
+        assert first.read_text() == again.read_text()
 
 
 def test_cleaned_signals_equal_nilearns(dataset, toy, out):
