@@ -29,7 +29,7 @@ from sharedmask.cli.base import (
     strategy_of,
     t_r_option,
 )
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.system.inputs import read_json
 
 _UNKNOWN_LEVEL = 17
@@ -51,8 +51,10 @@ def main() -> None:
 @click.option("--run-label", "run", multiple=True, metavar="L...")
 @click.option("--space", multiple=True, metavar="L...", help="As MNI152NLin2009cAsym.")
 @click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
-@click.option("--atlases", multiple=True, metavar="A...", help="Label images, or names in --atlases-dir.")
-@click.option("--atlases-dir", multiple=True, metavar="DIR", help="Folders with ..._atlas-A_dseg.nii.gz.")
+@click.option(
+    "--atlases", multiple=True, metavar="A...", help="Label images, or names as Schaefer2018:400,7."
+)
+@click.option("--atlases-dir", multiple=True, metavar="DIR", help="Of ..._atlas-A_dseg.nii.gz.")
 @click.option(
     "--stat",
     cls=Yielding,
@@ -119,7 +121,7 @@ def app(
     typed = {"sub": sub, "ses": ses, "task": task, "run": run, "space": space}
     # What is typed wins over the file.
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
-    _participants(bids_dir, out, _atlases(atlases, atlases_dir, filters), filters, **options)
+    _participants(bids_dir, out, _atlases(bids_dir, atlases, atlases_dir, filters), filters, **options)
 
 
 def _filter_file(path: str | None) -> dict[str, Any]:
@@ -132,13 +134,36 @@ def _filter_file(path: str | None) -> dict[str, Any]:
         raise ParameterError(f"{path} holds no BIDS filters: {error}") from error
 
 
-def _atlases(given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]) -> list[Any]:
+def _atlases(
+    dataset: str, given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]
+) -> list[Any]:
+    """The atlases by file, or by name: those in the runs' space and nearest to the size of their voxels."""
     from sharedmask.study.atlases import find_atlas
 
     if not given:
         raise click.UsageError("--atlases: give at least one")
-    spaces = filters.get("space", [None])
-    return [find_atlas(name, folders, spaces[0] if isinstance(spaces, list) else spaces) for name in given]
+    if all(Path(name).is_file() for name in given):
+        return [find_atlas(name) for name in given]
+    space, size = _of_runs(dataset, filters)
+    found = [find_atlas(name, folders, space, size) for name in given]
+    for name, atlas in zip(given, found, strict=True):
+        if not Path(name).is_file():
+            click.echo(f"sharedmask: atlas {name}: {atlas.image}", err=True)
+    return found
+
+
+def _of_runs(dataset: str, filters: dict[str, Any]) -> tuple[str | None, float | None]:
+    """Their space, if they have one, and the size of the first one's voxels."""
+    from sharedmask.sources.source import open_source
+    from sharedmask.study.atlases import size_of
+    from sharedmask.study.bids import find_runs, space_of
+
+    spaces, size = set[str | None](), None
+    with suppress(SharedMaskError, OSError):  # which the study will say itself
+        runs = find_runs(dataset, filters)
+        spaces = {space_of(run.name) for run in runs}
+        size = size_of(open_source(str(runs[0].bold)).grid)
+    return (spaces.pop() if len(spaces) == 1 else None), size
 
 
 def _participants(

@@ -4,15 +4,21 @@ Covers: finding an atlas by file or by name, what its outputs are called, whethe
 Does not cover: what a label image holds (``regions``), reading tables (``lut``).
 """
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sharedmask.errors import GridMismatchError, NoInputError, ParameterError
+import numpy as np
+
+from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError, ParameterError
 from sharedmask.records import dataclass
+from sharedmask.sources.grid import Grid
 from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
 from sharedmask.sources.sidecar import fetched, read_json
+from sharedmask.sources.source import open_source
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
 from sharedmask.system.process import cached_property
@@ -51,6 +57,12 @@ class Atlas:
                 del kept["seg"]
             return {"atlas": "+".join([self.name, *([own["desc"]] if "desc" in own else [])]), **kept}
         return {"atlas": self.name}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its file."""
+        with open(self.image, "rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     @cached_property
     def space(self) -> str | None:
@@ -111,45 +123,101 @@ def distinct(atlases: Iterable[Atlas]) -> dict[str, Atlas]:
     return found
 
 
-def find_atlas(what: str | Path, folders: Sequence[str | Path] = (), space: str | None = None) -> Atlas:
-    """An atlas by its file, or by its name in one of ``folders``.
+def find_atlas(
+    what: str | Path,
+    folders: Sequence[str | Path] = (),
+    space: str | None = None,
+    voxel_size: float | None = None,
+) -> Atlas:
+    """An atlas by its file, or by its name in one of ``folders`` or in TemplateFlow's.
 
     Parameters
     ----------
     what : str or path
-        A label image, or the value of its ``atlas-`` (or older ``seg-``) entity.
+        A label image, or the value of its ``atlas-`` (or older ``seg-``) entity; ``Schaefer2018:400,7`` for
+        the one whose ``desc-``, ``scale-`` or ``seg-`` has these numbers or words.
     folders : sequence of str or path
-        Where names are looked for, subfolders included.
+        Where names are looked for, subfolders included; then in ``TEMPLATEFLOW_HOME``, as far as files are
+        there: nothing is downloaded.
     space : str, optional
         Which of several images of that name: its ``tpl-`` or ``space-`` entity.
+    voxel_size : float, optional
+        Of those that are left, the one whose resolution is nearest; mm.
 
     Raises
     ------
     NoInputError
         If there is none, naming those that there are; or if several remain.
     MissingFileError
-        If it, or its table of names, is a link to nothing.
+        If it, or its table of names, is a link to nothing, or a file without content.
     """
     path = Path(what).expanduser().absolute()
     if path.is_file() or dangling(path):
         return Atlas(fetched(path), _name(path), _lut(path))
-    found = [
-        (image, _name(image))
-        for folder in folders
-        for image in sorted(Path(folder).expanduser().absolute().rglob("*"))
-        if image.name.endswith(tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS))
-    ]
-    matching = [image for image, name in found if str(what) in (name, _full_name(image, name))]
-    if space is not None and len(matching) > 1:
-        matching = [image for image in matching if Atlas(image, str(what), None).space == space]
-    if len(matching) == 1:
-        (image,) = matching
-        return Atlas(fetched(image), _name(image), _lut(image))
-    if matching:
-        raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
+    name, _, words = str(what).partition(":")
+    there = set[str]()
+    for places in (folders, _templateflow(space)):
+        images = [image for folder in places for image in _images(folder)]
+        there |= {_name(image) for image in images}
+        matching = [image for image in images if _is_called(image, name, words)]
+        if space is not None and len(matching) > 1:
+            matching = [image for image in matching if Atlas(image, name, None).space == space]
+        if voxel_size is not None and len(matching) > 1:
+            matching = _nearest(matching, voxel_size)
+        if len(matching) > 1:
+            raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
+        for image in matching:
+            return Atlas(_with_content(fetched(image)), _name(image), _lut(image))
     where = ", ".join(map(str, folders)) or "any folder"
-    there = joined({name for _, name in found})
-    raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {there}")
+    raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {joined(there)}")
+
+
+def _templateflow(space: str | None) -> list[Path]:
+    """The folder of a template in TemplateFlow's home, or that home."""
+    home = Path(os.environ.get("TEMPLATEFLOW_HOME") or "~/.cache/templateflow").expanduser()
+    folder = home if space is None else home / f"tpl-{space.partition('+')[0]}"
+    return [folder] if folder.is_dir() else []
+
+
+def _images(folder: str | Path) -> list[Path]:
+    endings = tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS)
+    every = sorted(Path(folder).expanduser().absolute().rglob("*_dseg.nii*"))
+    return [path for path in every if path.name.endswith(endings)]
+
+
+def _is_called(image: Path, name: str, words: str) -> bool:
+    """Whether an atlas has this name and, in its entities, each word or whole number."""
+    if name not in (_name(image), _full_name(image, _name(image))):
+        return False
+    entities = Name.parse(image).entities
+    texts = [entities[key] for key in ("desc", "scale", "seg") if key in entities]
+    return all(
+        any(re.search(rf"(?<![0-9]){re.escape(word)}(?![0-9])", text, re.IGNORECASE) for text in texts)
+        for word in filter(None, words.split(","))
+    )
+
+
+def _nearest(images: Sequence[Path], voxel_size: float) -> list[Path]:
+    """Those with the resolution that is nearest; links to nothing and empty files have none."""
+    whole = [image for image in images if image.is_file() and image.stat().st_size] or list(images)
+    if len(whole) < 2:
+        return whole
+    off = {image: abs(size_of(open_source(str(image)).grid) - voxel_size) for image in whole}
+    return [image for image in whole if off[image] <= min(off.values()) + 1e-3]
+
+
+def size_of(grid: Grid) -> float:
+    """The side of a cube as large as a voxel, in mm."""
+    return float(abs(np.linalg.det(grid.affine[:3, :3])) ** (1 / 3))
+
+
+def _with_content(image: Path) -> Path:
+    if not image.stat().st_size:
+        raise MissingFileError(
+            f"{image} has no content: get it (of TemplateFlow with `templateflow.api.get`, on a machine that "
+            "has a network)"
+        )
+    return image
 
 
 def _full_name(image: Path, name: str) -> str:

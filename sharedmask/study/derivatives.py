@@ -247,6 +247,7 @@ class Derivatives:
         return {
             "Sources": [self.uri(run.bold)],
             "AtlasFile": os.fspath(atlas.image),
+            "AtlasDigest": atlas.digest,
             "AtlasLabels": None if atlas.lut is None else os.fspath(atlas.lut),
             "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],

@@ -1,11 +1,13 @@
 """The BIDS app: its arguments, pages, exit codes."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,6 +42,22 @@ def test_the_app(dataset, toy, out, capsys):
         f"sub-01_task-rest_{SPACE}_desc-preproc_bold.html",
         f"sub-02_task-rest_{SPACE}_desc-preproc_bold.html",
     ]
+
+
+def test_an_atlas_by_name_is_the_one_nearest_to_the_runs(dataset, toy, out, capsys):
+    for resolution, factor in (("1", 0.5), ("2", 1.0), ("3", 2.0)):
+        image = nib.load(toy.image)
+        affine = image.affine @ np.diag([factor] * 3 + [1])
+        name = toy.image.name.replace("_atlas-Toy", f"_atlas-Toy_res-{resolution}")
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), toy.image.with_name(name))
+    toy.image.unlink()
+    given = ("--atlases", "Toy", "--atlases-dir", toy.image.parent, "--no-reports", "--min-coverage", "0")
+    assert app(dataset, out, "participant", *given) == 0
+    taken = toy.image.with_name(toy.image.name.replace("_atlas-Toy", "_atlas-Toy_res-2"))
+    assert f"atlas Toy: {taken}\n" in capsys.readouterr().err
+    told = json.loads(signals(out).with_suffix(".json").read_text())
+    assert told["AtlasFile"] == str(taken)
+    assert told["AtlasDigest"] == f"sha256:{hashlib.sha256(taken.read_bytes()).hexdigest()}"
 
 
 def test_pages_show_memory_and_parameters(dataset, toy, out, tmp_path):

@@ -1,9 +1,12 @@
 """Atlases: found by file and by name, told apart, and compared with the space of runs."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from datasets import SPACE, atlas, parcellations, preprocessed
+from images import niimg
 
 from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError
 from sharedmask.study.atlases import find_atlas
@@ -111,3 +114,68 @@ def test_the_space_of_a_head_is_of_that_head(tmp_path):
         else:
             with pytest.raises(GridMismatchError, match=r"is in T1w of sub-02, not of sub-01"):
                 find_atlas(path).check_space(run)
+
+
+# --- by name ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def templateflow(tmp_path, monkeypatch):
+    """A home with two templates, resolutions, cohorts and an atlas of several sizes; some are not fetched."""
+    home = tmp_path / "templateflow"
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    names = [f"atlas-Schaefer2018_desc-{n}Parcels{k}Networks_dseg" for n in (100, 400, 1000) for k in (7, 17)]
+    for space in ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNIInfant_cohort-1", "MNIInfant_cohort-2"):
+        template, _, cohort = space.partition("_")
+        folder = home / f"tpl-{template}" / cohort
+        folder.mkdir(parents=True, exist_ok=True)
+        for resolution, size in (("01", 1.0), ("02", 2.0), ("03", 3.4)):
+            for name in names:
+                path = folder / f"tpl-{space}_res-{resolution}_{name}.nii.gz"
+                niimg(np.ones((2, 2, 2), "i2"), np.diag([size, size, size, 1])).to_filename(path)
+        for name in names:
+            (folder / f"tpl-{space}_{name}.tsv").write_text("index\tname\n1\tone\n")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "size", "found"),
+    [
+        ("Schaefer2018:400,7", "MNI152NLin6Asym", 2.2, "MNI152NLin6Asym_res-02_.*_desc-400Parcels7Networks"),
+        ("Schaefer2018:7,400", "MNI152NLin6Asym", 1.2, "MNI152NLin6Asym_res-01_.*_desc-400Parcels7Networks"),
+        ("Schaefer2018:17networks,100", "MNIInfant+2", 9.0, "cohort-2_res-03_.*_desc-100Parcels17Networks"),
+        ("Schaefer2018+1000Parcels17Networks", "MNI152NLin2009cAsym", 2.0, "res-02_.*1000Parcels17Networks"),
+    ],
+)
+def test_an_atlas_of_templateflow_by_its_name(templateflow, name, space, size, found):
+    atlas = find_atlas(name, (), space, size)
+    assert re.search(found, atlas.image.name) and atlas.space == space
+    assert atlas.lut.name == re.sub(r"_res-\d+", "", atlas.image.name).replace(".nii.gz", ".tsv")
+
+
+def test_what_could_be_several_atlases_is_refused(templateflow):
+    for name in ("Schaefer2018", "Schaefer2018:400", "Schaefer2018:7"):
+        with pytest.raises(NoInputError, match=r"in several files"):
+            find_atlas(name, (), "MNI152NLin6Asym", 2.0)
+    for name in ("Schaefer2018:40", "Schaefer2018:400,8", "AAL"):
+        with pytest.raises(NoInputError, match=r"there are: Schaefer2018"):
+            find_atlas(name, (), "MNI152NLin6Asym", 2.0)
+
+
+def test_an_atlas_that_is_not_fetched_is_named(templateflow):
+    for path in templateflow.rglob("*_res-0[23]_*400Parcels7*.nii.gz"):
+        path.write_bytes(b"")
+    assert "_res-01_" in find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym", 3.4).image.name
+    for path in templateflow.rglob("*_res-01_*400Parcels7*.nii.gz"):
+        path.unlink()
+    for path in templateflow.rglob("*_res-03_*400Parcels7*.nii.gz"):
+        path.unlink()
+    with pytest.raises(MissingFileError, match=r"has no content: get it .*templateflow"):
+        find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym", 3.4)
+
+
+def test_ones_own_folders_come_before_templateflow(templateflow, tmp_path):
+    (tmp_path / "own").mkdir()
+    own = next(templateflow.rglob("tpl-MNI152NLin6Asym_res-01_*400Parcels7*.nii.gz"))
+    own = own.rename(tmp_path / "own" / own.name)
+    assert find_atlas("Schaefer2018:400,7", [tmp_path / "own"], "MNI152NLin6Asym", 3.4).image == own
