@@ -290,7 +290,7 @@ def denoise_of(options: dict[str, Any]) -> Any:
     names = ("motion", "wm_csf", "global_signal", "compcor", "n_compcor", "ica_aroma", "fd_threshold",
              "std_dvars_threshold", "scrub", "demean", "columns", "dummy_scans", "strategy")  # fmt: skip
     given = {name: value for name in names if (value := options.pop(name)) not in (None, ())}
-    if given in ({"demean": True}, {"demean": False}):
+    if given == {"demean": True}:
         return None
     from sharedmask.study.denoising import STRATEGIES, Denoise
 

@@ -105,7 +105,7 @@ def standardized(signals: Array) -> NDArray[np.float64]:
     centred = np.asarray(signals, np.float64)
     centred = centred - centred.mean(axis=0)
     length = np.linalg.norm(centred, axis=0)
-    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    return np.asarray(np.divide(centred, length, out=np.zeros_like(centred), where=length > 0))
 
 
 @dataclass(frozen=True)
