@@ -131,6 +131,8 @@ class Manifest:
         self.source = source = open_source(str(self.run.bold))
         shape = " x ".join(map(str, source.shape[:3]))
         self.rows["bold"] += f": {shape} voxels, {source.n_timepoints} volumes of {source.dtype}"
+        if self.analysis.outputs.connectivity and source.n_timepoints < 2:
+            raise ParameterError(f"connectivity needs several volumes: {self.run.bold.name} has one")
 
     def _mask(self) -> None:
         self.rows["mask"] = "not found"

@@ -94,9 +94,9 @@ def confounds_of(path, stem, seed=0, n_timepoints=24, moves=(), more=False):
         for name in table:
             if "derivative1" in name:
                 table[name][0] = np.nan
-        for mask in ("CSF", "WM", "combined"):
+        for letter, mask in (("c", "CSF"), ("w", "WM"), ("a", "combined")):
             for number in range(3):
-                name = f"{mask[0].lower()}_comp_cor_{number:02}"
+                name = f"{letter}_comp_cor_{number:02}"
                 components[name] = {"Method": "aCompCor", "Mask": mask, "Retained": True}
         names = [*components, "aroma_motion_01", "aroma_motion_02"]
         values = np.random.default_rng(seed + 1).normal(size=(len(names), n_timepoints))

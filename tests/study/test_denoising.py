@@ -76,6 +76,7 @@ WAYS = [
     Denoise("scrubbing", fd_threshold=0.3, std_dvars_threshold=3, scrub=0),
     Denoise("compcor", n_compcor=2, compcor="anat_separated", demean=False),
     Denoise(("motion", "high_pass"), motion="power2"),
+    Denoise(n_compcor=1),
     Denoise(("scrub", "wm_csf"), fd_threshold=0.2, scrub=8),
     Denoise("ica_aroma", ica_aroma="basic"),
     Denoise("ica_aroma"),

@@ -117,6 +117,14 @@ def test_a_brain_mask_off_by_more_than_rounding_is_resampled_and_noted(root, toy
     np.testing.assert_array_equal(manifest._brain, np.flatnonzero(kept.ravel(order="F")))
 
 
+def test_one_volume_has_no_matrix(tmp_path, toy):
+    root = preprocessed(tmp_path / "short", subjects=("01",), n_timepoints=1)
+    (run,) = find_runs(root)
+    asked = Analysis((toy,), Outputs(connectivity=["correlation"]))
+    (problem,) = Manifest.draw(run, asked, Derivatives.at(root / "out", root)).problems
+    assert str(problem).startswith("connectivity needs several volumes")
+
+
 @pytest.mark.parametrize("asked", [{"low_pass": 0.1}, {"high_pass": 0.01, "low_pass": 0.1}])
 def test_a_run_too_short_for_a_filter_is_seen_beforehand(tmp_path, toy, asked):
     root = preprocessed(tmp_path / "short", subjects=("01",), n_timepoints=18)
