@@ -6,7 +6,7 @@ programs (``cli``).
 From the bottom up::
 
     tables  bids  atlases  denoising  analysis  figures  report
-    derivatives  manifest  executors  cohort  output  dataset
+    derivatives  manifest  executors  cohort  output  dataset  group
 """
 
 import lazy_loader
