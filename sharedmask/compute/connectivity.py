@@ -5,12 +5,12 @@ not cover: how signals come to be (``signals``), files (``tables`` of ``study``)
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.names import camel
 from sharedmask.typing import Array
 

@@ -9,7 +9,6 @@ import csv
 import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from sharedmask.compute.journal import PRIVATE, Journal
 from sharedmask.errors import NoInputError
+from sharedmask.records import dataclass
 from sharedmask.sources.names import Name
 from sharedmask.study import figures
 from sharedmask.study.tables import write_matrix
