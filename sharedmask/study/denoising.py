@@ -243,11 +243,12 @@ class Denoise:
             if isinstance(self.strategy, str) and self.ica_aroma is None:
                 confounds, kept = load_confounds_strategy(str(image), self.strategy, **asked)
             else:
-                confounds, kept = load_confounds(str(image), self.components, **asked)
+                components = self.components or ("high_pass",)  # of none nilearn warns
+                confounds, kept = load_confounds(str(image), components, **asked)
         except Exception as error:
             text = " ".join(str(error).split())
             raise ParameterError(f"{file} does not serve the denoising strategy {self}: {text}") from error
-        return [] if confounds is None else [confounds], kept
+        return [confounds] if self.components else [], kept
 
     def _of_table(self, file: Path, kept: NDArray[np.intp], there: set[str]) -> Any:
         """The columns that the patterns are of, as nilearn prepares its own."""

@@ -146,16 +146,8 @@ def test_columns_without_a_number_are_dropped_on_request(tmp_path):
 # --- denoising, through each entry point ---------------------------------------------------------
 
 ASKED = {"strategy": "scrubbing", "fd_threshold": 0.3, "scrub": 2, "global_signal": "basic"}
-FLAGS = [
-    "--denoise-strategy",
-    "scrubbing",
-    "--fd-threshold",
-    "0.3",
-    "--scrub",
-    "2",
-    "--global-signal",
-    "basic",
-]
+FLAGS = ["--denoise-strategy", "scrubbing", "--fd-threshold", "0.3", "--scrub", "2", "--global-signal=basic"]
+FLAGS += ["--low-pass", "0.1", "--standardize", "zscore_sample"]
 
 
 @pytest.fixture
