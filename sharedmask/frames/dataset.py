@@ -23,7 +23,7 @@ from sharedmask.frames.sequence import FrameSequence
 from sharedmask.frames.store import FrameStore
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
-from sharedmask.system import process, settings
+from sharedmask.system import monitor, process, settings
 from sharedmask.typing import Array
 from sharedmask.workers import pool
 from sharedmask.workers.streams import Streams
@@ -159,7 +159,11 @@ class FrameDataset(FrameSequence):
         jobs = process.effective_n_jobs(n_jobs)
         alone = jobs == 1 or not settings.current().shared_memory
         run = pool.run_threads if prefer == "threads" or alone else pool.run_processes
-        with progress_to(progress, len(self), "frame") as tell:
+        what = f"calling a function on {len(self)} frames of {self._store.label}"
+        with (
+            monitor.operation("map", what, jobs * self._store.frame_bytes),
+            progress_to(progress, len(self), "frame") as tell,
+        ):
             count = iter(range(1, len(self) + 1))
 
             def on_done(index: int, result: Any) -> None:

@@ -101,6 +101,11 @@ class FrameStore:
     def label(self) -> str:
         return os.path.basename(self.facts.name)
 
+    @property
+    def frame_bytes(self) -> int:
+        """Of the true values of one frame."""
+        return self.facts.n_voxels * self.dtype.itemsize
+
     # --- frames ---
 
     def row(self, number: int) -> Array:

@@ -210,7 +210,7 @@ class Operations:
         request = self._request(
             regions, "map", operation, function=func, random_state=random_state, **parameters
         )
-        return regions.pack(self._run(request, settings.current()))
+        return regions.pack(self.carry_out(request, settings.current()))
 
     def iter_masks(
         self,
@@ -281,10 +281,11 @@ class Operations:
         cache = Cache.of(memory, knobs)
         lookup = None if cache is None else self._lookup(request)
         if cache is None or lookup is None:
-            return self._run(request, knobs)
-        return get_or_compute(cache, lookup, lambda: self._run(request, knobs))
+            return self.carry_out(request, knobs)
+        return get_or_compute(cache, lookup, lambda: self.carry_out(request, knobs))
 
-    def _run(self, request: Request, knobs: Settings) -> list[Any]:
+    def carry_out(self, request: Request, knobs: Settings) -> list[Any]:
+        """What a checked request gives: one result per region, or of a strategy one table."""
         with self._in_use(knobs) as (held, budget):
             series, request = _on_one_grid(held, request)
             return signals.run(series, plan_for(series, request, budget), budget).values

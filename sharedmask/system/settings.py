@@ -302,6 +302,19 @@ def origins() -> dict[str, str]:
     return _current()[1]
 
 
+def given() -> dict[str, Any]:
+    """What :func:`using` has set, for :func:`adopt` in another process."""
+    return dict(_given)
+
+
+def adopt(values: Mapping[str, Any]) -> None:
+    """Set knobs as the process has them for which this one works; if they are so already nothing changes."""
+    global _given
+    with _lock:
+        if values != _given:
+            _given = dict(values)
+
+
 @contextlib.contextmanager
 def using(*, config: str | os.PathLike[str] | None = None, **values: Any) -> Iterator[Settings]:
     """Set knobs for this process, as the command line does; None leaves one as it is.
