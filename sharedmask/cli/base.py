@@ -335,12 +335,10 @@ def strategy_of(stat: str | None) -> str:
 
 # What messages advise in Python, and what that is on a command line.
 _IN_FLAGS = {
-    r"store='disk' takes little, and extract\(\) holds": "--force-memmap takes little, and a run without "
-    "--memory-efficient holds",
     r", as with iter_masks\(\.\.\., batch_size=(\d+)\)": r": \1",
     r"\bneeds t_r\b": "needs --t-r",
     r"\b(resampling_target|low_pass|high_pass|t_r|n_jobs|nan_policy|smoothing_fwhm|standardize|batch_size)"
-    r"=([\"']?)([\w.+-]+)\2": lambda found: f"--{found[1].replace('_', '-')} {found[3]}",
+    r"=([\"']?)([\w.+-]+)\2": r"--\1 \3",
 }
 
 
@@ -348,8 +346,8 @@ def in_flags(error: Exception) -> str:
     """What an error says, with the flags of a command line in the place of parameters."""
     said = str(error)
     for pattern, flags in _IN_FLAGS.items():
-        said = re.sub(pattern, flags, said)  # type: ignore[arg-type]
-    return said
+        said = re.sub(pattern, flags, said)
+    return re.sub(r"(?<!\S)--\w+", lambda found: found[0].replace("_", "-"), said)
 
 
 def echo_failures(errors: Mapping[Any, Exception]) -> None:

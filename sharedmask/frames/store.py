@@ -14,6 +14,7 @@ them (``sequence``).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +92,14 @@ class FrameStore:
         if self._transformed is None:
             return self._metadata
         return replace(self._metadata, motion_affines=np.array(self._transformed.affines))
+
+    def describe(self, overall: Mapping[str, Any]) -> None:
+        """Add facts of the run as a whole, before anybody else has it."""
+        assert self.is_owned
+        known = {**self._metadata.overall, **overall}
+        self._metadata = replace(
+            self._metadata, overall=Metadata.checked(self.facts.shape, overall=known).overall
+        )
 
     @property
     def is_owned(self) -> bool:

@@ -17,7 +17,7 @@ from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
-from sharedmask.image.image import SharedImage
+from sharedmask.image.image import SharedImage, Store
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
@@ -44,7 +44,7 @@ class Extraction:
 
     source: Source
     request: Request
-    store: str | None = None
+    store: Store | None = None
     """Where all of the image is held while its signals are taken; None: nothing of it is."""
 
     @classmethod
@@ -53,7 +53,7 @@ class Extraction:
         source: Any,
         regions_on: Callable[[Grid], Regions],
         smoothing_fwhm: float | None = None,
-        store: str | None = None,
+        store: Store | None = None,
         **asked: Any,
     ) -> "Extraction":
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""

@@ -6,18 +6,21 @@ not cover: how an image comes to have rows and when it gives them up (``image``)
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
+from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Parameters, Request, check_strategy
 from sharedmask.errors import ParameterError
+from sharedmask.image.glm import FittedModel, NoiseModel, Question, fit
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
@@ -41,6 +44,7 @@ class Operations:
     _facts: Facts
     _grid: Grid
     _name: str
+    _voxels: NDArray[np.intp] | None
 
     if TYPE_CHECKING:
 
@@ -266,6 +270,73 @@ class Operations:
             taken += needed
         if batch:
             yield Regions.joined(batch)
+
+    def fit_glm(
+        self,
+        design: Any,
+        masks: Any = None,
+        *,
+        contrasts: Mapping[Any, Any] | Sequence[Any] | None = None,
+        noise_model: NoiseModel = "ols",
+        trials: Sequence[Any] | None = None,
+        in_per_cent: bool = False,
+        resampling_target: ResamplingTarget = None,
+        n_jobs: int | None = None,
+        progress: Progress = None,
+    ) -> FittedModel:
+        """Fit a linear model to each voxel, in blocks, as nilearn's ``run_glm`` does.
+
+        Parameters
+        ----------
+        design : data frame, array (n_timepoints, n_regressors) or path
+            With a constant, if there is to be one.
+        masks : as for :meth:`mask_parallel`, optional
+            Default: all voxels that the image holds.
+        contrasts : dict of name -> contrast, or list of regressors' names, optional
+            A contrast is the name of a regressor, a vector (for t) or a matrix (for F).
+        noise_model : {"ols", "ar1"}
+        trials : list of regressors, optional
+            Estimate each of these alone, in a model with all other trials as one regressor (least squares
+            separate). A design with a regressor for each trial is least squares all.
+        in_per_cent : bool
+            Of each voxel's mean, as ``FirstLevelModel(signal_scaling=0)``.
+        resampling_target, n_jobs, progress
+            As in :meth:`mask_parallel`; jobs are threads.
+
+        Returns
+        -------
+        FittedModel
+            ``estimates`` (n_regressors, n_voxels), ``contrasts``, ``rho``; ``to_nifti`` makes maps of them,
+            ``by_region`` means.
+
+        Raises
+        ------
+        ParameterError, MemoryLimitError
+
+        Examples
+        --------
+        >>> import nibabel as nib, numpy as np
+        >>> bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
+        >>> design = np.column_stack([np.arange(10), np.ones(10)])
+        >>> from sharedmask import SharedImage
+        >>> with SharedImage(bold) as image:
+        ...     model = image.fit_glm(design, contrasts={"slope": [1, 0]})
+        >>> model.to_nifti(model.contrasts["slope"].effect).dataobj[0, 0, :2].round(3).tolist()
+        [1.0, 1.0]
+        """
+        question = Question.checked(self._facts, design, contrasts, noise_model, trials, in_per_cent)
+        given = self._inside() if masks is None else masks
+        regions = self._regions(given, resampling_target)
+        operation = f"fitting a linear model to {len(regions.indices)} voxels of {self._name}"
+        request = self._request(regions, "glm", operation, n_jobs=n_jobs, progress=progress)
+        with self._in_use(settings.current()) as (held, budget):
+            return fit(held, question, request, budget)
+
+    def _inside(self) -> Array:
+        """(x, y, z), where voxels are held."""
+        inside = np.full(self._facts.n_voxels, self._voxels is None)
+        inside[self._voxels if self._voxels is not None else slice(0)] = True
+        return inside.reshape(self._grid.shape, order="F")
 
     # --- checked, found or computed, loaded, planned, done ---
 

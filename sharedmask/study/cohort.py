@@ -37,6 +37,7 @@ from sharedmask.errors import (
     WorkerError,
 )
 from sharedmask.image.extraction import Extraction, regions_of
+from sharedmask.image.image import Store
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
@@ -158,7 +159,7 @@ def extract_many(
     progress: Progress = None,
     memory_limit: int | float | str | None = None,
     resampling_target: ResamplingTarget = None,
-    store: str | None = None,
+    store: Store | None = None,
     **parameters: Any,
 ) -> Study:
     """The signals of many images, as :func:`extract` gives them for one.

@@ -113,7 +113,7 @@ def _fraction(value: Any) -> float:
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+    if not isinstance(value, bool) and value in (0, "0"):
         return 0
     return parse_bytes(_limit(value), "size")
 
