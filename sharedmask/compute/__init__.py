@@ -5,5 +5,5 @@ Does not cover: processes that work (``workers``), paths, images that users hold
 
 From the bottom up::
 
-    progress  journal  cleaning  reduction  kernels  confounds  request  plan  signals
+    progress  journal  cleaning  reduction  kernels  glm  confounds  request  plan  signals
 """

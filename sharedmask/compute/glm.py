@@ -1,6 +1,6 @@
 """General linear models of voxels' series: estimates in blocks of rows, and what contrasts say.
 
-Covers: ordinary least squares and AR(1) as nilearn's ``run_glm`` has them, least squares separate for
+Covers: ordinary least squares and AR(1) as nilearn has them, least squares separate for
 single trials, contrasts. Does not cover: where rows come from (``rows``), designs as tables
 (``confounds``), images of results (``sharedmask.image.glm``).
 

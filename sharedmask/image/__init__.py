@@ -6,7 +6,7 @@ Does not cover: many images (``study``), volumes as a data set (``frames``).
 
 From the bottom up::
 
-    results  niimg  protocol  operations  image  extraction  coordinator
+    results  niimg  protocol  glm  operations  image  extraction  coordinator
 """
 
 import lazy_loader

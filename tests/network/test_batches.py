@@ -277,7 +277,7 @@ def test_iter_masks_opens_no_more_than_fit(run):
 
 def test_names_of_lacuna_are_aliases(connectome, lesions):
     mapper = FunctionalNetworkMapper(t_threshold=2).fit(connectome)
-    given, taken = dict(list(lesions.items())[:3]), []
+    given, taken = {name: lesions[name][0] for name in ("l0", "l1", "l2")}, []
     asked = {"batch_result_callback": lambda found: taken.append(len(found)), "show_progress": False}
     batch_process(given, mapper, strategy="sequential", **asked)
     batch_process(given, mapper, strategy="vectorized", lesion_batch_size=2, **asked)

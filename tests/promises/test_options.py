@@ -236,20 +236,14 @@ def every():
             yield name, sorted(longs)
 
 
-# Of verbs that need processes of their own, and of the BIDS app: the files whose tests type each option.
-ELSEWHERE = {
-    "demo": "cli/test_demo.py",
-    "gc": "cli/test_gc.py",
-    "serve": "cli/test_serve.py",
-    "submit": "cli/test_run.py",
-    "sharedmask-bids": "cli/test_bids.py",
-}
+# Verbs that need processes of their own, and the BIDS app: their tests type each option.
+ELSEWHERE = ("demo", "gc", "serve", "submit", "sharedmask-bids")
 
 
 @pytest.mark.parametrize("verb, options", list(every()), ids=[verb or "sharedmask" for verb, _ in every()])
 def test_every_option_of_a_verb_is_tried(verb, options):
     if verb in ELSEWHERE:
-        typed = (ROOT / "tests" / ELSEWHERE[verb]).read_text().replace("_", "-")
+        typed = "".join(path.read_text() for path in ROOT.glob("tests/*/test_*.py")).replace("_", "-")
         assert not [option for option in options if option not in typed and option != "--version"]
     else:
         assert options == (["--debug", "--version"] if not verb else sorted(OPTIONS.get(verb, {})))
