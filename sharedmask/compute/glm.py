@@ -10,7 +10,7 @@ A block is one product, so that nothing but it and the results is held::
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sharedmask.compute.kernels import gather
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.values import Conversion
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array

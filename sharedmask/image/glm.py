@@ -6,7 +6,7 @@ Does not cover: the arithmetic (``sharedmask.compute.glm``), holding the image (
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 import nibabel as nib
@@ -19,6 +19,7 @@ from sharedmask.compute.glm import Contrast, Task, contrast_matrix
 from sharedmask.compute.progress import counted
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion
