@@ -20,6 +20,7 @@ _COMMANDS = {
     "disk": "writing the disk store, and what a cold region reads from it",
     "cache": "a result found again against computing it",
     "network": "lesions on a connectome, beside the prior approach",
+    "prior": "what a memory-efficient loader was to save, beside nibabel's arrays",
     "frames": "one frame of a long run, all of them, and all folds",
 }
 

@@ -98,13 +98,13 @@ class _Peak:
 
 def bare_interpreter(statement: str = "pass") -> int:
     """Bytes of a Python that does nothing, or nothing but ``statement``, seen in the same way."""
-    return _sampled([sys.executable, "-c", _BARE.format(statement)], at_least=_BARE_SAMPLES).nbytes
+    return sampled([sys.executable, "-c", _BARE.format(statement)], at_least=_BARE_SAMPLES).nbytes
 
 
 def measure(name: str, dataset: Dataset, n_jobs: int, masks: Sequence[Path], bare: int) -> Measured:
     """Run the variant ``name`` in a fresh process and watch it."""
     arguments = [name, str(n_jobs), str(dataset.shape[3]), str(dataset.run), *map(str, masks)]
-    peak = _sampled([sys.executable, "-m", "benchmarks.child", *arguments])
+    peak = sampled([sys.executable, "-m", "benchmarks.child", *arguments])
     said = peak.said
     return Measured(
         peak=peak.nbytes - bare,
@@ -116,7 +116,7 @@ def measure(name: str, dataset: Dataset, n_jobs: int, masks: Sequence[Path], bar
     )
 
 
-def _sampled(command: list[str], at_least: int = 1) -> _Peak:
+def sampled(command: list[str], at_least: int = 1) -> _Peak:
     """Sample the tree of ``command`` from its start until it says "done"."""
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None

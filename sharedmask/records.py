@@ -12,7 +12,7 @@ import functools
 import inspect
 import reprlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -37,7 +37,7 @@ class _Signature:
     """What a class may be called with, for those who ask."""
 
     def __get__(self, _: object, cls: Any) -> inspect.Signature:
-        names, by_position, fixed, made = _parameters(cls)
+        names, by_position, _, fixed, made, _ = _parameters(cls)
         values = dict.fromkeys(names, inspect.Parameter.empty) | fixed | dict.fromkeys(made, ...)
         position, name_only = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         parameters = [
@@ -52,31 +52,46 @@ def _compared(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.compare]
 
 
+class _Parameters(NamedTuple):
+    names: list[str]
+    """What may be given, first by position."""
+    by_position: int
+    others: list[str]
+    """Fields that are not given."""
+    fixed: dict[str, Any]
+    """Values where nothing is given."""
+    made: dict[str, Callable[[], Any]]
+    """What makes such values."""
+    valued: set[str]
+    """Fields that have a value in the end."""
+
+
 @functools.cache
-def _parameters(cls: Any) -> tuple[list[str], int, dict[str, Any], dict[str, Callable[[], Any]]]:
-    """What may be given, how many by position, values where nothing is given, and what makes such values."""
+def _parameters(cls: Any) -> _Parameters:
     found = dataclasses.fields(cls)
-    fixed = {field.name: field.default for field in found if field.default is not dataclasses.MISSING}
-    made = {
-        field.name: field.default_factory
-        for field in found
-        if field.default_factory is not dataclasses.MISSING
-    }
     names = [field.name for field in found if field.init and not field.kw_only]
     named = [field.name for field in found if field.init and field.kw_only]
-    return names + named, len(names), fixed, made
+    others = [field.name for field in found if not field.init]
+    fixed = _without_missing({field.name: field.default for field in found})
+    made = _without_missing({field.name: field.default_factory for field in found})
+    return _Parameters(names + named, len(names), others, fixed, made, {*names, *named, *fixed, *made})
+
+
+def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
 
 
 def _init(self: Any, /, *args: Any, **given: Any) -> None:
-    names, by_position, fixed, made = _parameters(self.__class__)
-    if len(args) > by_position or not given.keys() <= set(names[len(args) :]):
+    names, by_position, others, fixed, made, valued = _parameters(self.__class__)
+    if len(args) > by_position or (given and not given.keys().isdisjoint(names[: len(args)] + others)):
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
     values = {**fixed, **dict(zip(names, args, strict=False)), **given}
-    for name in made.keys() - values.keys():
-        values[name] = made[name]()
-    if missing := [name for name in names if name not in values]:
-        raise TypeError(f"{type(self).__name__} needs {', '.join(missing)}")
-    vars(self).update(values)
+    for name in made:
+        if name not in values:
+            values[name] = made[name]()
+    if values.keys() != valued:
+        raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(values)}")
+    self.__dict__.update(values)
     if hasattr(self, "__post_init__"):
         self.__post_init__()
 

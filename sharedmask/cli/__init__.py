@@ -11,7 +11,12 @@ from pkgutil import iter_modules
 
 def main() -> None:
     """The console script ``sharedmask``."""
-    for verb in iter_modules(__path__):
-        import_module(f"{__name__}.{verb.name}")
+    verbs()
     base = import_module(f"{__name__}.base")
     base.run_program(base.commands)
+
+
+def verbs() -> None:
+    """Have all verbs among the commands."""
+    for verb in iter_modules(__path__):
+        import_module(f"{__name__}.{verb.name}")

@@ -14,6 +14,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -119,7 +120,6 @@ def commands() -> None:
 def run_program(command: click.Command) -> None:
     """Run a command line; one line per error, and its exit code."""
     _open_standard_streams()
-    debug = "--debug" in sys.argv  # wherever it stands
     plain = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *rest: (
         f"sharedmask: {message}\n"
@@ -134,7 +134,7 @@ def run_program(command: click.Command) -> None:
         click.echo("sharedmask: interrupted", err=True)
         code = _INTERRUPTED
     except Exception as error:
-        if debug:
+        if _debugs():
             raise
         message = error.format_message() if isinstance(error, click.ClickException) else in_flags(error)
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
@@ -142,6 +142,10 @@ def run_program(command: click.Command) -> None:
     finally:
         warnings.formatwarning = plain
     sys.exit(code)
+
+
+def _debugs() -> bool:
+    return "--debug" in sys.argv  # wherever it stands
 
 
 def _open_standard_streams() -> None:
@@ -182,6 +186,7 @@ def with_settings(verb: F) -> F:
 
         given = settings.from_texts(set_knobs)
         given |= {"profile": options.pop("profile"), "log_memory": options.pop("log_memory") or None}
+        given |= {"memory_limit": options.get("memory_limit") or given.get("memory_limit")}
         with (
             settings.using(config=config, **given) as knobs,
             logging_to_stderr(knobs.log_memory, "sharedmask.monitor"),
@@ -201,21 +206,23 @@ _settings_options = options(
 
 @contextlib.contextmanager
 def logging_to_stderr(on: bool, name: str) -> Iterator[None]:
-    """What the logger ``name`` says, on standard error."""
+    """What the logger ``name`` says, on standard error, and once: those above it are not told."""
     if not on:
         yield
         return
     import logging
 
     logger, handler = logging.getLogger(name), logging.StreamHandler()
-    level = logger.level
+    level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagates
 
 
 filter_options = options(
@@ -233,14 +240,7 @@ cleaning_options = options(
     t_r_option,
 )
 
-_MODELS = click.Choice(["basic", "power2", "derivatives", "full"])
-_COMPCOR = (
-    "anat_combined",
-    "anat_separated",
-    "temporal",
-    "temporal_anat_combined",
-    "temporal_anat_separated",
-)
+_MODELS = "basic|power2|derivatives|full"
 
 denoise_options = options(
     click.option(
@@ -303,9 +303,93 @@ def denoise_of(options: dict[str, Any]) -> Any:
     return Denoise(**given)
 
 
+region_options = options(
+    click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks."),
+    click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it."),
+    click.option(
+        "--atlas",
+        metavar="A...",
+        cls=Yielding,
+        multiple=True,
+        help="Label images; a file for each of several.",
+    ),
+    click.option(
+        "--lut",
+        metavar="TSV...",
+        cls=Yielding,
+        multiple=True,
+        help="Names of the atlas's labels: columns index and name; one for each atlas.",
+    ),
+    click.option(
+        "--stat",
+        metavar="NAME...",
+        cls=Yielding,
+        multiple=True,
+        help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
+        "standard_deviation or pc1; a table for each of several. Without it a .tsv holds means, .npz and .h5 "
+        "the series of all voxels.",
+    ),
+)
+
+folder_options = options(
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["tsv", "npz", "h5"]),
+        default="tsv",
+        help="Of the files in the folder.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Do complete images in the folder again."),
+    click.option("--shard", metavar="I/N", help="The I-th of N parts of the images, for array jobs."),
+    click.option(
+        "--dask", metavar="ADDRESS", help="Work on this Dask cluster; local starts one of --n-jobs."
+    ),
+)
+
+image_options = options(
+    click.option("--smoothing-fwhm", type=float, metavar="MM", help="Smooth BOLD first."),
+    click.option(
+        "--resampling-target",
+        type=click.Choice(["data", "mask"]),
+        help="Resample masks on other grids to BOLD (data), or BOLD to the masks.",
+    ),
+    click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"])),
+    click.option("--memory-limit", metavar="SIZE", help="For example 8G."),
+    click.option("--no-cache", is_flag=True, help="Compute, and keep nothing, whatever the settings say."),
+    click.option(
+        "--profile-memory",
+        metavar="FILE",
+        help="Memory over time, for `mprof plot`, and its picture (.png).",
+    ),
+)
+
 cache_dir_option = click.option(
     "--cache-dir", metavar="DIR", help="Where results are kept for the next time; default: the setting."
 )
+
+
+def given_regions(options: Mapping[str, Any]) -> Any:
+    """What is given of masks and atlas: one of them, with nothing that belongs to another."""
+    given = [options[name] for name in ("mask_list", "masks", "atlas") if options[name]]
+    if len(given) != 1:
+        raise click.UsageError("give one of --mask, --masks and --atlas")
+    lut, atlas = options["lut"], options["atlas"]
+    if lut and len(lut) != len(atlas):
+        raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
+    return list(given[0]) if isinstance(given[0], tuple) else given[0]
+
+
+def is_given(name: str) -> bool:
+    """Whether an option of the verb at work stands on its command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def memory_of(no_cache: bool, cache_dir: str | None) -> str | bool | None:
+    """Where results are kept: the setting's folder if nothing is given."""
+    if no_cache and cache_dir:
+        raise click.UsageError(f"--no-cache keeps nothing: leave out --cache-dir {cache_dir}")
+    return False if no_cache else cache_dir
 
 
 def regions_maker(given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None) -> Callable[[Any], Any]:
@@ -341,14 +425,28 @@ def strategy_of(stat: str | Sequence[str] | None) -> str | tuple[str, ...]:
     return names if len(names) > 1 else names[0]
 
 
+# What messages advise in Python, and what that is on a command line.
+_IN_FLAGS = {
+    r", as with iter_masks\(\.\.\., batch_size=(\d+)\)": r": \1",
+    r"\bneeds t_r\b": "needs --t-r",
+    r"\b(resampling_target|low_pass|high_pass|t_r|n_jobs|nan_policy|smoothing_fwhm|standardize|batch_size)"
+    r"=([\"']?)([\w.+-]+)\2": r"--\1 \3",
+}
+
+
 def in_flags(error: Exception) -> str:
     """What an error says, with the flags of a command line in the place of parameters."""
-    return re.sub(r'\bresampling_target="(\w+)"', r"--resampling-target \1", str(error))
+    said = str(error)
+    for pattern, flags in _IN_FLAGS.items():
+        said = re.sub(pattern, flags, said)
+    return re.sub(r"(?<!\S)--\w+", lambda found: found[0].replace("_", "-"), said)
 
 
 def echo_failures(errors: Mapping[Any, Exception]) -> None:
-    """Each on a line."""
+    """Each on a line; with ``--debug`` its traceback first."""
     for key, error in errors.items():
+        if _debugs():
+            traceback.print_exception(error)
         click.echo(f"sharedmask: {key}: {' '.join(in_flags(error).split())}", err=True)
 
 

@@ -75,7 +75,7 @@ def main() -> None:
 @t_r_option
 @click.option("--dry-run", is_flag=True, help="Print what would be read and written, and what is wrong.")
 @click.option(
-    "--nprocs", "--nthreads", "--n-cpus", "-j", "--n-jobs", "n_jobs", type=int, default=1, show_default=True
+    "--nprocs", "--nthreads", "--n-cpus", "-j", "--n-jobs", "n_jobs", type=int, help="Runs at a time."
 )
 @click.option("--low-mem", is_flag=True, help="One run at a time.")
 @click.option("--mem", "--mem-mb", "mem", metavar="SIZE", help="For all runs at work; a number is MB.")
@@ -180,7 +180,7 @@ def _participants(
     no_reports: bool,
     connectivity: Sequence[str],
     fisher_z: bool,
-    n_jobs: int,
+    n_jobs: int | None,
     low_mem: bool,
     mem: str | None,
     overwrite: bool,

@@ -16,7 +16,6 @@ import click
 
 from sharedmask.cli.base import (
     Verb,
-    Yielding,
     cache_dir_option,
     check_form,
     check_output,
@@ -27,6 +26,12 @@ from sharedmask.cli.base import (
     denoise_options,
     echo,
     echo_study,
+    folder_options,
+    given_regions,
+    image_options,
+    is_given,
+    memory_of,
+    region_options,
     regions_maker,
     strategy_of,
     with_settings,
@@ -34,7 +39,7 @@ from sharedmask.cli.base import (
 
 
 @contextlib.contextmanager
-def _profiled(path: str | None) -> Iterator[None]:
+def profiled(path: str | None) -> Iterator[None]:
     """Write what the ``with`` block held over time to ``path``, and its picture beside it."""
     if path is None:
         yield
@@ -56,59 +61,19 @@ def _profiled(path: str | None) -> Iterator[None]:
 
 @commands.command(cls=Verb)
 @click.argument("images", nargs=-1, required=True, metavar="BOLD...")
-@click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks.")
-@click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
-@click.option(
-    "--atlas", metavar="A...", cls=Yielding, multiple=True, help="Label images; a file for each of several."
-)
-@click.option(
-    "--lut",
-    metavar="TSV...",
-    cls=Yielding,
-    multiple=True,
-    help="Names of the atlas's labels: columns index and name; one for each atlas.",
-)
-@click.option(
-    "--stat",
-    metavar="NAME...",
-    cls=Yielding,
-    multiple=True,
-    help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
-    "standard_deviation or pc1; a table for each of several. Without it a .tsv holds means, .npz and .h5 the "
-    "series of all voxels.",
-)
+@region_options
 @click.option("-o", "--output", metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
 @click.option("--out-dir", metavar="DIR", help="One file per BOLD, named like it; complete ones are skipped.")
-@click.option(
-    "--format", "form", type=click.Choice(["tsv", "npz", "h5"]), default="tsv", help="In --out-dir."
-)
-@click.option("--overwrite", is_flag=True, help="Do complete ones in --out-dir again.")
-@click.option("--shard", metavar="I/N", help="The I-th of N parts of the images, for array jobs.")
-@click.option("--dask", metavar="ADDRESS", help="Work on this Dask cluster; local starts one of --n-jobs.")
-@click.option("-j", "--n-jobs", type=int, default=1, show_default=True, help="Workers; -1 for all CPUs.")
-@click.option("--smoothing-fwhm", type=float, metavar="MM", help="Smooth BOLD first.")
-@click.option(
-    "--resampling-target",
-    type=click.Choice(["data", "mask"]),
-    help="Resample masks on other grids to BOLD (data), or BOLD to the masks.",
-)
-@click.option("--nan-policy", type=click.Choice(["zero", "propagate", "raise", "omit"]))
-@click.option("--memory-limit", metavar="SIZE", help="For example 8G.")
+@folder_options
+@click.option("-j", "--n-jobs", type=int, help="Workers; -1 for all CPUs.  [default: 1]")
+@image_options
 @cache_dir_option
-@click.option("--no-cache", is_flag=True, help="Compute, and keep nothing, whatever the settings say.")
-@click.option(
-    "--profile-memory", metavar="FILE", help="Memory over time, for `mprof plot`, and its picture (.png)."
-)
 @cleaning_options
 @denoise_options
 @connectivity_options
 @with_settings
 def extract(
     images: tuple[str, ...],
-    mask_list: tuple[str, ...],
-    masks: str | None,
-    atlas: tuple[str, ...],
-    lut: tuple[str, ...],
     output: str | None,
     out_dir: str | None,
     cache_dir: str | None,
@@ -118,27 +83,29 @@ def extract(
     **options: Any,
 ) -> None:
     """Extract the signals of regions from each BOLD, in one pass."""
-    given = [what for what in (list(mask_list), masks, atlas) if what]
-    if len(given) != 1:
-        raise click.UsageError("give one of --mask, --masks and --atlas")
-    if lut and len(lut) != len(atlas):
-        raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
+    given = given_regions(options)
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
         raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
     ending = f".{options['form']}" if out_dir else os.path.splitext(cast(str, output))[1].lower()
     check_form(options["stat"], ending)
-    options["memory"] = False if no_cache else cache_dir
+    options["memory"] = memory_of(no_cache, cache_dir)
+    for flag in ("form", "overwrite", "shard", "dask") if output else ():
+        if is_given(flag):
+            raise click.UsageError(
+                f"--{flag.replace('form', 'format')} is for --out-dir, not for -o {output}"
+            )
     options["denoise"] = denoise_of(options)
     if options["denoise"] and confounds:
         raise click.UsageError(
             "--confounds are tables of your own: leave out --denoise-strategy and its like"
         )
     table = bool(options["stat"]) or output == "-" or ending == ".tsv"
-    asked = {name: options.pop(name) for name in ("connectivity", "fisher_z")}
-    parts = parts_of(given[0], atlas, lut, options["resampling_target"], options["stat"], table, **asked)
-    with _profiled(profile_memory):
+    chosen = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z")
+    parts = parts_of(given, table=table, **{name: options[name] for name in chosen})
+    with profiled(profile_memory):
         if out_dir:
-            _extract_many(out_dir, list(images), parts, list(confounds), **options)
+            study = extract_each(out_dir, list(images), parts, list(confounds), **options)
+            echo_study(study, "images")
         else:
             _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
 
@@ -152,6 +119,7 @@ def parts_of(
     table: bool,
     connectivity: Sequence[str] = (),
     fisher_z: bool = False,
+    labels: Any = None,
 ) -> Any:
     """What is written of each image: tables, or the series of all voxels."""
     from sharedmask.compute.connectivity import check_matrices
@@ -163,7 +131,7 @@ def parts_of(
     kinds = check_matrices(connectivity, fisher_z, table)
     if len(atlas) < 2:
         one, names = next(iter(atlas), None), next(iter(lut), None)
-        made = {"": regions_maker(masks, one, names, resampling_target)}
+        made = {"": regions_maker(masks, one, names, resampling_target, labels)}
         return Parts(made, strategy, kinds, fisher_z)
     named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
     makers = {
@@ -210,16 +178,26 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
     echo(f"{bold}: {len(regions)} regions x {asked.source.n_timepoints} volumes in {took:.1f} s")
 
 
-def _extract_many(folder: str, images: list[str], parts: Any, confounds: list[str], **options: Any) -> None:
+def extract_each(folder: str, images: list[str], parts: Any, confounds: list[str], **options: Any) -> Any:
+    """One file per image in ``folder``, with the options of ``extract``; what became of them."""
     from sharedmask.study.executors import on_dask
     from sharedmask.study.output import extract_to
     from sharedmask.system.process import effective_n_jobs
 
     asked, dask = _asked(options, confounds), options["dask"]
-    n_jobs = effective_n_jobs(asked.pop("n_jobs"))
-    once = ("overwrite", "shard", "denoise", "memory", "memory_limit", "smoothing_fwhm", "resampling_target")
-    with on_dask(dask, n_jobs) if dask else contextlib.nullcontext() as executor:
-        study = extract_to(
+    n_jobs = asked.pop("n_jobs")
+    once = (
+        "store",
+        "denoise",
+        "overwrite",
+        "shard",
+        "memory",
+        "memory_limit",
+        "smoothing_fwhm",
+        "resampling_target",
+    )
+    with on_dask(dask, effective_n_jobs(n_jobs)) if dask else contextlib.nullcontext() as executor:
+        return extract_to(
             folder,
             images,
             parts,
@@ -228,6 +206,6 @@ def _extract_many(folder: str, images: list[str], parts: Any, confounds: list[st
             executor=executor,
             n_jobs=None if dask else n_jobs,
             **asked,
-            **{name: options[name] for name in once},
+            resampling_target=options["resampling_target"],
+            **{name: options.get(name) for name in once},
         )
-    echo_study(study, "images")

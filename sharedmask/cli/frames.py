@@ -5,7 +5,7 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 
 import click
 
-from sharedmask.cli.base import check_output, commands
+from sharedmask.cli.base import check_output, commands, is_given
 
 
 @commands.group()
@@ -28,7 +28,10 @@ def frames() -> None:
 def convert_file(source: str, target: str, level: int | None, version: int) -> None:
     """Write the volumes of A to B, holding one at a time: .nii, .nii.gz and .h5 (NFDH5)."""
     from sharedmask.frames.convert import convert
+    from sharedmask.frames.nfdh5 import is_nfdh5
 
     check_output(target)
+    if is_given("version") and not is_nfdh5(target):
+        raise click.UsageError(f"--version is of an .h5 file: {target} is none")
     compression = None if level is None else "gzip"
     convert(source, target, compression=compression, compression_opts=level, version=version)

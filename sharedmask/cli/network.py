@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sharedmask.cli.base import Verb, commands, echo, echo_failures, with_settings
+from sharedmask.cli.base import Verb, commands, echo, echo_failures, is_given, with_settings
 
 
 @commands.command(cls=Verb)
@@ -36,6 +36,8 @@ def network(
     from sharedmask.network.mapper import FunctionalNetworkMapper
     from sharedmask.network.output import map_to
 
+    if settings["method"] == "boes" and is_given("pini_percentile"):
+        raise click.UsageError("--pini-percentile is for --method pini")
     mapper = FunctionalNetworkMapper(**settings).fit(connectome)
     given = lesions[0] if len(lesions) == 1 else list(lesions)
     report = map_to(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())

@@ -1,11 +1,14 @@
-"""``sharedmask run``: many images, with the flags of memory-efficient pipelines.
+"""``sharedmask run``: ``extract`` into a folder, with the flags of memory-efficient pipelines.
 
-Covers: what those flags stand for, images held one after the other. Does not cover: ``extract``, which
-reads each image once and holds none, BIDS (``bids``), where results go (``output``).
+Covers: what those flags stand for, choosing subjects and regions by name. Does not cover: the options
+that ``extract`` has as well (``base``), the work (``extract``), BIDS (``bids``).
+
+Settings that no flag is about stay as the environment, the configuration file and the profile have them.
 """
 
+import contextlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,61 +16,93 @@ import click
 from sharedmask.cli.base import (
     Verb,
     check_form,
+    cleaning_options,
     commands,
     echo_study,
+    folder_options,
+    given_regions,
+    image_options,
     logging_to_stderr,
-    regions_maker,
-    strategy_of,
+    memory_of,
+    region_options,
+    with_settings,
 )
 from sharedmask.cli.cache import tell_cache
+from sharedmask.cli.extract import extract_each, parts_of, profiled
 from sharedmask.errors import NoInputError
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
+_GIB = 2**30
 
 
 @commands.command("run", cls=Verb)
 @click.argument("images", nargs=-1, metavar="BOLD...")
-@click.option("--rois", "names", multiple=True, metavar="NAME...", help="Of the masks; default: all.")
-@click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it.")
-@click.option("--atlas", metavar="A", help="Label image.")
-@click.option("--lut", metavar="TSV")
-@click.option("--stat", metavar="NAME", help="As in extract; default: mean.")
 @click.option("--subjects", multiple=True, metavar="L...", help="Of the images; with or without sub-.")
+@click.option("--rois", "names", multiple=True, metavar="NAME...", help="Of the regions; default: all.")
+@region_options
 @click.option("--output-dir", default="output", show_default=True, metavar="DIR")
-@click.option("--format", "form", type=click.Choice(["tsv", "npz", "h5"]), default="tsv", show_default=True)
-@click.option("--standard", is_flag=True, help="One worker and no cache: the default, said aloud.")
-@click.option("--parallel", is_flag=True, help="--n-jobs workers.")
-@click.option("--n-jobs", type=int, default=1, show_default=True)
-@click.option("--cached", is_flag=True, help="Keep results in --cache-dir for the next run.")
-@click.option("--cache-dir", default="cache", show_default=True, metavar="DIR")
+@folder_options
+@click.option("--standard", is_flag=True, help="One image at a time, and no cache.")
+@click.option(
+    "--parallel", "--parallel-subjects", is_flag=True, help="--n-jobs images at a time; else all CPUs."
+)
+@click.option("-j", "--n-jobs", type=int, help="Images at a time, as far as memory allows; -1 for all CPUs.")
+@click.option("--cached", is_flag=True, help="Keep results for the next run, in --cache-dir.")
+@click.option("--cache-dir", metavar="DIR", help="Means --cached; default: the setting, else cache.")
 @click.option("--clear-cache", is_flag=True, help="Remove our entries in --cache-dir first.")
 @click.option("--cache-stats", is_flag=True, help="At the end, print how the cache was used.")
-@click.option("--memory-efficient", is_flag=True, help="Images in shared memory, or on disk if too large.")
-@click.option("--memory-threshold", type=float, metavar="GB", help="Larger images go to the disk.")
+@click.option("--memory-efficient", is_flag=True, help="Hold images in shared memory, on disk if too large.")
+@click.option(
+    "--memory-threshold", "--memmap-threshold", type=float, metavar="GB", help="Hold larger images on disk."
+)
+@click.option("--force-memmap", is_flag=True, help="Hold images on disk; rows stay there for the next run.")
 @click.option("--memory-buffer", type=float, metavar="FRACTION", help="Of the limit; stays free.")
 @click.option("--max-memory-per-process", type=float, metavar="GB")
-@click.option("--force-memmap", is_flag=True, help="Images on disk, whatever their size.")
 @click.option("--disable-shared-memory", is_flag=True, help="Workers are threads.")
-@click.option("--auto-configure", is_flag=True, help="Numbers for this machine; explicit flags win.")
-@click.option("--slurm", is_flag=True, help="Numbers of the job; explicit flags win.")
-@click.option("--log-memory", is_flag=True, help="One line per operation.")
+@click.option("--auto-configure", is_flag=True, help="--profile auto: numbers for this machine.")
+@click.option("--slurm", is_flag=True, help="--profile slurm: numbers of the job.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
-def run_pipeline(images: tuple[str, ...], subjects: tuple[str, ...], **options: Any) -> None:
-    """Mask each BOLD, held in memory or on disk, with the flags of memory-efficient pipelines."""
+@image_options
+@cleaning_options
+@with_settings
+def run_pipeline(
+    images: tuple[str, ...],
+    subjects: tuple[str, ...],
+    confounds: tuple[str, ...],
+    profile_memory: str | None,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Extract the signals of regions from each BOLD, with the flags of memory-efficient pipelines."""
     from sharedmask.system import settings
 
-    if options["standard"] and (options["parallel"] or options["cached"]):
-        raise click.UsageError("--standard is neither --parallel nor --cached")
     check_form(options["stat"], f".{options['form']}")
-    if bool(options["masks"]) == bool(options["atlas"]):
-        raise click.UsageError("give --masks or --atlas")
-    chosen = _of_subjects(images, subjects)
+    _check_together(options)
+    chosen, parts = _of_subjects(images, subjects), _chosen_parts(options)
     with (
-        settings.using(**_knobs(options)),
-        logging_to_stderr(options["log_memory"], "sharedmask.monitor"),
-        logging_to_stderr(options["verbose"], "sharedmask"),
+        settings.using(**_knobs(options)) as knobs,
+        logging_to_stderr(verbose, "sharedmask"),
+        profiled(profile_memory),
+        _cache(options, options["cache_dir"] or knobs.cache_dir or "cache") as memory,
     ):
-        _run(chosen, options)
+        options |= {"n_jobs": _n_jobs(options), "store": _store(options), "memory": memory}
+        study = extract_each(options["output_dir"], chosen, parts, list(confounds), **options)
+    echo_study(study, "images")
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Refuse flags of which one would have no effect."""
+    profile = click.get_current_context().params["profile"]
+    if sum(map(bool, (options["auto_configure"], options["slurm"], profile))) > 1:
+        raise click.UsageError(
+            "--auto-configure, --slurm and --profile are three ways to say one thing: give one"
+        )
+    against = {"standard": ("parallel", "n_jobs", "cached", "cache_dir"), "no_cache": ("cached", "cache_dir")}
+    for name, others in against.items():
+        for other in others:
+            if options[name] and options[other]:
+                flags = (f"--{flag.replace('_', '-')}" for flag in (name, other))
+                raise click.UsageError("{} and {} contradict each other: leave out one".format(*flags))
 
 
 def _of_subjects(images: Sequence[str], subjects: Sequence[str]) -> list[str]:
@@ -83,81 +118,65 @@ def _of_subjects(images: Sequence[str], subjects: Sequence[str]) -> list[str]:
     return [image for image, those in found.items() if wanted & set(those)]
 
 
-def _knobs(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings that the flags stand for; None leaves one to profile and default."""
-    gib = 2**30
-    shared = options["memory_efficient"] or options["force_memmap"]
+def _knobs(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that the flags stand for; None, where a flag is not given, changes nothing."""
     threshold, bound = options["memory_threshold"], options["max_memory_per_process"]
     return {
         "profile": "slurm" if options["slurm"] else "auto" if options["auto_configure"] else None,
-        "use_disk": shared,
-        "shared_memory": not options["disable_shared_memory"],
-        "disk_threshold": None if threshold is None else int(threshold * gib),
+        "use_disk": None if _store(options) is None else True,
+        "shared_memory": False if options["disable_shared_memory"] else None,
+        "disk_threshold": None if threshold is None else int(threshold * _GIB),
         "memory_buffer": options["memory_buffer"],
-        "max_memory_per_process": None if bound is None else int(bound * gib),
-        "log_memory": options["log_memory"] or None,
+        "max_memory_per_process": None if bound is None else int(bound * _GIB),
     }
 
 
-def _run(images: list[str], options: dict[str, Any]) -> None:
+def _store(options: Mapping[str, Any]) -> str | None:
+    """Where images are held; None: nothing of them is."""
+    if options["force_memmap"]:
+        return "disk"
+    return "auto" if options["memory_efficient"] or options["memory_threshold"] is not None else None
+
+
+def _n_jobs(options: Mapping[str, Any]) -> int | None:
+    alone = 1 if options["standard"] else -1 if options["parallel"] else None
+    return alone if options["n_jobs"] is None else options["n_jobs"]
+
+
+@contextlib.contextmanager
+def _cache(options: Mapping[str, Any], place: Any) -> Iterator[Any]:
+    """What ``memory`` is, between what is to be done with the cache first and at the end."""
     from sharedmask.image.results import Cache
-    from sharedmask.study.output import OutputFolder
 
-    cache = Cache(options["cache_dir"]) if options["cached"] or options["clear_cache"] else None
-    if cache is not None and options["clear_cache"]:
-        click.echo(f"{cache.clear()} results removed from {options['cache_dir']}")
-    form, strategy = f".{options['form']}", strategy_of(options["stat"])
-    study = _hold_each(
-        OutputFolder.begin(options["output_dir"], images, _chosen_regions(options), form, strategy),
-        "disk" if options["force_memmap"] else "auto",
-        n_jobs=options["n_jobs"] if options["parallel"] else 1,
-        memory=options["cache_dir"] if options["cached"] else False,
-    )
+    if options["clear_cache"]:
+        click.echo(f"{Cache(place).clear()} results removed from {place}")
+    keeps = options["cached"] or options["cache_dir"]
+    yield place if keeps else memory_of(options["no_cache"] or options["standard"], None)
     if options["cache_stats"]:
-        tell_cache(Cache(options["cache_dir"]))
-    echo_study(study, "images")
+        tell_cache(Cache(place))
 
 
-def _hold_each(folder: Any, store: Any, **options: Any) -> Any:
-    """Hold one image after the other, and let several workers mask it: the next call may find its rows."""
-    from sharedmask.image.image import SharedImage
-    from sharedmask.study.cohort import Study
-
-    study = Study()
-    for path in folder.paths:
-        try:
-            with SharedImage(path, store=store) as image:
-                regions = folder.regions(path)
-                if folder.strategy is None:
-                    signals = image.mask_parallel(regions, **options)
-                else:
-                    signals = image.reduce(regions, folder.strategy, **options)
-            folder.keep(path, signals)
-            study.complete.append(path)
-        except Exception as error:
-            folder.fail(path, error)
-            study.errors[path] = error
-    return study
-
-
-def _chosen_regions(options: dict[str, Any]) -> Any:
-    """The regions on a grid, of these names only; an unknown name is an error."""
+def _chosen_parts(options: Mapping[str, Any]) -> Any:
+    """What is written of each image, of regions of these names only; an unknown name is an error."""
     from sharedmask.regions.lut import read_lut
-    from sharedmask.regions.masks import matching
+    from sharedmask.regions.masks import named_masks
 
-    names, masks, atlas, lut = (options[key] for key in ("names", "masks", "atlas", "lut"))
-    if not names:
-        return regions_maker(masks, atlas, lut, "data")
-    if masks:
-        found: dict[str, Any] = matching(masks)
-        return regions_maker({name: found[name] for name in _known(names, found)}, None, None, "data")
-    values = {name: value for value, name in read_lut(lut).items()}
-    return regions_maker(None, atlas, lut, "data", [values[name] for name in _known(names, values)])
+    given, labels = given_regions(options), None
+    names, atlases, lut = (options[key] for key in ("names", "atlas", "lut"))
+    if names and len(atlases) > 1:
+        raise click.UsageError(f"--rois are regions of one --atlas, and {len(atlases)} are given")
+    if names and not atlases:
+        found = named_masks(given)
+        given = {name: found[name] for name in _known(names, found)}
+    elif names:
+        values = {name: value for value, name in read_lut(next(iter(lut), None)).items()}
+        labels = [values[name] for name in _known(names, values)]
+    chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
+    return parts_of(given, table=options["form"] == "tsv", labels=labels, **chosen)
 
 
 def _known(names: Sequence[str], there: Collection[str]) -> Sequence[str]:
     if unknown := sorted(set(names) - set(there)):
-        raise NoInputError(
-            f"no region {unknown[0]}; there are: {', '.join(sorted(there)[:20]) or 'none named'}"
-        )
+        known = ", ".join(sorted(there)[:20]) or "none named: give the atlas's --lut"
+        raise NoInputError(f"no region {unknown[0]}; there are: {known}")
     return names

@@ -37,7 +37,7 @@ def submit(
     if not options["out_dir"] or options["shard"] or options["dask"]:
         raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
     check_form(options["stat"], f".{options['form']}")
-    images, n_jobs = options["images"], max(options["n_jobs"], 1)
+    images, n_jobs = options["images"], max(options["n_jobs"] or 1, 1)
     job = Submission(
         arguments=command,
         n_tasks=min(n_tasks or len(images), len(images)),

@@ -92,7 +92,10 @@ def plan_for(series: Series, request: Request, budget: MemoryBudget) -> Plan:
 def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
     """For volumes that pass by: results are made on the way, or the voxels' rows are loaded first."""
     if request.is_streamed:
-        plan = Plan(request, _passing_bytes(source, request))
+        working = _passing_bytes(source, request)
+        check_bound(request.operation, working, per_process(request.n_jobs, budget))
+        results = _table_bytes(source, request) if request.strategy else signals_bytes(source, request)
+        plan = Plan(request, working + results)
     else:
         plan = of_rows(source, request, budget)
         plan = replace(plan, needed=plan.needed + rows.union_bytes(source, request.regions))
@@ -101,11 +104,11 @@ def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
 
 
 def _passing_bytes(source: Source, request: Request) -> int:
+    """Besides the results."""
     reading = loader.buffer_bytes(source, len(request.regions.indices))
     if request.strategy is None:
-        return reading + signals_bytes(source, request)
-    most = max(VOLUMES_BYTES, int(request.regions.sizes.max(initial=1)) * 8)
-    return reading + _table_bytes(source, request) + _PIECE_COPIES * most
+        return reading
+    return reading + _PIECE_COPIES * max(VOLUMES_BYTES, int(request.regions.sizes.max(initial=1)) * 8)
 
 
 def of_rows(facts: Facts, request: Request, budget: MemoryBudget) -> Plan:
@@ -249,16 +252,26 @@ def _bounded(work: _Work, request: Request, in_processes: bool, budget: MemoryBu
     if bound is None:
         return work.rows, n_jobs
     least = work.each(1 if work.divisible else work.rows, in_processes)
-    if least > bound:
-        origin = settings.origins()["max_memory_per_process"]
-        raise MemoryLimitError(
-            f"{request.operation}: a worker needs {format_bytes(least)} for its smallest block and "
-            f"max_memory_per_process is {format_bytes(bound)} ({origin})"
-        )
+    check_bound(request.operation, least, bound)
     block = min(work.rows, (bound - work.each(0, in_processes)) // work.per_row)
     each = work.each(block, in_processes)
     room = budget.limit - work.fixed if in_processes else bound
     return block, max(1, min(n_jobs, room // each))
+
+
+def check_bound(operation: str, least: int, bound: int | None) -> None:
+    """Refuse what a process cannot do within the bound on its private memory, whatever its blocks.
+
+    Raises
+    ------
+    MemoryLimitError
+    """
+    if bound is not None and least > bound:
+        origin = settings.origins()["max_memory_per_process"]
+        raise MemoryLimitError(
+            f"{operation}: a worker needs {format_bytes(least)} for its smallest block and "
+            f"max_memory_per_process is {format_bytes(bound)} ({origin})"
+        )
 
 
 def per_process(n_jobs: int, budget: MemoryBudget) -> int | None:

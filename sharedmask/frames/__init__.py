@@ -5,7 +5,7 @@ Does not cover: regions and their signals (``image``).
 
 From the bottom up::
 
-    metadata  kernels  nifti  nfdh5  backing  store  sequence  convert  dataset
+    metadata  acquisition  kernels  nifti  nfdh5  backing  store  sequence  convert  dataset
 """
 
 import lazy_loader

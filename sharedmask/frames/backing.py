@@ -24,7 +24,7 @@ from sharedmask.storage.mapped_file import FileMap, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
-from sharedmask.system import settings
+from sharedmask.system import monitor, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
@@ -101,7 +101,8 @@ def _share(source: Source, asked: str, budget: MemoryBudget) -> Backing:
     store, reason = memory.choose(asked, nbytes)
     needed = nbytes + _volume_bytes(source)
     budget.require(f"loading the frames of {label}", needed, "store='disk' takes a volume only")
-    owned, attachment = publish(label, geometry, partial(_fill, source), store)
+    with monitor.operation("load", f"loading the frames of {label}", needed):
+        owned, attachment = publish(label, geometry, partial(_fill, source), store)
     return Backing(attachment.view("frames"), "F", (store, reason), owned)
 
 
@@ -113,10 +114,12 @@ def _fill(source: Source, arrays: Mapping[str, Array]) -> None:
 
 
 def _spill(source: Source, reason: str) -> Backing:
-    spill = Spill(os.path.basename(source.name), _geometry(source), reserve=True)
+    label = os.path.basename(source.name)
+    spill = Spill(label, _geometry(source), reserve=True)
     try:
         row = np.empty(source.n_voxels, source.dtype)
-        with source.volumes() as reader:
+        what = f"writing the frames of {label} to disk"
+        with monitor.operation("load", what, row.nbytes), source.volumes() as reader:
             for number in range(source.n_timepoints):
                 reader.readinto(row)
                 spill.write("frames", number, row)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
@@ -57,10 +58,20 @@ class Writer:
         """Write a ``.nii`` or ``.nii.gz``."""
         nifti.check_ending(path)
         _check_target(path)
-        shape = (*self.facts.shape[:3], len(self.metadata.numbers))
-        header = nifti.header_for(self.header, shape, self.dtype, self.facts.affine, self.facts.t_r)
+        header = self._nifti_header()
         with atomic_write(path) as temporary:
             nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
+
+    def _nifti_header(self) -> Any:
+        shape = (*self.facts.shape[:3], len(self.metadata.numbers))
+        return nifti.header_for(self.header, shape, self.dtype, self.facts.affine, self.facts.t_r)
+
+    def image(self, frames: Array) -> nib.Nifti1Image:
+        """An image in memory of (X, Y, Z, N) true values."""
+        header = self._nifti_header()
+        kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        made: nib.Nifti1Image = kind(frames, self.facts.affine, header)
+        return made
 
 
 def convert(

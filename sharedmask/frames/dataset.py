@@ -10,23 +10,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import OnResult, Prefer
-from sharedmask.frames import convert, nfdh5
+from sharedmask.errors import ParameterError
+from sharedmask.frames import acquisition, convert, nfdh5
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames, open_nfdh5
 from sharedmask.frames.sequence import FrameSequence
 from sharedmask.frames.store import FrameStore
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
-from sharedmask.system import process, settings
+from sharedmask.system import monitor, process, settings
 from sharedmask.typing import Array
 from sharedmask.workers import pool
 from sharedmask.workers.streams import Streams
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 T = TypeVar("T")
 
@@ -98,6 +102,109 @@ class FrameDataset(FrameSequence):
         self._numbers = np.arange(opened.n_timepoints)
         self._is_selection = False
 
+    @classmethod
+    def diffusion(
+        cls,
+        source: Any,
+        gradients: Any = None,
+        *,
+        bvec_file: Any = None,
+        bval_file: Any = None,
+        bzero: Any = None,
+        **options: Any,
+    ) -> FrameDataset:
+        """The weighted volumes of a diffusion run, with their gradients, as nifreeze's ``DWI`` has them.
+
+        Parameters
+        ----------
+        source : as for the class
+        gradients : array, (N, 4) or (4, N), or path of a table, optional
+            Direction and b of each volume; :func:`sharedmask.frames.acquisition.checked_gradients`.
+        bvec_file, bval_file : path, optional
+            FSL's files, instead.
+        bzero : array, (X, Y, Z), optional
+            Default: the volume of b up to 50, or the median of several; none if there is none.
+        **options
+            As for the class.
+
+        Returns
+        -------
+        FrameDataset
+            ``ds[i]`` is frame, motion affine and gradient; ``ds.overall["bzero"]``, ``ds.shells()``.
+            ``ds.original_index(i)`` counts the volumes without weighting, too.
+
+        Raises
+        ------
+        ParameterError
+            Gradients that are none, or do not fit.
+        """
+        if gradients is None or isinstance(gradients, str | os.PathLike):
+            gradients = acquisition.read_gradients(gradients, bvec_file=bvec_file, bval_file=bval_file)
+        opened = open_frames(source)
+        table = acquisition.checked_gradients(gradients, opened.n_timepoints)
+        whole = cls(opened, per_frame={"gradients": table}, **options)
+        try:
+            return whole._weighted(table[:, 3] <= acquisition.LOW_B, bzero)
+        except BaseException:
+            whole.close()
+            raise
+
+    def _weighted(self, low: Array, bzero: Any) -> FrameDataset:
+        if bzero is None and low.any():
+            block = np.asarray(self.select(low))
+            bzero = block[..., 0] if block.shape[3] == 1 else np.median(block, axis=3)
+        if bzero is not None:
+            if np.shape(bzero) != self.shape3d:
+                raise ParameterError(f"bzero has shape {np.shape(bzero)} where {self.shape3d} is needed")
+            self._store.describe({"bzero": bzero})
+        return self._from_store(self._store, np.flatnonzero(~low), is_selection=False)
+
+    def shells(self, gap: float = 100.0) -> list[tuple[float, Array]]:
+        """The median b of each shell, and its frames; b-values closer than ``gap`` go together."""
+        if "gradients" not in self.per_frame:
+            raise ParameterError(f"{self._store.label} has no gradients: open it with FrameDataset.diffusion")
+        return acquisition.shells(self.per_frame["gradients"][:, 3], gap)
+
+    @classmethod
+    def pet(
+        cls,
+        source: Any,
+        midframe: Any = None,
+        total_duration: float | None = None,
+        *,
+        temporal_file: Any = None,
+        **options: Any,
+    ) -> FrameDataset:
+        """A PET run with the middle of each frame, in seconds, as nifreeze's ``PET`` has it.
+
+        Parameters
+        ----------
+        source : as for the class
+        midframe : array, (N,), optional
+            Default: of ``FrameTimesStart`` and ``FrameDuration`` in the sidecars, by BIDS inheritance.
+        total_duration : float, optional
+            The end of the last frame; given with ``midframe``.
+        temporal_file : path, optional
+            A JSON file, instead of the sidecars.
+
+        Raises
+        ------
+        ParameterError
+            No timing is known, or it is none of this run.
+        """
+        if midframe is None:
+            midframe, end = acquisition.read_timing(source, temporal_file)
+            total_duration = end if total_duration is None else total_duration
+        middles = np.array(midframe, np.float64)
+        if not np.isfinite(middles).all() or (np.diff(middles) <= 0).any():
+            raise ParameterError("midframe must be finite and increase from frame to frame")
+        if total_duration is None or not total_duration > middles[-1]:
+            raise ParameterError(
+                f"total_duration={total_duration} must be beyond the last midframe, {middles[-1]:g}"
+            )
+        timing = {"total_duration": float(total_duration)}
+        return cls(source, per_frame={"midframe": middles}, overall=timing, **options)
+
     # --- life ---
 
     def close(self) -> None:
@@ -159,7 +266,11 @@ class FrameDataset(FrameSequence):
         jobs = process.effective_n_jobs(n_jobs)
         alone = jobs == 1 or not settings.current().shared_memory
         run = pool.run_threads if prefer == "threads" or alone else pool.run_processes
-        with progress_to(progress, len(self), "frame") as tell:
+        what = f"calling a function on {len(self)} frames of {self._store.label}"
+        with (
+            monitor.operation("map", what, jobs * self._store.frame_bytes),
+            progress_to(progress, len(self), "frame") as tell,
+        ):
             count = iter(range(1, len(self) + 1))
 
             def on_done(index: int, result: Any) -> None:
@@ -222,17 +333,27 @@ class FrameDataset(FrameSequence):
         writer.write_h5(path, self.frames(), nfdh5.Packing(version, compression, compression_opts))
         return path
 
-    def to_nifti(self, filename: str | os.PathLike[str]) -> Path:
+    @overload
+    def to_nifti(self) -> nib.Nifti1Image: ...
+    @overload
+    def to_nifti(self, filename: str | os.PathLike[str]) -> Path: ...
+
+    def to_nifti(self, filename: str | os.PathLike[str] | None = None) -> Any:
         """Write the frames as they are now, true values, to a ``.nii`` or ``.nii.gz``, one at a time.
+
+        Without a name an image of all frames in memory is returned.
 
         Raises
         ------
         ParameterError
             Another ending, values that NIfTI cannot hold, or a file whose frames are mapped.
         """
-        path = Path(filename)
         store = self._store
-        convert.Writer(store.facts, self._metadata, store.header, self.dtype).write_nifti(path, self.frames())
+        writer = convert.Writer(store.facts, self._metadata, store.header, self.dtype)
+        if filename is None:
+            return writer.image(self.materialise())
+        path = Path(filename)
+        writer.write_nifti(path, self.frames())
         return path
 
 

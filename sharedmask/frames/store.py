@@ -14,6 +14,7 @@ them (``sequence``).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,14 @@ class FrameStore:
             return self._metadata
         return replace(self._metadata, motion_affines=np.array(self._transformed.affines))
 
+    def describe(self, overall: Mapping[str, Any]) -> None:
+        """Add facts of the run as a whole, before anybody else has it."""
+        assert self.is_owned
+        known = {**self._metadata.overall, **overall}
+        self._metadata = replace(
+            self._metadata, overall=Metadata.checked(self.facts.shape, overall=known).overall
+        )
+
     @property
     def is_owned(self) -> bool:
         """Whether nobody else transforms frames."""
@@ -100,6 +109,11 @@ class FrameStore:
     @property
     def label(self) -> str:
         return os.path.basename(self.facts.name)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the true values of one frame."""
+        return self.facts.n_voxels * self.dtype.itemsize
 
     # --- frames ---
 

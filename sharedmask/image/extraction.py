@@ -17,6 +17,7 @@ from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
 from sharedmask.compute.request import Parameters, Request, Strategy, checked_strategy
 from sharedmask.errors import MemoryLimitError, ParameterError
+from sharedmask.image.image import SharedImage, Store
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
@@ -43,6 +44,8 @@ class Extraction:
 
     source: Source
     request: Request
+    store: Store | None = None
+    """Where all of the image is held while its signals are taken; None: nothing of it is."""
 
     @classmethod
     def prepared(
@@ -50,6 +53,7 @@ class Extraction:
         source: Any,
         regions_on: Callable[[Grid], Regions],
         smoothing_fwhm: float | None = None,
+        store: Store | None = None,
         **asked: Any,
     ) -> "Extraction":
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
@@ -58,7 +62,7 @@ class Extraction:
         request = Request.checked(read, regions, **asked)
         if asked.get("t_r") is None:
             warn_of_time(opened)
-        return cls(read, request)
+        return cls(read, request, store)
 
     def needed(self, budget: MemoryBudget) -> int:
         """Bytes that it takes at its peak.
@@ -68,7 +72,10 @@ class Extraction:
         MemoryLimitError
             They are more than may be used.
         """
-        return of_volumes(self.source, self.request, budget).needed
+        if self.store is None:
+            return of_volumes(self.source, self.request, budget).needed
+        loading = rows.loading_bytes(self.store, self.source, budget)
+        return loading + of_rows(self.source, self.request, budget.less(loading)).needed
 
     def digest(self, variant: str, *, of_content: bool = False) -> str:
         """Of all that its signals depend on, and of ``variant``.
@@ -86,6 +93,10 @@ class Extraction:
         cache = Cache.of(memory, knobs)
 
         def compute() -> list[Array]:
+            if self.store is not None:
+                told = replace(self.source, t_r_doubt="")  # when it was prepared
+                with SharedImage(told, store=self.store, memory_limit=memory_limit) as image:
+                    return image.carry_out(self.request, knobs)
             budget = MemoryBudget.here(memory_limit, knobs=knobs)
             return signals.run(self.source, of_volumes(self.source, self.request, budget), budget).values
 

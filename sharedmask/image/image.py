@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sharedmask.image.niimg import SharedNifti
 _log = logging.getLogger(__name__)
 
+Store = Literal["auto", "shm", "memfd", "disk", "file"]
+
 
 class SharedImage(Relations):
     """One fMRI run, decoded once into shared memory, for any number of masks.
@@ -95,7 +97,7 @@ class SharedImage(Relations):
         source: Any,
         *,
         mask_img: Any = None,
-        store: Literal["auto", "shm", "memfd", "disk", "file"] = "auto",
+        store: Store = "auto",
         smoothing_fwhm: float | None = None,
         memory_limit: int | float | str | None = None,
         name: str | None = None,

@@ -13,11 +13,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
+from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Parameters, Request, checked_strategy
 from sharedmask.errors import ParameterError
+from sharedmask.image.glm import FittedModel, NoiseModel, Question, fit
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
@@ -41,6 +44,7 @@ class Operations:
     _facts: Facts
     _grid: Grid
     _name: str
+    _voxels: NDArray[np.intp] | None
 
     if TYPE_CHECKING:
 
@@ -211,7 +215,7 @@ class Operations:
         request = self._request(
             regions, "map", operation, function=func, random_state=random_state, **parameters
         )
-        return regions.pack(self._run(request, settings.current()))
+        return regions.pack(self.carry_out(request, settings.current()))
 
     def iter_masks(
         self,
@@ -268,6 +272,73 @@ class Operations:
         if batch:
             yield Regions.joined(batch)
 
+    def fit_glm(
+        self,
+        design: Any,
+        masks: Any = None,
+        *,
+        contrasts: Mapping[Any, Any] | Sequence[Any] | None = None,
+        noise_model: NoiseModel = "ols",
+        trials: Sequence[Any] | None = None,
+        in_per_cent: bool = False,
+        resampling_target: ResamplingTarget = None,
+        n_jobs: int | None = None,
+        progress: Progress = None,
+    ) -> FittedModel:
+        """Fit a linear model to each voxel, in blocks, as nilearn's ``run_glm`` does.
+
+        Parameters
+        ----------
+        design : data frame, array (n_timepoints, n_regressors) or path
+            With a constant, if there is to be one.
+        masks : as for :meth:`mask_parallel`, optional
+            Default: all voxels that the image holds.
+        contrasts : dict of name -> contrast, or list of regressors' names, optional
+            A contrast is the name of a regressor, a vector (for t) or a matrix (for F).
+        noise_model : {"ols", "ar1"}
+        trials : list of regressors, optional
+            Estimate each of these alone, in a model with all other trials as one regressor (least squares
+            separate). A design with a regressor for each trial is least squares all.
+        in_per_cent : bool
+            Of each voxel's mean, as ``FirstLevelModel(signal_scaling=0)``.
+        resampling_target, n_jobs, progress
+            As in :meth:`mask_parallel`; jobs are threads.
+
+        Returns
+        -------
+        FittedModel
+            ``estimates`` (n_regressors, n_voxels), ``contrasts``, ``rho``; ``to_nifti`` makes maps of them,
+            ``by_region`` means.
+
+        Raises
+        ------
+        ParameterError, MemoryLimitError
+
+        Examples
+        --------
+        >>> import nibabel as nib, numpy as np
+        >>> bold = nib.Nifti1Image(np.arange(240, dtype="int16").reshape(2, 3, 4, 10), np.eye(4))
+        >>> design = np.column_stack([np.arange(10), np.ones(10)])
+        >>> from sharedmask import SharedImage
+        >>> with SharedImage(bold) as image:
+        ...     model = image.fit_glm(design, contrasts={"slope": [1, 0]})
+        >>> model.to_nifti(model.contrasts["slope"].effect).dataobj[0, 0, :2].round(3).tolist()
+        [1.0, 1.0]
+        """
+        question = Question.checked(self._facts, design, contrasts, noise_model, trials, in_per_cent)
+        given = self._inside() if masks is None else masks
+        regions = self._regions(given, resampling_target)
+        operation = f"fitting a linear model to {len(regions.indices)} voxels of {self._name}"
+        request = self._request(regions, "glm", operation, n_jobs=n_jobs, progress=progress)
+        with self._in_use(settings.current()) as (held, budget):
+            return fit(held, question, request, budget)
+
+    def _inside(self) -> Array:
+        """(x, y, z), where voxels are held."""
+        inside = np.full(self._facts.n_voxels, self._voxels is None)
+        inside[self._voxels if self._voxels is not None else slice(0)] = True
+        return inside.reshape(self._grid.shape, order="F")
+
     # --- checked, found or computed, loaded, planned, done ---
 
     def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
@@ -282,10 +353,11 @@ class Operations:
         cache = Cache.of(memory, knobs)
         lookup = None if cache is None else self._lookup(request)
         if cache is None or lookup is None:
-            return self._run(request, knobs)
-        return get_or_compute(cache, lookup, lambda: self._run(request, knobs))
+            return self.carry_out(request, knobs)
+        return get_or_compute(cache, lookup, lambda: self.carry_out(request, knobs))
 
-    def _run(self, request: Request, knobs: Settings) -> list[Any]:
+    def carry_out(self, request: Request, knobs: Settings) -> list[Any]:
+        """What a checked request gives: one result per region, or of a strategy one table."""
         with self._in_use(knobs) as (held, budget):
             series, request = _on_one_grid(held, request)
             return signals.run(series, plan_for(series, request, budget), budget).values

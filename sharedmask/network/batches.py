@@ -118,7 +118,8 @@ def batch_process(
         True draws a bar; a function is called with (done, total), both in lesions.
     **aliases
         ``lesion_batch_size`` and ``show_progress`` are ``batch_size`` and ``progress``;
-        ``batch_result_callback`` is called with a list of results.
+        ``batch_result_callback`` is called with a list of results; ``strategy="sequential"`` is a batch
+        size of 1, ``"parallel"`` all CPUs unless ``n_jobs`` is given, ``"vectorized"`` the default.
 
     Returns
     -------
@@ -135,6 +136,7 @@ def batch_process(
     >>> outcome.results, list(outcome.errors)
     ({'a': 2, 'b': 3}, ['c'])
     """
+    batch_size, n_jobs = _by_strategy(aliases.pop("strategy", None), batch_size, n_jobs)
     batch_size, on_batch, progress = _renamed(batch_size, on_batch, progress, aliases)
     if errors not in ("raise", "collect"):
         raise ParameterError(f"errors={errors!r} is none of 'raise' and 'collect'")
@@ -190,6 +192,16 @@ def _renamed(
     if aliases:
         raise TypeError(f"batch_process() got an unexpected keyword argument {next(iter(aliases))!r}")
     return batch_size, on_batch, progress
+
+
+def _by_strategy(
+    strategy: str | None, batch_size: int | None, n_jobs: int | None
+) -> tuple[int | None, int | None]:
+    if strategy not in (None, "sequential", "parallel", "vectorized"):
+        raise ParameterError(f"strategy={strategy!r} is none of 'sequential', 'parallel' and 'vectorized'")
+    if strategy == "sequential":
+        return 1, n_jobs
+    return batch_size, -1 if strategy == "parallel" and n_jobs is None else n_jobs
 
 
 def _take(

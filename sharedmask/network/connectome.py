@@ -29,7 +29,7 @@ from sharedmask.sources.grid import Grid
 from sharedmask.storage import container, segment
 from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Shared
-from sharedmask.system import identity, settings
+from sharedmask.system import identity, monitor, settings
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
@@ -222,7 +222,11 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
 
 def _read(block: Block, arrays: Mapping[str, Array], n_threads: int) -> None:
     block.file.check("after it was opened: open it again")
-    with subjects_in(block.file.path, block.start, block.stop) as found:
+    held = sum(array.nbytes for array in arrays.values())
+    with (
+        monitor.operation("load", f"loading {block.file.path.name} {block.start}:{block.stop}", held),
+        subjects_in(block.file.path, block.start, block.stop) as found,
+    ):
         pool.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)
     block.file.check("while it was read")
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute import kernels
+from sharedmask.compute.plan import check_bound, per_process
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import (
     ConnectomeError,
@@ -37,7 +38,7 @@ from sharedmask.sources.source import open_source
 from sharedmask.storage import container
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
-from sharedmask.system import process, settings
+from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 from sharedmask.workers import pool
@@ -252,16 +253,22 @@ class MappingSession:
         hint = "fewer workers (n_jobs) need less" if self._n_jobs > 1 else ""
         what = f"mapping a lesion on {self._connectome.files[0].path.parent}"
         budget.require(what, fixed + per_lesion, hint)
-        self._fixed = fixed
+        self._fixed, self._per_lesion = fixed, per_lesion
         wanted = max(_FEWEST, int(block * _BATCH_SHARE) // per_lesion)
-        return min(wanted, (budget.limit - fixed) // per_lesion)
+        bound = per_process(self._n_jobs, budget)
+        own = fixed - block if budget.settings.shared_memory else fixed
+        check_bound(what, own + per_lesion, bound)
+        room = budget.limit - fixed if bound is None else min(budget.limit - fixed, bound - own)
+        return min(wanted, room // per_lesion)
 
     def __call__(self, batch: Mapping[str, Any], advance: Advance) -> dict[str, NetworkMaps | Exception]:
         """The maps of each lesion, or what is wrong with it."""
         found: dict[str, Any] = {name: self._read(name, lesion) for name, lesion in batch.items()}
         good = {name: lesion for name, lesion in found.items() if isinstance(lesion, _Lesion)}
         if good:
-            found.update(self._mapped(good, advance))
+            what = f"mapping {len(good)} lesions on {self._connectome.files[0].path.parent}"
+            with monitor.operation("network", what, self._fixed + len(good) * self._per_lesion):
+                found.update(self._mapped(good, advance))
         return found
 
     def _read(self, name: str, lesion: Any) -> "_Lesion | Exception":

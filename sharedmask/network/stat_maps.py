@@ -133,6 +133,16 @@ class NetworkMaps(Mapping[str, Any]):
     target: Grid | None = None
     """The grid that the images come on, if it is another than the connectome's."""
 
+    @property
+    def results(self) -> "dict[str, NetworkMaps]":
+        """``results["FunctionalNetworkMapping"]``, as Lacuna has it, is this."""
+        return {"FunctionalNetworkMapping": self}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """``metadata["subject_id"]``, as Lacuna has it, is the name."""
+        return {"subject_id": self.name}
+
     def __iter__(self) -> Iterator[str]:
         return (key for key in KEYS if key in self.arrays)
 

@@ -71,12 +71,10 @@ def convert(stored: Array, out: Array, conversion: Conversion) -> bool:
         Whether all true values are finite.
     """
     values = scale(stored, conversion)
-    np.copyto(out, values, casting="unsafe")
-    # Values that lie apart are looked at where they lie together now.
-    apart = not values.flags.forc and np.can_cast(values.dtype, out.dtype)
-    finite = values.dtype.kind != "f" or all_finite(out if apart else values)
+    finite = values.dtype.kind != "f" or all_finite(values)
     if conversion.nan_policy != "propagate" and not finite:
-        np.copyto(out, _without_nonfinite(values, conversion), casting="unsafe")
+        values = _without_nonfinite(values, conversion)
+    np.copyto(out, values, casting="unsafe")
     return finite
 
 

@@ -206,6 +206,14 @@ def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudg
     return memory.choose("auto", held)
 
 
+def loading_bytes(asked: str, source: Source, budget: MemoryBudget) -> int:
+    """Memory that an image takes in the store that :func:`choose` gives it, while it is loaded and then."""
+    store, _ = choose(asked, source, None, budget)
+    if store == disk.KIND:
+        return rechunk.cut(source, source.n_voxels, _working_memory(budget)).nbytes
+    return projected(source, None) if in_memory(store) else 0
+
+
 def in_memory(store: str) -> bool:
     """Whether the bytes of an image in that store count as memory in use."""
     return store in memory.KINDS or store == PRIVATE

@@ -15,6 +15,7 @@ Everything but the work itself happens in the caller: callbacks are called here,
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import time
@@ -38,15 +39,19 @@ from sharedmask.errors import (
     WorkerError,
 )
 from sharedmask.image.extraction import Extraction, regions_of
+from sharedmask.image.image import Store
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
+from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import matches
 from sharedmask.system.process import cached_property
+
+_log = logging.getLogger(__name__)
 
 Key = Any
 OnResult = Callable[[Key, Any], Any] | None
@@ -68,11 +73,17 @@ class Task:
     asked: Extraction
     memory: Any = None
     memory_limit: int | float | str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=settings.given)
+    """What the caller has set; where the task arrives it holds, too."""
     variant: str | None = None
     """What else its outputs depend on; None if nobody records them."""
     needed: int = 0
     connectivity: tuple[str, ...] = ()
     fisher_z: bool = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        settings.adopt(self.knobs)
 
     @property
     def name(self) -> str:
@@ -93,6 +104,12 @@ class Task:
     def content(self) -> str:
         """The same wherever the image lies."""
         return "" if self.variant is None else self.asked.digest(self.variant, of_content=True)
+
+    @property
+    def operation(self) -> tuple[str, str, int]:
+        """As monitors are told of it."""
+        request = self.asked.request
+        return request.label, request.operation, self.needed
 
     def run(self) -> Any:
         """The signals, as :func:`sharedmask.extract` gives them; with matrices in a dict."""
@@ -152,6 +169,7 @@ def extract_many(
     progress: Progress = None,
     memory_limit: int | float | str | None = None,
     resampling_target: ResamplingTarget = None,
+    store: Store | None = None,
     **parameters: Any,
 ) -> Study:
     """The signals of many images, as :func:`extract` gives them for one.
@@ -178,8 +196,8 @@ def extract_many(
         Where images are worked on: ``dask.distributed.Client(...).get_executor()`` for a cluster.
         Default: worker processes of this machine, or threads if ``n_jobs`` is 1.
     n_jobs : int, optional
-        Images at a time, by joblib's convention. The default works on one, and on the next while
-        that one is being cleaned.
+        Images at a time, by joblib's convention. The default works on one, and on the next as far as
+        that one leaves cores free.
     on_result : callable, optional
         Called here with (key, signals) in order of completion; nothing is kept then. What it
         returns, a path or several, is recorded as the image's outputs.
@@ -203,6 +221,9 @@ def extract_many(
     progress : bool or callable, optional
     memory_limit : int, float or str, optional
         What the images at work on this machine may take together.
+    store : {"auto", "shm", "memfd", "disk"}, optional
+        Hold each whole image there while its signals are taken, as :class:`SharedImage` does: "disk"
+        keeps its rows, and other masks then find them without decoding. Default: nothing is held.
 
     Other parameters are those of :func:`extract`; ``confounds`` and ``sample_mask`` are lists with
     one entry per image, dicts by key, or, as ``t_r`` may be too, functions of the key; what such a
@@ -229,7 +250,7 @@ def extract_many(
     if kinds and not isinstance(strategy, str):
         raise ParameterError(f"strategy={strategy!r}: connectivity is of one value per region and volume")
     keyed = _keyed(sources)
-    asked = {"strategy": strategy, "resampling_target": resampling_target, **parameters}
+    asked = {"strategy": strategy, "resampling_target": resampling_target, "store": store, **parameters}
     if denoise is not None:
         if both := [name for name in _PER_IMAGE if asked.get(name) is not None]:
             raise ParameterError(f"{both[0]} and denoise are two answers to one question: give one")
@@ -348,8 +369,17 @@ class _Preparer:
         variant = self._variant(key) if callable(self._variant) else self._variant
         if variant is not None and self._matrices[0]:
             variant = f"{variant} {self._matrices}"
-        needed = asked.needed(self._budget)
-        return Task(key, asked, self._memory, self._memory_limit, variant, needed, *self._matrices)
+        needed, (kinds, fisher_z) = asked.needed(self._budget), self._matrices
+        return Task(
+            key,
+            asked,
+            self._memory,
+            self._memory_limit,
+            variant=variant,
+            needed=needed,
+            connectivity=kinds,
+            fisher_z=fisher_z,
+        )
 
     def _regions_of(self, masks: Any, grid: Grid) -> Regions:
         return regions_of(masks, grid, self._asked["strategy"], self._target)
@@ -388,6 +418,7 @@ class _Run:
     def _start(self, task: Task) -> None:
         if self.journal is not None and self.journal.has(task.name, task.digest, task.content):
             self.study.skipped.append(task.key)
+            _log.info("%s is complete already", task.key)
             self._end()
             return
         while self._running and not self._admits(task):
@@ -430,6 +461,7 @@ class _Run:
             outputs = tuple(map(str, paths))
             self.journal.add(Entry(task.name, task.digest, outputs, seconds, content, task.is_file))
         self.study.complete.append(task.key)
+        _log.info("%s is complete, after %.1f s", task.key, seconds)
         self._end()
 
     @contextlib.contextmanager

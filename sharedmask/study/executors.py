@@ -11,7 +11,7 @@ from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.system import process
+from sharedmask.system import monitor, process, settings
 from sharedmask.workers import pool
 
 _AHEAD = 64
@@ -38,10 +38,11 @@ class _Processes(ThreadPoolExecutor):
         self._preload = preload
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
-        return super().submit(self._call, function, arguments)
+        return super().submit(self._call, function, *arguments)
 
-    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return pool.run_processes(function, (), [arguments], 1, None, self._preload)[0]
+    def _call(self, function: Callable[..., Any], task: Any) -> Any:
+        with monitor.operation(*task.operation):  # the worker's own monitors tell nobody
+            return pool.run_processes(function, (), [(task,)], 1, None, self._preload)[0]
 
 
 @contextlib.contextmanager
@@ -53,11 +54,12 @@ def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Itera
         return
     count = process.effective_n_jobs(n_jobs)
     own: Executor
-    if count > 1 and pool.can_start_processes():
+    if count > 1 and pool.can_start_processes() and settings.current().shared_memory:
         own = _Processes(count, CLEANING if cleans else EXTRACTING)
     else:
-        # Two at a time: the second decodes while the first is in Python code that cleans.
-        own, count = ThreadPoolExecutor(count + 1, "sharedmask-cohort"), count + 1
+        # Where nobody said how many: the second decodes while the first is in Python code that cleans.
+        count += n_jobs is None
+        own = ThreadPoolExecutor(count, "sharedmask-cohort")
     try:
         yield Engine(own, count, local=True)
     finally:

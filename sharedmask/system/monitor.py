@@ -4,7 +4,7 @@ Covers: sampling in a thread, peaks, the target and the pause threshold, timelin
 not cover: what counts as held (``usage``), refusing beforehand (``budget``).
 
 A monitor that is open sees every operation of this process as a phase of its own: load, mask,
-reduce, map, extract.
+reduce, map, extract, network; of images that its workers extract one phase each.
 """
 
 import contextlib

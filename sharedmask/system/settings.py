@@ -113,7 +113,7 @@ def _fraction(value: Any) -> float:
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+    if not isinstance(value, bool) and value in (0, "0"):
         return 0
     return parse_bytes(_limit(value), "size")
 
@@ -300,6 +300,19 @@ def current() -> Settings:
 def origins() -> dict[str, str]:
     """Where the settings that are not default values come from."""
     return _current()[1]
+
+
+def given() -> dict[str, Any]:
+    """What :func:`using` has set, for :func:`adopt` in another process."""
+    return dict(_given)
+
+
+def adopt(values: Mapping[str, Any]) -> None:
+    """Set knobs as the process has them for which this one works; if they are so already nothing changes."""
+    global _given
+    with _lock:
+        if values != _given:
+            _given = dict(values)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from images import save, truth
 
 from sharedmask.cli import bids
 from sharedmask.errors import SharedMaskWarning
+from sharedmask.study import executors
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
 
@@ -224,3 +225,36 @@ def test_shards_are_all_runs_once(dataset, toy, out):
     for shard in ("1/2", "2/2"):
         assert app(dataset, out, "participant", "--atlases", toy.image, "--shard", shard, "--no-reports") == 0
     assert signals(out, "01").exists() and signals(out, "02").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, code",
+    [
+        ((), 0),
+        (("--task-id", "rest"), 0),
+        (("--task-id", "nback"), 18),
+        (("--session-label", "1"), 18),
+        (("--run-label", "1"), 18),
+        (("--space", "T1w"), 18),
+    ],
+)
+def test_runs_are_selected_by_their_entities(dataset, toy, out, flags, code):
+    assert app(dataset, out, "participant", "--atlases", toy.image, "--dry-run", *flags) == code
+
+
+@pytest.mark.parametrize("flags, most", [((), 2), (("--nprocs", "1"), 1), (("--low-mem",), 1)])
+def test_runs_at_a_time(dataset, toy, out, monkeypatch, flags, most):
+    asked, ours = [], executors.Engine
+    monkeypatch.setattr(executors, "Engine", lambda own, n, **more: asked.append(n) or ours(own, n, **more))
+    assert app(dataset, out, "participant", "--atlases", toy.image, "--no-reports", *flags) == 0
+    assert asked == [most]
+
+
+def test_the_first_crash_may_be_the_last(dataset, toy, out, capsys):
+    for path in dataset.rglob("*_desc-preproc_bold.nii.gz"):
+        path.write_bytes(b"nothing")
+    given = ("participant", "--atlases", toy.image, "--no-reports", "--nprocs", "1")
+    assert app(dataset, out, *given) == 1
+    assert "2 failed" in capsys.readouterr().out
+    assert app(dataset, out, *given, "--stop-on-first-crash") != 0
+    assert "failed" not in capsys.readouterr().out

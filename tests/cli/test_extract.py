@@ -40,7 +40,7 @@ def test_a_smoothed_image_is_resampled_to_a_mask(study):
         "extract", "bold.nii.gz", "--mask", "roi0.nii.gz", "--smoothing-fwhm=0", "-o", "-", cwd=study
     )
     assert (done.returncode, done.stdout) == (64, "")
-    assert "smoothing_fwhm=0.0 is no width" in done.stderr
+    assert "--smoothing-fwhm 0.0 is no width" in done.stderr
 
 
 def test_a_dash_writes_the_table_to_standard_output(study):
@@ -118,7 +118,7 @@ def test_cleaning_options_and_underscores(study):
         (["bold.nii.gz", "--masks", "roi*", "--lut", "a.tsv", "-o", "o.npz"], 64, "--lut"),
         (["bold.nii.gz", "--masks", "roi*", "-o", "o.csv"], 64, r".npz or .h5"),
         (["bold.nii.gz", "--atlas", "atlas.nii.gz", "--stat", "mode", "-o", "o.tsv"], 64, "strategy='mode'"),
-        (["bold.nii.gz", "--masks", "roi*", "-j", "0", "-o", "o.npz"], 64, "n_jobs=0"),
+        (["bold.nii.gz", "--masks", "roi*", "-j", "0", "-o", "o.npz"], 64, "--n-jobs 0"),
         (["absent.nii", "--masks", "roi*", "-o", "o.npz"], 66, "absent.nii does not exist"),
         (["bold.nii.gz", "--masks", "none*.nii", "-o", "o.npz"], 66, "none*.nii"),
         (["cut.nii.gz", "--masks", "roi*", "-o", "o.npz"], 65, "cut.nii.gz is truncated"),

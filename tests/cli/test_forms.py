@@ -50,7 +50,7 @@ def test_options_of_tables_are_refused_beside_voxels(option, tmp_path):
 
 TWICE = {
     "extract, outputs": ["extract", "b.nii.gz", *ATLAS, "-o", "OUT/z.tsv", "--output", "OUT/y.tsv"],
-    "run": ["run", "b.nii.gz", *ATLAS, *ATLAS],
+    "run": ["run", "b.nii.gz", *ATLAS, "--output-dir", "OUT", "--output-dir", "OUT"],
     "network": ["network", "l.nii.gz", "--connectome", "c", "--connectome", "d", "--out", "OUT"],
     "submit": ["submit", "--dry-run", "--", "extract", "b.nii.gz", *ATLAS, *NPZ, *NPZ],
 }

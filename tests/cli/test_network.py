@@ -95,7 +95,7 @@ def test_some_that_fail_are_named_and_the_exit_code_is_1(study):
     [
         (["--connectome", "nowhere"], 66, "nowhere does not exist"),
         (["--connectome", "lesions/sub-1.nii.gz"], 65, "cannot be read as HDF5"),
-        (["--batch-size", "0"], 64, "batch_size=0"),
+        (["--batch-size", "0"], 64, "--batch-size 0"),
         (["--fdr-alpha", "3"], 64, "fdr_alpha=3"),
         (["--method", "both"], 64, "both"),
         (["--memory-limit", "10K"], 75, "mapping a lesion"),

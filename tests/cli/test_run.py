@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command import sharedmask
-from images import SHAPE, bold, niimg, random_masks, save, truth
+from command import called, sharedmask
+from images import AFFINE, SHAPE, bold, niimg, random_masks, save, truth
+
+from sharedmask.study import executors
+from sharedmask.system import process
 
 CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
 
@@ -142,9 +145,10 @@ def test_what_cannot_be_submitted(study, args, message):
 
 def test_without_slurm_the_script_is_there(study):
     asked = ("extract", *images(study), "--masks", "roi-*.nii.gz", "--out-dir", "out")
-    done = sharedmask("submit", "--", *asked, cwd=study, env={"PATH": "/nowhere"})
+    where = ("--log-dir", "logs")
+    done = sharedmask("submit", *where, "--", *asked, cwd=study, env={"PATH": "/nowhere"})
     assert done.returncode == 65 and "no sbatch; the script is" in done.stderr
-    assert (study / "sharedmask-logs" / "sharedmask.sbatch").read_text().startswith("#!/bin/bash")
+    assert (study / "logs" / "sharedmask.sbatch").read_text().startswith("#!/bin/bash")
 
 
 @pytest.mark.privileged
@@ -170,9 +174,17 @@ def test_a_real_slurm_does_all_of_it(study, tmp_path_factory):
 # --- the flags of memory-efficient pipelines -----------------------------------------------------
 
 
-def run(study, *flags, out="out"):
-    return sharedmask("run", *images(study)[:2], "--masks", "roi-*.nii.gz", "--output-dir", out, *flags,
-                      cwd=study, env={"SHAREDMASK_TMPDIR": str(study / "spill")})  # fmt: skip
+@pytest.fixture
+def run(study, monkeypatch):
+    """``sharedmask run`` of the first two images, with the masks, in this process."""
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("SHAREDMASK_TMPDIR", str(study / "spill"))
+
+    def call(*flags, out="out", env=None):
+        regions = () if {"--atlas", "--mask", "--masks"} & set(flags) else ("--masks", "roi-*.nii.gz")
+        return called("run", *images(study)[:2], *regions, "--output-dir", out, *flags, env=env)
+
+    return call
 
 
 def stores(answer):
@@ -182,50 +194,139 @@ def stores(answer):
     ]
 
 
-def test_the_flags_that_only_say_how_change_no_number(study):
-    for number, flags in enumerate([(), ("--standard",), ("--parallel", "--n-jobs", "2"), ("--cached",),
-                                    ("--memory-efficient", "--force-memmap"), ("--disable-shared-memory",),
-                                    ("--auto-configure",), ("--slurm",)]):  # fmt: skip
-        done = run(study, *flags, out=f"out{number}")
-        assert done.returncode == 0, (flags, done.stderr)
-        for name in images(study)[:2]:
-            table = pd.read_csv(study / f"out{number}" / name.replace(".nii.gz", ".tsv"), sep="\t")
-            np.testing.assert_allclose(table, means(study, name), rtol=1e-12)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--standard",),
+        ("--parallel-subjects", "--n-jobs", "2"),
+        ("--cached",),
+        ("--memory-efficient", "--memory-limit", "1G"),
+        ("--force-memmap",),
+        ("--disable-shared-memory", "-j", "2"),
+        ("--auto-configure",),
+        ("--slurm",),
+    ],
+    ids=" ".join,
+)
+def test_the_flags_that_only_say_how_change_no_number(run, study, flags):
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    for name in images(study)[:2]:
+        table = pd.read_csv(study / "out" / name.replace(".nii.gz", ".tsv"), sep="\t")
+        np.testing.assert_allclose(table, means(study, name), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "flags, store",
+    "flags, env, store",
     [
-        (("--memory-efficient",), "shm"),
-        (("--force-memmap",), "disk"),
-        (("--memory-efficient", "--memory-threshold", "0.000001"), "disk"),
-        (("--memory-threshold", "0.000001"), "shm"),  # the disk is for the memory-efficient
-        (("--disable-shared-memory",), "private"),
+        ((), {}, []),
+        (("--memory-efficient",), {}, ["shm"] * 2),
+        (("--force-memmap",), {"SHAREDMASK_USE_DISK": "0"}, ["disk"] * 2),
+        (("--memmap-threshold", "0.000001"), {}, ["disk"] * 2),
+        (("--memory-efficient", "--disable-shared-memory"), {}, ["private"] * 2),
+        (("--memory-efficient",), {"SHAREDMASK_SHARED_MEMORY": "0"}, ["private"] * 2),
+        (("--memory-efficient", "--set", "shared_memory=0"), {}, ["private"] * 2),
+        (("--memory-efficient",), {"SHAREDMASK_CONFIG": "settings.toml"}, ["private"] * 2),
+        (("--memory-efficient", "--config", "settings.toml"), {}, ["private"] * 2),
+        (("--memory-efficient", "--profile", "small"), {"SHAREDMASK_DISK_THRESHOLD": "0"}, ["disk"] * 2),
     ],
 )
-def test_flags_choose_the_store(study, flags, store):
-    answer = run(study, *flags, "--verbose")
-    assert stores(answer) == [store] * 2, answer.stderr
+def test_flags_come_before_variables_before_the_file_and_say_nothing_unless_given(
+    run, study, flags, env, store
+):
+    (study / "settings.toml").write_text("shared_memory = false")
+    answer = run(*flags, "--verbose", "--n-jobs", "1", env=env)
+    assert answer.returncode == 0, answer.stderr
+    assert stores(answer) == store, answer.stderr
 
 
-def test_the_buffer_is_kept_free(study):
-    done = run(study, "--memory-buffer", "0.9999999")
-    assert done.returncode == 1 and "may be used" in done.stderr
+@pytest.mark.parametrize(
+    "flags, most",
+    [((), 2), (("--standard",), 1), (("-j", "1"), 1), (("--parallel",), 3), (("--parallel", "-j", "5"), 5)],
+)
+def test_how_many_images_go_at_a_time(run, monkeypatch, flags, most):
+    monkeypatch.setattr(process, "n_cpus", lambda: 3)
+    monkeypatch.setattr(executors.pool, "can_start_processes", lambda: False)
+    asked = []
+    ours = executors.Engine
+
+    def engine(*given, **options):
+        made = ours(*given, **options)
+        asked.append(made.at_once)
+        return made
+
+    monkeypatch.setattr(executors, "Engine", engine)
+    assert run(*flags).returncode == 0
+    assert asked == [most]
 
 
-def test_a_process_has_its_bound(study):
-    done = run(study, "--max-memory-per-process", "0.000001")
-    assert done.returncode == 1 and "max_memory_per_process" in done.stderr
+def test_threads_where_no_memory_is_shared(run, monkeypatch):
+    monkeypatch.setattr(executors, "_Processes", None)  # which would be called
+    assert run("--parallel", "-j", "2", "--disable-shared-memory").returncode == 0
 
 
-def test_the_cache_is_used_told_and_cleared(study):
-    assert "hits           0" in run(study, "--cached", "--cache-stats").stdout
-    assert "hits           2" in run(study, "--cached", "--cache-stats").stdout
-    assert "2 results removed" in run(study, "--cached", "--clear-cache").stdout
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--memory-buffer", "0.9999999"), "may be used"),
+        (("--max-memory-per-process", "0.000001"), "max_memory_per_process"),
+        (("--memory-limit", "1000"), "memory_limit='1000'"),
+    ],
+)
+def test_limits_hold(run, flags, message):
+    done = run(*flags)
+    assert done.returncode == 1 and message in done.stderr
 
 
-def test_subjects_and_rois_are_chosen_by_name(study):
-    done = run(study, "--subjects", "01", "--rois", "roi-b", "roi-a")
+def test_masks_on_another_grid_are_refused_with_the_flag_that_resamples(run, study):
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += AFFINE[:3, 0] / 2
+    niimg(np.ones(SHAPE, "u1"), shifted).to_filename(study / "far.nii.gz")
+    done = run("--mask", "far.nii.gz")
+    assert done.returncode == 1 and "--resampling-target data" in done.stderr
+    assert run("--mask", "far.nii.gz", "--resampling-target", "data").returncode == 0
+
+
+def test_images_are_cleaned_and_smoothed_as_by_extract(run, study):
+    (study / "c.tsv").write_text(
+        "x\n" + "".join(f"{value}\n" for value in np.random.default_rng(0).random(12))
+    )
+    asked = ("--detrend", "--standardize", "psc", "--smoothing-fwhm", "4", "--confounds", "c.tsv", "c.tsv")
+    assert run(*asked).returncode == 0
+    done = called("extract", *images(study)[:2], "--masks", "roi-*.nii.gz", "--out-dir", "plain", *asked)
+    assert done.returncode == 0, done.stderr
+    for name in ("sub-00_bold.tsv", "sub-01_bold.tsv"):
+        assert (study / "out" / name).read_bytes() == (study / "plain" / name).read_bytes()
+
+
+def test_complete_images_are_skipped_unless_told_otherwise(run):
+    run()
+    assert run().stdout == "0 images complete, 2 were already, 0 failed\n"
+    assert run("--overwrite").stdout.startswith("2 images complete")
+    assert "sub-00_bold.nii.gz is complete already" in run("-v").stderr
+
+
+def test_the_cache_is_used_told_and_cleared(run, study):
+    assert "hits           0" in run("--cache-dir", "kept", "--cache-stats").stdout
+    assert "hits           2" in run("--cache-dir", "kept", "--cache-stats", out="other").stdout
+    assert "2 results removed from kept" in run("--cache-dir", "kept", "--clear-cache").stdout
+    assert not (study / "cache").exists()
+    run("--cached", out="third")
+    assert (study / "cache").exists()
+
+
+def test_the_folder_of_the_settings_is_the_cache_unless_a_flag_names_another(run, study):
+    env = {"SHAREDMASK_CACHE_DIR": "mine"}
+    assert "entries        2" in run("--cached", "--cache-stats", env=env).stdout
+    assert "entries        2" in run("--cache-dir", "kept", "--cache-stats", out="b", env=env).stdout
+    assert "hits           0" in run("--no-cache", "--cache-stats", out="c", env=env).stdout
+    assert "hits           2" in run("--cache-stats", out="d", env=env).stdout
+    assert not (study / "cache").exists()
+
+
+def test_subjects_and_rois_are_chosen_by_name(run, study):
+    done = run("--subjects", "01", "--rois", "roi-b", "roi-a")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (study / "out").glob("*.tsv")] == ["sub-01_bold.tsv"]
     table = pd.read_csv(study / "out" / "sub-01_bold.tsv", sep="\t")
@@ -235,9 +336,8 @@ def test_subjects_and_rois_are_chosen_by_name(study):
     assert list(table.columns) == ["roi-b", "roi-a"]
 
 
-def test_atlas_regions_are_chosen_by_name(study):
-    done = sharedmask("run", "sub-00_bold.nii.gz", "--atlas", "atlas.nii.gz", "--lut", "atlas.tsv", "--rois",
-                      "three", "one", "--output-dir", "out", cwd=study)  # fmt: skip
+def test_atlas_regions_are_chosen_by_name(run, study):
+    done = run("--atlas", "atlas.nii.gz", "--lut", "atlas.tsv", "--rois", "three", "one")
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(study / "out" / "sub-00_bold.tsv", sep="\t")
     inside = truth(study / "atlas.nii.gz") == 3
@@ -250,14 +350,29 @@ def test_atlas_regions_are_chosen_by_name(study):
     [
         (("--subjects", "77"), 18, "no image of sub-77"),
         (("--rois", "roi-z"), 18, "no region roi-z; there are: roi-a"),
-        (("--standard", "--parallel"), 64, "neither --parallel nor --cached"),
+        (("--atlas", "atlas.nii.gz", "--rois", "one"), 18, "give the atlas's --lut"),
+        (("--lut", "atlas.tsv"), 64, "--lut names the labels of an --atlas"),
+        (("--standard", "--parallel"), 64, "--standard and --parallel contradict"),
+        (("--standard", "-j", "2"), 64, "--standard and --n-jobs contradict"),
+        (("--no-cache", "--cache-dir", "x"), 64, "--no-cache and --cache-dir contradict"),
+        (("--slurm", "--auto-configure"), 64, "give one"),
+        (("--slurm", "--profile", "small"), 64, "give one"),
+        (("--stat", "sum", "--format", "npz"), 64, "gives a table"),
     ],
 )
-def test_unknown_names_are_errors(study, flags, code, message):
-    done = run(study, *flags)
+def test_what_makes_no_sense_is_said(run, flags, code, message):
+    done = run(*flags)
     assert done.returncode == code and message in done.stderr
 
 
-def test_log_memory_says_a_line_per_operation(study):
-    done = run(study, "--log-memory")
-    assert sum("projected" in line for line in done.stderr.splitlines()) == 4  # load and reduce, of two
+def test_debug_shows_the_traceback_of_each_failure(run, study):
+    (study / "sub-01_bold.nii.gz").write_bytes(b"nothing")
+    assert "Traceback" not in run().stderr
+    assert "Traceback" in run("--debug").stderr
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_log_memory_says_a_line_per_image_and_once(run, n_jobs):
+    done = run("--log-memory", "-v", "--n-jobs", n_jobs)
+    lines = [line for line in done.stderr.splitlines() if "projected" in line]
+    assert len(lines) == 2 and all("extracting from" in line for line in lines), done.stderr

@@ -1,7 +1,9 @@
 """Files that nifreeze itself reads and writes, both ways; its interpreter is named by NIFREEZE_PYTHON."""
 
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +93,25 @@ def test_what_each_writes_the_other_reads(nifreeze, tmp_path, kind, options, dty
             if name in given:
                 np.testing.assert_array_equal(ds.per_frame[name], given[name])
         assert (ds.brainmask is None) == (brain is None)
+
+
+# What asks for the very object that it gave, and what looks for a file in the home of its author.
+_ALLOWED = {"test_memmap_dataobj_preserved", "test_main"}
+
+
+@pytest.mark.long
+@pytest.mark.skipif("NIFREEZE_SOURCE" not in os.environ, reason="NIFREEZE_SOURCE names no source of nifreeze")
+def test_its_own_tests_of_data_pass_over_our_views():
+    tests = [f"test/test_data{name}.py" for name in ("", "_base", "_dmri", "_pet", "_utils")]
+    path = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")))
+    done = subprocess.run(
+        [PYTHON, "-m", "pytest", "-q", "-p", "nifreeze_views", "-p", "no:cacheprovider", *tests],
+        cwd=os.environ["NIFREEZE_SOURCE"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    failed = set(re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", done.stdout, re.MULTILINE))
+    assert failed <= _ALLOWED, done.stdout[-5000:]
+    assert int(re.search(r"views: (\d+)", done.stdout)[1]) > 100

@@ -4,6 +4,8 @@ The process is forked from one that has imported what the program does, which ta
 begins and ends as others do.
 """
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -34,6 +36,25 @@ def sharedmask(*args, env=None, cwd=None, strict=True, timeout=200):
         status = _run(json.dumps(asked).encode(), out, err, timeout)
         code = os.waitstatus_to_exitcode(status)
         return subprocess.CompletedProcess(asked["args"], code, _text(out), _text(err))
+
+
+def called(*args, env=None):
+    """The same in this process, by ``main``; ``env`` is added to ours."""
+    from sharedmask.cli import main
+
+    out, err, before = io.StringIO(), io.StringIO(), (sys.argv, dict(os.environ))
+    sys.argv = ["sharedmask", *map(str, args)]
+    os.environ.update(env or {})
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = before[0]
+        os.environ.clear()
+        os.environ.update(before[1])
+    return subprocess.CompletedProcess(args, code or 0, out.getvalue(), err.getvalue())
 
 
 def _text(file):

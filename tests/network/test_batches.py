@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from images import bold, niimg, random_masks
 
 import sharedmask
-from sharedmask import SharedImage, batch_process, extract
+from sharedmask import FunctionalNetworkMapper, SharedImage, batch_process, extract
 from sharedmask.errors import CallbackError, MemoryLimitError, ParameterError
 from sharedmask.system.settings import using
 
@@ -273,3 +273,23 @@ def test_iter_masks_opens_no_more_than_fit(run):
     with SharedImage(run, memory_limit=9_000_000) as image:
         next(image.iter_masks(later(), batch_size=None))
     assert len(opened) < 6
+
+
+def test_names_of_lacuna_are_aliases(connectome, lesions):
+    mapper = FunctionalNetworkMapper(t_threshold=2).fit(connectome)
+    given, taken = {name: lesions[name][0] for name in ("l0", "l1", "l2")}, []
+    asked = {"batch_result_callback": lambda found: taken.append(len(found)), "show_progress": False}
+    batch_process(given, mapper, strategy="sequential", **asked)
+    batch_process(given, mapper, strategy="vectorized", lesion_batch_size=2, **asked)
+    batch_process(given, mapper, strategy="parallel", **asked)
+    assert taken == [1, 1, 1, 2, 1, 3]
+    maps = mapper.transform(given)["l0"]
+    for name in ("correlation_map", "z_map", "t_map", "t_threshold_map"):
+        assert np.array_equal(maps[name].dataobj, getattr(maps, name).dataobj)
+    assert maps.results["FunctionalNetworkMapping"]["summarystatistics"] == maps.summary
+    assert maps.metadata == {"subject_id": "l0"}
+    with pytest.raises(ParameterError, match="strategy='x'"):
+        batch_process(given, mapper, strategy="x")
+    for name in ("backend", "progress_desc", "compute_t_map"):
+        with pytest.raises(TypeError, match=name):
+            batch_process(given, mapper, **{name: "loky"})

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import masker_cases as cases
+import networks
 import nibabel as nib
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ MODULES = sorted(
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
-def test_every_test_that_the_reliability_page_names_exists():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
+@pytest.mark.parametrize("page", ["reliability", "migrating", "from-lacuna", "from-nifreeze"])
+def test_every_test_that_a_page_names_exists(page):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     written = {
         name
         for path in ROOT.glob("tests/*/test_*.py")
@@ -117,3 +119,33 @@ def test_the_memory_page_has_every_setting_and_profile():
     text = (ROOT / "docs/memory.md").read_text()
     for name in [*(field.name for field in fields(Settings)), *PROFILES]:
         assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name
+
+
+def _run_page(name):
+    names = {"__name__": name}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{name}.md").read_text(), re.S):
+        exec(block, names)
+
+
+def test_the_page_of_lacuna_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lesions").mkdir()
+    networks.write_split(tmp_path / "connectome", networks.series(), [2, 4])
+    for number in range(3):
+        networks.lesion(number)[0].to_filename(tmp_path / f"lesions/sub-{number}.nii.gz")
+    _run_page("from-lacuna")
+    assert len(list(tmp_path.glob("sub-*_binary.nii.gz"))) == 3
+
+
+def test_the_page_of_nifreeze_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = np.random.default_rng(0).integers(0, 900, (5, 4, 3, 9)).astype("i2")
+    for name in ("dwi", "pet"):
+        niimg(run).to_filename(tmp_path / f"{name}.nii.gz")
+    niimg(np.ones((5, 4, 3), "u1")).to_filename(tmp_path / "brain.nii.gz")
+    directions = np.random.default_rng(1).normal(size=(3, 9))
+    np.savetxt("dwi.bvec", directions / np.linalg.norm(directions, axis=0))
+    np.savetxt("dwi.bval", [[0.0] + [1000.0] * 8])
+    Path("pet.json").write_text('{"FrameTimesStart": [0, 1, 2, 3, 4, 5, 6, 7, 8]}')
+    _run_page("from-nifreeze")
+    assert nib.load("moved.nii.gz").shape == (5, 4, 3, 8)
