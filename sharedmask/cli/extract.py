@@ -186,16 +186,7 @@ def extract_each(folder: str, images: list[str], parts: Any, confounds: list[str
 
     asked, dask = _asked(options, confounds), options["dask"]
     n_jobs = asked.pop("n_jobs")
-    once = (
-        "store",
-        "denoise",
-        "overwrite",
-        "shard",
-        "memory",
-        "memory_limit",
-        "smoothing_fwhm",
-        "resampling_target",
-    )
+    once = ("store", "denoise", "overwrite", "shard", "memory", "memory_limit", "smoothing_fwhm")
     with on_dask(dask, effective_n_jobs(n_jobs)) if dask else contextlib.nullcontext() as executor:
         return extract_to(
             folder,
@@ -205,7 +196,7 @@ def extract_each(folder: str, images: list[str], parts: Any, confounds: list[str
             strategy=parts.strategy,
             executor=executor,
             n_jobs=None if dask else n_jobs,
-            **asked,
             resampling_target=options["resampling_target"],
+            **asked,
             **{name: options.get(name) for name in once},
         )
