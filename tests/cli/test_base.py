@@ -9,8 +9,12 @@ import subprocess
 import sys
 import termios
 
+import click
 import pytest
 from command import sharedmask
+
+from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options
+from sharedmask.study.denoising import Denoise
 
 
 def test_debug_shows_the_traceback(study):
@@ -99,3 +103,32 @@ def test_settings_that_make_no_sense(arguments, named, study):
     done = sharedmask("info", "bold.nii.gz", *arguments, cwd=study)
     assert done.returncode == 64
     assert named in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ("", None),
+        ("--demean", None),
+        ("--denoise-strategy simple --motion basic --wm-csf full",
+         ("simple", {"motion": "basic", "wm_csf": "full"})),
+        ("--denoise-strategy scrubbing --fd-threshold 0.2 --std-dvars-threshold 3 --scrub 0 --no-demean",
+         ("scrubbing", {"fd_threshold": 0.2, "std_dvars_threshold": 3.0, "scrub": 0, "demean": False})),
+        ("--denoise-strategy compcor --compcor temporal --n-compcor 5",
+         ("compcor", {"compcor": "temporal", "n_compcor": 5})),
+        ("--denoise-strategy compcor --n_compcor all", ("compcor", {"n_compcor": "all"})),
+        ("--denoise-strategy ica_aroma --ica-aroma basic", ("ica_aroma", {"ica_aroma": "basic"})),
+        ("--denoise-strategy motion high_pass --global-signal power2",
+         (("motion", "high_pass"), {"global_signal": "power2"})),
+        ("--confounds-columns trans_*,csf --dummy-scans 4", ((), {"columns": "trans_*,csf", "dummy_scans": 4})),
+        ("--dummy-scans auto", ((), {"dummy_scans": "auto"})),
+    ],
+)  # fmt: skip
+def test_flags_of_denoising_are_its_parameters(flags, asked):
+    @click.command(cls=Verb, context_settings=CONTEXT)
+    @denoise_options
+    def verb(**options):
+        return denoise_of(options)
+
+    expected = None if asked is None else Denoise(asked[0], **asked[1])
+    assert verb.main(flags.split(), standalone_mode=False) == expected

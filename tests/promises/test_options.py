@@ -26,6 +26,10 @@ NO_ROOM = ("--memory-limit", "1000")
 FILTER = ("--low-pass", "0.1")
 CACHE = ("--set", "cache_dir=kept")
 
+DENOISING = (
+    "--denoise-strategy", "--motion", "--wm-csf", "--global-signal", "--compcor", "--n-compcor", "--ica-aroma",
+    "--fd-threshold", "--std-dvars-threshold", "--scrub", "--demean", "--confounds-columns", "--dummy-scans",
+)  # fmt: skip
 # What both verbs take: options added to a command line of theirs, and what must be on both.
 _IMAGES = {
     "--stat": ("--stat", "maximum"),
@@ -89,6 +93,8 @@ OPTIONS = {
         **of_images("extract", TABLE),
         "--output": (TABLE, (*TABLE[:-1], "other.tsv")),
         "--out-dir": (TABLE, FOLDER),
+        **dict.fromkeys(("--connectivity", "--fisher-z"), "test_extract_writes_matrices_beside_its_tables"),
+        **dict.fromkeys(DENOISING, "test_flags_of_denoising_are_its_parameters"),
     },
     "run": {
         **of_images("run", RUN),
