@@ -120,7 +120,8 @@ def test_settings_that_make_no_sense(arguments, named, study):
         ("--denoise-strategy ica_aroma --ica-aroma basic", ("ica_aroma", {"ica_aroma": "basic"})),
         ("--denoise-strategy motion high_pass --global-signal power2",
          (("motion", "high_pass"), {"global_signal": "power2"})),
-        ("--confounds-columns trans_*,csf --dummy-scans 4", ((), {"columns": "trans_*,csf", "dummy_scans": 4})),
+        ("--confounds-columns trans_*,csf --dummy-scans 4",
+         ((), {"columns": "trans_*,csf", "dummy_scans": 4})),
         ("--dummy-scans auto", ((), {"dummy_scans": "auto"})),
     ],
 )  # fmt: skip
