@@ -28,7 +28,8 @@ CACHE = ("--set", "cache_dir=kept")
 
 DENOISING = (
     "--denoise-strategy", "--motion", "--wm-csf", "--global-signal", "--compcor", "--n-compcor",
-    "--ica-aroma", "--fd-threshold", "--std-dvars-threshold", "--scrub", "--demean", "--confounds-columns", "--dummy-scans",
+    "--ica-aroma", "--fd-threshold", "--std-dvars-threshold", "--scrub", "--demean",
+    "--confounds-columns", "--dummy-scans",
 )  # fmt: skip
 # What both verbs take: options added to a command line of theirs, and what must be on both.
 _IMAGES = {
