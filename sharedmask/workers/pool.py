@@ -12,7 +12,6 @@ import pickle
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from multiprocessing import connection, current_process
@@ -20,6 +19,7 @@ from typing import Any
 
 from sharedmask.errors import WorkerError
 from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
+from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.modules import Modules
 from sharedmask.workers.streams import Name, Root, Streams
@@ -319,7 +319,7 @@ def run_threads(
         call = partial(kernel, *arguments)
         each = (call(*item) for item in items) if streams is None else streams.each(call, items)
         return [done(number, value) for number, value in enumerate(each)]
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="sharedmask") as threads:
+    with Threads(n_threads, thread_name_prefix="sharedmask") as threads:
         # Each item sees what a thread of the caller's own would: context variables, NumPy's errors.
         running = [threads.submit(copy_context().run, kernel, *arguments, *item) for item in items]
         try:

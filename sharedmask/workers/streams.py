@@ -10,8 +10,12 @@ it was.
 """
 
 import contextlib
+import ctypes
 import functools
+import hashlib
 import io
+import os
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +33,8 @@ Root = tuple[int, int]
 """Entropy, and which generator it is for."""
 
 _BYTES = 16
+_KEY_BYTES = 32
+_MT19937_BYTES = 4 * (624 + 1)
 
 
 # --- kinds of generators -------------------------------------------------------------------------
@@ -41,26 +47,53 @@ class _Kind:
     type: type
     state: Callable[[Any], Any]
     restore: Callable[[Any, Any], object]
-    seed: Callable[[Any, np.random.SeedSequence], object]
+    seed: Callable[[Any, bytes], object]
+    """With 32 bytes."""
     draw: Callable[[Any], bytes]
+    look: Callable[[Any], bytes] | None = None
+    """At where it stands, where that takes less time than to seed it again."""
+
+    def begin(self, generator: Any, key: bytes) -> bytes:
+        """Seed it; what :meth:`has_moved` needs."""
+        self.seed(generator, key)
+        if self.look is not None:
+            return self.look(generator)
+        first = self.draw(generator)
+        self.seed(generator, key)
+        return first
+
+    def has_moved(self, generator: Any, since: bytes) -> bool:
+        """Whether something was drawn of it, which may be asked once."""
+        return (self.look or self.draw)(generator) != since
 
 
-def _seed_legacy(generator: np.random.RandomState, seeds: np.random.SeedSequence) -> None:
+def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
     try:
-        generator.seed(seeds.generate_state(8))
+        generator.seed(np.frombuffer(key, np.uint32))
     except TypeError:  # of a newer kind, which is seeded when it is made
         kind = generator.get_state(legacy=False)["bit_generator"]
-        fresh = np.random.RandomState(getattr(np.random, kind)(seeds))
+        fresh = np.random.RandomState(getattr(np.random, kind)(_number(key)))
         generator.set_state(fresh.get_state(legacy=False))
 
 
-def _seed_generator(generator: np.random.Generator, seeds: np.random.SeedSequence) -> None:
+def _look_at_legacy(generator: np.random.RandomState) -> bytes:
+    bits = generator._bit_generator
+    if isinstance(bits, np.random.MT19937):  # its 624 words and its place among them, as NumPy tells
+        return ctypes.string_at(bits.ctypes.state_address, _MT19937_BYTES)
+    return pickle.dumps(generator.get_state(legacy=False))
+
+
+def _seed_generator(generator: np.random.Generator, key: bytes) -> None:
     bits: Any = generator.bit_generator
-    bits.state = type(bits)(seeds).state
+    bits.state = type(bits)(_number(key)).state
 
 
 def _restore_generator(generator: np.random.Generator, state: Any) -> None:
     generator.bit_generator.state = state
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key, "little")
 
 
 _KINDS = [
@@ -68,7 +101,7 @@ _KINDS = [
         random.Random,
         lambda generator: generator.getstate(),
         lambda generator, state: generator.setstate(state),
-        lambda generator, seeds: generator.seed(int.from_bytes(seeds.generate_state(8).tobytes(), "little")),
+        lambda generator, key: generator.seed(_number(key)),
         lambda generator: generator.randbytes(_BYTES),
     ),
     _Kind(
@@ -77,6 +110,7 @@ _KINDS = [
         lambda generator, state: generator.set_state(state),
         _seed_legacy,
         lambda generator: generator.bytes(_BYTES),
+        _look_at_legacy,
     ),
     _Kind(
         np.random.Generator,
@@ -84,6 +118,7 @@ _KINDS = [
         _restore_generator,
         _seed_generator,
         lambda generator: generator.bytes(_BYTES),
+        lambda generator: pickle.dumps(generator.bit_generator.state),
     ),
 ]
 
@@ -93,7 +128,7 @@ def _torch_kind(torch: Any) -> _Kind:
         torch.Generator,
         lambda generator: generator.get_state(),
         lambda generator, state: generator.set_state(state),
-        lambda generator, seeds: generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1)),
+        lambda generator, key: generator.manual_seed(_number(key[:8]) >> 1),
         lambda generator: bytes(torch.randint(0, 256, (_BYTES,), generator=generator).tolist()),
     )
 
@@ -117,37 +152,47 @@ def _globals() -> dict[Name, Any]:
 def reseed() -> None:
     """In a process that was forked: draw what no other process draws."""
     for generator in _globals().values():
-        _kind_of(generator).seed(generator, np.random.SeedSequence())
+        _kind_of(generator).seed(generator, os.urandom(_KEY_BYTES))
 
 
 # --- a stream for each item ----------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def stream(roots: Mapping[Name, Root], held: list[Any], number: int, drawn: set[Name]) -> Iterator[None]:
-    """Give the generators here, the global ones and those ``held``, the streams of item ``number``.
+class _Stream:
+    """What one generator gives, from a root of its own for each item."""
 
-    In the end ``drawn`` has the names of those that were drawn from.
-    """
-    there = _globals() | dict(enumerate(held))
-    first = {
-        name: _seeded(there[name], np.random.SeedSequence(entropy, spawn_key=(number, which)))
-        for name, (entropy, which) in roots.items()
-        if name in there
-    }
-    try:
-        yield
-    finally:
-        drawn |= {name for name, value in first.items() if _kind_of(there[name]).draw(there[name]) != value}
+    def __init__(self, name: Name, generator: Any, root: Root) -> None:
+        entropy, which = root
+        self.name = name
+        self._generator, self._kind = generator, _kind_of(generator)
+        self._root = hashlib.blake2b(b"%d %d" % (entropy, which), digest_size=_KEY_BYTES)
+        self._first = b""
+
+    def begin(self, number: int) -> None:
+        key = self._root.copy()
+        key.update(b" %d" % number)
+        self._first = self._kind.begin(self._generator, key.digest())
+
+    def was_drawn_from(self) -> bool:
+        return self._kind.has_moved(self._generator, self._first)
 
 
-def _seeded(generator: Any, seeds: np.random.SeedSequence) -> bytes:
-    """Seed it; what would be drawn of it first, by which it can be told whether something was."""
-    kind = _kind_of(generator)
-    kind.seed(generator, seeds)
-    first = kind.draw(generator)
-    kind.seed(generator, seeds)
-    return first
+class ItemStreams:
+    """Those of the global generators here, and of those ``held``, for one item after the other."""
+
+    def __init__(self, roots: Mapping[Name, Root], held: Sequence[Any]) -> None:
+        there = _globals() | dict(enumerate(held))
+        self._each = [_Stream(name, there[name], root) for name, root in roots.items() if name in there]
+
+    @contextlib.contextmanager
+    def item(self, number: int, drawn: set[Name]) -> Iterator[None]:
+        """Give each the stream of item ``number``; in the end ``drawn`` has the names of those drawn from."""
+        for stream in self._each:
+            stream.begin(number)
+        try:
+            yield
+        finally:
+            drawn |= {stream.name for stream in self._each if stream.was_drawn_from()}
 
 
 class Streams:
@@ -210,11 +255,12 @@ class Streams:
     def each(self, call: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """What ``call(*item)`` gives for each item, in this process and with its own streams."""
         self._seek()
+        streams = ItemStreams(self.roots, self._held)
         with contextlib.nullcontext() if self._watched else self._restored():
             for number, item in zip(self.numbers(len(items)), items, strict=True):
                 with (
                     self._restored() if self._watched else contextlib.nullcontext(),
-                    stream(self.roots, self._held, number, self.drawn),
+                    streams.item(number, self.drawn),
                 ):
                     value = call(*item)
                 yield value
@@ -305,8 +351,6 @@ def _arrived(make: Callable[..., Any], *arguments: Any) -> Any:
 
 def loads(payload: bytes) -> tuple[Any, list[Any]]:
     """What :meth:`Streams.dumps` packed, and the generators in it."""
-    import pickle
-
     _arriving.clear()
     thing = pickle.loads(payload)
     return thing, list(_arriving)
