@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import io
 import os
 import pickle
@@ -26,10 +27,11 @@ import numpy as np
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.workers.modules import own_modules
 
 Name = str | int
-"""Of a global generator, or the number of one that the function holds."""
-Root = tuple[int, int]
+"""Of a global generator (``module:name`` in a module of the user's), or the number of one that is held."""
+Root = tuple[int, Name]
 """Entropy, and which generator it is for."""
 
 _BYTES = 16
@@ -83,13 +85,31 @@ def _look_at_legacy(generator: np.random.RandomState) -> bytes:
     return pickle.dumps(generator.get_state(legacy=False))
 
 
-def _seed_generator(generator: np.random.Generator, key: bytes) -> None:
-    bits: Any = generator.bit_generator
-    bits.state = type(bits)(_number(key)).state
+def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
+    def restore(generator: Any, state: Any) -> None:
+        bits_of(generator).state = state
+
+    def seed(generator: Any, key: bytes) -> None:
+        bits = bits_of(generator)
+        bits.state = bits.__class__(_number(key)).state
+
+    return _Kind(
+        type,
+        lambda generator: bits_of(generator).state,
+        restore,
+        seed,
+        lambda generator: bytes(bits_of(generator).random_raw(4)),
+        lambda generator: pickle.dumps(bits_of(generator).state),
+    )
 
 
-def _restore_generator(generator: np.random.Generator, state: Any) -> None:
-    generator.bit_generator.state = state
+def _restore_sequence(seeds: Any, state: Any) -> None:
+    entropy, spawn_key, pool_size, n_spawned = state
+    seeds.__init__(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=n_spawned)
+
+
+def _state_of_sequence(seeds: np.random.SeedSequence) -> tuple[Any, ...]:
+    return seeds.entropy, seeds.spawn_key, seeds.pool_size, seeds.n_children_spawned
 
 
 def _number(key: bytes) -> int:
@@ -112,15 +132,20 @@ _KINDS = [
         lambda generator: generator.bytes(_BYTES),
         _look_at_legacy,
     ),
-    _Kind(
-        np.random.Generator,
-        lambda generator: generator.bit_generator.state,
-        _restore_generator,
-        _seed_generator,
-        lambda generator: generator.bytes(_BYTES),
-        lambda generator: pickle.dumps(generator.bit_generator.state),
+    _bit_kind(np.random.Generator, lambda generator: generator.bit_generator),
+    _bit_kind(np.random.BitGenerator, lambda bits: bits),
+    _Kind(  # of which generators are spawned
+        np.random.SeedSequence,
+        _state_of_sequence,
+        _restore_sequence,
+        lambda seeds, key: seeds.__init__(_number(key)),
+        lambda seeds: seeds.spawn(1)[0].generate_state(4).tobytes(),
+        lambda seeds: pickle.dumps(_state_of_sequence(seeds)),
     ),
 ]
+
+
+_HELD = tuple(kind.type for kind in _KINDS)
 
 
 def _torch_kind(torch: Any) -> _Kind:
@@ -146,7 +171,30 @@ def _globals() -> dict[Name, Any]:
     }
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):
         found["torch"] = torch.default_generator
+    for module in own_modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, _HELD) and not isinstance(value, random.SystemRandom):
+                found[f"{module.__name__}:{name}"] = value
     return found
+
+
+def _imported(name: Name) -> None:
+    """Have the module that has this generator, as the caller has it."""
+    module, colon, _ = str(name).partition(":")
+    if colon and module not in sys.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is imported meanwhile draws from no generator of the user's."""
+    before = [(one, _kind_of(one), _kind_of(one).state(one)) for one in _globals().values()]
+    try:
+        yield
+    finally:
+        for generator, kind, state in before:
+            kind.restore(generator, state)
 
 
 def reseed() -> None:
@@ -164,25 +212,30 @@ class _Stream:
     def __init__(self, name: Name, generator: Any, root: Root) -> None:
         entropy, which = root
         self.name = name
-        self._generator, self._kind = generator, _kind_of(generator)
-        self._root = hashlib.blake2b(b"%d %d" % (entropy, which), digest_size=_KEY_BYTES)
+        self.generator, self._kind = generator, _kind_of(generator)
+        self._root = hashlib.blake2b(f"{entropy} {which}".encode(), digest_size=_KEY_BYTES)
         self._first = b""
 
     def begin(self, number: int) -> None:
         key = self._root.copy()
         key.update(b" %d" % number)
-        self._first = self._kind.begin(self._generator, key.digest())
+        self._first = self._kind.begin(self.generator, key.digest())
 
     def was_drawn_from(self) -> bool:
-        return self._kind.has_moved(self._generator, self._first)
+        return self._kind.has_moved(self.generator, self._first)
 
 
 class ItemStreams:
     """Those of the global generators here, and of those ``held``, for one item after the other."""
 
     def __init__(self, roots: Mapping[Name, Root], held: Sequence[Any]) -> None:
+        for name in roots:
+            _imported(name)
         there = _globals() | dict(enumerate(held))
-        self._each = [_Stream(name, there[name], root) for name, root in roots.items() if name in there]
+        self._each: list[_Stream] = []
+        for name, root in roots.items():
+            if name in there and not any(one.generator is there[name] for one in self._each):
+                self._each.append(_Stream(name, there[name], root))
 
     @contextlib.contextmanager
     def item(self, number: int, drawn: set[Name]) -> Iterator[None]:
@@ -248,22 +301,31 @@ class Streams:
     def _add(self, generators: Mapping[Name, Any]) -> None:
         for name, generator in generators.items():
             if name not in self._generators:
-                which = len(self._generators)
+                self.roots[name] = self._root(name, generator)
                 self._generators[name] = generator
-                self.roots[name] = (_next(generator) if self._entropy is None else self._entropy, which)
 
-    def each(self, call: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What ``call(*item)`` gives for each item, in this process and with its own streams."""
+    def _root(self, name: Name, generator: Any) -> Root:
+        for other, known in self._generators.items():
+            if known is generator:  # one of two names
+                return self.roots[other]
+        return (_next(generator) if self._entropy is None else self._entropy), name
+
+    @contextlib.contextmanager
+    def here(self, n_items: int) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
+        """For the next items, worked on in this process: what gives the generators the streams of one."""
         self._seek()
-        streams = ItemStreams(self.roots, self._held)
+        streams, numbers = ItemStreams(self.roots, self._held), self.numbers(n_items)
+
+        @contextlib.contextmanager
+        def stream(place: int) -> Iterator[None]:
+            with (
+                self._restored() if self._watched else contextlib.nullcontext(),
+                streams.item(numbers[place], self.drawn),
+            ):
+                yield
+
         with contextlib.nullcontext() if self._watched else self._restored():
-            for number, item in zip(self.numbers(len(items)), items, strict=True):
-                with (
-                    self._restored() if self._watched else contextlib.nullcontext(),
-                    streams.item(number, self.drawn),
-                ):
-                    value = call(*item)
-                yield value
+            yield stream
 
     @property
     def _held(self) -> list[Any]:
@@ -285,13 +347,15 @@ class Streams:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.are_given:
-            for name in self.drawn:
-                _kind_of(self._generators[name]).draw(self._generators[name])
+            for generator in {id(one): one for one in map(self._generators.get, self.drawn)}.values():
+                _kind_of(generator).draw(generator)
 
 
 def _next(generator: Any) -> int:
-    """What it would give, without taking it."""
+    """What hangs on all that it will give, without taking it."""
     kind = _kind_of(generator)
+    if kind.look is not None:
+        return _number(hashlib.blake2b(kind.look(generator), digest_size=_BYTES).digest())
     state = kind.state(generator)
     drawn = kind.draw(generator)
     kind.restore(generator, state)
@@ -322,35 +386,36 @@ def _pickler() -> Any:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Takes note of generators, in the order in which they will arrive."""
+        """Takes note of generators, and numbers them for where they arrive."""
 
         def __init__(self, file: Any, **options: Any) -> None:
             super().__init__(file, protocol=5, **options)
             self.held: list[Any] = []
+            self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
 
         def reducer_override(self, met: Any) -> Any:
-            if not isinstance(met, tuple(kind.type for kind in _KINDS)) or isinstance(
-                met, random.SystemRandom
-            ):
+            bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
+            known = isinstance(met, random.SystemRandom) or any(bits is one for one in self._bits)
+            if known or not isinstance(met, _HELD):
                 return super().reducer_override(met)
+            self._bits.append(bits)
             self.held.append(met)
             reduced: Any = met.__reduce_ex__(4)
-            return _arrived, (reduced[0], *reduced[1]), *reduced[2:]
+            return _arrived, (len(self.held) - 1, reduced[0], *reduced[1]), *reduced[2:]
 
     return Pickler
 
 
-_arriving: list[Any] = []
+_arriving: dict[int, Any] = {}
 
 
-def _arrived(make: Callable[..., Any], *arguments: Any) -> Any:
-    generator = make(*arguments)
-    _arriving.append(generator)
-    return generator
+def _arrived(number: int, make: Callable[..., Any], *arguments: Any) -> Any:
+    _arriving[number] = make(*arguments)
+    return _arriving[number]
 
 
 def loads(payload: bytes) -> tuple[Any, list[Any]]:
     """What :meth:`Streams.dumps` packed, and the generators in it."""
     _arriving.clear()
     thing = pickle.loads(payload)
-    return thing, list(_arriving)
+    return thing, [_arriving[number] for number in range(len(_arriving))]

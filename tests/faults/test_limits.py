@@ -35,7 +35,9 @@ def means_of_frames(path, n_jobs):
 
 CALLS = {
     "signals": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, prefer="processes"),
-    "cleaned": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, detrend=True),
+    "cleaned": lambda image, masks, jobs: image.mask_parallel(
+        masks, n_jobs=jobs, detrend=True, prefer="processes"
+    ),
     "map": lambda image, masks, jobs: image.map(lambda x: x.sum(), masks, n_jobs=jobs),
     "frames": lambda image, masks, jobs: means_of_frames(image.path, jobs),
     "many": lambda image, masks, jobs: extract_many({"a": image.path}, masks, n_jobs=jobs).results["a"],
@@ -228,7 +230,9 @@ def control_group():
 
 def little(how, where, path, tmp_path):
     np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
-    return python(FEW, path, tmp_path / "masks.npy", how, where)
+    # Where OpenBLAS finds no thread, it raises a KeyboardInterrupt of its own.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    return python(FEW, path, tmp_path / "masks.npy", how, where, env=environment)
 
 
 @pytest.mark.privileged

@@ -152,6 +152,54 @@ CALLS = {
 }
 
 
+OPENED = {
+    "image": (lambda: sharedmask.SharedImage("run.nii.gz"), lambda one: one.mask(np.ones(SHAPE))),
+    "image, on disk": (
+        lambda: sharedmask.SharedImage("run.nii.gz", store="disk", mask_img="mask.nii"),
+        lambda one: one.frame(0),
+    ),
+    "image, in workers": (
+        lambda: sharedmask.SharedImage("run.nii.gz"),
+        lambda one: one.map(np.sum, [np.ones(SHAPE)] * 3, n_jobs=2),
+    ),
+    "masks in turn": (lambda: Opened(sharedmask.SharedImage("run.nii.gz")), lambda one: list(one.signals)),
+    "frames": (lambda: sharedmask.FrameDataset("run.nii.gz"), lambda one: one.map(np.sum, n_jobs=2)),
+    "network": (
+        lambda: sharedmask.FunctionalNetworkMapper(n_jobs=2).fit("connectome.h5"),
+        lambda one: one.transform(lesion()).arrays["rmap"],
+    ),
+    "masker": (
+        lambda: sharedmask.SharedNiftiMasker("mask.nii", standardize=None).fit(),
+        lambda one: one.transform(run()),
+    ),
+    "masker of labels": (
+        lambda: sharedmask.SharedLabelsMasker("atlas.nii", standardize=None).fit(),
+        lambda one: one.transform(run()),
+    ),
+}
+"""What is opened in one folder, and used in another."""
+
+
+class Opened:
+    """An image whose masks were asked for."""
+
+    def __init__(self, opened):
+        self.signals = opened.iter_masks(MASKS, batch_size=1, confounds="confounds.tsv")
+        self.close = opened.close
+
+
+def lesion():
+    import nibabel as nib
+
+    return nib.Nifti1Image(np.ones(SHAPE, "u1"), np.eye(4))
+
+
+def run():
+    import nibabel as nib
+
+    return nib.Nifti1Image(np.random.default_rng(5).random((*SHAPE, 9)).astype("f4"), np.eye(4))
+
+
 def digest(value):
     """What two values share if they are equal."""
     if isinstance(value, np.ndarray):

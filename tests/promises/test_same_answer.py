@@ -1,5 +1,6 @@
 """The same answer as in the caller: with workers as without, in whatever process, thread and moment."""
 
+import contextlib
 import importlib
 import os
 import subprocess
@@ -61,6 +62,21 @@ def test_workers_answer_as_the_caller_at_every_moment(folders, monkeypatch):
     assert differ(from_a_thread) == []
     forked = in_fork(lambda: same.answers(2) == alone)
     assert forked == "True"
+
+
+@pytest.mark.parametrize("name", same.OPENED)
+def test_what_is_opened_in_one_folder_is_used_in_another(name, folders):
+    make, use = same.OPENED[name]
+    with contextlib.ExitStack() as opened:
+
+        def made():
+            thing = make()
+            opened.callback(getattr(thing, "close", list))
+            return thing
+
+        expected, thing = same.digest(use(made())), made()
+        os.chdir(folders / "b")
+        assert same.digest(use(thing)) == expected
 
 
 # --- places --------------------------------------------------------------------------------------
