@@ -155,11 +155,13 @@ def _run(
     """Where the arguments can go: shared ones to processes, arrays to threads."""
     from sharedmask.workers import pool
 
+    preload = _CLEANING_MODULES if request.cleaning.needed else ()
     if any(isinstance(argument, Shared) for argument in arguments):
-        preload = _CLEANING_MODULES if request.cleaning.needed else ()
         return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload, streams)
+    # Threads that nobody asked for would draw random numbers as it comes.
+    jobs = 1 if streams is not None and request.prefer != "threads" else request.n_jobs
     with kernels.one_blas_thread() if request.has_products else contextlib.nullcontext():
-        return pool.run_threads(kernel, arguments, items, request.n_jobs, on_done, streams)
+        return pool.run_threads(kernel, arguments, items, jobs, on_done, preload, streams)
 
 
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:

@@ -264,8 +264,9 @@ class FrameDataset(FrameSequence):
             A worker died. What ``func`` raises is raised here.
         """
         jobs = process.effective_n_jobs(n_jobs)
-        alone = jobs == 1 or not settings.current().shared_memory
-        run = pool.run_threads if prefer == "threads" or alone else pool.run_processes
+        if prefer != "threads" and not settings.current().shared_memory:
+            jobs = 1
+        run = pool.run_threads if prefer == "threads" or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"
         with (
             monitor.operation("map", what, jobs * self._store.frame_bytes),

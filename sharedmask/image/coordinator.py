@@ -30,6 +30,7 @@ from sharedmask.storage.registry import Claim, directory, socket_address
 from sharedmask.system import limits, process
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import Event, Lock, Semaphore
+from sharedmask.system.threads import start
 from sharedmask.system.units import format_bytes, parse_bytes
 
 Key = tuple[str, str]
@@ -118,7 +119,7 @@ class Coordinator:
             self._socket.listen(128)
             self._socket.settimeout(_TICK_SECONDS)
             self._accepting = threading.Thread(target=self._accept, name="sharedmask-accept", daemon=True)
-            self._accepting.start()
+            start(self._accepting)
             self._opened = opened.pop_all()
             _serving.add(self)
         return self
@@ -195,7 +196,7 @@ class Coordinator:
         self._require_descriptors()
         connection.settimeout(None)
         thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-        thread.start()
+        start(thread)
         self._threads = [t for t in self._threads if t.is_alive()] + [thread]
 
     def _serve(self, connection: socket.socket) -> None:

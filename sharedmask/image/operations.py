@@ -245,6 +245,13 @@ class Operations:
         """
         if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
             raise ParameterError(f"batch_size={batch_size!r} is no number of masks")
+        for name in {"confounds", "memory"} & parameters.keys():
+            parameters[name] = _absolute(parameters[name])  # type: ignore[literal-required]
+        return self._in_batches(_absolute(masks), batch_size, resampling_target, parameters)
+
+    def _in_batches(
+        self, masks: Any, batch_size: int | None, resampling_target: ResamplingTarget, parameters: Parameters
+    ) -> Iterator[tuple[Any, Array]]:
         batches = _batches(masks, self._grid, batch_size or 1, resampling_target)
         if batch_size is None:
             batches = self._fitting(batches, resampling_target, parameters)
@@ -370,6 +377,17 @@ def _on_one_grid(held: Held, request: Request) -> tuple[Series, Request]:
         return held, replace(request, regions=regions.on(grid))
     source, regions = align_to_masks(as_source(held), regions)
     return source, replace(request, regions=regions)
+
+
+def _absolute(given: Any) -> Any:
+    """Paths as they are meant now: they are opened later, wherever the caller is then."""
+    if isinstance(given, str | os.PathLike):
+        return os.path.abspath(os.path.expanduser(given))
+    if isinstance(given, list | tuple):
+        return [_absolute(one) for one in given]
+    if type(given) is dict:
+        return {name: _absolute(one) for name, one in given.items()}
+    return given
 
 
 def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:

@@ -113,7 +113,7 @@ class Connectome:
         ConnectomeError
             A file is no connectome, or differs from the first in mask, affine or length.
         """
-        opened = [_read_facts(file, coordinates_axis) for file in _files(Path(path).expanduser())]
+        opened = [_read_facts(file, coordinates_axis) for file in _files(Path(path).expanduser().absolute())]
         first = opened[0]
         for other in opened[1:]:
             _check_same(first, other)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import signal
@@ -29,6 +30,7 @@ from sharedmask.errors import DamagedImageError, MissingFileError, ParameterErro
 from sharedmask.records import dataclass
 from sharedmask.sources.codecs import Codec, MemberStream, Stream
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.process import at_fork
 from sharedmask.typing import Array
 
 _DEFLATE = 1  # HDF5's number of that filter
@@ -40,11 +42,17 @@ _SMALL_BYTES = 16 * 2**20  # read without asking whether there is room
 _SLAB_BYTES = 2 * 2**20  # read or written at once
 
 
+@functools.cache
 def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
         raise ParameterError("HDF5 files need h5py: pip install 'sharedmask[hdf5]'") from error
+    if h5py.version.version_tuple[:2] < (3, 14):  # later ones do it themselves
+        from h5py._objects import phil
+
+        # A child forked while another thread reads would wait for that thread, which it does not have.
+        at_fork(before=phil.acquire, in_parent=phil.release, in_child=phil.release)
     return h5py
 
 

@@ -15,7 +15,6 @@ with one each volume passes through a buffer that stays in the cache.
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import Volumes, VolumesReader
 from sharedmask.system.process import Caller
+from sharedmask.system.threads import CannotStartThreadError, Threads, start
 from sharedmask.typing import Array
 
 # Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte
@@ -124,40 +124,58 @@ class _Decoder:
         self._blocks: list[Array] = [np.empty(shape, source.dtype) for _ in range(_N_BLOCKS)]
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Iterator[tuple[int, Array]]:
         for block in self._blocks:
             self._free.put(block)
-        self._thread.start()
+        thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
+        try:
+            start(thread)
+        except CannotStartThreadError:
+            return self._in_turn()
+        self._thread = thread
         return self._decoded()
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _decoded(self) -> Iterator[tuple[int, Array]]:
         while (message := self._full.get()) is not None:
             if isinstance(message, BaseException):
                 raise message
-            start, block = message
-            yield start, block
+            yield message
             self._caller.check()
-            self._free.put(block.base if block.base is not None else block)
+            self._give_back(message)
+
+    def _in_turn(self) -> Iterator[tuple[int, Array]]:
+        for piece in self._read():
+            yield piece
+            self._give_back(piece)
+
+    def _give_back(self, piece: tuple[int, Array]) -> None:
+        _, block = piece
+        self._free.put(block.base if block.base is not None else block)
 
     def _decode(self) -> None:
         try:
-            with self._source.volumes() as reader:
-                for start in range(0, self._source.n_timepoints, self._step):
-                    block = self._free.get()
-                    if block is None:
-                        return
-                    block = block[: self._source.n_timepoints - start]
-                    self._fill(reader, block)
-                    self._full.put((start, block))
+            for piece in self._read():
+                self._full.put(piece)
             self._full.put(None)
         except BaseException as error:
             self._full.put(error)
+
+    def _read(self) -> Iterator[tuple[int, Array]]:
+        with self._source.volumes() as reader:
+            for number in range(0, self._source.n_timepoints, self._step):
+                block = self._free.get()
+                if block is None:
+                    return
+                block = block[: self._source.n_timepoints - number]
+                self._fill(reader, block)
+                yield number, block
 
     def _fill(self, reader: VolumesReader, block: Array) -> None:
         if self._select is None:
@@ -175,7 +193,7 @@ class _Writer:
     def __init__(self, rows: Array, conversion: Conversion | None, n_threads: int) -> None:
         self._rows = rows
         self._conversion = conversion
-        self._threads = ThreadPoolExecutor(n_threads, "sharedmask-transpose") if n_threads > 1 else None
+        self._threads = Threads(n_threads, "sharedmask-transpose") if n_threads > 1 else None
         self._n_threads = n_threads
         self.finite = True
 

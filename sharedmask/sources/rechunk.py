@@ -16,7 +16,7 @@ written once more. If all rows fit in memory there is one band, and no copy.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source
 from sharedmask.sources.volumes import Span
 from sharedmask.system import files, process
+from sharedmask.system.threads import Threads
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -144,7 +145,7 @@ class _Behind:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._thread = ThreadPoolExecutor(1, "sharedmask-write")
+        self._thread = Threads(1, "sharedmask-write")
         self._last: Future[None] | None = None
 
     def __enter__(self) -> "_Behind":

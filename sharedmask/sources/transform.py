@@ -16,7 +16,7 @@ import warnings
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import field, fields
 from functools import partial
@@ -34,6 +34,7 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source, VolumeReader
 from sharedmask.sources.values import all_finite
 from sharedmask.system.process import cached_property, n_cpus
+from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
 Interpolation = Literal["continuous", "linear", "nearest"]
@@ -58,14 +59,14 @@ class Step(Source):
 
     @contextmanager
     def _volumes(self) -> Iterator[VolumeReader]:
-        with self.source.volumes() as reader, ThreadPoolExecutor(n_cpus(), "sharedmask-step") as threads:
+        with self.source.volumes() as reader, Threads(n_cpus(), "sharedmask-step") as threads:
             yield VolumeReader(self, partial(self._fill, self._in_turn(reader, threads)))
 
     def _fill(self, made: Iterator[Array], rows: Array, remaining: int) -> None:
         for row in rows:
             row[...] = next(made)
 
-    def _in_turn(self, reader: VolumeReader, threads: ThreadPoolExecutor) -> Iterator[Array]:
+    def _in_turn(self, reader: VolumeReader, threads: Threads) -> Iterator[Array]:
         """The volumes made; the next ones are read and begun before one is asked for."""
         running: deque[Future[Array]] = deque()
         while reader.remaining or running:

@@ -6,12 +6,13 @@ cover: which image is next (``cohort``), workers themselves (``pool``).
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import monitor, process, settings
+from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
 
 _AHEAD = 64
@@ -30,7 +31,7 @@ class Engine:
     """Whether what runs takes this machine's memory, which is then counted."""
 
 
-class _Processes(ThreadPoolExecutor):
+class _Processes(Threads):
     """Worker processes as an executor: a thread waits for each, and a death is its own task's."""
 
     def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
@@ -59,7 +60,7 @@ def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Itera
     else:
         # Where nobody said how many: the second decodes while the first is in Python code that cleans.
         count += n_jobs is None
-        own = ThreadPoolExecutor(count, "sharedmask-cohort")
+        own = Threads(count, "sharedmask-cohort")
     try:
         yield Engine(own, count, local=True)
     finally:

@@ -5,5 +5,5 @@ tables of text. Does not cover: images.
 
 From the bottom up::
 
-    inputs  units  delimited  limits  process  settings  identity  files  usage  budget  monitor
+    inputs  units  delimited  limits  threads  process  settings  identity  files  usage  budget  monitor
 """

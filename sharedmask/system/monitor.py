@@ -23,6 +23,7 @@ from sharedmask.system import settings, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
 from sharedmask.system.process import Event, Lock
+from sharedmask.system.threads import start
 from sharedmask.system.units import format_bytes, parse_bytes
 
 _log = logging.getLogger("sharedmask.monitor")
@@ -170,7 +171,7 @@ class MemoryMonitor:
     def __enter__(self) -> "MemoryMonitor":
         self.sample()
         self._thread = threading.Thread(target=self._watch, name="sharedmask-monitor", daemon=True)
-        self._thread.start()
+        start(self._thread)
         _watching.append(self)
         return self
 

@@ -5,5 +5,5 @@ Does not cover: what is computed (``compute``).
 
 From the bottom up::
 
-    failure  streams  surroundings  modules  worker  template  pool
+    failure  modules  streams  surroundings  worker  template  pool
 """

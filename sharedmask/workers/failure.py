@@ -49,7 +49,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     """The exception, its cause, the cause's cause."""
     found: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and link not in found:
+    while link is not None and not any(link is one for one in found):  # some cannot be compared
         found.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return found

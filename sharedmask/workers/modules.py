@@ -10,6 +10,7 @@ import os
 import site
 import sys
 import sysconfig
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -33,11 +34,38 @@ class _Seen:
     """Of its file."""
 
 
+class _Own:
+    """The user's modules among those that are loaded."""
+
+    def __init__(self) -> None:
+        self._looked_at: set[str] = set()
+        self._names: list[str] = []
+        self._last: tuple[int, str] | None = None
+
+    def names(self) -> list[str]:
+        last = len(sys.modules), next(reversed(sys.modules))
+        if last != self._last:  # what is imported comes last
+            new = sys.modules.keys() - self._looked_at
+            self._looked_at |= new
+            self._names += sorted(filter(_is_own, new))
+            self._last = last
+        return self._names
+
+
+_own = _Own()
+
+
+def own_modules() -> Iterator[ModuleType]:
+    """The user's modules that are loaded."""
+    for name in _own.names():
+        if isinstance(module := sys.modules.get(name), ModuleType):
+            yield module
+
+
 class Modules:
     """What is known of the user's modules."""
 
     def __init__(self) -> None:
-        self._names: set[str] = set()
         self._seen: dict[str, _Seen] = {}
         self._by_value: set[str] = set()
         self._sought: object = None
@@ -49,10 +77,8 @@ class Modules:
 
         Modules are sought again when the ``surroundings`` are others.
         """
-        new = [name for name in sys.modules.keys() - self._names if _is_own(name)]
-        self._names |= sys.modules.keys()
         again, self._sought = surroundings is not self._sought, surroundings
-        for name in {*self._seen, *new}:
+        for name in _own.names():
             self._note(name, again)
 
     def _note(self, name: str, again: bool) -> None:

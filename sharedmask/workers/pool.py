@@ -7,12 +7,13 @@ processes are worth it (``plan``).
 
 import atexit
 import contextlib
+import importlib
 import logging
 import pickle
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from multiprocessing import connection, current_process
@@ -20,18 +21,20 @@ from typing import Any
 
 from sharedmask.errors import WorkerError
 from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
+from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.modules import Modules
-from sharedmask.workers.streams import Name, Root, Streams
+from sharedmask.workers.streams import Name, Root, Streams, undisturbed
 from sharedmask.workers.surroundings import Surroundings
-from sharedmask.workers.template import CannotStartError, Child, Template, ended
+from sharedmask.workers.template import CannotStartError, Child, Template, ended, rights
 from sharedmask.workers.worker import Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)
 
 OnDone = Callable[[int, Any], None]
+Done = Callable[[int, Any], Any]
 
-_PRELOAD = ("numpy", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
+_PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
 _MANY = 8  # items for each worker
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 
@@ -76,8 +79,8 @@ class _Worker:
         return WorkerError(f"worker process {self.process.pid} {how}; the next call starts new workers")
 
     def stop(self) -> None:
-        self.process.kill()
         self.pipe.close()
+        self.process.kill()
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's, and must notice the parent's end."""
@@ -160,15 +163,19 @@ class _Caller:
     def __init__(self) -> None:
         self._surroundings: Surroundings | None = None
         self._modules = Modules()
+        self._rights = rights()
+        self._n_rights = 0
 
     def look(self) -> tuple[Surroundings, int]:
-        """Its surroundings, the same object as long as they are the same; the generation of its modules."""
+        """Its surroundings, the same object as long as they are the same; of which generation workers are."""
         before, here = self._surroundings, Surroundings.here()
         if before is not None and before == here:
             here = before
         self._surroundings = here
         self._modules.look(here)
-        return here, self._modules.generation
+        before_rights, self._rights = self._rights, rights()
+        self._n_rights += before_rights != self._rights
+        return here, self._modules.generation + self._n_rights
 
 
 _caller = _Caller()
@@ -236,7 +243,9 @@ def run_processes(
         return answers
     except CannotStartError as error:
         _log.warning("%s; threads of this process do the work", str(error))
-        return run_threads(kernel, tuple(map(resolved, arguments)), items, n_jobs, on_done, streams)
+        here = tuple(map(resolved, arguments))
+        # Several threads would draw random numbers as it comes.
+        return run_threads(kernel, here, items, n_jobs if streams is None else 1, on_done, preload, streams)
 
 
 class _Dispatch:
@@ -306,6 +315,7 @@ def run_threads(
     items: Sequence[Item],
     n_jobs: int,
     on_done: OnDone | None = None,
+    preload: Sequence[str] = (),
     streams: Streams | None = None,
 ) -> list[Any]:
     """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are.
@@ -315,11 +325,10 @@ def run_threads(
     """
     n_threads = min(n_jobs, len(items), n_cpus())
     done = _checked(on_done)
+    _import(preload)
     if n_threads <= 1 or (streams is not None and streams.are_given):
-        call = partial(kernel, *arguments)
-        each = (call(*item) for item in items) if streams is None else streams.each(call, items)
-        return [done(number, value) for number, value in enumerate(each)]
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="sharedmask") as threads:
+        return _run_here(partial(kernel, *arguments), items, done, streams)
+    with Threads(n_threads, thread_name_prefix="sharedmask") as threads:
         # Each item sees what a thread of the caller's own would: context variables, NumPy's errors.
         running = [threads.submit(copy_context().run, kernel, *arguments, *item) for item in items]
         try:
@@ -329,7 +338,30 @@ def run_threads(
             raise
 
 
-def _checked(on_done: OnDone | None) -> Callable[[int, Any], Any]:
+def _import(names: Sequence[str]) -> None:
+    """What items need, before the first of them has its random numbers: imports may draw."""
+    missing = [name for name in names if name not in sys.modules]
+    if missing:
+        with undisturbed(), contextlib.suppress(ImportError):  # who needs it says so
+            for name in missing:
+                importlib.import_module(name)
+
+
+def _run_here(call: Kernel, items: Sequence[Item], done: Done, streams: Streams | None) -> list[Any]:
+    answers = []
+    with contextlib.nullcontext(_no_stream) if streams is None else streams.here(len(items)) as stream:
+        for number, item in enumerate(items):
+            with stream(number):
+                value = call(*item)
+            answers.append(done(number, value))
+    return answers
+
+
+def _no_stream(_: int) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _checked(on_done: OnDone | None) -> Done:
     """``on_done``, which may fork, as a function that gives back the value."""
     caller = Caller()
 

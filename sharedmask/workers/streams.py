@@ -10,8 +10,13 @@ it was.
 """
 
 import contextlib
+import ctypes
 import functools
+import hashlib
+import importlib
 import io
+import os
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +27,16 @@ import numpy as np
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.workers.modules import own_modules
 
 Name = str | int
-"""Of a global generator, or the number of one that the function holds."""
-Root = tuple[int, int]
+"""Of a global generator (``module:name`` in a module of the user's), or the number of one that is held."""
+Root = tuple[int, Name]
 """Entropy, and which generator it is for."""
 
 _BYTES = 16
+_KEY_BYTES = 32
+_MT19937_BYTES = 4 * (624 + 1)
 
 
 # --- kinds of generators -------------------------------------------------------------------------
@@ -41,26 +49,71 @@ class _Kind:
     type: type
     state: Callable[[Any], Any]
     restore: Callable[[Any, Any], object]
-    seed: Callable[[Any, np.random.SeedSequence], object]
+    seed: Callable[[Any, bytes], object]
+    """With 32 bytes."""
     draw: Callable[[Any], bytes]
+    look: Callable[[Any], bytes] | None = None
+    """At where it stands, where that takes less time than to seed it again."""
+
+    def begin(self, generator: Any, key: bytes) -> bytes:
+        """Seed it; what :meth:`has_moved` needs."""
+        self.seed(generator, key)
+        if self.look is not None:
+            return self.look(generator)
+        first = self.draw(generator)
+        self.seed(generator, key)
+        return first
+
+    def has_moved(self, generator: Any, since: bytes) -> bool:
+        """Whether something was drawn of it, which may be asked once."""
+        return (self.look or self.draw)(generator) != since
 
 
-def _seed_legacy(generator: np.random.RandomState, seeds: np.random.SeedSequence) -> None:
+def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
     try:
-        generator.seed(seeds.generate_state(8))
+        generator.seed(np.frombuffer(key, np.uint32))
     except TypeError:  # of a newer kind, which is seeded when it is made
         kind = generator.get_state(legacy=False)["bit_generator"]
-        fresh = np.random.RandomState(getattr(np.random, kind)(seeds))
+        fresh = np.random.RandomState(getattr(np.random, kind)(_number(key)))
         generator.set_state(fresh.get_state(legacy=False))
 
 
-def _seed_generator(generator: np.random.Generator, seeds: np.random.SeedSequence) -> None:
-    bits: Any = generator.bit_generator
-    bits.state = type(bits)(seeds).state
+def _look_at_legacy(generator: np.random.RandomState) -> bytes:
+    bits = generator._bit_generator
+    if isinstance(bits, np.random.MT19937):  # its 624 words and its place among them, as NumPy tells
+        return ctypes.string_at(bits.ctypes.state_address, _MT19937_BYTES)
+    return pickle.dumps(generator.get_state(legacy=False))
 
 
-def _restore_generator(generator: np.random.Generator, state: Any) -> None:
-    generator.bit_generator.state = state
+def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
+    def restore(generator: Any, state: Any) -> None:
+        bits_of(generator).state = state
+
+    def seed(generator: Any, key: bytes) -> None:
+        bits = bits_of(generator)
+        bits.state = bits.__class__(_number(key)).state
+
+    return _Kind(
+        type,
+        lambda generator: bits_of(generator).state,
+        restore,
+        seed,
+        lambda generator: bytes(bits_of(generator).random_raw(4)),
+        lambda generator: pickle.dumps(bits_of(generator).state),
+    )
+
+
+def _restore_sequence(seeds: Any, state: Any) -> None:
+    entropy, spawn_key, pool_size, n_spawned = state
+    seeds.__init__(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=n_spawned)
+
+
+def _state_of_sequence(seeds: np.random.SeedSequence) -> tuple[Any, ...]:
+    return seeds.entropy, seeds.spawn_key, seeds.pool_size, seeds.n_children_spawned
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key, "little")
 
 
 _KINDS = [
@@ -68,7 +121,7 @@ _KINDS = [
         random.Random,
         lambda generator: generator.getstate(),
         lambda generator, state: generator.setstate(state),
-        lambda generator, seeds: generator.seed(int.from_bytes(seeds.generate_state(8).tobytes(), "little")),
+        lambda generator, key: generator.seed(_number(key)),
         lambda generator: generator.randbytes(_BYTES),
     ),
     _Kind(
@@ -77,15 +130,22 @@ _KINDS = [
         lambda generator, state: generator.set_state(state),
         _seed_legacy,
         lambda generator: generator.bytes(_BYTES),
+        _look_at_legacy,
     ),
-    _Kind(
-        np.random.Generator,
-        lambda generator: generator.bit_generator.state,
-        _restore_generator,
-        _seed_generator,
-        lambda generator: generator.bytes(_BYTES),
+    _bit_kind(np.random.Generator, lambda generator: generator.bit_generator),
+    _bit_kind(np.random.BitGenerator, lambda bits: bits),
+    _Kind(  # of which generators are spawned
+        np.random.SeedSequence,
+        _state_of_sequence,
+        _restore_sequence,
+        lambda seeds, key: seeds.__init__(_number(key)),
+        lambda seeds: seeds.spawn(1)[0].generate_state(4).tobytes(),
+        lambda seeds: pickle.dumps(_state_of_sequence(seeds)),
     ),
 ]
+
+
+_HELD = tuple(kind.type for kind in _KINDS)
 
 
 def _torch_kind(torch: Any) -> _Kind:
@@ -93,7 +153,7 @@ def _torch_kind(torch: Any) -> _Kind:
         torch.Generator,
         lambda generator: generator.get_state(),
         lambda generator, state: generator.set_state(state),
-        lambda generator, seeds: generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1)),
+        lambda generator, key: generator.manual_seed(_number(key[:8]) >> 1),
         lambda generator: bytes(torch.randint(0, 256, (_BYTES,), generator=generator).tolist()),
     )
 
@@ -111,43 +171,81 @@ def _globals() -> dict[Name, Any]:
     }
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):
         found["torch"] = torch.default_generator
+    for module in own_modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, _HELD) and not isinstance(value, random.SystemRandom):
+                found[f"{module.__name__}:{name}"] = value
     return found
+
+
+def _imported(name: Name) -> None:
+    """Have the module that has this generator, as the caller has it."""
+    module, colon, _ = str(name).partition(":")
+    if colon and module not in sys.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is imported meanwhile draws from no generator of the user's."""
+    before = [(one, _kind_of(one), _kind_of(one).state(one)) for one in _globals().values()]
+    try:
+        yield
+    finally:
+        for generator, kind, state in before:
+            kind.restore(generator, state)
 
 
 def reseed() -> None:
     """In a process that was forked: draw what no other process draws."""
     for generator in _globals().values():
-        _kind_of(generator).seed(generator, np.random.SeedSequence())
+        _kind_of(generator).seed(generator, os.urandom(_KEY_BYTES))
 
 
 # --- a stream for each item ----------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def stream(roots: Mapping[Name, Root], held: list[Any], number: int, drawn: set[Name]) -> Iterator[None]:
-    """Give the generators here, the global ones and those ``held``, the streams of item ``number``.
+class _Stream:
+    """What one generator gives, from a root of its own for each item."""
 
-    In the end ``drawn`` has the names of those that were drawn from.
-    """
-    there = _globals() | dict(enumerate(held))
-    first = {
-        name: _seeded(there[name], np.random.SeedSequence(entropy, spawn_key=(number, which)))
-        for name, (entropy, which) in roots.items()
-        if name in there
-    }
-    try:
-        yield
-    finally:
-        drawn |= {name for name, value in first.items() if _kind_of(there[name]).draw(there[name]) != value}
+    def __init__(self, name: Name, generator: Any, root: Root) -> None:
+        entropy, which = root
+        self.name = name
+        self.generator, self._kind = generator, _kind_of(generator)
+        self._root = hashlib.blake2b(f"{entropy} {which}".encode(), digest_size=_KEY_BYTES)
+        self._first = b""
+
+    def begin(self, number: int) -> None:
+        key = self._root.copy()
+        key.update(b" %d" % number)
+        self._first = self._kind.begin(self.generator, key.digest())
+
+    def was_drawn_from(self) -> bool:
+        return self._kind.has_moved(self.generator, self._first)
 
 
-def _seeded(generator: Any, seeds: np.random.SeedSequence) -> bytes:
-    """Seed it; what would be drawn of it first, by which it can be told whether something was."""
-    kind = _kind_of(generator)
-    kind.seed(generator, seeds)
-    first = kind.draw(generator)
-    kind.seed(generator, seeds)
-    return first
+class ItemStreams:
+    """Those of the global generators here, and of those ``held``, for one item after the other."""
+
+    def __init__(self, roots: Mapping[Name, Root], held: Sequence[Any]) -> None:
+        for name in roots:
+            _imported(name)
+        there = _globals() | dict(enumerate(held))
+        self._each: list[_Stream] = []
+        for name, root in roots.items():
+            if name in there and not any(one.generator is there[name] for one in self._each):
+                self._each.append(_Stream(name, there[name], root))
+
+    @contextlib.contextmanager
+    def item(self, number: int, drawn: set[Name]) -> Iterator[None]:
+        """Give each the stream of item ``number``; in the end ``drawn`` has the names of those drawn from."""
+        for stream in self._each:
+            stream.begin(number)
+        try:
+            yield
+        finally:
+            drawn |= {stream.name for stream in self._each if stream.was_drawn_from()}
 
 
 class Streams:
@@ -203,21 +301,31 @@ class Streams:
     def _add(self, generators: Mapping[Name, Any]) -> None:
         for name, generator in generators.items():
             if name not in self._generators:
-                which = len(self._generators)
+                self.roots[name] = self._root(name, generator)
                 self._generators[name] = generator
-                self.roots[name] = (_next(generator) if self._entropy is None else self._entropy, which)
 
-    def each(self, call: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What ``call(*item)`` gives for each item, in this process and with its own streams."""
+    def _root(self, name: Name, generator: Any) -> Root:
+        for other, known in self._generators.items():
+            if known is generator:  # one of two names
+                return self.roots[other]
+        return (_next(generator) if self._entropy is None else self._entropy), name
+
+    @contextlib.contextmanager
+    def here(self, n_items: int) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
+        """For the next items, worked on in this process: what gives the generators the streams of one."""
         self._seek()
+        streams, numbers = ItemStreams(self.roots, self._held), self.numbers(n_items)
+
+        @contextlib.contextmanager
+        def stream(place: int) -> Iterator[None]:
+            with (
+                self._restored() if self._watched else contextlib.nullcontext(),
+                streams.item(numbers[place], self.drawn),
+            ):
+                yield
+
         with contextlib.nullcontext() if self._watched else self._restored():
-            for number, item in zip(self.numbers(len(items)), items, strict=True):
-                with (
-                    self._restored() if self._watched else contextlib.nullcontext(),
-                    stream(self.roots, self._held, number, self.drawn),
-                ):
-                    value = call(*item)
-                yield value
+            yield stream
 
     @property
     def _held(self) -> list[Any]:
@@ -239,13 +347,15 @@ class Streams:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.are_given:
-            for name in self.drawn:
-                _kind_of(self._generators[name]).draw(self._generators[name])
+            for generator in {id(one): one for one in map(self._generators.get, self.drawn)}.values():
+                _kind_of(generator).draw(generator)
 
 
 def _next(generator: Any) -> int:
-    """What it would give, without taking it."""
+    """What hangs on all that it will give, without taking it."""
     kind = _kind_of(generator)
+    if kind.look is not None:
+        return _number(hashlib.blake2b(kind.look(generator), digest_size=_BYTES).digest())
     state = kind.state(generator)
     drawn = kind.draw(generator)
     kind.restore(generator, state)
@@ -276,37 +386,36 @@ def _pickler() -> Any:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Takes note of generators, in the order in which they will arrive."""
+        """Takes note of generators, and numbers them for where they arrive."""
 
         def __init__(self, file: Any, **options: Any) -> None:
             super().__init__(file, protocol=5, **options)
             self.held: list[Any] = []
+            self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
 
         def reducer_override(self, met: Any) -> Any:
-            if not isinstance(met, tuple(kind.type for kind in _KINDS)) or isinstance(
-                met, random.SystemRandom
-            ):
+            bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
+            known = isinstance(met, random.SystemRandom) or any(bits is one for one in self._bits)
+            if known or not isinstance(met, _HELD):
                 return super().reducer_override(met)
+            self._bits.append(bits)
             self.held.append(met)
             reduced: Any = met.__reduce_ex__(4)
-            return _arrived, (reduced[0], *reduced[1]), *reduced[2:]
+            return _arrived, (len(self.held) - 1, reduced[0], *reduced[1]), *reduced[2:]
 
     return Pickler
 
 
-_arriving: list[Any] = []
+_arriving: dict[int, Any] = {}
 
 
-def _arrived(make: Callable[..., Any], *arguments: Any) -> Any:
-    generator = make(*arguments)
-    _arriving.append(generator)
-    return generator
+def _arrived(number: int, make: Callable[..., Any], *arguments: Any) -> Any:
+    _arriving[number] = make(*arguments)
+    return _arriving[number]
 
 
 def loads(payload: bytes) -> tuple[Any, list[Any]]:
     """What :meth:`Streams.dumps` packed, and the generators in it."""
-    import pickle
-
     _arriving.clear()
     thing = pickle.loads(payload)
-    return thing, list(_arriving)
+    return thing, [_arriving[number] for number in range(len(_arriving))]

@@ -41,7 +41,11 @@ class Surroundings:
     filters: list[Any]
     """Of warnings."""
     float_errors: dict[str, str]
+    print_options: dict[str, Any]
+    """NumPy's."""
     recursion_limit: int
+    cpus: set[int]
+    """On which it may run."""
     authkey: bytes
     """With which proxies of the caller's managers are used."""
 
@@ -62,7 +66,9 @@ class Surroundings:
             _umask(),
             list(warnings.filters),
             dict(np.geterr()),  # type: ignore[arg-type]
+            dict(np.get_printoptions()),
             sys.getrecursionlimit(),
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(),
             bytes(multiprocessing.current_process().authkey),
         )
 
@@ -80,7 +86,11 @@ class Surroundings:
         warnings.resetwarnings()
         warnings.filters.extend(self.filters)  # type: ignore[attr-defined]
         np.seterr(**self.float_errors)  # type: ignore[arg-type]
+        np.set_printoptions(**self.print_options)
         sys.setrecursionlimit(self.recursion_limit)
+        if self.cpus:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self.cpus)
         multiprocessing.current_process().authkey = self.authkey
 
 

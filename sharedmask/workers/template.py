@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing import connection, spawn, util
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
@@ -62,6 +62,7 @@ class Template:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._rights = rights()
 
     def fork(self) -> tuple[connection.Connection, "Child"]:
         """A new child, and the pipe to it.
@@ -86,8 +87,11 @@ class Template:
 
     def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         with self._lock:
+            if self._rights != rights():
+                self.stop()
             if self._process is None or self._socket is None or self._process.poll() is not None:
                 self._forget()
+                self._rights = rights()
                 ours, theirs = socket.socketpair()
                 try:
                     with theirs:
@@ -144,6 +148,11 @@ def _python() -> str:
     return os.fsdecode(spawn.get_executable() or "")
 
 
+def rights() -> tuple[Any, ...]:
+    """Whose files this process may read and write; what it starts keeps those of that moment."""
+    return os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
+
+
 class Child:
     """A process that a template forked: its pid, and how it ended."""
 
@@ -171,7 +180,9 @@ class Child:
     def kill(self) -> None:
         """End it now, if it runs, and forget it."""
         if self.is_alive():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # that of another user ends by itself
                 os.kill(self.pid, signal.SIGKILL)
             self.wait()
         self._told.close()
@@ -213,7 +224,7 @@ def serve() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     number, preload, *_ = sys.argv[1:]
     caller = socket.socket(fileno=int(number))
-    from sharedmask.workers import worker
+    from sharedmask.workers import streams, worker
 
     settings.know_variables(os.environ)  # the caller tells of those that are no settings
     for name in preload.split(","):
@@ -221,6 +232,7 @@ def serve() -> NoReturn:
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(name)
+    streams.reseed()  # each child does it again, and finds what it looks for
     gc.freeze()  # what all share is not looked through, and so not copied, by each
     _Server(caller, worker.work).run()
 

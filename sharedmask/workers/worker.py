@@ -65,7 +65,8 @@ def work(pipe: Connection) -> None:
     """The life of a worker."""
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
     streams.reseed()
-    threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # no more threads: the end is noticed between items
+        threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
     worker = _Worker()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -93,20 +94,19 @@ class _Worker:
         self._entered: Surroundings | None = None
         self._kernel: Kernel = len
         self._arguments: Item = ()
-        self._generators: list[Any] = []
-        self._roots: Mapping[streams.Name, streams.Root] = {}
+        self._streams = streams.ItemStreams({}, ())
 
     def begin(
         self, payload: bytes, surroundings: bytes | None, roots: Mapping[streams.Name, streams.Root]
     ) -> None:
         """Receive a job, and its caller's surroundings unless they are those of the job before."""
         self._drop()
-        self._roots = roots
         try:
             if surroundings is not None:
                 self._enter(pickle.loads(surroundings))
-            (kernel, arguments), self._generators = streams.loads(payload)
+            (kernel, arguments), generators = streams.loads(payload)
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
+            self._streams = streams.ItemStreams(roots, generators)
         except Exception as error:
             # A job that cannot be received fails at its first item, where somebody waits for an answer.
             self._kernel = _Failing(error)
@@ -116,7 +116,7 @@ class _Worker:
         drawn: set[streams.Name] = set()
         with warnings.catch_warnings(record=True) as caught:
             try:
-                with streams.stream(self._roots, self._generators, number, drawn):
+                with self._streams.item(number, drawn):
                     answer = Answer(self._kernel(*self._arguments, *item))
             except BaseException as error:
                 answer = Answer(failure=Failure(error))
@@ -133,7 +133,8 @@ class _Worker:
             self._enter(self._surroundings)
 
     def _drop(self) -> None:
-        self._kernel, self._arguments, self._generators = len, (), []
+        self._kernel, self._arguments = len, ()
+        self._streams = streams.ItemStreams({}, ())
 
     def _enter(self, surroundings: Surroundings) -> None:
         self._surroundings, self._entered = surroundings, None

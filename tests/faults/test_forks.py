@@ -359,7 +359,7 @@ from sharedmask import Coordinator, FrameDataset, SharedImage, extract, extract_
 from sharedmask.workers import pool
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 tells that threads do not survive a fork
-path, masks = sys.argv[1], list(np.load(sys.argv[2]))
+path, masks, n_forks = sys.argv[1], list(np.load(sys.argv[2])), int(sys.argv[3])
 
 def load(store="shm"):
     with SharedImage(path, store=store) as image:
@@ -406,13 +406,13 @@ with Coordinator(memory_limit="1G"):
         thread.start()
     failed = []
     try:
-        for number in range(60):
+        for number in range(n_forks):
             time.sleep(number % 7 / 500)
             call = CALLS[number % len(CALLS)] if number % 20 else start
             right = expected[[*CALLS, start].index(call)]
             pid = os.fork()
             if pid == 0:
-                signal.alarm(60)
+                signal.alarm(10)
                 if call() == right:
                     os._exit(0)
                 os._exit(3)
@@ -427,8 +427,11 @@ print(failed)
 """
 
 
-def test_children_of_any_moment_finish_a_call_of_their_own(run, tmp_path):
+@pytest.mark.parametrize(
+    "n_forks", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_children_of_any_moment_finish_a_call_of_their_own(n_forks, run, tmp_path):
     """Threads load, mask, clean, start workers and serve while the main thread forks."""
     np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
-    done = python(MOMENTS, run, tmp_path / "masks.npy", timeout=280)
+    done = python(MOMENTS, run, tmp_path / "masks.npy", n_forks, timeout=280 if n_forks < 100 else 1700)
     assert done.stdout == "[]\n", done.stderr

@@ -1,13 +1,16 @@
 """Where little is allowed: no process, no descriptor, no Python to start, no working directory."""
 
+import contextlib
 import multiprocessing.spawn
 import os
+import tempfile
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import numpy as np
 import pytest
 from children import python
-from images import random_masks
+from images import bold, random_masks, save
 
 from sharedmask import FrameDataset, SharedImage, batch_process, extract_many
 from sharedmask.workers import pool
@@ -32,7 +35,9 @@ def means_of_frames(path, n_jobs):
 
 CALLS = {
     "signals": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, prefer="processes"),
-    "cleaned": lambda image, masks, jobs: image.mask_parallel(masks, n_jobs=jobs, detrend=True),
+    "cleaned": lambda image, masks, jobs: image.mask_parallel(
+        masks, n_jobs=jobs, detrend=True, prefer="processes"
+    ),
     "map": lambda image, masks, jobs: image.map(lambda x: x.sum(), masks, n_jobs=jobs),
     "frames": lambda image, masks, jobs: means_of_frames(image.path, jobs),
     "many": lambda image, masks, jobs: extract_many({"a": image.path}, masks, n_jobs=jobs).results["a"],
@@ -132,3 +137,119 @@ def test_a_folder_that_is_gone_is_no_folder_of_workers(path, tmp_path):
     long.mkdir()
     done = python(script, path, tmp_path / "masks.npy", env={**os.environ, "TMPDIR": str(long)})
     assert done.stdout == "3\n", done.stderr
+
+
+FEW = """
+import os, resource, sys
+import numpy as np
+from sharedmask import FrameDataset, MemoryMonitor, SharedImage, batch_process, extract, extract_many
+from sharedmask.errors import SharedMaskError
+from sharedmask.workers import pool
+
+path, masks, how, where = sys.argv[1], list(np.load(sys.argv[2])), *sys.argv[3:]
+
+def frames(n_jobs):
+    with FrameDataset(path) as dataset:
+        return dataset.map(np.mean, n_jobs=n_jobs)
+
+def held(call):
+    def of(n_jobs):
+        with SharedImage(path) as image:
+            return call(image, n_jobs)
+    return of
+
+CALLS = {
+    "signals": held(lambda image, jobs: image.mask_parallel(masks, n_jobs=jobs)),
+    "processes": held(lambda image, jobs: image.mask_parallel(masks, n_jobs=jobs, prefer="processes")),
+    "cleaned": held(lambda image, jobs: image.mask_parallel(masks, n_jobs=jobs, detrend=True)),
+    "map": held(lambda image, jobs: image.map(lambda x: x.sum(), masks, n_jobs=jobs)),
+    "smoothed": lambda jobs: extract(path, masks, n_jobs=jobs, smoothing_fwhm=2.0),
+    "disk": lambda jobs: [SharedImage(path, store="disk").mask(masks[0], n_jobs=jobs)],
+    "many": lambda jobs: extract_many({"a": path, "b": path}, masks, n_jobs=jobs).results["b"],
+    "batch": lambda jobs: list(batch_process({1: -1, 2: 2}, abs, n_jobs=jobs).results.values()),
+    "frames": frames,
+}
+expected = {name: call(1) for name, call in CALLS.items()}
+
+def end_all():
+    for one in pool._pools.values():
+        one.end()
+
+def allow(count):
+    if how == "group":
+        with open(f"{where}/pids.max", "w") as file:
+            file.write("max")
+        end_all()
+        with open(f"{where}/pids.current") as file:
+            now = int(file.read())
+        with open(f"{where}/pids.max", "w") as file:
+            file.write(str(now + count))
+    else:
+        os.environ["SHAREDMASK_DIR"] = f"{where}/of-the-user"
+        os.setgroups([]), os.setresgid(65533, 65533, 65533), os.setresuid(65533, 65533, 65533)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+if how == "group":
+    with open(f"{where}/cgroup.procs", "w") as file:
+        file.write(str(os.getpid()))
+end_all()
+wrong = []
+for count in range(6 if how == "group" else 1):
+    allow(count)
+    for name, call in CALLS.items():
+        try:
+            found = call(2)
+        except Exception as error:
+            wrong.append((count, name, repr(error)))
+            continue
+        if not all(np.array_equal(one, other) for one, other in zip(found, expected[name], strict=True)):
+            wrong.append((count, name, "other numbers"))
+try:
+    with MemoryMonitor():
+        pass
+except SharedMaskError as error:
+    print(error) if how == "ulimit" else None
+print(wrong)
+end_all()
+"""
+
+
+@pytest.fixture
+def control_group():
+    """One that limits processes, where this user may make one."""
+    for above in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
+        with contextlib.suppress(OSError):
+            group = tempfile.mkdtemp(prefix="sharedmask-test-", dir=above)
+            if os.path.exists(f"{group}/pids.max"):
+                yield group
+                os.rmdir(group)
+                return
+            os.rmdir(group)
+    pytest.skip("no control group with a limit of processes can be made here")
+
+
+def little(how, where, path, tmp_path):
+    np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
+    # Where OpenBLAS finds no thread, it raises a KeyboardInterrupt of its own.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    return python(FEW, path, tmp_path / "masks.npy", how, where, env=environment)
+
+
+@pytest.mark.privileged
+def test_a_control_group_that_allows_few_processes_and_threads(control_group, path, tmp_path):
+    done = little("group", control_group, path, tmp_path)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.privileged
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_who_may_start_nothing(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        monkeypatch.setenv("SHAREDMASK_TMPDIR", folder)
+        path = save(Path(folder, "run.nii.gz"), bold())
+        done = little("ulimit", folder, path, Path(folder))
+    assert done.stdout.endswith("[]\n"), (done.stdout, done.stderr)
+    assert (
+        "no thread can be started: Resource temporarily unavailable (processes and threads are" in done.stdout
+    )

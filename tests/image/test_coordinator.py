@@ -685,7 +685,7 @@ def test_without_a_thread_for_a_client_it_says_so_and_goes_on(run, monkeypatch):
     with Coordinator():
         monkeypatch.setattr(threading.Thread, "start", limited)
         for _ in range(3):
-            with pytest.raises(SharedMaskError, match="can't start new thread"):
+            with pytest.raises(SharedMaskError, match="no thread can be started"):
                 SharedImage.connect(run)
         at_the_limit = False
         SharedImage.connect(run).close()

@@ -1,67 +1,159 @@
-"""A call gives the same answer in the workers of other tools as in the caller, whoever does its work."""
+"""The same answer as in the caller: with workers as without, in whatever process, thread and moment."""
 
+import contextlib
+import importlib
+import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
-import numpy as np
 import pytest
-from images import bold, random_masks, save
+import same
+from children import in_fork
 
-SCRIPT = '''
-import multiprocessing, os, sys
-from concurrent.futures import ProcessPoolExecutor
-import numpy as np
-from sharedmask import FrameDataset, SharedImage, batch_process, extract, extract_many
+# --- moments -------------------------------------------------------------------------------------
 
-kind, path, masks = sys.argv[1], sys.argv[2], list(np.load(sys.argv[3]))
 
-def mean_of(values):
-    return float(np.mean(values))
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two with files of the same names, and a module of the user's; the first is the working directory."""
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        same.write(tmp_path / name, number)
+    (tmp_path / "users_own.py").write_text("def version(): return 'first'")
+    monkeypatch.chdir(tmp_path / "a")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    importlib.import_module("users_own")
+    yield tmp_path
+    del sys.modules["users_own"]
 
-def double(number):
-    return 2 * number
 
-def answers(_=None):
-    """Of every call that takes n_jobs, with functions of the main script."""
-    with SharedImage(path) as image, FrameDataset(path) as frames:
-        found = {
-            "signals": image.mask_parallel(masks, n_jobs=2, prefer="processes"),
-            "cleaned": image.mask_parallel(masks, n_jobs=2, detrend=True),
-            "reduced": image.reduce(masks, "mean", n_jobs=2),
-            "map": image.map(mean_of, masks, n_jobs=2),
-            "extract": extract(path, masks, n_jobs=2, detrend=True),
-            "many": extract_many({"a": path, "b": path}, masks, n_jobs=2).results["b"],
-            "batch": list(batch_process({1: 1, 2: 2}, double, n_jobs=2).results.values()),
-            "frames": frames.map(mean_of, n_jobs=2),
-        }
-    return {name: [np.sum(one).item() for one in values] for name, values in found.items()}
+def from_a_thread(call):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join()
+    return found[0]
 
-def inside():
-    tool, _, method = kind.partition("-")
-    if tool == "pool":  # whose workers are daemonic
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            return pool.map(answers, [0])[0]
-    if tool == "executor":
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as executor:
-            return executor.submit(answers).result()
-    import joblib
-    return joblib.Parallel(2, backend=method)(joblib.delayed(answers)() for _ in range(2))[0]
 
+def test_workers_answer_as_the_caller_at_every_moment(folders, monkeypatch):
+    """In the folder of before, in another, with another environment and module, in a thread, in a fork."""
+
+    def differ(call=lambda function: function()):
+        nonlocal alone
+        before, alone = alone, same.answers(1)
+        together = call(lambda: same.answers(2))
+        assert [name for name in alone if together[name] != alone[name]] == []
+        return [name for name in alone if before.get(name) != alone[name]]
+
+    alone = {}
+    same.warmed()
+    differ()
+    os.chdir(folders / "b")
+    assert len(differ()) > len(same.CALLS) - 3
+    os.chdir(folders / "a")
+    monkeypatch.setenv("USERS_VARIABLE", "changed")
+    assert {"map", "map, cleaned", "batch", "frames"} <= set(differ())
+    (folders / "users_own.py").write_text("def version(): return 'another version'")
+    importlib.reload(sys.modules["users_own"])
+    assert differ() == ["map", "map, cleaned", "batch", "frames"]
+    assert differ(from_a_thread) == []
+    forked = in_fork(lambda: same.answers(2) == alone)
+    assert forked == "True"
+
+
+@pytest.mark.parametrize("name", same.OPENED)
+def test_what_is_opened_in_one_folder_is_used_in_another(name, folders):
+    make, use = same.OPENED[name]
+    with contextlib.ExitStack() as opened:
+
+        def made():
+            thing = make()
+            opened.callback(getattr(thing, "close", list))
+            return thing
+
+        expected, thing = same.digest(use(made())), made()
+        os.chdir(folders / "b")
+        assert same.digest(use(thing)) == expected
+
+
+# --- places --------------------------------------------------------------------------------------
+
+MAIN = """
 if __name__ == "__main__":
-    here, there = answers(), inside()
-    differ = [name for name in here if here[name] != there[name]]
-    print(differ, os.listdir(os.environ["SHAREDMASK_DIR"]))
-'''
-KINDS = ["pool-spawn", "joblib-loky"]
+    import multiprocessing, sys
+    from concurrent.futures import ProcessPoolExecutor
+
+    def inside(tool, method):
+        if tool == "pool":  # whose workers are daemonic
+            with multiprocessing.get_context(method).Pool(1) as pool:
+                return pool.map(compared, [0])[0]
+        if tool == "executor":
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as executor:
+                return executor.submit(compared).result()
+        if tool == "joblib":
+            import joblib
+            return joblib.Parallel(2, backend=method)(joblib.delayed(compared)() for _ in range(2))[0]
+        if tool == "dask":
+            from distributed import Client, LocalCluster
+            options = dict(n_workers=1, threads_per_worker=1, dashboard_address=None)
+            with LocalCluster(processes=method == "nanny", **options) as cluster, Client(cluster) as client:
+                return client.submit(compared).result()
+        if tool == "prefork":  # of a process that has workers of its own; without standard streams
+            answers(2)
+            context = multiprocessing.get_context("fork")
+            queue = context.SimpleQueue()
+            def work():
+                os.close(0)
+                sys.stdin = sys.stdout = None
+                queue.put(compared())
+            process = context.Process(target=work, daemon=True)
+            process.start()
+            found = queue.get()
+            process.join()
+            return found
+        return compared()
+
+    alone, differ = inside(*PLACE.split("-"))
+    here = answers(1)
+    others = [name for name in here if here[name] != alone[name]]
+    print(differ, others, os.listdir(os.environ["SHAREDMASK_DIR"]))
+"""
+PLACES = ["pool-spawn", "joblib-loky", "notebook-"]
 MORE = ["pool-fork", "pool-forkserver", "executor-fork", "executor-spawn", "executor-forkserver"]
-MORE += ["joblib-multiprocessing", "joblib-threading"]
+MORE += ["joblib-multiprocessing", "joblib-threading", "dask-worker", "dask-nanny", "prefork-", "command-"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)])
-def test_workers_of_other_tools_answer_as_the_caller(kind, tmp_path):
-    path = save(tmp_path / "run.nii.gz", bold())
-    np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, tmp_path / "script.py", kind, path, tmp_path / "masks.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stdout) == (0, "[] []\n"), done.stderr
+@pytest.mark.parametrize("place", [*PLACES, *(pytest.param(place, marks=pytest.mark.long) for place in MORE)])
+def test_workers_answer_as_the_caller_in_every_place(place, folders, segments_of_this_test):
+    """In workers of other tools, with functions of the main script; in a notebook, which has no file."""
+    script = folders / "script.py"
+    script.write_text(f"{Path(same.__file__).read_text()}\nPLACE = {place!r}\n{MAIN}")
+    cell = f"exec(compile(open({str(script)!r}).read(), '<cell 1>', 'exec'))"
+    command = {"notebook-": ["-c", cell], "command-": ["-c", script.read_text()]}.get(place, [script])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(folders), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert (done.returncode, done.stdout) == (0, "[] [] []\n"), done.stderr
+    assert segments_of_this_test() == set()
+
+
+@pytest.mark.long
+def test_workers_answer_as_the_caller_in_workers_of_pytest(folders):
+    path = folders / "a" / "test_it.py"
+    path.write_text("import same\ndef test_it():\n    assert same.compared()[1] == []\n")
+    paths = [str(folders), os.path.dirname(same.__file__), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-c", os.devnull, "--rootdir", folders / "a", path],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        cwd=folders / "a",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -3,12 +3,13 @@
 import errno
 import os
 import signal
+import threading
 
 import h5py
 import networks
 import numpy as np
 import pytest
-from children import python
+from children import in_fork, python
 from images import bold, niimg
 
 from sharedmask import FrameDataset
@@ -247,3 +248,24 @@ def test_mask_indices_that_agree_with_the_series_are_within_the_budget(tmp_path)
         pytest.raises(MemoryLimitError, match=r"reading mask_indices of .*a\.h5"),
     ):
         Connectome.open(path)
+
+
+def test_a_child_that_is_forked_while_another_thread_reads_can_read_too(tmp_path):
+    """h5py's lock is held by a thread that the child does not have."""
+
+    def read():
+        with hdf5.open_file(path, "a.h5") as file:
+            return int(file["a"][()].sum())
+
+    def hold():
+        with h5py._objects.phil:
+            held.set()
+            go_on.wait(0.2)
+
+    path = write(tmp_path / "a.h5")
+    expected, held, go_on = read(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert in_fork(read) == str(expected)
+    thread.join()

@@ -8,6 +8,7 @@ import pytest
 from sharedmask import errors
 from sharedmask.errors import WorkerError
 from sharedmask.workers.pool import run_processes, run_threads
+from sharedmask.workers.streams import Streams
 
 RUNNERS = [run_processes, run_threads]
 
@@ -21,6 +22,36 @@ def test_the_exception_of_a_kernel_is_the_callers(run):
     with pytest.raises(TypeError, match="unsupported operand"):
         run(add, (1,), [(1,), ("x",)], 2)
     assert run(add, (1,), [(1,), (2,)], 2) == [2, 3]
+
+
+class Unequal(ValueError):
+    """Which cannot be compared."""
+
+    def __eq__(self, other):
+        raise TypeError("no equality")
+
+    __hash__ = None
+
+
+def unequal():
+    try:
+        raise KeyError("first")
+    except KeyError as error:
+        raise Unequal("it") from error
+
+
+def stop():
+    raise StopIteration("it")
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize(("function", "kind"), [(unequal, Unequal), (stop, StopIteration)])
+def test_odd_exceptions_are_the_same_with_and_without_workers(function, kind, n_jobs):
+    run = run_processes if n_jobs > 1 else run_threads
+    with pytest.raises(kind, match="it"):
+        run(function, (), [()], n_jobs)
+    with Streams(function) as streams, pytest.raises(kind, match="it"):
+        run(function, (), [()], n_jobs, streams=streams)
 
 
 def test_the_workers_traceback_is_the_cause():

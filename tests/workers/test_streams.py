@@ -1,5 +1,6 @@
 """Random numbers of functions: distinct for each item, the same for every n_jobs."""
 
+import importlib
 import random
 import sys
 import types
@@ -207,7 +208,7 @@ def test_torch_has_streams_where_it_is_loaded(monkeypatch):
             return torch.default_generator.random.random()
 
         with Streams(len) as streams:
-            return list(streams.each(one, [(i,) for i in range(4)]))
+            return pool.run_threads(one, (), [(i,) for i in range(4)], 1, streams=streams)
 
     first, second = numbers(), numbers()
     assert len({*first, *second}) == 8
@@ -218,3 +219,85 @@ def test_torch_has_streams_where_it_is_loaded(monkeypatch):
 def test_a_seed_that_is_none_is_refused(image):
     with pytest.raises(ParameterError, match="random_state='zero' is no seed"):
         of_map(image, draw, random_state="zero")
+
+
+def _of_bits():
+    bits = np.random.PCG64(3)
+    return lambda _: np.random.Generator(bits).random()
+
+
+def _of_bits_and_their_generator():
+    bits = np.random.PCG64(3)
+    rng = np.random.Generator(bits)
+    return lambda _: (bits.random_raw(), rng.random())
+
+
+def _of_spawned_seeds():
+    seeds = np.random.SeedSequence(4)
+    return lambda _: np.random.default_rng(seeds.spawn(1)[0]).random()
+
+
+def _of_spawned_generators():
+    rng = np.random.default_rng(4)
+    return lambda _: rng.spawn(1)[0].random()
+
+
+@pytest.mark.parametrize(
+    "make", [_of_bits, _of_bits_and_their_generator, _of_spawned_seeds, _of_spawned_generators]
+)
+def test_what_generators_are_made_of_has_streams_too(image, make):
+    def twice(n_jobs):
+        function = make()
+        return of_map(image, function, n_jobs=n_jobs), of_map(image, function, n_jobs=n_jobs)
+
+    found = [twice(n_jobs) for n_jobs in JOBS]
+    assert found[0] == found[1] == found[2]
+    assert len({*found[0][0], *found[0][1]}) == 2 * N_ITEMS
+
+
+MODULE = """
+import random
+import numpy as np
+rng, legacy, own = np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+def draw(_): return rng.random(), legacy.rand(), own.random()
+"""
+
+
+def test_generators_at_the_top_of_a_users_module(image, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    (tmp_path / "users_own.py").write_text(MODULE)
+
+    def drawn(n_jobs):
+        sys.modules.pop("users_own", None)
+        module = importlib.import_module("users_own")
+        first, second = (of_map(image, module.draw, n_jobs=n_jobs) for _ in range(2))
+        before = module.rng.bit_generator.state
+        of_map(image, len, n_jobs=n_jobs)
+        assert module.rng.bit_generator.state == before
+        return first + second
+
+    try:
+        found = [drawn(n_jobs) for n_jobs in JOBS]
+    finally:
+        del sys.modules["users_own"]
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 2 * N_ITEMS
+
+
+def test_imports_in_the_middle_of_a_call_draw_nothing(tmp_path, monkeypatch):
+    (tmp_path / "draws_when_imported.py").write_text("import random; random.random()")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def drawn(n_jobs):
+        monkeypatch.delitem(sys.modules, "draws_when_imported", raising=False)
+        random.seed(0)
+        run = pool.run_processes if n_jobs > 1 else pool.run_threads
+        with Streams(draw) as streams:
+            answers = run(draw, (), [(0,), (1,)], n_jobs, None, ("draws_when_imported",), streams)
+        return [one for _, one in answers], random.random()
+
+    try:
+        assert drawn(1) == drawn(2)
+    finally:
+        pool._pools.pop(("draws_when_imported",)).end()

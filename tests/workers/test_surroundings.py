@@ -93,6 +93,22 @@ def test_numpys_errors_are_the_callers(warm):
         assert in_worker(lambda: np.ones(1) / 0) == np.inf
 
 
+def test_numpys_printing_is_the_callers(warm):
+    with np.printoptions(precision=2):
+        assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33]"
+    assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33333333]"
+
+
+def test_workers_run_where_the_caller_may(warm):
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert in_worker(lambda: os.sched_getaffinity(0)) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert in_worker(lambda: os.sched_getaffinity(0)) == before
+
+
 def test_arguments_and_depth_are_the_callers(warm, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study.py", "--all"])
     limit = sys.getrecursionlimit()

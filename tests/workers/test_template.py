@@ -9,9 +9,9 @@ import threading
 import time
 
 import pytest
-from children import python
+from children import gone, python
 
-from sharedmask.workers import pool
+from sharedmask.workers import pool, template
 from sharedmask.workers.pool import run_processes
 
 
@@ -55,6 +55,26 @@ def test_nothing_of_the_caller_changes_while_workers_start():
         own.end()
     assert len(seen) > 10
     assert all(now == before for now in seen)
+
+
+def test_workers_have_the_rights_that_the_caller_has_now(monkeypatch):
+    """A process that gives up its rights has no workers that keep them."""
+
+    def forked():
+        pipe, child = own.fork()
+        pipe.close()
+        child.kill()
+        return own._process.pid
+
+    own = template.Template(())
+    try:
+        before = forked()
+        assert forked() == before
+        monkeypatch.setattr(template, "rights", lambda: "others")
+        assert forked() != before
+        assert gone([before])
+    finally:
+        own.stop()
 
 
 USER = """
