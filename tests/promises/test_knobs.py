@@ -5,18 +5,29 @@ import logging
 import os
 import warnings
 
+import networks
 import numpy as np
 import pytest
+from command import called
 from images import niimg, save
 
-from sharedmask import MemoryBudget, Regions, SharedImage, extract
+from sharedmask import (
+    FrameDataset,
+    FunctionalNetworkMapper,
+    MemoryBudget,
+    MemoryMonitor,
+    Regions,
+    SharedImage,
+    extract,
+    extract_many,
+)
 from sharedmask.compute import plan
 from sharedmask.compute.request import Request
-from sharedmask.errors import SegmentError
+from sharedmask.errors import MemoryLimitError, SegmentError
 from sharedmask.image.results import Cache
 from sharedmask.sources.source import open_source
 from sharedmask.storage import disk, rows
-from sharedmask.system import monitor, settings
+from sharedmask.system import limits, monitor, settings
 from sharedmask.system.files import atomic_write
 from sharedmask.system.settings import GIB, Settings
 
@@ -174,3 +185,56 @@ def test_images_in_private_memory_give_the_same_numbers():
             _ = private.handle
         with pytest.raises(ValueError, match=r"another process's image|this process alone"):
             private.publish("name")
+
+
+def of_network(tmp_path):
+    path = networks.write(tmp_path / "c.h5", networks.series())
+    return FunctionalNetworkMapper().fit(path).transform(networks.lesion(1)[0])
+
+
+def of_workers(tmp_path):
+    runs = [save(tmp_path / f"{name}.nii", np.zeros((8, 8, 8, 4), "i2")) for name in "ab"]
+    study = extract_many(runs, [np.ones((8, 8, 8), bool)], n_jobs=2, on_error=lambda key, error: None)
+    for error in study.errors.values():
+        raise error
+
+
+@pytest.mark.parametrize("call", [lambda tmp: extract(RUN, MASKS), of_workers, of_network])
+def test_the_bound_on_each_process_holds_everywhere(call, tmp_path):
+    with settings.using(max_memory_per_process="1K"), pytest.raises(MemoryLimitError, match="per_process"):
+        call(tmp_path)
+
+
+def of_frames(tmp_path):
+    with FrameDataset(RUN, store="memfd") as ds:
+        ds.map(np.mean)
+
+
+@pytest.mark.parametrize(
+    "call, labels",
+    [(of_network, ["load", "network"]), (of_workers, ["extract"] * 2), (of_frames, ["load", "map"])],
+)
+def test_monitors_see_phases_of_all_that_is_done(call, labels, tmp_path):
+    with MemoryMonitor() as watching:
+        call(tmp_path)
+    assert sorted(phase.label for phase in watching.phases) == labels
+
+
+def test_a_limit_is_the_same_however_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "capacity", lambda: 100 * GIB)
+    path = save(tmp_path / "run.nii", np.zeros((8, 8, 8, 4), "i2"))
+    flag, knob = (
+        called("info", path, "--profile", "auto", *more).stdout
+        for more in (("--memory-limit", "8G"), ("--set", "memory_limit=8G"))
+    )
+    assert "536870912 (profile auto)" in flag
+    assert [line for line in flag.splitlines() if "profile" in line] == [
+        line for line in knob.splitlines() if "profile" in line
+    ]
+
+
+def test_workers_have_the_settings_of_their_caller(tmp_path):
+    runs = [save(tmp_path / f"{name}.nii", np.zeros((8, 8, 8, 4), "i2")) for name in "ab"]
+    with settings.using(cache_dir=tmp_path / "kept"):
+        extract_many(runs, [np.ones((8, 8, 8), bool)], n_jobs=2)
+    assert Cache(tmp_path / "kept").stats().n_entries == 2
