@@ -95,7 +95,8 @@ if __name__ == "__main__":
                 return executor.submit(compared).result()
         if tool == "joblib":
             import joblib
-            return joblib.Parallel(2, backend=method)(joblib.delayed(compared)() for _ in range(2))[0]
+            calls = 1 if method == "threading" else 2  # threads have their random generators in common
+            return joblib.Parallel(2, backend=method)(joblib.delayed(compared)() for _ in range(calls))[0]
         if tool == "dask":
             from distributed import Client, LocalCluster
             options = dict(n_workers=1, threads_per_worker=1, dashboard_address=None)
