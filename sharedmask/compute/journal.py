@@ -18,7 +18,7 @@ from typing import Any
 
 from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
-from sharedmask.system import files
+from sharedmask.system import locks
 from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import read_json
 
@@ -137,14 +137,14 @@ class Journal:
             error.filename = error.filename or os.fspath(self.path)
             raise
         finally:
-            os.close(fd)
+            locks.close(fd)
         if is_new:
             _settle_folder(os.fspath(self.path.parent))
         self._entries[entry.key] = entry
 
     def _lock(self, fd: int) -> None:
         try:
-            files.lock(fd, fcntl.LOCK_EX)
+            locks.lock(fd, fcntl.LOCK_EX)
         except LockError as error:
             if self.path not in _unlocked:
                 _unlocked.add(self.path)

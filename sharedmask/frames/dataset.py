@@ -25,6 +25,7 @@ from sharedmask.frames.store import FrameStore
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
 from sharedmask.system import monitor, process, settings
+from sharedmask.system.budget import within
 from sharedmask.typing import Array
 from sharedmask.workers import pool
 from sharedmask.workers.streams import Streams
@@ -92,8 +93,9 @@ class FrameDataset(FrameSequence):
         store: Literal["auto", "file", "memfd", "shm", "disk"] = "auto",
         memory_limit: int | float | str | None = None,
     ) -> None:
-        opened = open_frames(source)
-        brain = None if mask_img is None else _brain(mask_img, opened)
+        with within(memory_limit):
+            opened = open_frames(source)
+            brain = None if mask_img is None else _brain(mask_img, opened)
         given = Metadata.checked(
             opened.shape, brainmask=brain, motion_affines=affines, per_frame=per_frame, overall=overall
         )

@@ -189,7 +189,7 @@ class Coordinator:
                 continue
             try:
                 self._admit(connection)
-            except (SharedMaskError, RuntimeError) as error:  # RuntimeError: there may be no more threads
+            except SharedMaskError as error:
                 _refuse(connection, error)
 
     def _admit(self, connection: socket.socket) -> None:

@@ -29,7 +29,7 @@ from sharedmask.sources.transform import smoothed
 from sharedmask.storage import rows
 from sharedmask.storage.rows import Series
 from sharedmask.system import settings
-from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
 
 OnBatch = Callable[[dict[Any, Array]], object]
@@ -169,13 +169,14 @@ def extract(
     (10, 2)
     """
     _check_batches(strategy, memory, batch_size, on_batch)
-    asked = Extraction.prepared(
-        source,
-        lambda grid: regions_of(masks, grid, strategy, resampling_target),
-        smoothing_fwhm,
-        strategy=strategy,
-        **parameters,
-    )
+    with within(memory_limit):
+        asked = Extraction.prepared(
+            source,
+            lambda grid: regions_of(masks, grid, strategy, resampling_target),
+            smoothing_fwhm,
+            strategy=strategy,
+            **parameters,
+        )
     if on_batch is not None:
         return _in_batches(asked, MemoryBudget.here(memory_limit), batch_size, on_batch)
     return asked.run(memory_limit, memory)

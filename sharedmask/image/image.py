@@ -35,7 +35,7 @@ from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Held, MappedVolumes, geometry_of
 from sharedmask.storage.segment import Handle
 from sharedmask.system import monitor
-from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.monitor import MemoryReport
 from sharedmask.system.process import Lock
 from sharedmask.system.settings import Settings
@@ -109,7 +109,8 @@ class SharedImage(Relations):
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
         if mask_img is not None:
-            self._voxels = brain_voxels(mask_img, self._grid)
+            with within(memory_limit):
+                self._voxels = brain_voxels(mask_img, self._grid)
         self._asked_store = store
         self._memory_limit = memory_limit
 

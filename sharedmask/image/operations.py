@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -29,7 +30,7 @@ from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts
 from sharedmask.storage.rows import Held, Series, as_source
 from sharedmask.system import settings
-from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.settings import Settings
 from sharedmask.typing import Array
 
@@ -45,6 +46,7 @@ class Operations:
     _grid: Grid
     _name: str
     _voxels: NDArray[np.intp] | None
+    _memory_limit: int | float | str | None
 
     if TYPE_CHECKING:
 
@@ -171,7 +173,8 @@ class Operations:
             Columns in the order of the labels or masks; ``Regions.table()`` names them.
             (n_regions,) for a 3D image. Of several strategies an array by each one's name.
         """
-        regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
+        with within(self._memory_limit):
+            regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
         operation = f"reducing {self._name} to {len(regions)} regions"
         checked_strategy(strategy)
         request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
@@ -252,7 +255,8 @@ class Operations:
     def _in_batches(
         self, masks: Any, batch_size: int | None, resampling_target: ResamplingTarget, parameters: Parameters
     ) -> Iterator[tuple[Any, Array]]:
-        batches = _batches(masks, self._grid, batch_size or 1, resampling_target)
+        regions_of = partial(self._regions, resampling_target=resampling_target)
+        batches = _batches(masks, regions_of, batch_size or 1)
         if batch_size is None:
             batches = self._fitting(batches, resampling_target, parameters)
         for batch in batches:
@@ -349,7 +353,8 @@ class Operations:
     # --- checked, found or computed, loaded, planned, done ---
 
     def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
-        return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
+        with within(self._memory_limit):
+            return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
 
     def _request(self, regions: Regions, label: str, operation: str, **asked: Any) -> Request:
         return Request.checked(self._facts, regions, label=label, operation=operation, **asked)
@@ -390,11 +395,11 @@ def _absolute(given: Any) -> Any:
     return given
 
 
-def _batches(masks: Any, grid: Grid, size: int, target: ResamplingTarget) -> Iterator[Any]:
+def _batches(masks: Any, regions_of: Callable[[Any], Regions], size: int) -> Iterator[Any]:
     """Dicts or regions of at most ``size`` masks, opened only when reached."""
     masks = spread(masks) if isinstance(masks, (list, tuple)) else matching(masks) or masks
     if isinstance(masks, str | os.PathLike | Regions) or hasattr(masks, "shape"):
-        yield from Regions.from_any(masks, grid, resampling_target=target).batches(size)
+        yield from regions_of(masks).batches(size)
         return
     items = iter(masks.items() if isinstance(masks, Mapping) else enumerate(masks))
     while batch := dict(islice(items, size)):

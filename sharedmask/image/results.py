@@ -36,7 +36,7 @@ from sharedmask.records import dataclass
 from sharedmask.sources.source import Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
-from sharedmask.system import files, settings
+from sharedmask.system import files, locks, settings
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -301,7 +301,7 @@ class Cache:
             self._count(damaged=1)
             raise
         finally:
-            files.lock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
+            locks.lock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
 
     @contextlib.contextmanager
     def _turn(self, key: str) -> Iterator[tuple[bool, list[Array] | None]]:
@@ -359,8 +359,8 @@ class Cache:
                 if self.folder.is_dir():
                     folder = stack.enter_context(self._kept.opened())
                     fd = os.open("counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=folder)
-                    stack.callback(os.close, fd)
-                    files.lock(fd, fcntl.LOCK_EX)
+                    stack.callback(locks.close, fd)
+                    locks.lock(fd, fcntl.LOCK_EX)
             yield fd
 
     def _count(self, **more: int) -> None:

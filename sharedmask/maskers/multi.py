@@ -19,6 +19,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.maskers._nilearn import InputTags, NilearnBaseEstimator
 from sharedmask.maskers.nifti import SharedNiftiMasker
 from sharedmask.regions.regions import Regions
+from sharedmask.system.budget import within
 from sharedmask.system.process import effective_n_jobs
 from sharedmask.typing import Array
 
@@ -190,7 +191,8 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         """
         if self.masks is None:
             raise ParameterError("SharedMultiMasker needs masks: a list, a dict, or one mask")
-        self.regions_ = Regions.from_any(self.masks)
+        with within(self.memory_limit):
+            self.regions_ = Regions.from_any(self.masks)
         self.n_elements_ = len(self.regions_.indices)
         places = _c_order(self.regions_)
         union, self._columns = np.unique(places, return_inverse=True)

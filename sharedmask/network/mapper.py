@@ -39,7 +39,7 @@ from sharedmask.storage import container
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor, process, settings
-from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
 from sharedmask.workers import pool
 from sharedmask.workers.worker import Item, Kernel
@@ -156,7 +156,8 @@ class FunctionalNetworkMapper:
         MissingFileError, ConnectomeError
         """
         if not isinstance(connectome, Connectome):
-            connectome = Connectome.open(connectome, coordinates_axis=coordinates_axis)
+            with within(self.memory_limit):
+                connectome = Connectome.open(connectome, coordinates_axis=coordinates_axis)
         if connectome.n_subjects < 2:
             raise ConnectomeError(f"{connectome.files[0].path} holds one subject: t and p need at least 2")
         self.connectome_ = connectome
@@ -274,7 +275,8 @@ class MappingSession:
     def _read(self, name: str, lesion: Any) -> "_Lesion | Exception":
         grid, mapper = self._connectome.grid, self._mapper
         try:
-            regions = Regions.from_any({name: lesion}, grid, resampling_target=mapper.resampling_target)
+            with within(mapper.memory_limit):
+                regions = Regions.from_any({name: lesion}, grid, resampling_target=mapper.resampling_target)
             seed = self._connectome.held(regions[0])
             if not len(seed):
                 raise EmptyMaskError(

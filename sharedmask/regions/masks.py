@@ -35,7 +35,7 @@ ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
 _SUFFIX = re.compile(rf"(?<=.)(\.(nii|img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE)
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
-_SMALL_BYTES = 64 * 2**20  # what is read without asking whether there is room
+_SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
 
 
 # ---- what the caller gives, and reading it

@@ -29,7 +29,7 @@ from sharedmask.storage.container import Geometry
 from sharedmask.storage.kept import KeptFolder
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.segment import ExternalArrays
-from sharedmask.system import files, settings
+from sharedmask.system import files, locks, settings
 from sharedmask.system.files import DISK_FOLDER, spill_folder
 from sharedmask.system.units import format_bytes
 from sharedmask.system.usage import nameless_bytes
@@ -121,7 +121,7 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
         identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
         yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def _complete(key: str, geometry: Geometry, fd: int) -> int:
@@ -131,7 +131,9 @@ def _complete(key: str, geometry: Geometry, fd: int) -> int:
     same = (facts.get("token"), facts.get("arrays")) == (key, expected.specs)
     if not same or not isinstance(facts.get("meta"), dict) or os.fstat(fd).st_size != expected.nbytes:
         raise AttachError("its arrays are others")
-    return os.dup(fd)
+    mine = os.dup(fd)
+    locks.lock(mine, fcntl.LOCK_SH)  # a lock that is a file goes with the first of them
+    return mine
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ def _build(key: str, geometry: Geometry, label: str, fill: Fill, copied: int) ->
             facts = {"token": key, "arrays": layout.specs, "meta": meta}
             files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
             os.fchmod(fd, 0o400)
-            files.lock(fd, fcntl.LOCK_SH)
+            locks.lock(fd, fcntl.LOCK_SH)
         failing.pop_all()
     return fd
 

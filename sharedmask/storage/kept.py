@@ -25,8 +25,9 @@ from typing import NamedTuple, TypeVar
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import container
-from sharedmask.system import files
-from sharedmask.system.files import is_free, is_named, locked, opened_locked, opened_ours, private_directory
+from sharedmask.system import files, locks
+from sharedmask.system.files import opened_ours, private_directory
+from sharedmask.system.locks import is_free, is_named, locked, opened_locked
 
 T = TypeVar("T")
 _OURS = (container.OURS, b"smresult")  # the second is that of results before containers
@@ -83,7 +84,7 @@ class KeptFolder:
             A file of that name is none of ours.
         """
         try:
-            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: files.lock(fd, fcntl.LOCK_SH))
+            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: locks.lock(fd, fcntl.LOCK_SH))
         except FileNotFoundError:
             return None
         try:
@@ -100,7 +101,7 @@ class KeptFolder:
                 os.utime(fd)
             return found
         finally:
-            os.close(fd)
+            locks.close(fd)
 
     @contextlib.contextmanager
     def turn(self, key: str) -> Iterator[int]:

@@ -21,7 +21,7 @@ from sharedmask.errors import AttachError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
-from sharedmask.system import files, process
+from sharedmask.system import locks, process
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
@@ -110,11 +110,13 @@ def map_file(identity: FileIdentity) -> mmap.mmap:
         raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
     try:
         if kept:
-            files.lock(fd, fcntl.LOCK_SH)
+            locks.lock(fd, fcntl.LOCK_SH)
         identity.check(fd)
         buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(fd)
+    except BaseException:
+        locks.close(fd)
+        raise
+    locks.leave_to(buffer, fd)
     if kept and hasattr(mmap, "MADV_RANDOM"):
         # Rows are picked out here and there: what the kernel reads ahead is mostly not wanted.
         buffer.madvise(mmap.MADV_RANDOM)

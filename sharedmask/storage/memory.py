@@ -83,8 +83,9 @@ class Named(Store):
             try:
                 os.close(os.open(SHM / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
             except OSError as error:
-                size, why = format_bytes(self.nbytes), explained(error)
-                raise SegmentError(f"no shared memory of {size}: {why}") from error
+                size = f"{format_bytes(self.nbytes)} in {SHM}"
+                hint = "store='memfd' needs none"
+                raise SegmentError(f"no shared memory of {size}: {explained(error)}; {hint}") from error
 
     def _make_tracked(self) -> bool:
         """Whether the name was made, and is known to the standard tracker; if not, nothing is left of it."""
@@ -280,7 +281,7 @@ def is_sealed(fd: int) -> bool:
 
 def remove(name: str) -> bool:
     """Unlink the named memory of a dead owner, if it is there and ours; whether it was."""
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or not os.path.lexists(SHM / name):  # unlinking fails where all is read-only
         return False
     with contextlib.suppress(FileNotFoundError):
         os.unlink(SHM / name)

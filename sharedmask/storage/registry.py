@@ -34,8 +34,9 @@ from sharedmask.storage.segment import (
     attach,
     segment_name,
 )
-from sharedmask.system import files, process
-from sharedmask.system.files import is_free, is_named, opened_ours, private_directory
+from sharedmask.system import files, locks, process
+from sharedmask.system.files import opened_ours, private_directory
+from sharedmask.system.locks import is_free, is_named
 from sharedmask.typing import Array
 
 _RECORD_BYTES = 64 * 1024
@@ -86,11 +87,11 @@ class Record:
             try:
                 os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
-                os.close(fd)
+                locks.close(fd)
                 with contextlib.suppress(OSError):
                     os.unlink(fresh, dir_fd=folder)
                 raise
-            os.close(self._fd)
+            locks.close(self._fd)
             self._fd, self.content = fd, content
 
     def keep(self) -> None:
@@ -108,7 +109,7 @@ class Record:
     def forget(self) -> None:
         """Let go of the lock without touching the file: for the forked child of an owner."""
         if self._fd >= 0:
-            os.close(self._fd)
+            locks.close(self._fd)
             self._fd = -1
 
 
@@ -128,7 +129,7 @@ def _locked_file(folder: int, name: str, content: str) -> int:
         _lock_and_fill(fd, content)
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
     except BaseException:
-        os.close(fd)
+        locks.close(fd)
         raise
     return fd
 
@@ -136,12 +137,12 @@ def _locked_file(folder: int, name: str, content: str) -> int:
 def _named_file(folder: int, name: str, content: str) -> int:
     """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-    return files.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
+    return locks.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
 
 
 def _lock_and_fill(fd: int, content: str) -> None:
     try:
-        files.lock(fd, fcntl.LOCK_EX)
+        locks.lock(fd, fcntl.LOCK_EX)
         os.write(fd, content.encode())
     except LockError as error:
         said = "its file system has no locks: SHAREDMASK_DIR names another folder"
@@ -363,7 +364,7 @@ class Claim:
     def forget(self) -> None:
         """Let go of the lock: at the end, or in a forked child."""
         if self._fd >= 0:
-            os.close(self._fd)
+            locks.close(self._fd)
             self._fd = -1
 
     def release(self) -> None:

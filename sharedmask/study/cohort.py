@@ -47,7 +47,7 @@ from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
 from sharedmask.system import settings
-from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.files import matches
 from sharedmask.system.process import cached_property
 
@@ -365,7 +365,8 @@ class _Preparer:
 
         given = self._each[key]
         own = {name: one(key) if callable(one) else one for name, one in given.items()}
-        asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
+        with within(self._memory_limit):
+            asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
         if variant is not None and self._matrices[0]:
             variant = f"{variant} {self._matrices}"

@@ -5,5 +5,5 @@ tables of text. Does not cover: images.
 
 From the bottom up::
 
-    inputs  units  delimited  limits  threads  process  settings  identity  files  usage  budget  monitor
+    inputs  units  limits  threads  process  settings  identity  locks  files  usage  budget  delimited  monitor
 """

@@ -1,10 +1,13 @@
 """The budget: how much memory may be used from now on, and refusing what would need more.
 
-Covers: the limit that holds for this process, what is kept free of it, and the check before an
-operation. Does not cover: the single limits (``limits``), what operations take (``plan``), where
+Covers: the limit that holds for this process and for a call, what is kept free of it, and the check
+before an operation. Does not cover: the single limits (``limits``), what operations take (``plan``), where
 bytes go (``segment``).
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import field, replace
 
 from sharedmask.errors import MemoryLimitError
@@ -13,6 +16,18 @@ from sharedmask.system import limits, settings
 from sharedmask.system.limits import Limit
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes, parse_bytes
+
+_of_call: ContextVar[int | float | str | None] = ContextVar("memory_limit", default=None)
+
+
+@contextlib.contextmanager
+def within(memory_limit: int | float | str | None) -> Iterator[None]:
+    """Hold all that is read meanwhile to the ``memory_limit`` of a call; None changes nothing."""
+    before = _of_call.set(_of_call.get() if memory_limit is None else memory_limit)
+    try:
+        yield
+    finally:
+        _of_call.reset(before)
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,8 @@ class MemoryBudget:
         Parameters
         ----------
         memory_limit : int, float, str or None
-            Bytes; a fraction of the RAM (a float up to 1); or a text such as ``"8G"``. None: what
-            the settings say.
+            Bytes; a fraction of the RAM (a float up to 1); or a text such as ``"8G"``. None: that of the
+            call, else what the settings say.
         held : int
             Bytes that already count towards ``memory_limit``.
         knobs : Settings, optional
@@ -59,6 +74,7 @@ class MemoryBudget:
         """
         found = limits.all_limits(held)
         knobs = knobs or settings.current()
+        memory_limit = _of_call.get() if memory_limit is None else memory_limit
         memory_limit = knobs.memory_limit if memory_limit is None else memory_limit
         if memory_limit is not None:
             total = parse_bytes(memory_limit)

@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterator
 
 from sharedmask.system import inputs
+from sharedmask.system.budget import MemoryBudget
 
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # A colour may be the first cell of a row.
 _COMMENT = re.compile(r"\s*#(?![0-9a-fA-F]{3,8}\s*[\t;,])")
 _MOST_CELLS = 2**25
+_SMALL_BYTES = 2**20  # read without asking whether there is room
+_BYTES_PER_BYTE = 16  # of cells, which are texts, for one of the file
 _MISSING = ("", "n/a")
 
 
@@ -31,8 +34,13 @@ def read_cells(path: str | os.PathLike[str]) -> list[list[str]]:
     ------
     OSError, ValueError
         Saying what is wrong, not in which file.
+    MemoryLimitError
+        Its cells take more than may be used.
     """
-    text = _decoded(inputs.read_bytes(path))
+    content = inputs.read_bytes(path)
+    if len(content) > _SMALL_BYTES:
+        MemoryBudget.here().require(f"reading {os.fspath(path)}", _BYTES_PER_BYTE * len(content))
+    text = _decoded(content)
     lines = [line for line in io.StringIO(text, newline="") if line.strip() and not _COMMENT.match(line)]
     rows = [row for row in map(_without_blank_end, _split(lines)) if row]
     width = max(map(len, rows), default=0)

@@ -1,41 +1,29 @@
-"""Files of our own: names that mean one file, locks, and files that are written whole or not at all.
+"""Files of our own: private directories, and files that are written whole or not at all.
 
-Covers: where files that may be large go, opening a private directory, files without a name, the lock on
-a name, links to nothing, writing and reading all of a buffer, ``atomic_write`` and the sweep of what killed
-writers left. Does not cover: what is kept in files (``registry``, ``kept``, ``disk``, ``spill``, ``tables``).
+Covers: where files that may be large go, opening a private directory, files without a name, links to
+nothing, writing and reading all of a buffer, ``atomic_write`` and the sweep of what killed writers left.
+Does not cover: locks (``locks``), what is kept in files (``registry``, ``kept``, ``disk``, ``tables``).
 """
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
-import logging
 import os
-import re
 import secrets
-import socket
 import stat
-import struct
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sharedmask.errors import LockError, MissingFileError, SegmentError, SharedMaskWarning
-from sharedmask.system import process, settings
+from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
+from sharedmask.system import locks, process, settings
+from sharedmask.system.locks import OPEN
 
-_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_PATIENCE = 10.0  # seconds after which a wait for a lock is said
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TEMPORARY = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.tmp")
 _swept: set[tuple[int, int]] = set()
-_log = logging.getLogger(__name__)
 
 DISK_FOLDER = "sharedmask-disk-"
 """What the name of the folder of images and frames on disk begins with; the user's number follows."""
@@ -75,123 +63,21 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[i
         os.close(fd)
 
 
-# --- locks ---------------------------------------------------------------------------------------
-
-
-def is_named(folder: int | None, name: str, fd: int) -> bool:
-    """Whether ``name`` in the directory ``folder`` is the file behind ``fd``."""
-    try:
-        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(named, os.fstat(fd))
-
-
-def lock(fd: int, how: int) -> None:
-    """``fcntl.flock``; where the file system has no such locks, those of ``fcntl`` that last as long.
-
-    Raises
-    ------
-    BlockingIOError
-        Another holds it, and ``how`` says not to wait.
-    LockError
-        It has neither.
-    """
-    try:
-        fcntl.flock(fd, how)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _lock_description(fd, how)
-
-
-def _lock_description(fd: int, how: int) -> None:
-    """A lock of the open file, as flock's is, and not of the process, which closing any descriptor ends."""
-    kinds = {fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
-    wish = struct.pack("hhqqi4x", kinds[how & ~fcntl.LOCK_NB], os.SEEK_SET, 0, 0, 0)
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK if how & fcntl.LOCK_NB else fcntl.F_OFD_SETLKW, wish)
-    except (OSError, AttributeError) as error:
-        # An exclusive lock needs a descriptor for writing: of who has none nothing is removed.
-        if getattr(error, "errno", None) in (errno.EAGAIN, errno.EACCES, errno.EBADF):
-            raise BlockingIOError(errno.EAGAIN, "locked") from error
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        raise LockError(f"{path} cannot be locked: its file system has no locks; use another one") from error
-
-
-def is_free(fd: int) -> bool:
-    """Whether nobody holds a lock on the file; if so we hold it now."""
-    try:
-        lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def opened_locked(folder: int, name: str, flags: int, take: Callable[[int], None]) -> int:
-    """A descriptor of the file ``name``, on which ``take`` waited for a lock.
-
-    1. A holds the lock, B waits for it.
-    2. A renames or removes the file. C makes a new one of that name.
-    3. B gets the lock of a file that has not this name any more, and tries again, behind C.
-    """
-    while True:
-        fd = os.open(name, flags | _OPEN, 0o600, dir_fd=folder)
-        try:
-            take(fd)
-            if is_named(folder, name, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _said_after(seconds: float, *said: str) -> Iterator[None]:
-    timer = threading.Timer(seconds, _log.warning, said)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextlib.contextmanager
-def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterator[None]:
-    """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
-
-    A wait of more than a few seconds is logged, with the ``path`` of the directory.
-    """
-
-    def wait(fd: int) -> None:
-        if not is_free(fd):
-            with _said_after(_PATIENCE, "another process holds %s: waiting for it", os.path.join(path, name)):
-                lock(fd, fcntl.LOCK_EX)
-
-    fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-        lock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
-        os.close(fd)
+# --- files of ours -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def opened_ours(folder: int, name: str, magic: bytes | tuple[bytes, ...] = b"") -> Iterator[int | None]:
     """A descriptor of a regular file of this user's that begins so; None if it is another, or gone."""
     try:
-        fd = os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder)
+        fd = os.open(name, os.O_RDONLY | OPEN, dir_fd=folder)
     except OSError:
         yield None
         return
     try:
         yield fd if is_ours(fd, magic) else None
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:
@@ -364,7 +250,7 @@ def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
             try:
                 _link(fd, folder, path.name)
             except FileExistsError:
-                name = _temporary_name()
+                name = process.named_file(".tmp")
                 _link(fd, folder, name)
                 _rename(folder, name, path.name)
     except BaseException:
@@ -413,19 +299,8 @@ def _half_written(path: Path) -> str:
 
 
 def _named(folder: int, mode: int) -> tuple[int, str]:
-    name = _temporary_name()
-    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | _OPEN, mode, dir_fd=folder), name
-
-
-def _temporary_name() -> str:
-    pid = os.getpid()
-    return f".sharedmask-{_here()}-{pid}-{process.start_time(pid)}-{secrets.token_hex(8)}.tmp"
-
-
-@cache
-def _here() -> str:
-    """Where process ids mean what they mean here: of other machines nobody is known to be dead."""
-    return blake2b(f"{socket.gethostname()} {process.pid_namespace()}".encode(), digest_size=4).hexdigest()
+    name = process.named_file(".tmp")
+    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | OPEN, mode, dir_fd=folder), name
 
 
 # --- what killed writers left --------------------------------------------------------------------
@@ -454,8 +329,8 @@ def _sweep(folder: int) -> list[str]:
 
 
 def _is_of_the_dead(name: str) -> bool:
-    found = _TEMPORARY.fullmatch(name)
-    return found is not None and found[1] == _here() and process.start_time(int(found[2])) != int(found[3])
+    owner = process.owner_of(name)
+    return owner is not None and process.start_time(owner[0]) != owner[1]
 
 
 def _remove_ours(folder: int, name: str) -> bool:

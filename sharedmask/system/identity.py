@@ -54,12 +54,9 @@ class FileState:
         MissingFileError
         """
         try:
-            facts = os.stat(path)
+            return cls(os.fspath(path), **_read(path, by_inode=settings.current().fingerprint == "stat"))
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} does not exist") from error
-        known = settings.current().fingerprint == "stat"
-        inode = (facts.st_ino, facts.st_ctime_ns) if known else (0, 0)
-        return cls(os.fspath(path), inode[0], facts.st_size, facts.st_mtime_ns, inode[1])
 
     def has_changed(self) -> bool:
         """Whether the path leads to another file now, to none, or the file was written to."""
@@ -73,12 +70,15 @@ class FileState:
 
     def _now(self) -> Self | None:
         try:
-            facts = os.stat(self.path)
+            return replace(self, **_read(self.path, by_inode=bool(self.ino)))
         except OSError:
             return None
-        ino, ctime_ns = (facts.st_ino, facts.st_ctime_ns) if self.ino else (0, 0)
-        mtime_ns, nbytes = facts.st_mtime_ns, facts.st_size
-        return replace(self, ino=ino, nbytes=nbytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+
+def _read(path: str | os.PathLike[str], by_inode: bool) -> dict[str, int]:
+    facts = os.stat(path)
+    ino, ctime_ns = (facts.st_ino, facts.st_ctime_ns) if by_inode else (0, 0)
+    return {"ino": ino, "nbytes": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ctime_ns": ctime_ns}
 
 
 def fingerprint(file: FileIO) -> bytes:

@@ -38,7 +38,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         Naming the file: it is none, or larger than any that people write.
     """
     with opened_regular(path) as file:
-        content = file.read(_TEXT_BYTES + 1)
+        content = file.read(min(os.fstat(file.fileno()).st_size, _TEXT_BYTES) + 1)
     if len(content) > _TEXT_BYTES:
         raise OSError(errno.EFBIG, f"more than {_TEXT_BYTES >> 20} MiB of text", os.fspath(path))
     return content

@@ -1,17 +1,21 @@
 """This process and this machine: identities that cannot be mistaken, and CPUs.
 
-Covers: boot, process ids and their start times, how many workers are meant by ``n_jobs``, what a
-forked child finds. Does not cover: memory (``limits``, ``usage``).
+Covers: boot, process ids and their start times, names of files that say whose they are, how many workers
+are meant by ``n_jobs``, what a forked child finds. Does not cover: memory (``limits``, ``usage``).
 """
 
 import contextlib
 import functools
 import math
 import os
+import re
+import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from operator import index
 from pathlib import Path
 from types import FrameType
@@ -20,6 +24,8 @@ from weakref import WeakSet
 
 from sharedmask.errors import ParameterError, WorkerError
 from sharedmask.system.limits import cpu_quota
+
+_NAMED = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}(?:\.tmp|-\d+[xs]\.lock)")
 
 # --- this machine, this process ------------------------------------------------------------------
 
@@ -48,6 +54,24 @@ def start_time(pid: int) -> int:
         # The second field, the command's name, may contain spaces and parentheses.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return 0
+
+
+@functools.cache
+def _here() -> str:
+    """Where process ids mean what they mean here: of other machines nobody is known to be dead."""
+    return blake2b(f"{socket.gethostname()} {pid_namespace()}".encode(), digest_size=4).hexdigest()
+
+
+def named_file(ending: str) -> str:
+    """A hidden name for a file of this process's, never used before, which says whose it is."""
+    pid = os.getpid()
+    return f".sharedmask-{_here()}-{pid}-{start_time(pid)}-{secrets.token_hex(8)}{ending}"
+
+
+def owner_of(name: str) -> tuple[int, int] | None:
+    """The process whose file it is and when that started; None of other names, and other machines."""
+    found = _NAMED.fullmatch(name)
+    return (int(found[2]), int(found[3])) if found is not None and found[1] == _here() else None
 
 
 def n_cpus() -> int:

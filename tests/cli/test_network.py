@@ -16,7 +16,7 @@ from networks import lesion, mask, write_study
 
 from sharedmask import FunctionalNetworkMapper
 from sharedmask.compute.journal import Failures
-from sharedmask.system import files
+from sharedmask.system import process
 
 KEYS = ("rmap", "zmap", "tmap", "pmap", "pfdrmap", "tthresholdmap", "pfdrthresholdmap")
 
@@ -121,7 +121,7 @@ def test_killed_and_resumed_the_files_are_those_of_an_undisturbed_run(study):
         time.sleep(0.0005)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    (study / f"out/.sharedmask-{files._here()}-{child.pid}-5-{16 * '0'}.tmp").write_bytes(b"half")
+    (study / f"out/.sharedmask-{process._here()}-{child.pid}-5-{16 * '0'}.tmp").write_bytes(b"half")
     (study / "out/.notes.tmp").write_text("the user's")
     assert not (study / "out/summary.tsv").exists()
     before = {path.name: path.stat().st_mtime_ns for path in (study / "out").glob("sub-0_*")}

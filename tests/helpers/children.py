@@ -12,8 +12,7 @@ from contextlib import contextmanager
 def python(script, *args, how="-c", helpers=False, timeout=120, **kwargs):
     """The finished child: its output, errors and return code; if it uses ``helpers``, it can import them."""
     if helpers:
-        env = kwargs.setdefault("env", dict(os.environ))
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), os.path.dirname(__file__)]))
+        _with_helpers(kwargs)
     return subprocess.run(
         [sys.executable, how, textwrap.dedent(script), *map(str, args)],
         capture_output=True,
@@ -23,9 +22,16 @@ def python(script, *args, how="-c", helpers=False, timeout=120, **kwargs):
     )
 
 
+def _with_helpers(kwargs):
+    env = kwargs.setdefault("env", dict(os.environ))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), os.path.dirname(__file__)]))
+
+
 @contextmanager
-def running(script, *args, ready="ready", **kwargs):
+def running(script, *args, ready="ready", helpers=False, **kwargs):
     """A child that has printed a line starting with ``ready``; killed at the end."""
+    if helpers:
+        _with_helpers(kwargs)
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
         stdout=subprocess.PIPE,

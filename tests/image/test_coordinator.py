@@ -655,12 +655,12 @@ def test_clients_that_send_half_of_a_message_keep_nobody_waiting(run):
         with pytest.raises(SegmentError, match="no file descriptor left"):
             SharedImage.connect(run)
         slow.close()
+        until(lambda: is_served(run))
 
-        def served():
-            with suppress(SegmentError), SharedImage.connect(run) as image:
-                return np.array_equal(image.array, truth(run))
 
-        until(served)
+def is_served(run):
+    with suppress(SharedMaskError), SharedImage.connect(run) as image:
+        return np.array_equal(image.array, truth(run))
 
 
 def test_a_hundred_clients_at_once_have_an_answer_or_a_named_error(run, tmp_path):
@@ -689,6 +689,33 @@ def test_without_a_thread_for_a_client_it_says_so_and_goes_on(run, monkeypatch):
                 SharedImage.connect(run)
         at_the_limit = False
         SharedImage.connect(run).close()
+
+
+@pytest.mark.long
+@pytest.mark.privileged
+def test_in_a_control_group_of_few_threads_it_says_so_and_goes_on(run):
+    group = Path(f"/sys/fs/cgroup/pids/sharedmask-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no control group can be made")
+    try:
+        (group / "pids.max").write_text("16")
+        with (
+            serving(preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid()))),
+            ExitStack() as slow,
+        ):
+            for _ in range(30):
+                connection = slow.enter_context(protocol.connect(timeout=30))
+                with suppress(BrokenPipeError):
+                    connection.sendall(framed(BODY)[:7])
+            with pytest.raises(SharedMaskError, match=r"no thread can be started.*pids\.max"):
+                SharedImage.connect(run)
+            slow.close()
+            until(lambda: is_served(run))
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
 
 
 def test_what_is_no_file_is_refused_and_it_still_ends(tmp_path):

@@ -12,7 +12,7 @@ from children import running
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
-from sharedmask.system import files
+from sharedmask.system import files, locks
 
 A, B, C = (f"{number:032x}" for number in range(3))
 
@@ -122,8 +122,8 @@ def test_what_the_dead_left_is_swept_and_what_the_living_hold_is_not(kept):
 
 def test_a_wait_is_said_after_a_while(kept, monkeypatch):
     said, texts = threading.Event(), []
-    monkeypatch.setattr(files._log, "warning", lambda text, name: texts.append(text % name) or said.set())
-    monkeypatch.setattr(files, "_PATIENCE", 0.01)
+    monkeypatch.setattr(locks._log, "warning", lambda text, name: texts.append(text % name) or said.set())
+    monkeypatch.setattr(locks, "_PATIENCE", 0.01)
     with running(TURN, kept.path, A) as child:
         threading.Thread(target=lambda: said.wait(60) and child.kill()).start()
         with kept.turn(A):

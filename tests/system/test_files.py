@@ -13,7 +13,7 @@ import pytest
 from children import python, running
 from faults import Call, failing, recorded
 
-from sharedmask.system import files, settings
+from sharedmask.system import files, locks, process, settings
 from sharedmask.system.files import atomic_write
 
 
@@ -265,14 +265,14 @@ def test_what_is_being_written_is_not_swept(folder):
     ],
 )
 def test_names_of_others_and_of_other_machines_are_not_swept(folder, name):
-    name = name.format(here=files._here(), token=16 * "0")
+    name = name.format(here=process._here(), token=16 * "0")
     (folder / name).write_text("mine")
     assert files.sweep(folder) == []
     assert left_in(folder) == [name]
 
 
 def test_what_is_no_file_of_ours_is_not_swept(folder, tmp_path):
-    name = f".sharedmask-{files._here()}-999999999-5-{16 * '0'}.tmp"
+    name = f".sharedmask-{process._here()}-999999999-5-{16 * '0'}.tmp"
     (tmp_path / "thesis").write_text("mine")
     (folder / name).symlink_to(tmp_path / "thesis")
     assert files.sweep(folder) == []
@@ -297,21 +297,21 @@ def test_what_was_half_written_stays_if_that_is_asked_for(folder, how):
 
 
 def test_a_lock_is_that_of_the_file_that_has_the_name(folder):
-    path, locks, flags = folder / "one.lock", [], os.O_CREAT | os.O_RDWR
+    path, held, flags = folder / "one.lock", [], os.O_CREAT | os.O_RDWR
 
     def locked():
-        return files.opened_locked(None, str(path), flags, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX))
+        return locks.opened_locked(None, str(path), flags, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX))
 
     first = locked()
-    waiting = threading.Thread(target=lambda: locks.append(locked()))
+    waiting = threading.Thread(target=lambda: held.append(locked()))
     waiting.start()
     time.sleep(0.2)
     path.unlink()
     path.touch()
     os.close(first)
     waiting.join()
-    assert os.path.samestat(path.stat(), os.fstat(locks[0]))
-    os.close(locks[0])
+    assert os.path.samestat(path.stat(), os.fstat(held[0]))
+    os.close(held[0])
 
 
 def test_of_many_that_want_a_lock_one_has_it_and_no_file_stays(folder):
@@ -320,7 +320,7 @@ def test_of_many_that_want_a_lock_one_has_it_and_no_file_stays(folder):
 
     def take(number):
         for _ in range(20):
-            with files.locked(fd, "lock"):
+            with locks.locked(fd, "lock"):
                 inside.append(number)
                 most.append(len(inside))
                 time.sleep(0.0005)

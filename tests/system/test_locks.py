@@ -5,42 +5,33 @@ import fcntl
 import json
 import os
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
-from children import running
+from children import in_fork, running
 from images import bold, random_masks, save
+from lock_levels import only
 
 from sharedmask import SharedImage, extract, extract_many
 from sharedmask.compute import journal
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.errors import LockError, SegmentError, SharedMaskWarning
-from sharedmask.system import files
-
-OFD = (fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW)
+from sharedmask.system import files, locks
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def no_flock(request, monkeypatch):
-    """As on a file system that is mounted without flock."""
-
-    def refused(fd, how):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(fcntl, "flock", refused)
+@pytest.fixture(params=["flock", "fcntl", "files"])
+def level(request):
+    """Each means by which a file can be locked, where those before it are missing."""
+    with only(request.param):
+        yield request.param
 
 
 @pytest.fixture
-def no_locks(no_flock, monkeypatch):
-    """Nor has it those of fcntl."""
-    usual = fcntl.fcntl
-
-    def refused(fd, command, *rest):
-        if command in OFD:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        return usual(fd, command, *rest)
-
-    monkeypatch.setattr(fcntl, "fcntl", refused)
+def no_locks():
+    with only("none"):
+        yield
 
 
 @pytest.fixture
@@ -60,35 +51,116 @@ def work(path, tmp_path):
     return extract_many([path], masks, on_result=kept.__setitem__, resume=tmp_path / "done.jsonl")
 
 
-@pytest.mark.usefixtures("no_flock")
-def test_without_flock_all_works(path, tmp_path):
+@pytest.mark.usefixtures("level")
+def test_whatever_locks_there_are_all_works_and_nothing_is_left(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHAREDMASK_DIR", str(tmp_path / "registry"))
     assert work(path, tmp_path).complete == [str(path)]
     assert work(path, tmp_path).skipped == [str(path)]
+    left = {path.name for path in tmp_path.rglob("*.lock")}
+    assert not left
 
 
-@pytest.mark.usefixtures("no_flock")
-def test_another_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
-    file = tmp_path / "lock"
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_whatever_a_file_system_says_that_has_none_the_next_is_tried(error, file):
+    with only("files", error):
+        fd = os.open(file, os.O_RDWR)
+        assert locks.is_free(fd)
+        locks.close(fd)
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "folder/file"
+    file.parent.mkdir()
     file.touch()
-    script = """
-        import fcntl, os, struct, sys, time
+    return file
+
+
+HOLDING = """
+    import fcntl, os, sys, time
+    from lock_levels import only
+    from sharedmask.system import files, locks
+    with only(sys.argv[2]):
         fd = os.open(sys.argv[1], os.O_RDWR)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+        locks.lock(fd, fcntl.LOCK_EX)
+        kept = os.dup(fd)
+        os.close(fd)
         print("ready", flush=True)
         time.sleep(60)
-    """
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_process(level, file):
     fd = os.open(file, os.O_RDWR)
-    with running(script, file):
-        assert not files.is_free(fd)
+    with running(HOLDING, file, level, helpers=True):
+        assert not locks.is_free(fd)
         os.close(os.open(file, os.O_RDONLY))  # which would end a lock of the process
-        assert not files.is_free(fd)
-    assert files.is_free(fd)
+        assert not locks.is_free(fd)
+    assert locks.is_free(fd)
     other = os.open(file, os.O_RDWR)
-    assert not files.is_free(other)
-    files.lock(fd, fcntl.LOCK_UN)
-    assert files.is_free(other)
-    os.close(other)
-    os.close(fd)
+    assert not locks.is_free(other)
+    locks.lock(fd, fcntl.LOCK_UN)
+    assert locks.is_free(other)
+    locks.close(other)
+    locks.close(fd)
+    assert os.listdir(file.parent) == [file.name]
+
+
+@pytest.mark.usefixtures("level")
+def test_many_may_share_a_lock_and_nobody_has_it_alone_meanwhile(file):
+    one, two, three = (os.open(file, os.O_RDWR) for _ in range(3))
+    for fd in (one, two):
+        locks.lock(fd, fcntl.LOCK_SH)
+    for fd in (one, two):
+        assert not locks.is_free(three)
+        locks.close(fd)
+    assert locks.is_free(three)
+    with pytest.raises(BlockingIOError):
+        locks.lock(other := os.open(file, os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    locks.close(other)
+    locks.close(three)
+
+
+@pytest.mark.usefixtures("level")
+def test_of_many_that_count_in_a_file_each_is_counted(file):
+    def count():
+        for _ in range(10):
+            fd = os.open(file, os.O_RDWR)
+            locks.lock(fd, fcntl.LOCK_EX)
+            number = int(os.pread(fd, 9, 0) or b"0")
+            time.sleep(0.001)
+            os.pwrite(fd, b"%09d" % (number + 1), 0)
+            locks.close(fd)
+
+    threads = [threading.Thread(target=in_fork, args=(count,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int(file.read_bytes()) == 40
+
+
+def test_a_lock_of_another_machine_holds_for_a_day(file):
+    name = f".sharedmask-00000000-1-5-{16 * '0'}-{file.stat().st_ino}x.lock"
+    lock = file.with_name(name)
+    lock.touch()
+    with only("files"):
+        fd = os.open(file, os.O_RDWR)
+        assert not locks.is_free(fd)
+        assert lock.exists()
+        os.utime(lock, (time.time() - 90_000,) * 2)
+        assert locks.is_free(fd)
+        locks.close(fd)
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_lock_that_a_dead_process_left_is_swept(file):
+    with running(HOLDING, file, "files", helpers=True):
+        assert files.sweep(file.parent) == []
+    assert len(os.listdir(file.parent)) == 2
+    (swept,) = files.sweep(file.parent)
+    assert swept.endswith(".lock")
+    assert os.listdir(file.parent) == [file.name]
 
 
 @pytest.mark.usefixtures("no_locks")
