@@ -229,7 +229,8 @@ class _Work:
     def begin(self) -> None:
         Derivatives.create(self.study.derivatives.root, self.study.derivatives.source)
         self.private.mkdir(exist_ok=True)
-        (self.study.derivatives.root / ".bidsignore").write_text(_IGNORED, encoding="utf-8")
+        with atomic_write(self.study.derivatives.root / ".bidsignore") as temporary:
+            temporary.write_text(_IGNORED, encoding="utf-8")
 
     def end(self) -> None:
         """Keep what the study's page says of this pass."""

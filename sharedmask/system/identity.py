@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from hashlib import file_digest
 from io import FileIO
-from typing import Self
+from typing import Any, Self
 
 from sharedmask.errors import MissingFileError
 from sharedmask.records import dataclass
@@ -75,7 +75,7 @@ class FileState:
             return None
 
 
-def _read(path: str | os.PathLike[str], by_inode: bool) -> dict[str, int]:
+def _read(path: str | os.PathLike[str], by_inode: bool) -> dict[str, Any]:
     facts = os.stat(path)
     ino, ctime_ns = (facts.st_ino, facts.st_ctime_ns) if by_inode else (0, 0)
     return {"ino": ino, "nbytes": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ctime_ns": ctime_ns}

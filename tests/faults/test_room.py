@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import images
 import numpy as np
 import pytest
 from faults import failing, recorded
@@ -28,12 +29,15 @@ def _may_mount():
 small_shm = pytest.mark.skipif(not _may_mount(), reason="this user may not mount in a namespace of its own")
 
 
-def in_small_shm(script, *args, registry=None):
+def in_small_shm(script, *args, registry=None, mount="mount -t tmpfs -o size=16m tmpfs /dev/shm"):
     """Run Python where /dev/shm has 16 MiB; the registry is in it too, unless given."""
     environment = {name: value for name, value in os.environ.items() if name != "SHAREDMASK_DIR"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [os.environ.get("PYTHONPATH", ""), os.path.dirname(images.__file__)]
+    )
     if registry:
         environment["SHAREDMASK_DIR"] = str(registry)
-    prepare = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"'
+    prepare = f'{mount} && exec "$@"'
     run = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", prepare, "sh", *run],
@@ -159,3 +163,71 @@ def test_no_space_is_an_error_with_numbers_and_nothing_left(run, registry_dir):
     ):
         shared.load()
     assert os.listdir(registry_dir) == []
+
+
+# --- none at all ---
+
+UNUSABLE = {
+    "read-only": "mount -t tmpfs -o ro tmpfs /dev/shm",
+    "of another user": "mount -t tmpfs -o mode=0755,uid=12345 tmpfs /dev/shm && set -- setpriv"
+    ' --bounding-set=-dac_override --inh-caps=-dac_override "$@"',
+    "missing": "mount -t tmpfs tmpfs /mnt && for n in null zero full random urandom; do touch /mnt/$n; "
+    "mount --bind /dev/$n /mnt/$n; done; ln -s /proc/self/fd /mnt/fd; mount --rbind /mnt /dev",
+}
+
+
+@pytest.mark.long
+@small_shm
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_without_dev_shm_all_works_but_what_asks_for_it(how, tmp_path):
+    """Every call that shares memory: by anonymous memory, or one sentence."""
+    script = """
+        import sys
+        import networks
+        import numpy as np
+        from images import bold, random_masks, save
+        from sharedmask import FrameDataset, FunctionalNetworkMapper, SharedImage, extract, extract_many
+        from sharedmask import share
+        from sharedmask.errors import SegmentError
+        from sharedmask.image.coordinator import Coordinator
+
+        run, masks = save(sys.argv[1] + "/run.nii.gz", bold()), random_masks(3)
+        expected = extract(run, masks)
+        connectome = networks.write(sys.argv[1] + "/connectome.h5", networks.series(3))
+        lesion = networks.lesion()[0]
+
+        def same(found):
+            assert all(map(np.array_equal, found, expected))
+
+        for store in ("auto", "memfd", "disk"):
+            with SharedImage(run, store=store) as image:
+                same(image.mask_parallel(masks, n_jobs=2, prefer="processes"))
+            with FrameDataset(run, store=store) as frames:
+                frames.map(np.mean, n_jobs=2)
+        same(extract(run, masks, n_jobs=2))
+        extract_many([run], masks, n_jobs=2, on_error=sys.exit)
+        maps = [
+            FunctionalNetworkMapper(n_jobs=2, prefer=prefer).fit(connectome).transform([lesion])[0]
+            for prefer in ("threads", "processes")
+        ]
+        for key in ("rmap", "tmap"):
+            np.testing.assert_array_equal(maps[0][key].get_fdata(), maps[1][key].get_fdata())
+        with Coordinator(), SharedImage.connect(run) as image:
+            same(image.mask_parallel(masks))
+        with share(np.arange(9)) as shared:
+            assert shared.array.sum() == 36
+        for refused in (
+            lambda: SharedImage(run, store="shm").load(),
+            lambda: share(np.arange(9), store="shm"),
+            lambda: FrameDataset(run, store="shm")[0],
+        ):
+            try:
+                refused()
+            except SegmentError as error:
+                print(error)
+    """
+    done = in_small_shm(script, tmp_path, registry=tmp_path / "registry", mount=UNUSABLE[how])
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    assert all("in /dev/shm" in line and "store='memfd' needs none" in line for line in said), said

@@ -32,12 +32,17 @@ def held():
 
 
 def operations(folder):
-    from images import bold, random_masks, save
+    import networks
+    from images import bold, niimg, random_masks, save
 
-    from sharedmask import FrameDataset, SharedImage, extract
+    from sharedmask import FrameDataset, FunctionalNetworkMapper, SharedImage, extract, extract_many, share
+    from sharedmask.image.coordinator import Coordinator
+    from sharedmask.maskers import SharedMultiMasker
 
     paths = [save(folder / f"run-{i}.nii{'.gz' * (i % 2)}", bold(seed=i)) for i in range(4)]
     masks = random_masks(5)
+    connectome = networks.write(folder / "connectome.h5", networks.series(3))
+    lesion = networks.lesion(inside=networks.mask())[0]
 
     def image(store):
         path = random.choice(paths[::2] if store == "file" else paths)
@@ -53,14 +58,40 @@ def operations(folder):
             return
 
     def frames():
-        with FrameDataset(random.choice(paths)) as found:
+        with FrameDataset(random.choice(paths), store=random.choice(("auto", "memfd", "disk"))) as found:
             found[random.randrange(12)][0].sum()
+            if random.random() < 0.2:
+                found.to_filename(folder / "frames.h5")
+
+    def cohort():
+        extract_many(
+            paths, masks, n_jobs=2, on_result=lambda *_: None, resume=folder / "done.jsonl", overwrite=True
+        )
+
+    def network():
+        FunctionalNetworkMapper(n_jobs=random.choice((1, 2))).fit(connectome).transform([lesion])
+
+    def shared():
+        with share(np.ones((50, 50)), store=random.choice(("shm", "memfd"))) as one:
+            one.array.sum()
+
+    def coordinated():
+        with Coordinator(), SharedImage.connect(random.choice(paths)) as image:
+            image.mask(masks[0])
+
+    def masker():
+        SharedMultiMasker([niimg(mask.astype("u1")) for mask in masks]).fit().transform(random.choice(paths))
 
     return [
         *(lambda store=store: image(store) for store in ("shm", "memfd", "disk", "file")),
         lambda: extract(random.choice(paths), masks, standardize=True),
         lambda: extract(random.choice(paths), masks, memory=folder / "cache"),
         frames,
+        cohort,
+        network,
+        shared,
+        coordinated,
+        masker,
         refused,
     ]
 

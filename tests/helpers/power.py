@@ -1,22 +1,26 @@
 """A power failure: a file system of its own, shut down in the middle of a program without its log.
 
-``python power.py drive FOLDER WORK MOMENTS`` in a mount namespace of its own (``unshare -m``, as root) does
-``WORK`` on a fresh ext4 file system as many times, shuts that down before one of its calls, mounts it again,
-and prints what it finds that is not whole.
+``python power.py FOLDER WORK MOMENTS`` in a mount namespace of its own (``unshare -m``, as root) does the
+work on a fresh ext4 file system as many times, each time in a fork of one process that has imported all;
+shuts the file system down before one of the calls, mounts it again, does the work once more, and prints what
+it finds that is not whole.
 """
 
 import fcntl
+import itertools
+import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
 import threading
-import time
+import traceback
 from pathlib import Path
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
 _WITHOUT_LOG = 2
+_WAS_CUT = 9
 
 
 # --- what is done ---
@@ -37,6 +41,17 @@ def network(data, out):
     mapper = FunctionalNetworkMapper().fit(data / "connectome.h5")
     report = map_to(str(data / "lesions/*.nii.gz"), mapper, out, batch_size=1, resume=True)
     assert not report.errors, report.errors
+
+
+def bids(data, out):
+    from sharedmask.study.analysis import Outputs
+    from sharedmask.study.atlases import find_atlas
+    from sharedmask.study.dataset import analyse
+
+    (label,) = (data / "atlases").glob("*.nii.gz")
+    outputs = Outputs(min_coverage=0.0, reports=True)
+    study = analyse(data / "bids", out, [find_atlas(str(label))], outputs, detrend=True)
+    assert not study.errors, study.errors
 
 
 def disk(data, out):
@@ -60,22 +75,27 @@ def frames(data, out):
     convert(min((data / "runs").glob("*.nii.gz")), out / "run.h5", compression="gzip")
 
 
-WORKS = {work.__name__: work for work in (tables, network, disk, frames)}
+WORKS = {work.__name__: work for work in (tables, bids, network, disk, frames)}
 
 
 # --- whether it is whole ---
 
 
-def faults_of(work, data, out, reference):
-    """What is under its final name and not what it should be."""
+def faults_of(work, out, reference):
+    """What is under its final name and not what it should be; and what is recorded, and is not there."""
     if work == "disk" or not out.exists():
         return []  # rows are compared when they are found again
     found = [path for path in out.rglob("*") if path.is_file() and ".sharedmask" not in path.parts]
-    wrong = [str(path) for path in found if not _is_same(path, reference / path.relative_to(out))]
+    wrong = [str(path) for path in found if not _is_whole(path, reference / path.relative_to(out))]
     return wrong + _records(out)
 
 
-def _is_same(path, other):
+def _is_whole(path, other):
+    """Whether it says what the other one does; of pages and files with the time in them, whether they end."""
+    if path.suffix == ".html":
+        return path.read_text().rstrip().endswith("</html>")
+    if path.suffix == ".json":
+        return json.loads(path.read_text()).keys() == json.loads(other.read_text()).keys()
     if path.suffix != ".h5":
         return path.read_bytes() == other.read_bytes()
     import numpy as np
@@ -93,87 +113,106 @@ def _records(out):
     return [f"recorded as complete: {entry.key}" for entry in entries if not entry.is_there]
 
 
+def _missing(out, reference):
+    names = [{path.relative_to(top) for path in top.rglob("*.*")} for top in (reference, out)]
+    return [f"missing: {name}" for name in names[0] - names[1]]
+
+
 # --- the power goes ---
 
 
 def cut_at(moment, mount, work):
-    """``work()``, with the end of the file system before its call of that number there; their number."""
+    """``work()``, with the end of the file system before its call of that number there; their number.
+
+    The number of all calls is the moment at which the work has just ended.
+    """
     from faults import intercepted
 
-    made, lock = iter(range(1 << 30)), threading.Lock()
+    made, lock = itertools.count(), threading.Lock()
 
     def around(call, function, args, options):
         with lock:
             number = next(made) if call.target.startswith(str(mount)) else -1
         if number == moment and moment >= 0:
-            time.sleep(1.5)  # names are in the log by now, whether or not bytes are
-            folder = os.open(mount, os.O_RDONLY)
-            fcntl.ioctl(folder, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
-            os._exit(9)
+            _cut(mount)
         return function(*args, **options)
 
     with intercepted(around):
         work()
-    return next(made)
+    n_calls = next(made)
+    if n_calls == moment:
+        _cut(mount)
+    return n_calls
 
 
-def _child(*args):
-    command = [sys.executable, __file__, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+def _cut(mount):
+    """Names are on the disk, as the log has them when it is written, whether or not bytes are."""
+    commit = os.open(mount / "commit", os.O_CREAT | os.O_WRONLY)
+    os.fsync(commit)
+    fcntl.ioctl(commit, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
+    os._exit(_WAS_CUT)
+
+
+def _forked(call):
+    """How a fork that makes the call ends, and what it gives or raises, as text."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            said, code = json.dumps(call()), 0
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(theirs, said.encode()[-4000:])
+        os._exit(code)
+    os.close(theirs)
+    with open(ours) as pipe:
+        said = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+
+
+def _mount(image, mount):
+    options = "loop,commit=1,noauto_da_alloc"
+    done = subprocess.run(["mount", "-o", options, image, mount], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"skip: {done.stderr}")
 
 
 def drive(folder, work, moments):
-    folder, data = Path(folder), Path(folder) / "data"
-    reference, mount, image = folder / "reference", folder / "mount", folder / "disk.img"
+    data, reference, mount, image = (folder / name for name in ("data", "reference", "mount", "disk.img"))
     mount.mkdir(exist_ok=True)
-    WORKS[work](data, reference)
     blank = folder / "blank.img"
     with open(blank, "wb") as file:
         file.truncate(64 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", blank], check=True)
+    WORKS[work](data, reference)
 
-    def mounted():
-        done = subprocess.run(
-            ["mount", "-o", "loop,commit=1,noauto_da_alloc", image, mount], capture_output=True, text=True
-        )
-        if done.returncode:
-            sys.exit(f"skip: {done.stderr}")
-
-    def fresh():
+    def begun(moment):
         shutil.copyfile(blank, image)
-        mounted()
+        _mount(image, mount)
+        code, said = _forked(lambda: cut_at(moment, mount, lambda: WORKS[work](data, mount / "out")))
+        assert code == (_WAS_CUT if moment >= 0 else 0), (moment, code, said)
+        subprocess.run(["umount", mount], check=True)
+        return said
 
-    fresh()
-    done = _child("work", data, mount, work, -1)
-    subprocess.run(["umount", mount], check=True)
-    assert done.returncode == 0, done.stderr
-    n_calls = int(done.stdout)
-    for moment in sorted({n_calls * number // int(moments) for number in range(int(moments))}):
-        fresh()
-        done = _child("work", data, mount, work, moment)
-        assert done.returncode == 9, (moment, done.stdout, done.stderr)
+    def looked_at():
+        wrong = faults_of(work, mount / "out", reference)
+        WORKS[work](data, mount / "out")
+        wrong += [f"after resuming: {one}" for one in faults_of(work, mount / "out", reference)]
+        return wrong + (_missing(mount / "out", reference) if work != "disk" else [])
+
+    n_calls, n_wrong = int(begun(-1)), 0
+    chosen = sorted({n_calls * number // (moments - 1) for number in range(moments)})
+    for moment in chosen:
+        begun(moment)
+        _mount(image, mount)
+        code, said = _forked(looked_at)
         subprocess.run(["umount", mount], check=True)
-        mounted()
-        wrong = faults_of(work, data, mount / "out", reference)
-        again = _child("work", data, mount, work, -1)
-        if again.returncode:
-            wrong.append(again.stderr)
-        wrong += [f"after resuming: {one}" for one in faults_of(work, data, mount / "out", reference)]
-        if work != "disk":
-            names = [
-                {path.relative_to(top) for path in top.rglob("*.*")} for top in (reference, mount / "out")
-            ]
-            wrong += [f"missing: {name}" for name in names[0] - names[1]]
-        subprocess.run(["umount", mount], check=True)
-        for one in wrong:
+        for one in [said] if code else json.loads(said):
+            n_wrong += 1
             print(f"call {moment}: {one}")
-    print(f"done: {n_calls} calls")
+    print(f"{len(chosen)} moments of {n_calls} calls: {n_wrong} faults")
 
 
 if __name__ == "__main__":
-    _, verb, *args = sys.argv
-    if verb == "drive":
-        drive(*args)
-    else:
-        data, mount, work, moment = Path(args[0]), Path(args[1]), args[2], int(args[3])
-        print(cut_at(moment, mount, lambda: WORKS[work](data, mount / "out")))
+    drive(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
