@@ -91,8 +91,8 @@ class Record:
                 with contextlib.suppress(OSError):
                     os.unlink(fresh, dir_fd=folder)
                 raise
-            locks.close(self._fd)
-            self._fd, self.content = fd, content
+            before, self._fd, self.content = self._fd, fd, content
+            locks.close(before)
 
     def keep(self) -> None:
         """Make the record again if its name is gone (cleaners of temporary directories do that)."""
@@ -108,9 +108,9 @@ class Record:
 
     def forget(self) -> None:
         """Let go of the lock without touching the file: for the forked child of an owner."""
-        if self._fd >= 0:
-            locks.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            locks.close(fd)
 
 
 def _checked_content(content: str) -> str:
@@ -363,9 +363,9 @@ class Claim:
 
     def forget(self) -> None:
         """Let go of the lock: at the end, or in a forked child."""
-        if self._fd >= 0:
-            locks.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            locks.close(fd)
 
     def release(self) -> None:
         """Remove the socket and the claim, unless they are a successor's. Idempotent."""

@@ -40,7 +40,8 @@ def spill_folder() -> Path:
 def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[int]:
     """A descriptor of the directory ``path``, made if it is missing; ``what`` names it in messages.
 
-    Of the permissions of others, it must have none that are in ``refused``.
+    Of the permissions of others, it must have none that are in ``refused``. An error about a name in it, or
+    a file that has none yet, tells the whole path.
 
     Raises
     ------
@@ -59,8 +60,17 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[i
             mode = stat.S_IMODE(facts.st_mode)
             raise SegmentError(f"{what} {path} must be private: uid {facts.st_uid}, mode {mode:o}")
         yield fd
+    except OSError as error:
+        if isinstance(error.filename, str) and not _is_elsewhere(error.filename):
+            name = "" if error.filename.startswith("/") else error.filename
+            error.filename, error.filename2 = os.path.normpath(path / name), None
+        raise
     finally:
         os.close(fd)
+
+
+def _is_elsewhere(name: str) -> bool:
+    return name.startswith("/") and not name.startswith("/proc/self/fd/")
 
 
 # --- files of ours -------------------------------------------------------------------------------
