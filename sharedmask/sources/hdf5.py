@@ -14,7 +14,9 @@ import errno
 import functools
 import math
 import os
+import re
 import signal
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +41,9 @@ _ISAL_LEVEL = 3  # the highest of ISA-L's, which are faster than zlib's of the s
 DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 """What HDF5 raises when it reads a damaged entry."""
 _SMALL_BYTES = 16 * 2**20  # read without asking whether there is room
+_HEAP = re.compile(rb"GCOL\x01\0\0\0")
+_HEAP_OBJECT = struct.Struct("<H6xQ")
+_ENDS_BYTES = 2**20  # at either end of a file, where what is no entry lies
 _SLAB_BYTES = 2 * 2**20  # read or written at once
 
 
@@ -73,6 +78,8 @@ def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = Damaged
         raise MissingFileError(f"{name} does not exist")
     if not path.is_file():
         raise wrong(f"{name} is no file")
+    if (place := _endless_heap(path)) is not None:
+        raise wrong(f"{name} is damaged: its texts at byte {place} are longer than the file")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -84,6 +91,35 @@ def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = Damaged
         raise wrong(f"{name} cannot be read as HDF5: {error}") from error
     with file:
         yield file
+
+
+def _endless_heap(path: Path) -> int | None:
+    """Where a global heap is that HDF5 would never come back from, in C, when it reads a text of the file.
+
+    Its objects follow one another: one whose size is near 2**64 leads back to itself. Heaps lie with what
+    else is no entry, near the beginning of a file, or its end.
+    """
+    with open(path, "rb", buffering=0) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        for first in sorted({0, max(nbytes - _ENDS_BYTES, 0)}):
+            data = os.pread(file.fileno(), _ENDS_BYTES, first)
+            for found in re.finditer(_HEAP, data):
+                if not _ends(data, found.start()):
+                    return first + found.start()
+    return None
+
+
+def _ends(data: bytes, heap: int) -> bool:
+    """Whether the objects of a heap, as far as they are here, end in it."""
+    place = heap + _HEAP_OBJECT.size
+    end = heap + int.from_bytes(data[heap + 8 : place], "little")
+    while place + _HEAP_OBJECT.size <= min(end, len(data)):
+        index, size = _HEAP_OBJECT.unpack_from(data, place)
+        step = _HEAP_OBJECT.size - (-size // 8 * 8) if index else size  # index 0: what is free, all of it
+        if not _HEAP_OBJECT.size <= step <= end - place:
+            return False
+        place += step
+    return True
 
 
 @contextlib.contextmanager

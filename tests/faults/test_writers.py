@@ -1,6 +1,9 @@
 """Every writer, every call that may fail: the output is absent, old, or whole; the message has its path."""
 
+import shutil
+
 import numpy as np
+import power
 import pytest
 from faults import ERRORS, every_fault, failing
 from images import bold, save
@@ -11,6 +14,7 @@ from sharedmask.frames.convert import convert
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system import files
 
+N_FAULTS = 60  # of each work, of some 50 to 600
 VALUES = np.arange(12.0).reshape(4, 3)
 WRITES = {name: ERRORS[name] for name in ("write", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate")}
 WRITES |= {name: ERRORS[name] for name in ("link", "rename", "replace", "posix_fallocate", "open", "mmap")}
@@ -25,6 +29,7 @@ def frames_to(name):
 
 WRITERS = {
     "table": lambda out, data: write_table(out / "out.tsv", VALUES, ("a", "b", "c")),
+    "table.csv": lambda out, data: write_table(out / "out.csv", VALUES, ("a", "b", "c")),
     "series.npz": lambda out, data: write_series(out / "out.npz", {"a": VALUES}),
     "series.h5": lambda out, data: write_series(out / "out.h5", {"a": VALUES}),
     "json": lambda out, data: files.write_json(out / "out.json", {"a": 1}),
@@ -76,3 +81,26 @@ def test_what_fails_leaves_the_output_absent_old_or_whole(tmp_path, data, writer
         assert found.get(name) != b"", fault
         work(out, data)  # the next use
         assert set(left_in(out)) == {name}, fault
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("work", power.WORKS)
+def test_what_fails_in_the_middle_of_a_work_is_taken_up(tmp_path, work):
+    """Of all calls on its way, of whatever kind: what has its name is whole, the next run makes the rest."""
+    data, out, reference = tmp_path / "data", tmp_path / "out", tmp_path / "reference"
+    power.prepare(data)
+    power.WORKS[work](data, reference)
+    faults = list(every_fault(lambda: power.WORKS[work](data, out), of=str(out)))
+    for fault in faults[:: len(faults) // N_FAULTS + 1]:
+        shutil.rmtree(out)
+        try:
+            with failing(fault, must=False):
+                power.WORKS[work](data, out)
+        except (OSError, SharedMaskError, AssertionError):  # the last: of runs that failed
+            pass
+        assert power.faults_of(work, out, reference) == [], fault
+        power.WORKS[work](data, out)
+        assert power.faults_of(work, out, reference) == [], fault
+        assert work == "disk" or power.missing(out, reference) == [], fault
+        assert not list(out.rglob("*.tmp")), fault

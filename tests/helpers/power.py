@@ -26,6 +26,26 @@ _WAS_CUT = 9
 # --- what is done ---
 
 
+def prepare(data):
+    """Runs, an atlas, a preprocessed data set, lesions, a connectome."""
+    import networks
+    import numpy as np
+    from datasets import atlas, preprocessed
+    from images import SHAPE, bold, save
+
+    (data / "runs").mkdir(parents=True)
+    for number in range(3):
+        save(data / "runs" / f"sub-{number}_bold.nii.gz", bold(seed=number))
+    save(data / "atlas.nii.gz", np.random.default_rng(0).integers(0, 4, SHAPE).astype("i2"))
+    preprocessed(data / "bids")
+    atlas(data / "atlases")
+    networks.write(data / "connectome.h5", networks.series(3))
+    (data / "lesions").mkdir()
+    for number in range(2):
+        lesion = networks.mask(seed=number + 1, density=0.1) & networks.mask()
+        save(data / "lesions" / f"{number}.nii.gz", lesion.astype("u1"))
+
+
 def tables(data, out):
     from sharedmask.study.output import extract_to
 
@@ -113,7 +133,8 @@ def _records(out):
     return [f"recorded as complete: {entry.key}" for entry in entries if not entry.is_there]
 
 
-def _missing(out, reference):
+def missing(out, reference):
+    """What a whole run leaves and this one did not."""
     names = [{path.relative_to(top) for path in top.rglob("*.*")} for top in (reference, out)]
     return [f"missing: {name}" for name in names[0] - names[1]]
 
@@ -199,7 +220,7 @@ def drive(folder, work, moments):
         wrong = faults_of(work, mount / "out", reference)
         WORKS[work](data, mount / "out")
         wrong += [f"after resuming: {one}" for one in faults_of(work, mount / "out", reference)]
-        return wrong + (_missing(mount / "out", reference) if work != "disk" else [])
+        return wrong + (missing(mount / "out", reference) if work != "disk" else [])
 
     n_calls, n_wrong = int(begun(-1)), 0
     chosen = sorted({n_calls * number // (moments - 1) for number in range(moments)})

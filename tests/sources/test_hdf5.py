@@ -269,3 +269,21 @@ def test_a_child_that_is_forked_while_another_thread_reads_can_read_too(tmp_path
     held.wait()
     assert in_fork(read) == str(expected)
     thread.join()
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 8, b"\xf0" + b"\xff" * 7, b"\xe0" + b"\xff" * 7])
+@pytest.mark.parametrize("libver", ["earliest", "v110"])
+def test_a_text_that_hdf5_never_comes_back_from_is_refused(tmp_path, size, libver):
+    path = tmp_path / "texts.h5"
+    with h5py.File(path, "w", libver=(libver, "latest")) as file:
+        file.attrs["format"], file.attrs["type"] = "NFDH5", "dmri"
+    good = path.read_bytes()
+
+    def texts():
+        with hdf5.open_facts(path, "texts.h5") as file:
+            return dict(file.attrs)
+
+    assert texts() == {"format": "NFDH5", "type": "dmri"}
+    place = good.index(b"NFDH5") - 8
+    path.write_bytes(good[:place] + size + good[place + 8 :])
+    assert "DamagedImageError('texts.h5 is damaged: its texts at byte" in in_fork(texts)
