@@ -415,6 +415,7 @@ def read_all(kind, seed, count, folder):
     read(path)  # all that it imports
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, held + MEMORY))
+    n_read = 0
     first = 4096 if kind == "rows on disk" else len(good)
     for number in range(count):
         data = mutated(good[:first], rng) + good[first:]
@@ -425,6 +426,7 @@ def read_all(kind, seed, count, folder):
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             read(path)
+            n_read += 1
         except SharedMaskError:
             pass
         except Exception as error:
@@ -432,6 +434,7 @@ def read_all(kind, seed, count, folder):
             print(f"{kind} {seed} {number}: {type(error).__name__}: {str(error)[:200]!r}", flush=True)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+    (folder / "read").write_text(str(n_read))
 
 
 def main(seed, count, folder, kinds):

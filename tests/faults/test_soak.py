@@ -27,7 +27,7 @@ def held():
         "descriptors": len(os.listdir("/proc/self/fd")),
         "maps": Path("/proc/self/maps").read_text().count("\n"),
         "threads": int(status["Threads"]),
-        "segments": sum(str(os.getpid()) in name or "sharedmask" in name for name in os.listdir("/dev/shm")),
+        "segments": len(os.listdir(os.environ["SHAREDMASK_DIR"])),
     }
 
 
@@ -64,9 +64,9 @@ def operations(folder):
                 found.to_filename(folder / "frames.h5")
 
     def cohort():
-        extract_many(
-            paths, masks, n_jobs=2, on_result=lambda *_: None, resume=folder / "done.jsonl", overwrite=True
-        )
+        journal = folder / "done.jsonl"  # which would grow, and what it takes with it
+        extract_many(paths, masks, n_jobs=2, on_result=lambda *_: None, resume=journal)
+        journal.unlink()
 
     def network():
         FunctionalNetworkMapper(n_jobs=random.choice((1, 2))).fit(connectome).transform([lesion])
