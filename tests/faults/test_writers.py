@@ -14,7 +14,7 @@ from sharedmask.frames.convert import convert
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system import files
 
-N_FAULTS = 60  # of each work, of some 50 to 600
+N_FAULTS = 30  # of each work, of some 50 to 600
 VALUES = np.arange(12.0).reshape(4, 3)
 WRITES = {name: ERRORS[name] for name in ("write", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate")}
 WRITES |= {name: ERRORS[name] for name in ("link", "rename", "replace", "posix_fallocate", "open", "mmap")}
