@@ -11,7 +11,7 @@ import pytest
 
 N_MOMENTS = int(os.environ.get("SHAREDMASK_POWER_MOMENTS", "100"))
 
-pytestmark = [pytest.mark.privileged, pytest.mark.long]
+pytestmark = [pytest.mark.privileged, pytest.mark.long, pytest.mark.timeout(3000)]
 
 
 @pytest.mark.parametrize("work", power.WORKS)
