@@ -183,7 +183,6 @@ def with_settings(verb: F) -> F:
     @functools.wraps(verb)
     def run(config: str | None, set_knobs: tuple[str, ...], **options: Any) -> Any:
         from sharedmask.system import settings
-        from sharedmask.system.budget import within
 
         given = settings.from_texts(set_knobs)
         given |= {"profile": options.pop("profile"), "log_memory": options.pop("log_memory") or None}
@@ -191,7 +190,6 @@ def with_settings(verb: F) -> F:
         with (
             settings.using(config=config, **given) as knobs,
             logging_to_stderr(knobs.log_memory, "sharedmask.monitor"),
-            within(options.get("memory_limit")),
         ):
             return verb(**options)
 
