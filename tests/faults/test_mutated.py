@@ -100,13 +100,13 @@ def _regions(path):
     from sharedmask.sources.grid import Grid
 
     grid, failed = Grid(SHAPE[:3], AFFINE), None
-    for make in (Regions.from_any, Regions.from_labels):
+    for make, inside in ((Regions.from_any, _inside), (Regions.from_labels, _labelled)):
         try:
             found = make(path, grid)
         except ValueError as error:
             failed = error
         else:
-            _same(np.sort(found.indices), _inside, path)
+            _same(np.sort(found.indices), inside, path)
     if failed is not None:
         raise failed
 
@@ -114,6 +114,11 @@ def _regions(path):
 def _inside(path):
     values = np.ravel(np.asanyarray(_nibabel(path)), order="F")
     return np.flatnonzero(np.nan_to_num(values))
+
+
+def _labelled(path):
+    values = np.ravel(np.asanyarray(_nibabel(path)), order="F")
+    return np.flatnonzero(np.rint(np.nan_to_num(values)))  # labels are whole numbers
 
 
 def _table(folder):
