@@ -5,5 +5,6 @@ tables of text. Does not cover: images.
 
 From the bottom up::
 
-    inputs  units  limits  threads  process  settings  identity  locks  files  usage  budget  delimited  monitor
+    inputs  units  limits  threads  process  settings  identity  locks
+    files  usage  budget  delimited  monitor
 """
