@@ -39,7 +39,8 @@ from sharedmask.records import dataclass
 from sharedmask.sources import hdf5
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.nifti import HEADER_TIME, pack_header, unpack_header
-from sharedmask.sources.source import Facts, Source, VolumeReader, open_source, warn_of_time
+from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
+from sharedmask.sources.volumes import VolumeReader
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 

@@ -27,6 +27,7 @@ from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source, open_source, warn_of_time
 from sharedmask.sources.transform import smoothed
 from sharedmask.storage import rows
+from sharedmask.storage.indexes import indexed
 from sharedmask.storage.rows import Series
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
@@ -57,7 +58,7 @@ class Extraction:
         **asked: Any,
     ) -> "Extraction":
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
-        opened = smoothed(open_source(source), smoothing_fwhm)
+        opened = smoothed(indexed(open_source(source)), smoothing_fwhm)
         read, regions = align_to_masks(opened, regions_on(opened.grid))
         request = Request.checked(read, regions, **asked)
         if asked.get("t_r") is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.compute.request import Request
@@ -29,8 +30,9 @@ from sharedmask.image.relations import Relations
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
-from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
+from sharedmask.sources.source import Facts, FileSource, Source, open_source, warn_of_time
 from sharedmask.storage import container, registry, rows, segment
+from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Held, MappedVolumes, geometry_of
 from sharedmask.storage.segment import Handle
@@ -104,7 +106,7 @@ class SharedImage(Relations):
     ) -> None:
         if store not in ("auto", *rows.STORES):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
-        opened = open_source(source)
+        opened = indexed(open_source(source))
         warn_of_time(opened)
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))
@@ -431,14 +433,31 @@ class SharedImage(Relations):
     def frame(self, t: int) -> Array:
         """Volume ``t``, (x, y, z), with true values; 0 outside of the ``mask_img``.
 
-        A read-only view where the values are stored as they are, else a fresh array.
+        A read-only view where the values are stored as they are, else a fresh array. Of a .nii.gz file that
+        has an index and is not loaded yet, only what holds this volume is decoded.
         """
-        held = self._loaded()
         if not isinstance(t, int | np.integer) or not -self.shape[3] <= t < self.shape[3]:
+            self._check_open()
             raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t!r}")
+        if (volume := self._unloaded_frame(int(t) % self.shape[3])) is not None:
+            return volume
+        held = self._loaded()
         if held.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
         return held.volumes_at(slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
+
+    def _unloaded_frame(self, t: int) -> Array | None:
+        """Volume ``t`` of an image that is not loaded, if its file has an index."""
+        with self._lock:
+            self._check_open()
+            source = self._source
+            if self._held is not None or self._voxels is not None or not isinstance(source, FileSource):
+                return None
+        if (stored := source.volume(t)) is None:
+            return None
+        true = apply_read_scaling(stored, source.slope, source.inter).reshape(self.shape[:3], order="F")
+        true.flags.writeable = self._facts.is_scaled
+        return true
 
 
 def _unchanged_fingerprint(source: Source) -> str:

@@ -56,6 +56,7 @@ from sharedmask.sources import loader, transform
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts, Source, open_source
 from sharedmask.sources.values import Conversion, convert, pieces
+from sharedmask.storage.indexes import indexed
 from sharedmask.storage.rows import Rows, Series, as_source
 from sharedmask.storage.segment import Handle
 from sharedmask.system.budget import MemoryBudget
@@ -79,7 +80,7 @@ def as_niimg(imgs: Any) -> Any:
     if imgs is None or _is_niimg(imgs):
         return imgs
     with contextlib.suppress(SharedMaskError, OSError):
-        return SourceNifti.of(open_source(imgs))
+        return SourceNifti.of(indexed(open_source(imgs)))
     return imgs
 
 
@@ -93,7 +94,7 @@ def require_niimg(imgs: Any) -> Given:
     image = as_niimg(imgs)
     if not _is_niimg(image):
         check_niimg(imgs, atleast_4d=True, ensure_ndim=4)
-        image = SourceNifti.of(open_source(imgs))
+        image = SourceNifti.of(indexed(open_source(imgs)))
     given: Given = image
     return given
 

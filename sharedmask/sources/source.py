@@ -31,12 +31,13 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
-from sharedmask.sources import nifti
-from sharedmask.sources.codecs import Stream, codec_of, most_bytes, open_raw, open_stream
+from sharedmask.sources import nifti, seeking
+from sharedmask.sources.codecs import GZIP, Stream, codec_of, most_bytes, open_raw, open_stream
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
+from sharedmask.sources.seeking import Index, Points
 from sharedmask.sources.sidecar import RepetitionTime
-from sharedmask.sources.volumes import Volumes
+from sharedmask.sources.volumes import VolumeReader, Volumes
 from sharedmask.system import identity
 from sharedmask.system.files import matches
 from sharedmask.system.identity import FileState
@@ -44,40 +45,6 @@ from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 _WHILE_READ = "while it was read"
-
-
-class VolumeReader:
-    """Reads the volumes of a source one after the other; `remaining` counts those not read yet."""
-
-    def __init__(self, source: Source, fill: Callable[[Array, int], None]) -> None:
-        self.remaining, self._source, self._fill = source.n_timepoints, source, fill
-
-    def readinto(self, out: Array) -> None:
-        """Fill `out` with the next volumes.
-
-        Parameters
-        ----------
-        out : array, shape (n_voxels,) or (k, n_voxels)
-            C-contiguous, of the source's stored dtype. Each row becomes one volume in on-disk order
-            (x fastest), unscaled, in native byte order.
-
-        Raises
-        ------
-        DamagedImageError
-            If the file ends early or a checksum is wrong; the latter at the last volume at the latest.
-        ParameterError
-            If `out` does not fit, or fewer volumes are left than it asks for.
-        """
-        name, dtype, n_voxels = self._source.name, self._source.dtype, self._source.n_voxels
-        fits = out.ndim in (1, 2) and out.shape[-1] == n_voxels and out.dtype == dtype
-        if not (fits and out.flags.c_contiguous and out.flags.writeable):
-            wanted = f"a writeable C-contiguous {dtype} array of shape ({n_voxels},) or (k, {n_voxels})"
-            raise errors.ParameterError(f"{name} is read into {wanted}, not into {out.dtype} {out.shape}")
-        rows = out.reshape(-1, n_voxels)
-        if len(rows) > self.remaining:
-            raise errors.ParameterError(f"{name} has {self.remaining} volumes left, not {len(rows)}")
-        self.remaining -= len(rows)
-        self._fill(rows, self.remaining)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +234,31 @@ class FileSource(Source):
     file: str = field(repr=False)
     offset: int = field(repr=False)
     foreign: bool = field(repr=False)
+    index: Index | None = field(repr=False, default=None, kw_only=True)
+    """Where its seek points are kept, if there are any."""
+
+    @cached_property
+    def points(self) -> Points | None:
+        """Where decoding can begin, if that is known."""
+        if self.index is None or codec_of(self.file) is not GZIP:
+            return None
+        with open_raw(self.file) as file:
+            points = self.index.find(file)
+        return points if points is not None and points.nbytes >= self.offset + self.nbytes else None
+
+    @property
+    def reading_bytes(self) -> int:
+        return 0 if self.points is None else seeking.reading_bytes(self.points)
+
+    def volume(self, number: int) -> Array | None:
+        """The stored values of one volume, if they can be read without those before."""
+        if self.points is None:
+            return None
+        row = np.empty(self.n_voxels, self.dtype)
+        place = self.offset + number * row.nbytes
+        with self.unchanged(), seeking.open_indexed(self.file, self.name, self.points, place, 1) as stream:
+            self._fill(stream, row, self.n_timepoints - number - 1)
+        return row
 
     @property
     def layout(self) -> FileLayout | str:
@@ -278,15 +270,21 @@ class FileSource(Source):
 
     @contextmanager
     def _volumes(self) -> Iterator[VolumeReader]:
-        with open_stream(self.file, self.name) as stream:
+        with self._opened() as stream:
             if stream.skip(self.offset) < self.offset:
                 raise self.truncated(0)
             yield VolumeReader(self, partial(self._fill, stream))
 
+    def _opened(self) -> AbstractContextManager[Stream]:
+        n_threads = 1 if self.points is None else seeking.n_decoders(self.points)
+        if self.points is None or n_threads == 1:
+            return open_stream(self.file, self.name)
+        return seeking.open_indexed(self.file, self.name, self.points, 0, n_threads)
+
     def _fill(self, stream: Stream, rows: Array, remaining: int) -> None:
         got = stream.readinto(rows.view(np.uint8).reshape(-1).data)
         if got < rows.nbytes:
-            before = self.nbytes // self.n_timepoints * (self.n_timepoints - remaining - len(rows))
+            before = self.nbytes - self.nbytes // self.n_timepoints * remaining - rows.nbytes
             raise self.truncated(before + got)
         if self.foreign:
             rows.byteswap(inplace=True)

@@ -31,8 +31,9 @@ from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.source import Source, VolumeReader
+from sharedmask.sources.source import Source
 from sharedmask.sources.values import all_finite
+from sharedmask.sources.volumes import VolumeReader
 from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.system.threads import Threads
 from sharedmask.typing import Array

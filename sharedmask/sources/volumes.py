@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
@@ -63,6 +64,47 @@ class Volumes(Protocol):
 
         It may end before the last volume; at the end of the ``with`` block nothing of it is left open.
         """
+
+
+class NamedVolumes(Volumes, Protocol):
+    """Volumes of an image that messages can name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class VolumeReader:
+    """Reads the volumes of a source one after the other; `remaining` counts those not read yet."""
+
+    def __init__(self, source: NamedVolumes, fill: Callable[[Array, int], None]) -> None:
+        self.remaining, self._source, self._fill = source.n_timepoints, source, fill
+
+    def readinto(self, out: Array) -> None:
+        """Fill `out` with the next volumes.
+
+        Parameters
+        ----------
+        out : array, shape (n_voxels,) or (k, n_voxels)
+            C-contiguous, of the source's stored dtype. Each row becomes one volume in on-disk order
+            (x fastest), unscaled, in native byte order.
+
+        Raises
+        ------
+        DamagedImageError
+            If the file ends early or a checksum is wrong; the latter at the last volume at the latest.
+        ParameterError
+            If `out` does not fit, or fewer volumes are left than it asks for.
+        """
+        name, dtype, n_voxels = self._source.name, self._source.dtype, self._source.n_voxels
+        fits = out.ndim in (1, 2) and out.shape[-1] == n_voxels and out.dtype == dtype
+        if not (fits and out.flags.c_contiguous and out.flags.writeable):
+            wanted = f"a writeable C-contiguous {dtype} array of shape ({n_voxels},) or (k, {n_voxels})"
+            raise ParameterError(f"{name} is read into {wanted}, not into {out.dtype} {out.shape}")
+        rows = out.reshape(-1, n_voxels)
+        if len(rows) > self.remaining:
+            raise ParameterError(f"{name} has {self.remaining} volumes left, not {len(rows)}")
+        self.remaining -= len(rows)
+        self._fill(rows, self.remaining)
 
 
 @dataclass(frozen=True)

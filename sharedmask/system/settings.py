@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
@@ -73,6 +73,8 @@ class Settings:
     """Where results are cached; None: nowhere, unless a call says so."""
     cache_limit: int = 50 * GIB
     """What cached results may take together."""
+    decoders: Annotated[int, "how many"] | None = None
+    """Cores that decode one .nii.gz file that has an index; None: all that may be used, one in a worker."""
     fingerprint: Literal["stat", "content"] = "stat"
     """How it is known that an image is still the same, by cache, images on disk and journals: by what the
     file system says of the file and a few of its bytes; or by all that it holds, which is read each time, for
@@ -137,6 +139,14 @@ def _profile(value: Any) -> str:
     return str(value)
 
 
+def _count(value: Any) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ParameterError(f"{value!r} is no number of cores")
+    return value
+
+
 _FINGERPRINT = Literal["stat", "content"]
 
 
@@ -151,6 +161,7 @@ _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     float: _fraction,
     int: _size,
     int | None: _size,
+    Annotated[int, "how many"] | None: _count,
     int | float | str | None: _limit,
     Path | None: _folder,
     str | None: _profile,

@@ -127,6 +127,7 @@ WRONG = {
     "log_memory": [2],
     "cache_dir": [True, ""],
     "cache_limit": [-1, "lots"],
+    "decoders": [0, -1, 1.5, True, "many", "2K"],
     "fingerprint": [1, "times"],
 }
 

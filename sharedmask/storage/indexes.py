@@ -1,0 +1,145 @@
+"""Indexes: the seek points of gzip files, kept for the next time.
+
+Covers: where they are kept, which file they are of, making one. Does not cover: points (``seeking``), what
+any kept folder does (``kept``).
+
+An index is that of every file of the same size, first and last bytes, the checksum of all data among them:
+it stays when the file is moved or copied. Each piece of the data has a checksum in it besides.
+"""
+
+import os
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from sharedmask.errors import AttachError, ImageError, SegmentError
+from sharedmask.sources import seeking
+from sharedmask.sources.codecs import GZIP, codec_of, open_raw
+from sharedmask.sources.seeking import Points
+from sharedmask.sources.source import FileSource, Source
+from sharedmask.storage import container
+from sharedmask.storage.kept import KeptFolder
+from sharedmask.system import files, settings
+from sharedmask.typing import Array
+
+BESIDE = ".gzi"
+"""What is put behind the name of a file for that of its index."""
+_EDGE = 64 * 1024
+_LIMIT = 2**30
+
+
+def indexed(source: Source) -> Source:
+    """The image, with its seek points where they are kept."""
+    return replace(source, index=_Kept()) if isinstance(source, FileSource) else source
+
+
+class _Kept:
+    """The indexes beside files, and those in the folder."""
+
+    def find(self, file: FileIO) -> Points | None:
+        """The seek points of a file."""
+        key = _key(file)
+        points = _beside(file, key)
+        if points is None and (kept := _folder()).path.is_dir():
+            try:
+                with kept.opened() as folder:
+                    points = kept.find(folder, kept.name(key), partial(_points, key))
+            except (OSError, SegmentError):
+                return None
+        return points if points is not None and points.fit(file) else None
+
+
+def make(source: Source, *, beside: bool = False) -> Path:
+    """Look for the seek points of a .nii.gz file and keep them, in the folder or beside the file; where.
+
+    Raises
+    ------
+    ImageError
+        It is no gzip file, or has no such points.
+    DamagedImageError
+        What reading the image raises.
+    ParameterError
+        rapidgzip is not installed.
+    SegmentError
+        There is a file beside it that is no index of ours.
+    """
+    if not isinstance(source, FileSource) or codec_of(source.file) is not GZIP:
+        raise ImageError(f"{source.name} needs no index: it is no gzip file")
+    kept = _folder()
+    with open_raw(source.file) as file:
+        key = _key(file)
+    path = Path(source.file + BESIDE) if beside else kept.path / kept.name(key)
+    if beside:
+        _check_ours(path)
+    with source.unchanged():
+        points = seeking.found(source.file, source.name, source.offset + source.nbytes)
+    if points is None:
+        _read_all(source)
+        raise ImageError(f"{source.name} has no index: it is not one gzip member that holds the image alone")
+    arrays = seeking.to_arrays(points)
+    if not beside:
+        kept.path.parent.mkdir(parents=True, exist_ok=True)
+        with kept.turn(key):
+            needed = container.projected(container.geometry_of(arrays))
+            kept.make_room(lambda held: held + needed <= _LIMIT)
+            _write(path, arrays, key)
+        kept.sweep()
+    else:
+        _write(path, arrays, key)
+    return path
+
+
+def _read_all(source: Source) -> None:
+    row = np.empty(source.n_voxels, source.dtype)
+    with source.volumes() as reader:
+        while reader.remaining:
+            reader.readinto(row)
+
+
+def _write(path: Path, arrays: list[Array], key: str) -> None:
+    with files.atomic_write(path) as temporary, open(temporary, "wb", buffering=0) as file:
+        container.write(file.fileno(), arrays, key)
+
+
+def _check_ours(path: Path) -> None:
+    if path.exists() and not path.read_bytes()[: len(container.OURS)] == container.OURS:
+        raise SegmentError(f"{path} is no index of sharedmask: move it away")
+
+
+def _beside(file: FileIO, key: str) -> Points | None:
+    try:
+        fd = os.open(f"{file.name!s}{BESIDE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _points(key, fd)
+    except (AttachError, OSError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _points(key: str, fd: int) -> Points:
+    arrays = container.read(fd, key)
+    if len(arrays) != 5:
+        raise AttachError("it holds no seek points")
+    return Points(*arrays)
+
+
+def _folder() -> KeptFolder:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = settings.current().cache_dir or Path(home)
+    return KeptFolder(path / "sharedmask-indexes", "folder of indexes", "", 40, "index")
+
+
+def _key(file: FileIO) -> str:
+    """Of a file with that size, and those first and last bytes."""
+    size = os.fstat(file.fileno()).st_size
+    digest = blake2b(str(size).encode(), digest_size=20)
+    for place in (0, max(size - _EDGE, 0)):
+        digest.update(os.pread(file.fileno(), _EDGE, place))
+    return digest.hexdigest()
