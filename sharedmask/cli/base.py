@@ -185,7 +185,8 @@ def with_settings(verb: F) -> F:
         from sharedmask.system import settings
 
         given = settings.from_texts(set_knobs)
-        given |= {"profile": options.pop("profile"), "decoders": options.pop("decode_jobs")}
+        given |= {"profile": options.pop("profile")}
+        given |= {"decoders": options.pop("decode_jobs") or given.get("decoders")}
         given |= {"log_memory": options.pop("log_memory") or None}
         given |= {"memory_limit": options.get("memory_limit") or given.get("memory_limit")}
         with (
@@ -201,7 +202,9 @@ _settings_options = options(
     click.option("--config", metavar="FILE", help="Settings in TOML, instead of the usual file."),
     click.option("--profile", type=click.Choice(["small", "medium", "large", "auto", "slurm"])),
     click.option("--set", "set_knobs", metavar="NAME=VALUE", multiple=True, help="Any other setting."),
-    click.option("--decode-jobs", type=int, metavar="N", help="Cores that decode one file with an index."),
+    click.option(
+        "--decode-jobs", type=click.IntRange(1), metavar="N", help="Cores that decode one file with an index."
+    ),
     click.option("--log-memory", is_flag=True, help="One line per operation: memory projected and in use."),
 )
 

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from command import sharedmask
 from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import SharedImage
@@ -142,8 +141,3 @@ def test_the_folder_is_bounded(run, tmp_path, monkeypatch):
     run.write_bytes(gzip.compress(gzip.decompress(run.read_bytes()), 6))
     second = indexes.make(open_source(run))
     assert os.listdir(second.parent) == [second.name] and first != second
-
-
-def test_the_verb(run):
-    done = sharedmask("index", "--beside", str(run))
-    assert done.stdout == f"{run}.gzi\n"
