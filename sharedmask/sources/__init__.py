@@ -5,6 +5,6 @@ cover: masks (``regions``), parameters (``compute``).
 
 From the bottom up::
 
-    volumes  grid  layout  codecs  hdf5  values  names  sidecar  nifti  source  transform  loader
-    rechunk
+    volumes  grid  layout  codecs  seeking  hdf5  values  names  sidecar  nifti  source  transform
+    loader  rechunk
 """
