@@ -93,12 +93,13 @@ def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
     """For volumes that pass by: results are made on the way, or the voxels' rows are loaded first."""
     if request.is_streamed:
         working = _passing_bytes(source, request)
-        check_bound(request.operation, working, per_process(request.n_jobs, budget))
         results = _table_bytes(source, request) if request.strategy else signals_bytes(source, request)
-        plan = Plan(request, working + results)
-    else:
-        plan = of_rows(source, request, budget)
-        plan = replace(plan, needed=plan.needed + rows.union_bytes(source, request.regions))
+        budget.require(request.operation, working + results, _FEWER)
+        # A bound that a profile made of the budget is told by the budget, which knows where it is from.
+        check_bound(request.operation, working, per_process(request.n_jobs, budget))
+        return Plan(request, working + results)
+    plan = of_rows(source, request, budget)
+    plan = replace(plan, needed=plan.needed + rows.union_bytes(source, request.regions))
     budget.require(request.operation, plan.needed, _FEWER)
     return plan
 
