@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import warnings
@@ -187,7 +188,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     if _is_special(path):
-        yield path
+        with _passed_on(path) as temporary:
+            yield temporary
         return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -249,6 +251,17 @@ def _is_special(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return not stat.S_ISREG(os.stat(path).st_mode)
     return False
+
+
+@contextlib.contextmanager
+def _passed_on(path: Path) -> Iterator[Path]:
+    """A file of its own, since writers of archives go back in theirs; its bytes then go to ``path``."""
+    with open(scratch(spill_folder()), "r+b") as draft:
+        temporary = Path(f"/proc/self/fd/{draft.fileno()}")
+        with _naming(path, temporary):
+            yield temporary
+        with _about(path), open(path, "wb") as to:
+            shutil.copyfileobj(draft, to)
 
 
 @contextlib.contextmanager

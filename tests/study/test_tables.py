@@ -1,5 +1,10 @@
 """Files of results: what is in them."""
 
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,3 +66,22 @@ def test_series_read_back(tmp_path, name, read):
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(ParameterError, match=r"out\.csv: .*\.npz or \.h5"):
         write_series(tmp_path / "out.csv", {"a": np.zeros((2, 2))})
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.h5"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_archives_go_to_what_is_no_regular_file(name, kind, tmp_path):
+    """Their writers go back in the file, which a pipe cannot."""
+    path, series = tmp_path / name, {"a": np.arange(6.0).reshape(3, 2)}
+    if kind == "device":
+        path.symlink_to("/dev/null")
+        write_series(path, series)
+        assert path.is_symlink() and os.stat("/dev/null").st_size == 0
+        return
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as reader:
+        passed = reader.submit(path.read_bytes)
+        write_series(path, series)
+        written = io.BytesIO(passed.result(60))
+    with np.load(written) if name.endswith("npz") else h5py.File(written) as read:
+        np.testing.assert_array_equal(read["a"][:], series["a"])
