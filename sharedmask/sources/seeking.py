@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.codecs import CHUNK, GZIP, MemberStream, Stream, open_raw
-from sharedmask.system import files, settings
+from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus
 from sharedmask.typing import Array
@@ -112,39 +112,46 @@ class Points:
             self.nbytes % 2**32,
         )
 
-    def decode(self, fd: int, number: int) -> bytearray:
-        """A piece, verified.
+    def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+        """A piece, verified, at the beginning of a buffer that has room for the largest.
 
         Raises
         ------
         _WrongPieceError
         """
-        out = self.decode_unverified(fd, number)
+        out = self.decode_unverified(fd, number, buffer)
         if isal_zlib.crc32(out) != self.crcs[number]:
             raise _WrongPieceError
         return out
 
-    def decode_unverified(self, fd: int, number: int) -> bytearray:
-        first, last = int(self.bits[number]), int(self.bits[number + 1])
-        data = bytearray(-(-last // 8) - first // 8)
-        files.pread_into(fd, memoryview(data), first // 8)
-        begun = f"{data[0]:08b}"[::-1][first % 8 :]
-        head = _packed(_FILLERS[first % 8] + begun)
-        out = bytearray(int(self.starts[number + 1] - self.starts[number]))
+    def buffer(self) -> bytearray:
+        """Room for any piece."""
+        return bytearray(int(np.diff(self.starts).max()))
+
+    def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+        out = memoryview(buffer)[: int(self.starts[number + 1] - self.starts[number])]
+        given, done = self._given(fd, number), 0
         try:
             decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, 15, self._window(number))
-            done, given = 0, head + data[1:]
             while done < len(out) and not decoder.eof:
-                piece = decoder.decompress(given, min(CHUNK, len(out) - done))
-                if not piece and decoder.needs_input:
-                    break
+                data = next(given) if decoder.needs_input else b""
+                piece = decoder.decompress(data, min(CHUNK, len(out) - done))
                 out[done : done + len(piece)] = piece
-                done, given = done + len(piece), b""
-        except (igzip_lib.IsalError, zlib.error) as error:  # type: ignore[misc]
+                done += len(piece)
+        except (igzip_lib.IsalError, zlib.error, StopIteration) as error:  # type: ignore[misc]
             raise _WrongPieceError from error
         if done < len(out):
             raise _WrongPieceError
         return out
+
+    def _given(self, fd: int, number: int) -> Iterator[bytes]:
+        """What the decoder is given of a piece, a little at a time: it stays in the processor's cache."""
+        first, place, end = int(self.bits[number]), int(self.bits[number]) // 8 + 1, self.bits[number + 1]
+        begun = f"{os.pread(fd, 1, place - 1)[0]:08b}"[::-1][first % 8 :]
+        yield _packed(_FILLERS[first % 8] + begun)
+        while data := os.pread(fd, min(CHUNK, max(-(-int(end) // 8) - place, 0)), place):
+            yield data
+            place += len(data)
 
     def _window(self, number: int) -> bytes:
         start = int(self.ends[number - 1]) if number else 0
@@ -193,10 +200,11 @@ class IndexedStream(Stream):
         super().__init__(file)
         self._points, self._name, self._place = points, name, place
         self._next = points.at(place)
-        self._ahead: deque[Future[bytearray]] = deque()
+        self._ahead: deque[tuple[bytearray, Future[memoryview]]] = deque()
+        self._buffer, self._spare = points.buffer(), deque[bytearray]()
         self._threads = ThreadPoolExecutor(n_threads, "sharedmask-decode") if n_threads > 1 else None
         self._n_ahead = n_threads + _AHEAD - 1
-        self._piece = bytearray()
+        self._piece = memoryview(b"")
         self._begin = self._end = int(points.starts[self._next])  # of the piece in the data
         self._plain: Stream | None = None
 
@@ -224,20 +232,23 @@ class IndexedStream(Stream):
             return self._plain.readinto(view)
         at = self._place - self._begin
         taken = min(len(view), self._end - self._place)
-        view[:taken] = memoryview(self._piece)[at : at + taken]
+        view[:taken] = self._piece[at : at + taken]
         self._place += taken
         return taken
 
     def _advance(self) -> None:
         """To the next piece; others are decoded meanwhile."""
-        self._piece = bytearray()  # before the next is there
+        decode, fd = self._points.decode, self._file.fileno()
         if self._threads is None:
-            self._piece = self._points.decode(self._file.fileno(), self._next)
+            self._piece = decode(fd, self._next, self._buffer)
         else:
-            numbers = range(self._next + len(self._ahead), min(self._next + self._n_ahead, len(self._points)))
-            decode, fd = self._points.decode, self._file.fileno()
-            self._ahead.extend(self._threads.submit(decode, fd, number) for number in numbers)
-            self._piece = self._ahead.popleft().result()
+            self._spare.append(self._buffer)
+            for number in range(self._next + len(self._ahead), self._next + self._n_ahead):
+                if number < len(self._points):
+                    buffer = self._spare.pop() if self._spare else self._points.buffer()
+                    self._ahead.append((buffer, self._threads.submit(decode, fd, number, buffer)))
+            self._buffer, decoding = self._ahead.popleft()
+            self._piece = decoding.result()
         self._begin = int(self._points.starts[self._next])
         self._end, self._next = self._begin + len(self._piece), self._next + 1
 
@@ -332,7 +343,7 @@ def _searched(rapidgzip: Any, file: FileIO, name: str, nbytes: int) -> Points | 
 
 
 def _crc_of(points: Points, fd: int, number: int) -> int:
-    crc: int = isal_zlib.crc32(points.decode_unverified(fd, number))
+    crc: int = isal_zlib.crc32(points.decode_unverified(fd, number, points.buffer()))
     return crc
 
 
