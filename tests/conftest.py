@@ -109,6 +109,7 @@ def registry_dir(tmp_path, monkeypatch):
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("SHAREDMASK_DIR", str(folder))
     monkeypatch.setenv("SHAREDMASK_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
     return folder
 
 
