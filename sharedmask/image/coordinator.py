@@ -29,7 +29,7 @@ from sharedmask.sources.source import open_source
 from sharedmask.storage.registry import Claim, directory, socket_address
 from sharedmask.system import limits, process
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.process import Event, Lock, Semaphore
+from sharedmask.system.process import Lock, Semaphore
 from sharedmask.system.threads import start
 from sharedmask.system.units import format_bytes, parse_bytes
 
@@ -101,7 +101,7 @@ class Coordinator:
         self._loads = Semaphore(_LOADS_AT_ONCE)
         self._images: dict[Key, _Held] = {}
         self._clients: dict[int, socket.socket] = {}
-        self._stopping = Event()
+        self._stopping = False
         self._ended = False
         self._threads: list[threading.Thread] = []
         self.n_loads = 0
@@ -152,8 +152,8 @@ class Coordinator:
         self._images.clear()
 
     def stop(self) -> None:
-        """Ask the coordinator to end; safe in a signal handler."""
-        self._stopping.set()
+        """Ask the coordinator to end; safe in a signal handler, which may wait for no lock."""
+        self._stopping = True
 
     def wait(self) -> None:
         """Return when it was asked to stop, or nobody came for ``idle`` seconds.
@@ -164,7 +164,7 @@ class Coordinator:
             The registry was removed: nobody finds the coordinator or its images any more.
         """
         alone_since = time.monotonic()
-        while not self._stopping.wait(_TICK_SECONDS):
+        while not self._stopping:
             if not self._claim.stands:
                 raise SegmentError(
                     f"the registry {directory()} was removed: nobody finds this coordinator any more"
@@ -174,18 +174,19 @@ class Coordinator:
             alone_since = alone_since if alone else time.monotonic()
             if self._idle is not None and time.monotonic() - alone_since > self._idle:
                 return
+            time.sleep(_TICK_SECONDS)
 
     # --- clients ---
 
     def _accept(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping:
             try:
                 connection, _ = self._socket.accept()
             except TimeoutError:
                 continue
             except OSError:  # no descriptor for it: it waits until there is one
                 self._close_least_recent()
-                self._stopping.wait(_TICK_SECONDS)
+                time.sleep(_TICK_SECONDS)
                 continue
             try:
                 self._admit(connection)
@@ -213,7 +214,7 @@ class Coordinator:
 
     def _answer_all(self, client: int, connection: socket.socket) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionError):
-            while not self._stopping.is_set():
+            while not self._stopping:
                 try:
                     request = protocol.receive(connection)
                 except AttachError as error:  # what follows cannot be told from it

@@ -43,13 +43,7 @@ class _Kept:
     def find(self, file: FileIO) -> Points | None:
         """The seek points of a file."""
         key = _key(file)
-        points = _beside(file, key)
-        if points is None and (kept := _folder()).path.is_dir():
-            try:
-                with kept.opened() as folder:
-                    points = kept.find(folder, kept.name(key), partial(_points, key))
-            except (OSError, SegmentError):
-                return None
+        points = _beside(file, key) or _in_folder(key)
         return points if points is not None and points.fit(file) else None
 
 
@@ -121,6 +115,18 @@ def _beside(file: FileIO, key: str) -> Points | None:
         return None
     finally:
         os.close(fd)
+
+
+def _in_folder(key: str) -> Points | None:
+    """Nobody asked for an index: a home that may not be looked into has none."""
+    kept = _folder()
+    try:
+        if not kept.path.is_dir():
+            return None
+        with kept.opened() as folder:
+            return kept.find(folder, kept.name(key), partial(_points, key))
+    except (OSError, SegmentError):
+        return None
 
 
 def _points(key: str, fd: int) -> Points:

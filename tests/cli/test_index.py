@@ -3,8 +3,12 @@
 import gzip
 
 import pytest
-from command import sharedmask
+from command import called, sharedmask
 from source_files import save, signal
+
+from sharedmask.sources import seeking
+from sharedmask.sources.source import open_source
+from sharedmask.storage import indexes
 
 pytest.importorskip("rapidgzip")
 
@@ -18,3 +22,22 @@ def test_an_index_of_each_file(tmp_path):
     assert done.stdout == f"{run}.gzi\n" and (tmp_path / "run.nii.gz.gzi").exists()
     assert done.returncode == 65
     assert done.stderr == f"sharedmask: {plain} needs no index: it is no gzip file\n"
+
+
+@pytest.mark.parametrize("verb", ["info", "extract"])
+def test_how_many_cores_decode(verb, tmp_path, monkeypatch):
+    plain, run = save(tmp_path / "run.nii", signal((20, 21, 22, 40))), tmp_path / "run.nii.gz"
+    run.write_bytes(gzip.compress(plain.read_bytes(), 1))
+    save(tmp_path / "mask.nii", (signal((20, 21, 22)) > 100).astype("u1"))
+    monkeypatch.setattr(seeking, "_SPACING", 32 * 1024)
+    monkeypatch.setattr(seeking, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(seeking, "n_cpus", lambda: 4)
+    indexes.make(open_source(run), beside=True)
+    decide, decided = seeking.n_decoders, []
+    monkeypatch.setattr(seeking, "n_decoders", lambda points: decided.append(decide(points)) or decided[-1])
+    more = ["--mask", tmp_path / "mask.nii", "-o", tmp_path / "out.npz"] if verb == "extract" else []
+    for asked, cores in (([], 4), (["--decode-jobs", "1"], 1), (["--decode-jobs", "3"], 3)):
+        decided.clear()
+        done = called(verb, run, *more, *asked)
+        assert done.returncode == 0, done.stderr
+        assert set(decided) == {cores}

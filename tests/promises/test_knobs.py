@@ -137,6 +137,16 @@ def known_where_it_was_moved(tmp_path):
     return open_source(tmp_path / "moved.nii").fingerprint == first
 
 
+def cores_that_decode(tmp_path):
+    from sharedmask.sources import seeking
+
+    many = np.arange(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeking, "_SMALL_BYTES", 0)
+        patch.setattr(seeking, "n_cpus", lambda: 4)
+        return seeking.n_decoders(seeking.Points(many, many * 8, many[1:], many[1:], many[:0]))
+
+
 # Knob: (a value, what looks, what is seen without it, what is seen with it).
 TABLE = {
     "profile": ("medium", kept_free, "memory_limit='1G'", "memory_limit='1G', 20% kept free"),
@@ -154,6 +164,7 @@ TABLE = {
     "log_memory": (True, logged, [], ["extracting"]),
     "cache_dir": ("cache", cached, False, 1),
     "cache_limit": ("1G", cache_size, 50 * GIB, GIB),
+    "decoders": (3, cores_that_decode, 4, 3),
     "fingerprint": ("content", known_where_it_was_moved, False, True),
 }
 

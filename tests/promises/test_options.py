@@ -45,6 +45,7 @@ _IMAGES = {
     "--log-memory": ("--log-memory",),
     "--profile-memory": ("--profile-memory", "mem.dat"),
 }
+DECODING = "test_how_many_cores_decode"
 
 
 def of_images(verb, one):
@@ -62,6 +63,7 @@ def of_images(verb, one):
         "--format": (folder, (*folder, "--format", "npz")),
         "--shard": (folder, (*folder, "--shard", "1/2")),
         "--overwrite": "test_many_images_go_to_a_folder",
+        "--decode-jobs": DECODING,
         "--dask": "test_a_local_dask_cluster",
         "--n-jobs": "test_how_many_images_go_at_a_time",
         "--resampling-target": (far, (*far, "--resampling-target", "data")),
@@ -81,6 +83,7 @@ def of_settings(one):
         "--memory-limit": (one, (*one, *NO_ROOM)),
         "--profile": ((*one, *NO_ROOM), (*one, *NO_ROOM, "--profile", "small")),
         "--log-memory": (one, (*one, "--log-memory")),
+        "--decode-jobs": DECODING,
     }
 
 
@@ -243,8 +246,8 @@ def every():
             yield name, sorted(longs)
 
 
-# Verbs that need processes of their own, and the BIDS app: their tests type each option.
-ELSEWHERE = ("demo", "gc", "serve", "submit", "sharedmask-bids")
+# Verbs that need processes of their own, or rapidgzip, and the BIDS app: their tests type each option.
+ELSEWHERE = ("demo", "gc", "index", "serve", "submit", "sharedmask-bids")
 
 
 @pytest.mark.parametrize("verb, options", list(every()), ids=[verb or "sharedmask" for verb, _ in every()])
