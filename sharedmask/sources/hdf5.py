@@ -212,8 +212,16 @@ class Entries:
         applied = self.dataset.id.get_create_plist()
         return [applied.get_filter(i)[0] for i in range(applied.get_nfilters())]
 
+    @property
+    def _is_native(self) -> bool:
+        """Whether values are stored as NumPy has them: HDF5 tells the nearest type of any other."""
+        known = _h5py().h5t.py_create(self.dataset.dtype, logical=True)
+        return bool(self.dataset.id.get_type().equal(known))
+
     def span(self, number: int) -> Span | None:
         """Where the entry is in the file; None if it is not there, or only HDF5 can read it."""
+        if not self._is_native:
+            return None
         path = self.dataset.file.filename
         if self.dataset.chunks is None:
             start = self._begin
@@ -242,7 +250,9 @@ class Entries:
 
     @property
     def _begin(self) -> int | None:
-        whole = self.dataset.chunks is None and not self.dataset.external and not self.last
+        whole = (
+            self.dataset.chunks is None and not self.dataset.external and not self.last and self._is_native
+        )
         offset: int | None = self.dataset.id.get_offset() if whole else None
         return offset
 

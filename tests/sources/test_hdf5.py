@@ -287,3 +287,22 @@ def test_a_text_that_hdf5_never_comes_back_from_is_refused(tmp_path, size, libve
     place = good.index(b"NFDH5") - 8
     path.write_bytes(good[:place] + size + good[place + 8 :])
     assert "DamagedImageError('texts.h5 is damaged: its texts at byte" in in_fork(texts)
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 4)])
+def test_values_of_a_type_that_numpy_lacks_are_hdf5s(tmp_path, chunks):
+    """HDF5 tells the nearest type: the bytes are not its values."""
+    kind = h5py.h5t.STD_I32LE.copy()
+    kind.set_precision(24)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        if chunks:
+            made.set_chunk(chunks)
+        space = h5py.h5s.create_simple((3, 4))
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"x", kind, space, made))
+        dataset[...] = -np.arange(12, dtype="i4").reshape(3, 4)
+    with h5py.File(tmp_path / "x.h5") as file:
+        entries, out = hdf5.Entries(file["x"]), np.empty(4, "i4")
+        assert file["x"].dtype == out.dtype and entries.offset is None
+        entries.read(1, out, "x.h5")
+    np.testing.assert_array_equal(out, [-4, -5, -6, -7])
