@@ -121,7 +121,8 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
         identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
         yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
     finally:
-        locks.close(fd)
+        with contextlib.suppress(OSError):  # all of it was on the disk before it had its name
+            locks.close(fd)
 
 
 def _complete(key: str, geometry: Geometry, fd: int) -> int:
