@@ -119,7 +119,7 @@ OPTIONS = {
             (*RUN, "-v", "-j1", "--memory-efficient"), "--disable-shared-memory"
         ),
         "--auto-configure": added((*RUN, *NO_ROOM), "--auto-configure"),
-        "--slurm": added((*RUN, "--memory-limit", "2000K"), "--slurm"),
+        "--slurm": added((*RUN, "--memory-limit", "26M"), "--slurm"),
         "--verbose": added(RUN, "--verbose"),
     },
     "network": {
