@@ -61,7 +61,7 @@ class FittedModel:
         """
         given = np.atleast_2d(np.asarray(values))
         grid = self.regions.grid
-        volume = np.zeros((int(np.prod(grid.shape)), len(given)), np.float32)
+        volume = np.zeros((grid.n_voxels, len(given)), np.float32)
         volume[self.regions.indices] = given.T
         image = volume.reshape(*grid.shape, -1, order="F")
         return nib.Nifti1Image(image if np.ndim(values) > 1 else image[..., 0], grid.affine)

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from io import FileIO
 from multiprocessing import current_process, parent_process
@@ -30,6 +30,7 @@ from sharedmask.sources.codecs import CHUNK, GZIP, MemberStream, Stream, open_ra
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus
+from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
 _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
@@ -202,7 +203,7 @@ class IndexedStream(Stream):
         self._next = points.at(place)
         self._ahead: deque[tuple[bytearray, Future[memoryview]]] = deque()
         self._buffer, self._spare = points.buffer(), deque[bytearray]()
-        self._threads = ThreadPoolExecutor(n_threads, "sharedmask-decode") if n_threads > 1 else None
+        self._threads = Threads(n_threads, "sharedmask-decode") if n_threads > 1 else None
         self._n_ahead = n_threads + _AHEAD - 1
         self._piece = memoryview(b"")
         self._begin = self._end = int(points.starts[self._next])  # of the piece in the data
@@ -333,7 +334,7 @@ def _searched(rapidgzip: Any, file: FileIO, name: str, nbytes: int) -> Points | 
         np.cumsum([len(one.window) for one in all_found]),
         np.frombuffer(b"".join(one.window for one in all_found), np.uint8),
     )
-    with ThreadPoolExecutor(n_threads, "sharedmask-index") as threads:
+    with Threads(n_threads, "sharedmask-index") as threads:
         try:
             crcs = list(threads.map(lambda n: _crc_of(points, file.fileno(), n), range(len(points))))
         except _WrongPieceError:

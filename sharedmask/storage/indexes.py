@@ -42,8 +42,7 @@ class _Kept:
 
     def find(self, file: FileIO) -> Points | None:
         """The seek points of a file."""
-        key = _key(file)
-        points = _beside(file, key) or _in_folder(key)
+        points = _beside(file) or _in_folder(file)
         return points if points is not None and points.fit(file) else None
 
 
@@ -104,25 +103,26 @@ def _check_ours(path: Path) -> None:
         raise SegmentError(f"{path} is no index of sharedmask: move it away")
 
 
-def _beside(file: FileIO, key: str) -> Points | None:
+def _beside(file: FileIO) -> Points | None:
     try:
         fd = os.open(f"{file.name!s}{BESIDE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        return _points(key, fd)
+        return _points(_key(file), fd)
     except (AttachError, OSError):
         return None
     finally:
         os.close(fd)
 
 
-def _in_folder(key: str) -> Points | None:
+def _in_folder(file: FileIO) -> Points | None:
     """Nobody asked for an index: a home that may not be looked into has none."""
     kept = _folder()
     try:
         if not kept.path.is_dir():
             return None
+        key = _key(file)
         with kept.opened() as folder:
             return kept.find(folder, kept.name(key), partial(_points, key))
     except (OSError, SegmentError):

@@ -259,10 +259,10 @@ class Denoise:
         for pattern in self.columns:
             if not fnmatch.filter(names, pattern):
                 raise ParameterError(f"{file} has no column {pattern}; there are: {', '.join(names)}")
-        table = values[:, [names.index(name) for name in wanted if name not in there]]
+        chosen = [name for name in wanted if name not in there]
+        table = values[:, [names.index(name) for name in chosen]]
         if len(table) > 1:  # derivatives begin with the second volume
             table[0] = np.where(np.isnan(table[0]), table[1], table[0])
-        chosen = [name for name in wanted if name not in there]
         if (bad := np.argwhere(~np.isfinite(table))).size:
             raise ParameterError(f"{file}: no finite number in row {bad[0][0]}, column {chosen[bad[0][1]]!r}")
         if self.demean and len(kept) and len(table) > kept.max():
