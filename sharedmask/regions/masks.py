@@ -22,8 +22,8 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from sharedmask import errors
+from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
-from sharedmask.sources.codecs import ENDINGS, without_codec
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
 from sharedmask.sources.source import Source, open_source
 from sharedmask.system.budget import MemoryBudget

@@ -1,10 +1,10 @@
 """An image: what it is, and its volumes as a stream.
 
-Covers: formats, sidecars, decompression, scaling, smoothing and resampling, rows out of volumes. Does not
-cover: masks (``regions``), parameters (``compute``).
+Covers: formats, sidecars, scaling, smoothing and resampling, rows out of volumes. Does not
+cover: decompression (``decoding``), masks (``regions``), parameters (``compute``).
 
 From the bottom up::
 
-    volumes  grid  layout  codecs  seeking  hdf5  values  names  sidecar  nifti  source  transform
+    volumes  grid  layout  hdf5  values  names  sidecar  nifti  source  transform
     loader  rechunk
 """

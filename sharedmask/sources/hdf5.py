@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from isal import igzip_lib, isal_zlib
 
+from sharedmask.decoding.codecs import Codec, MemberStream, Stream
 from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.sources.codecs import Codec, MemberStream, Stream
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import at_fork
 from sharedmask.typing import Array

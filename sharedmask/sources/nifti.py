@@ -26,8 +26,8 @@ from nibabel.spatialimages import SpatialImage
 from nibabel.wrapstruct import WrapStructError
 
 from sharedmask import errors
+from sharedmask.decoding.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
-from sharedmask.sources.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
 from sharedmask.sources.sidecar import positive
 from sharedmask.system import files
 

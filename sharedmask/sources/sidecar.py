@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.sources.codecs import without_codec
 from sharedmask.sources.names import Name, same
 from sharedmask.system import inputs
 from sharedmask.system.files import dangling

@@ -29,13 +29,14 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask import errors
+from sharedmask.decoding import parallel
+from sharedmask.decoding.codecs import GZIP, Stream, codec_of, most_bytes, open_raw, open_stream
+from sharedmask.decoding.points import Index, Points
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
-from sharedmask.sources import nifti, seeking
-from sharedmask.sources.codecs import GZIP, Stream, codec_of, most_bytes, open_raw, open_stream
+from sharedmask.sources import nifti
 from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.seeking import Index, Points
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import VolumeReader, Volumes
 from sharedmask.system import identity
@@ -248,7 +249,7 @@ class FileSource(Source):
 
     @property
     def reading_bytes(self) -> int:
-        return 0 if self.points is None else seeking.reading_bytes(self.points)
+        return 0 if self.points is None else parallel.reading_bytes(self.points)
 
     def volume(self, number: int) -> Array | None:
         """The stored values of one volume, if they can be read without those before."""
@@ -256,7 +257,7 @@ class FileSource(Source):
             return None
         row = np.empty(self.n_voxels, self.dtype)
         place = self.offset + number * row.nbytes
-        with self.unchanged(), seeking.open_indexed(self.file, self.name, self.points, place, 1) as stream:
+        with self.unchanged(), parallel.open_indexed(self.file, self.name, self.points, place, 1) as stream:
             self._fill(stream, row, self.n_timepoints - number - 1)
         return row
 
@@ -276,10 +277,10 @@ class FileSource(Source):
             yield VolumeReader(self, partial(self._fill, stream))
 
     def _opened(self) -> AbstractContextManager[Stream]:
-        n_threads = 1 if self.points is None else seeking.n_decoders(self.points)
+        n_threads = 1 if self.points is None else parallel.n_decoders(self.points)
         if self.points is None or n_threads == 1:
             return open_stream(self.file, self.name)
-        return seeking.open_indexed(self.file, self.name, self.points, 0, n_threads)
+        return parallel.open_indexed(self.file, self.name, self.points, 0, n_threads)
 
     def _fill(self, stream: Stream, rows: Array, remaining: int) -> None:
         got = stream.readinto(rows.view(np.uint8).reshape(-1).data)

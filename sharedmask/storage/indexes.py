@@ -1,6 +1,6 @@
 """Indexes: the seek points of gzip files, kept for the next time.
 
-Covers: where they are kept, which file they are of, making one. Does not cover: points (``seeking``), what
+Covers: where they are kept, which file they are of, making one. Does not cover: points (``decoding``), what
 any kept folder does (``kept``).
 
 An index is that of every file of the same size, first and last bytes, the checksum of all data among them:
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sharedmask.decoding import search
+from sharedmask.decoding.codecs import GZIP, codec_of, open_raw
+from sharedmask.decoding.points import Points, to_arrays
 from sharedmask.errors import AttachError, ImageError, SegmentError
-from sharedmask.sources import seeking
-from sharedmask.sources.codecs import GZIP, codec_of, open_raw
-from sharedmask.sources.seeking import Points
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
@@ -69,11 +69,11 @@ def make(source: Source, *, beside: bool = False) -> Path:
     if beside:
         _check_ours(path)
     with source.unchanged():
-        points = seeking.found(source.file, source.name, source.offset + source.nbytes)
+        points = search.found(source.file, source.name, source.offset + source.nbytes)
     if points is None:
         _read_all(source)
         raise ImageError(f"{source.name} has no index: it is not one gzip member that holds the image alone")
-    arrays = seeking.to_arrays(points)
+    arrays = to_arrays(points)
     if not beside:
         kept.path.parent.mkdir(parents=True, exist_ok=True)
         with kept.turn(key):

@@ -4,9 +4,10 @@ import gzip
 
 import pytest
 from command import called, sharedmask
+from gzip_files import small_pieces
 from source_files import save, signal
 
-from sharedmask.sources import seeking
+from sharedmask.decoding import parallel
 from sharedmask.sources.source import open_source
 from sharedmask.storage import indexes
 
@@ -29,12 +30,10 @@ def test_how_many_cores_decode(verb, tmp_path, monkeypatch):
     plain, run = save(tmp_path / "run.nii", signal((20, 21, 22, 40))), tmp_path / "run.nii.gz"
     run.write_bytes(gzip.compress(plain.read_bytes(), 1))
     save(tmp_path / "mask.nii", (signal((20, 21, 22)) > 100).astype("u1"))
-    monkeypatch.setattr(seeking, "_SPACING", 32 * 1024)
-    monkeypatch.setattr(seeking, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(seeking, "n_cpus", lambda: 4)
+    small_pieces(monkeypatch)
     indexes.make(open_source(run), beside=True)
-    decide, decided = seeking.n_decoders, []
-    monkeypatch.setattr(seeking, "n_decoders", lambda points: decided.append(decide(points)) or decided[-1])
+    decide, decided = parallel.n_decoders, []
+    monkeypatch.setattr(parallel, "n_decoders", lambda points: decided.append(decide(points)) or decided[-1])
     more = ["--mask", tmp_path / "mask.nii", "-o", tmp_path / "out.npz"] if verb == "extract" else []
     for asked, cores in (([], 4), (["--decode-jobs", "1"], 1), (["--decode-jobs", "3"], 3)):
         decided.clear()

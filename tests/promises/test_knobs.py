@@ -138,13 +138,14 @@ def known_where_it_was_moved(tmp_path):
 
 
 def cores_that_decode(tmp_path):
-    from sharedmask.sources import seeking
+    from sharedmask.decoding import parallel
+    from sharedmask.decoding.points import Points
 
     many = np.arange(5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeking, "_SMALL_BYTES", 0)
-        patch.setattr(seeking, "n_cpus", lambda: 4)
-        return seeking.n_decoders(seeking.Points(many, many * 8, many[1:], many[1:], many[:0]))
+        patch.setattr(parallel, "_SMALL_BYTES", 0)
+        patch.setattr(parallel, "n_cpus", lambda: 4)
+        return parallel.n_decoders(Points(many, many * 8, many[1:], many[1:], many[:0]))
 
 
 # Knob: (a value, what looks, what is seen without it, what is seen with it).

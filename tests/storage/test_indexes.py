@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from gzip_files import small_pieces
 from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import SharedImage
+from sharedmask.decoding.points import to_arrays
 from sharedmask.errors import ClosedImageError, DamagedImageError, ImageError, SegmentError
-from sharedmask.sources import seeking
 from sharedmask.sources.source import open_source
 from sharedmask.storage import indexes
 from sharedmask.system import settings
@@ -19,10 +20,8 @@ pytest.importorskip("rapidgzip")
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch, tmp_path):
-    monkeypatch.setattr(seeking, "_SPACING", 32 * 1024)
-    monkeypatch.setattr(seeking, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(seeking, "n_cpus", lambda: 4)
+def small(monkeypatch, tmp_path):
+    small_pieces(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
@@ -70,7 +69,7 @@ def test_another_file_of_that_name_has_no_index(run, beside):
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_indexes_are_no_indexes(run, beside, n, caplog):
     path = indexes.make(open_source(run), beside=beside)
-    whole, expected = path.read_bytes(), seeking.to_arrays(points_of(run))
+    whole, expected = path.read_bytes(), to_arrays(points_of(run))
     rng = np.random.default_rng(7)
     for number in range(n):
         content = bytearray(whole)
@@ -87,7 +86,7 @@ def test_damaged_indexes_are_no_indexes(run, beside, n, caplog):
         path.write_bytes(content)
         found = points_of(run)
         if found is not None:  # what was changed is padding, which nobody reads
-            for read, made in zip(seeking.to_arrays(found), expected, strict=True):
+            for read, made in zip(to_arrays(found), expected, strict=True):
                 np.testing.assert_array_equal(read, made)
     path.write_bytes(whole)
     assert points_of(run) is not None

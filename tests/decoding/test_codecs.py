@@ -15,10 +15,10 @@ import pytest
 from isal import igzip_lib
 from source_files import assert_same, gz, read, save, signal, wrong_crc
 
+from sharedmask.decoding.codecs import CHUNK, MemberStream
 from sharedmask.errors import (
     DamagedImageError,
 )
-from sharedmask.sources.codecs import CHUNK, MemberStream
 from sharedmask.sources.source import open_source
 
 GARBAGE = [

@@ -1,0 +1,120 @@
+"""Pieces of a gzip file decoded on several cores, or from any place on.
+
+Covers: how many cores decode, pieces that are decoded ahead, what happens where a piece is not what it was.
+Does not cover: one piece (``points``), a pass without points (``codecs``).
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from io import FileIO
+from multiprocessing import current_process, parent_process
+
+from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_raw
+from sharedmask.decoding.points import Points, WrongPieceError
+from sharedmask.system import settings
+from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.process import n_cpus
+from sharedmask.system.threads import Threads
+
+_SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
+_AHEAD = 2  # pieces that are held besides those being decoded
+
+
+def n_decoders(points: Points) -> int:
+    """Cores that decode a file.
+
+    As many as the setting ``decoders`` says. By default all that this process may use; one where it is a
+    worker, as others are at work on images of their own. Fewer where memory is short, and one for little.
+    """
+    if points.nbytes < _SMALL_BYTES:
+        return 1
+    is_worker = current_process().daemon or parent_process() is not None
+    asked = settings.current().decoders or (1 if is_worker else n_cpus())
+    wanted = min(asked, n_cpus(), len(points))
+    if wanted == 1:
+        return 1
+    room = MemoryBudget.here().limit // 8 // points.largest - _AHEAD
+    return max(1, min(wanted, room))
+
+
+def reading_bytes(points: Points) -> int:
+    """Memory that a pass takes."""
+    n_threads = n_decoders(points)
+    return 0 if n_threads == 1 else (n_threads + _AHEAD) * points.largest
+
+
+class IndexedStream(Stream):
+    """The data of a file from any place on, its pieces verified one by one.
+
+    Where a piece is not what it was, the file is decoded from its beginning: what is wrong with it is then
+    said as without points.
+    """
+
+    def __init__(self, file: FileIO, points: Points, name: str, place: int, n_threads: int) -> None:
+        super().__init__(file)
+        self._points, self._name, self._place = points, name, place
+        self._next = points.at(place)
+        self._ahead: deque[tuple[bytearray, Future[memoryview]]] = deque()
+        self._buffer, self._spare = points.buffer(), deque[bytearray]()
+        self._threads = Threads(n_threads, "sharedmask-decode") if n_threads > 1 else None
+        self._n_ahead = n_threads + _AHEAD - 1
+        self._piece = memoryview(b"")
+        self._begin = self._end = int(points.starts[self._next])  # of the piece in the data
+        self._plain: Stream | None = None
+
+    def finish(self) -> None:
+        """Read to the end, as the checksum is of all."""
+        self.skip(self._points.nbytes)
+        if self._plain is not None:
+            self._plain.finish()
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _some(self, view: memoryview) -> int:
+        try:
+            while self._plain is None and self._place >= self._end:
+                if self._next == len(self._points):
+                    return 0
+                self._advance()
+        except WrongPieceError:
+            self._file.seek(0)
+            self._plain = MemberStream(self._file, GZIP, self._name)
+            self._plain.skip(self._place)
+        if self._plain is not None:
+            return self._plain.readinto(view)
+        at = self._place - self._begin
+        taken = min(len(view), self._end - self._place)
+        view[:taken] = self._piece[at : at + taken]
+        self._place += taken
+        return taken
+
+    def _advance(self) -> None:
+        """To the next piece; others are decoded meanwhile."""
+        decode, fd = self._points.decode, self._file.fileno()
+        if self._threads is None:
+            self._piece = decode(fd, self._next, self._buffer)
+        else:
+            self._spare.append(self._buffer)
+            for number in range(self._next + len(self._ahead), self._next + self._n_ahead):
+                if number < len(self._points):
+                    buffer = self._spare.pop() if self._spare else self._points.buffer()
+                    self._ahead.append((buffer, self._threads.submit(decode, fd, number, buffer)))
+            self._buffer, decoding = self._ahead.popleft()
+            self._piece = decoding.result()
+        self._begin = int(self._points.starts[self._next])
+        self._end, self._next = self._begin + len(self._piece), self._next + 1
+
+
+@contextmanager
+def open_indexed(path: str, name: str, points: Points, place: int, n_threads: int) -> Iterator[Stream]:
+    """The data of a file from the byte ``place`` on."""
+    with open_raw(path) as file:
+        stream = IndexedStream(file, points, name, place, n_threads)
+        try:
+            yield stream
+        finally:
+            stream.close()

@@ -1,0 +1,162 @@
+"""Seek points: places in a gzip file where decoding can begin.
+
+Covers: points and the windows that decoding needs there, one piece decoded by ISA-L and verified. Does not
+cover: finding points (``search``), many pieces (``parallel``), where points are kept (``indexes``).
+
+A piece reaches from one point to the next. It begins at any bit of a byte, and ISA-L begins at the first:
+blocks that are empty are put before the bits of the piece, so many that the whole fills bytes.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from io import FileIO
+from typing import Protocol
+
+import numpy as np
+from isal import igzip_lib, isal_zlib
+from numpy.typing import NDArray
+
+from sharedmask.decoding.codecs import CHUNK
+from sharedmask.records import dataclass
+from sharedmask.typing import Array
+
+TRAILER = struct.Struct("<II")
+
+# Empty blocks, bit by bit: one of the fixed code, 10 bits; one with a code of its own, 91 bits, of which
+# the 257th and 258th of its literals and its one distance have 1 bit each.
+_EVEN = "010" + "0000000"
+_LENGTHS = ["000"] * 18  # of codes for lengths; in deflate's order the third is for runs of 0, the last for 1
+_LENGTHS[2] = _LENGTHS[17] = "100"
+_RUNS = "1" + f"{138 - 11:07b}"[::-1] + "1" + f"{118 - 11:07b}"[::-1]
+_ODD = "001" + "10000" + "00000" + "0111" + "".join(_LENGTHS) + _RUNS + "000" + "0"
+
+
+def _filler(n_bits: int) -> str:
+    """Empty blocks that take so many bits more than whole bytes."""
+    bits = _ODD if n_bits % 2 else ""
+    while len(bits) % 8 != n_bits:
+        bits += _EVEN
+    return bits
+
+
+def _packed(bits: str) -> bytes:
+    """Deflate's first bit is the lowest of the first byte."""
+    return int(bits[::-1] or "0", 2).to_bytes(len(bits) // 8, "little")
+
+
+_FILLERS = [_filler(n_bits) for n_bits in range(8)]
+
+
+class WrongPieceError(Exception):
+    """A piece is not what it was when its point was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Where the pieces of a file with one gzip member begin."""
+
+    starts: NDArray[np.int64]
+    """In the data, (n + 1,); the last is where they end."""
+    bits: NDArray[np.int64]
+    """In the file, (n + 1,); the last is where the checksum begins."""
+    crcs: NDArray[np.int64]
+    """Checksum of each piece."""
+    ends: NDArray[np.int64]
+    """Of each window in ``windows``."""
+    windows: NDArray[np.uint8]
+    """What comes before each piece, compressed by zlib; nothing for the first."""
+
+    def __len__(self) -> int:
+        return len(self.crcs)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data."""
+        return int(self.starts[-1])
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest piece, as it is in the file and decoded."""
+        return int(np.diff(self.starts).max() + np.diff(self.bits).max() // 8)
+
+    def at(self, place: int) -> int:
+        """The number of the piece with that byte of the data."""
+        return int(np.searchsorted(self.starts, place, "right")) - 1
+
+    def fit(self, file: FileIO) -> bool:
+        """Whether the file ends with the checksum of these pieces, and where they end."""
+        crc = 0
+        for piece, n_bytes in zip(self.crcs.tolist(), np.diff(self.starts).tolist(), strict=True):
+            crc = isal_zlib.crc32_combine(crc, piece, n_bytes)
+        end = int(self.bits[-1]) // 8
+        return os.fstat(file.fileno()).st_size == end + TRAILER.size and trailer(file) == (
+            crc,
+            self.nbytes % 2**32,
+        )
+
+    def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+        """A piece, verified, at the beginning of a buffer that has room for the largest.
+
+        Raises
+        ------
+        WrongPieceError
+        """
+        out = self.decode_unverified(fd, number, buffer)
+        if isal_zlib.crc32(out) != self.crcs[number]:
+            raise WrongPieceError
+        return out
+
+    def buffer(self) -> bytearray:
+        """Room for any piece."""
+        return bytearray(int(np.diff(self.starts).max()))
+
+    def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+        out = memoryview(buffer)[: int(self.starts[number + 1] - self.starts[number])]
+        given, done = self._given(fd, number), 0
+        try:
+            decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, 15, self._window(number))
+            while done < len(out) and not decoder.eof:
+                data = next(given) if decoder.needs_input else b""
+                piece = decoder.decompress(data, min(CHUNK, len(out) - done))
+                out[done : done + len(piece)] = piece
+                done += len(piece)
+        except (igzip_lib.IsalError, zlib.error, StopIteration) as error:  # type: ignore[misc]
+            raise WrongPieceError from error
+        if done < len(out):
+            raise WrongPieceError
+        return out
+
+    def _given(self, fd: int, number: int) -> Iterator[bytes]:
+        """What the decoder is given of a piece, a little at a time: it stays in the processor's cache."""
+        first, place, end = int(self.bits[number]), int(self.bits[number]) // 8 + 1, self.bits[number + 1]
+        begun = f"{os.pread(fd, 1, place - 1)[0]:08b}"[::-1][first % 8 :]
+        yield _packed(_FILLERS[first % 8] + begun)
+        while data := os.pread(fd, min(CHUNK, max(-(-int(end) // 8) - place, 0)), place):
+            yield data
+            place += len(data)
+
+    def _window(self, number: int) -> bytes:
+        start = int(self.ends[number - 1]) if number else 0
+        packed = self.windows[start : int(self.ends[number])].tobytes()
+        return zlib.decompress(packed) if packed else b""
+
+
+class Index(Protocol):
+    """Where points are kept."""
+
+    def find(self, file: FileIO) -> Points | None:
+        """Those of a file; None if there are none, or what is kept is not what was put there."""
+
+
+def trailer(file: FileIO) -> tuple[int, int]:
+    """The checksum of the data, and their size modulo 2**32."""
+    size = os.fstat(file.fileno()).st_size
+    crc, nbytes = TRAILER.unpack(os.pread(file.fileno(), TRAILER.size, size - TRAILER.size))
+    return crc, nbytes
+
+
+def to_arrays(points: Points) -> list[Array]:
+    """What is kept of points."""
+    return [points.starts, points.bits, points.crcs, points.ends, points.windows]
