@@ -7,6 +7,9 @@ from .maskers.labels import SharedLabelsMasker as SharedLabelsMasker
 from .maskers.maps import SharedMapsMasker as SharedMapsMasker
 from .maskers.multi import SharedMultiMasker as SharedMultiMasker
 from .maskers.nifti import SharedNiftiMasker as SharedNiftiMasker
+from .maskers.runs import SharedMultiLabelsMasker as SharedMultiLabelsMasker
+from .maskers.runs import SharedMultiMapsMasker as SharedMultiMapsMasker
+from .maskers.runs import SharedMultiNiftiMasker as SharedMultiNiftiMasker
 from .maskers.spheres import SharedSpheresMasker as SharedSpheresMasker
 from .network.batches import batch_process as batch_process
 from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
@@ -31,7 +34,10 @@ __all__ = [
     "SharedImage",
     "SharedLabelsMasker",
     "SharedMapsMasker",
+    "SharedMultiLabelsMasker",
+    "SharedMultiMapsMasker",
     "SharedMultiMasker",
+    "SharedMultiNiftiMasker",
     "SharedNiftiMasker",
     "SharedSpheresMasker",
     "__version__",

@@ -2,12 +2,18 @@ from .labels import SharedLabelsMasker as SharedLabelsMasker
 from .maps import SharedMapsMasker as SharedMapsMasker
 from .multi import SharedMultiMasker as SharedMultiMasker
 from .nifti import SharedNiftiMasker as SharedNiftiMasker
+from .runs import SharedMultiLabelsMasker as SharedMultiLabelsMasker
+from .runs import SharedMultiMapsMasker as SharedMultiMapsMasker
+from .runs import SharedMultiNiftiMasker as SharedMultiNiftiMasker
 from .spheres import SharedSpheresMasker as SharedSpheresMasker
 
 __all__ = [
     "SharedLabelsMasker",
     "SharedMapsMasker",
+    "SharedMultiLabelsMasker",
+    "SharedMultiMapsMasker",
     "SharedMultiMasker",
+    "SharedMultiNiftiMasker",
     "SharedNiftiMasker",
     "SharedSpheresMasker",
 ]

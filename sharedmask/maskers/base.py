@@ -2,7 +2,8 @@
 
 Covers: `SharedNiftiMasker`, `SharedLabelsMasker`, `SharedMapsMasker` and `SharedSpheresMasker`, subclasses of
 nilearn's that load and extract by themselves. Does not cover: what is done to an image (``_nilearn``), many
-masks at once (``multi``). Fitting, parameter checks, cleaning, reports and the way back are nilearn's.
+masks at once (``multi``), many images (``runs``). Fitting, parameter checks, cleaning, reports and the way
+back are nilearn's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def documented(masker: Masker) -> Masker:
     """The class with nilearn's description of what it inherits, its own, and what all of ours share."""
     own, parents = _sections(masker), _sections(masker.__mro__[2])
     merged = parents | own
-    merged["Parameters"] = _joined(parents["Parameters"], own.get("Parameters"), _MEMORY_LIMIT)
+    new = "" if _MEMORY_LIMIT in parents["Parameters"] else _MEMORY_LIMIT
+    merged["Parameters"] = _joined(parents["Parameters"], own.get("Parameters"), new)
     merged["Notes"] = _joined(own.get("Notes"), _UNLIKE)
     order = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
     texts = [f"{name}\n{'-' * len(name)}\n{merged[name]}" if name else merged[name] for name in order]
@@ -102,7 +104,7 @@ class SharedMasker(TransformerMixin):
             ``clean_args`` has a key that :func:`nilearn.signal.clean` does not know.
         """
         check_clean_args(self.clean_args)
-        image = as_niimg(imgs)
+        image = self._opened(imgs)
         if self.reports and self._can_wait(image):
             with self._as_if(reports=False):
                 super().fit(image, y)
@@ -131,13 +133,16 @@ class SharedMasker(TransformerMixin):
             (n_elements,) for a 3D image.
         """
         check_is_fitted(self)
-        return super().transform(as_niimg(imgs), confounds=confounds, sample_mask=sample_mask)
+        return super().transform(self._opened(imgs), confounds=confounds, sample_mask=sample_mask)
 
     def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
         """The same as :meth:`transform`, without its checks and high variance confounds."""
         check_is_fitted(self)
         read = read_tables(confounds)  # before nilearn's cache, which knows a file by its name
         return super().transform_single_imgs(as_niimg(imgs), confounds=read, sample_mask=sample_mask)
+
+    def _opened(self, imgs: Any) -> Any:
+        return as_niimg(imgs)
 
     def _cache(self, func: Any, *args: Any, **options: Any) -> Any:
         # nilearn calls whatever is costly through this method: here its way with images becomes ours.

@@ -26,7 +26,10 @@ from sharedmask import (
     SharedImage,
     SharedLabelsMasker,
     SharedMapsMasker,
+    SharedMultiLabelsMasker,
+    SharedMultiMapsMasker,
     SharedMultiMasker,
+    SharedMultiNiftiMasker,
     SharedNiftiMasker,
     SharedSpheresMasker,
 )
@@ -55,6 +58,9 @@ def checked_maskers():
         SharedLabelsMasker(labels, standardize=None),
         SharedMapsMasker(maps, standardize=None),
         SharedSpheresMasker([(1, 1, 1)], standardize=None),
+        SharedMultiNiftiMasker(standardize=None),
+        SharedMultiLabelsMasker(labels, standardize=None),
+        SharedMultiMapsMasker(maps, standardize=None),
     ]
 
 
@@ -119,7 +125,7 @@ def test_the_checks_are_those_that_nilearn_passes():
     assert of.pop("SharedMultiMasker") == MULTI_CHECKS
     for found in of.values():
         assert found == of["SharedNiftiMasker"] and len(found) >= 13
-    assert len(list(nilearn_checks())) >= 54 + 53 + 53 + 53
+    assert len(list(nilearn_checks())) >= 54 + 53 + 53 + 53 + 55 + 50 + 50
 
 
 # ---- in the place of nilearn's

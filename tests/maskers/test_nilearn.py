@@ -62,7 +62,7 @@ def test_private_names_are_imported_at_the_border_only():
     assert found == UNLISTED
 
 
-@pytest.mark.parametrize("module", ["base", "nifti", "labels", "maps", "spheres", "multi"])
+@pytest.mark.parametrize("module", ["base", "nifti", "labels", "maps", "spheres", "multi", "runs"])
 def test_the_table_names_what_is_overridden_or_set(module):
     """Whatever begins with an underscore here and in nilearn's maskers."""
     nilearns = {name for kind in vars(maskers).values() if inspect.isclass(kind) for name in dir(kind)}
