@@ -188,7 +188,7 @@ def _settle_folder(folder: str) -> None:
         try:
             os.fsync(fd)
         finally:
-            os.close(fd)
+            locks.close(fd)
 
 
 def _ends_a_line(fd: int) -> bool:

@@ -106,33 +106,32 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
     SegmentError
         There is no room on the disk or within the limit, or the directory cannot be used.
     """
-    kept, read = _folder(), partial(_complete, key, geometry)
-    with _opened() as folder:
-        kept.sweep()
-        fd = kept.find(folder, kept.name(key), read)
-        found = fd is not None
-        if fd is None:
-            with kept.turn(key):
-                fd = kept.find(folder, kept.name(key), read)  # built while we waited
-                if fd is None:
-                    fd = _build(key, geometry, label, fill, copied)
-    try:
+    kept = _folder()
+    with contextlib.ExitStack() as using:
+        read = partial(_complete, using, key, geometry)
+        with _opened() as folder:
+            kept.sweep()
+            fd = kept.find(folder, kept.name(key), read)
+            found = fd is not None
+            if fd is None:
+                with kept.turn(key):
+                    fd = kept.find(folder, kept.name(key), read)  # built while we waited
+                    if fd is None:
+                        fd = _build(using, key, geometry, label, fill, copied)
         facts, _ = container.read_header(fd)
         identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
         yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
-    finally:
-        with contextlib.suppress(OSError):  # all of it was on the disk before it had its name
-            locks.close(fd)
 
 
-def _complete(key: str, geometry: Geometry, fd: int) -> int:
-    """Another descriptor of a file that holds what it should."""
+def _complete(using: contextlib.ExitStack, key: str, geometry: Geometry, fd: int) -> int:
+    """Another descriptor of a file that holds what it should, for as long as it is in use."""
     expected = container.layout(geometry)
     facts, _ = container.read_header(fd)
     same = (facts.get("token"), facts.get("arrays")) == (key, expected.specs)
     if not same or not isinstance(facts.get("meta"), dict) or os.fstat(fd).st_size != expected.nbytes:
         raise AttachError("its arrays are others")
     mine = os.dup(fd)
+    using.callback(locks.close, mine)
     locks.lock(mine, fcntl.LOCK_SH)  # a lock that is a file goes with the first of them
     return mine
 
@@ -140,21 +139,21 @@ def _complete(key: str, geometry: Geometry, fd: int) -> int:
 # --- building ------------------------------------------------------------------------------------
 
 
-def _build(key: str, geometry: Geometry, label: str, fill: Fill, copied: int) -> int:
-    """Build the file of ``key``, whose lock we hold; a descriptor of it, locked as in use."""
+def _build(
+    using: contextlib.ExitStack, key: str, geometry: Geometry, label: str, fill: Fill, copied: int
+) -> int:
+    """Build the file of ``key``, whose lock we hold; a descriptor of it, locked while in use."""
     layout, path = container.layout(geometry), directory() / _folder().name(key)
     _make_room(layout.nbytes, layout.nbytes + copied, label)
-    with contextlib.ExitStack() as failing, disk_full_as_segment_error(label, layout.nbytes):
-        with files.atomic_write(path) as temporary:
-            fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
-            failing.callback(os.close, fd)
-            os.posix_fallocate(fd, 0, layout.nbytes)
-            meta = {**fill(_Writer(fd, layout.specs).write), "label": label[-_LABEL_LENGTH:]}
-            facts = {"token": key, "arrays": layout.specs, "meta": meta}
-            files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
-            os.fchmod(fd, 0o400)
-            locks.lock(fd, fcntl.LOCK_SH)
-        failing.pop_all()
+    with disk_full_as_segment_error(label, layout.nbytes), files.atomic_write(path) as temporary:
+        fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        using.callback(locks.close, fd)
+        os.posix_fallocate(fd, 0, layout.nbytes)
+        meta = {**fill(_Writer(fd, layout.specs).write), "label": label[-_LABEL_LENGTH:]}
+        facts = {"token": key, "arrays": layout.specs, "meta": meta}
+        files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
+        os.fchmod(fd, 0o400)
+        locks.lock(fd, fcntl.LOCK_SH)
     return fd
 
 
@@ -256,7 +255,7 @@ def scratch(label: str, nbytes: int, reserve: bool) -> int:
             else:
                 os.truncate(fd, nbytes)
     except BaseException:
-        os.close(fd)
+        locks.close(fd)
         raise
     return fd
 

@@ -23,7 +23,7 @@ from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
-from sharedmask.system import files, settings
+from sharedmask.system import files, locks, settings
 from sharedmask.typing import Array
 
 BESIDE = ".gzi"
@@ -113,7 +113,7 @@ def _beside(file: FileIO) -> Points | None:
     except (AttachError, OSError):
         return None
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def _in_folder(file: FileIO) -> Points | None:

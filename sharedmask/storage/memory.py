@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker, shared_memory, spawn
 from pathlib import Path
 
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.system import locks
 from sharedmask.system.limits import explained
 from sharedmask.system.units import format_bytes
 
@@ -81,7 +82,8 @@ class Named(Store):
         self._tracked = _tracker_runs() and self._make_tracked()
         if not self._tracked:
             try:
-                os.close(os.open(SHM / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                locks.close(os.open(SHM / self.name, flags, 0o600))
             except OSError as error:
                 size = f"{format_bytes(self.nbytes)} in {SHM}"
                 hint = "store='memfd' needs none"
@@ -106,7 +108,7 @@ class Named(Store):
         try:
             yield fd
         finally:
-            os.close(fd)
+            locks.close(fd)
 
     def seal(self) -> None:
         os.chmod(SHM / self.name, 0o400)
@@ -179,7 +181,7 @@ class Memfd(Store):
     def forget(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            locks.close(fd)
 
 
 KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}

@@ -38,6 +38,7 @@ from sharedmask.storage.container import (
 )
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
+from sharedmask.system import locks
 from sharedmask.system.limits import explained
 from sharedmask.system.process import boot_id, pid_namespace, start_time
 from sharedmask.system.units import format_bytes
@@ -321,7 +322,7 @@ def _map(handle: Handle, writable: bool) -> mmap.mmap:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         return mmap.mmap(fd, handle.nbytes, mmap.MAP_SHARED, protection)
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def _check_file(handle: Handle, fd: int, writable: bool) -> None:

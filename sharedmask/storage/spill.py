@@ -14,7 +14,7 @@ import numpy as np
 from sharedmask.storage import container, disk
 from sharedmask.storage.mapped_file import FileHandle, FileIdentity, attach_file
 from sharedmask.storage.views import SharedArray
-from sharedmask.system import process
+from sharedmask.system import locks, process
 from sharedmask.system.files import pwrite_all
 from sharedmask.typing import Array
 
@@ -41,7 +41,7 @@ class Spill:
     def __init__(self, label: str, geometry: container.Geometry, *, reserve: bool = False) -> None:
         self._layout = container.layout(geometry)
         self._fd = disk.scratch(label, self._layout.nbytes, reserve)
-        self._closed = weakref.finalize(self, os.close, self._fd)
+        self._closed = weakref.finalize(self, locks.close, self._fd)
         token, size = secrets.token_hex(16), self._layout.header_bytes
         os.pwrite(self._fd, container.header({"token": token, "arrays": self._layout.specs}, size), 0)
         identity = FileIdentity.of(f"/proc/{os.getpid()}/fd/{self._fd}", self._fd, ours=True)

@@ -67,7 +67,7 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[i
             error.filename, error.filename2 = os.path.normpath(path / name), None
         raise
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def _is_elsewhere(name: str) -> bool:
@@ -146,7 +146,7 @@ def scratch(path: str | os.PathLike[str]) -> int:
             os.unlink(name, dir_fd=folder)
         return fd
     finally:
-        os.close(folder)
+        locks.close(folder)
 
 
 def pwrite_all(fd: int, data: memoryview | bytes, place: int) -> None:
@@ -203,7 +203,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not every file system has this for directories
             os.fsync(folder)
     finally:
-        os.close(folder)
+        locks.close(folder)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
@@ -281,7 +281,7 @@ def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
             _link(fd, folder, _half_written(path))
         raise
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 @contextlib.contextmanager
@@ -299,7 +299,7 @@ def _named_draft(folder: int, path: Path, fd: int, name: str) -> Iterator[Path]:
                 os.rename(name, _half_written(path), src_dir_fd=folder, dst_dir_fd=folder)
         raise
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def _link(fd: int, folder: int, name: str) -> None:
@@ -335,7 +335,7 @@ def sweep(path: str | os.PathLike[str]) -> list[str]:
     try:
         return [os.path.join(path, name) for name in _sweep(folder)]
     finally:
-        os.close(folder)
+        locks.close(folder)
 
 
 def _sweep_once(folder: int) -> None:

@@ -55,15 +55,19 @@ def lock(fd: int, how: int) -> None:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor and end its lock, unless others share it."""
+    """Close a descriptor and end its lock, unless others share it.
+
+    It is closed whatever the system reports of that; and all that is to last was on the disk before.
+    """
     _drop(fd)
-    os.close(fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def leave_to(holder: object, fd: int) -> None:
     """Close a descriptor of a file that ``holder``, a map, keeps open: its lock ends with that."""
     path = _held.pop(fd, None)
-    os.close(fd)
+    close(fd)
     if path is not None:
         weakref.finalize(holder, _remove, path, os.getpid())
 
@@ -120,7 +124,7 @@ def _is_taken_by_file(fd: int, exclusive: bool) -> bool:
     facts, folder = os.fstat(fd), Path(os.readlink(f"/proc/self/fd/{fd}")).parent
     mine = folder / process.named_file(f"-{facts.st_ino}{'x' if exclusive else 's'}.lock")
     try:
-        os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN, 0o600))
+        close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN, 0o600))
     except OSError as error:
         raise OSError(errno.ENOLCK, "no file can be made that would be a lock") from error
     in_our_way = tuple(f"-{facts.st_ino}{kind}.lock" for kind in ("xs" if exclusive else "x"))
@@ -243,5 +247,6 @@ def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterato
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
-        lock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
+        with contextlib.suppress(OSError):
+            lock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
         close(fd)
