@@ -331,8 +331,8 @@ region_options = options(
         cls=Yielding,
         multiple=True,
         help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
-        "standard_deviation or pc1; a table for each of several. Without it a .tsv holds means, .npz and .h5 "
-        "the series of all voxels.",
+        "standard_deviation, pc1, or weighted_mean of an --atlas of 4D maps; a table for each of several. "
+        "Without it a .tsv holds means, .npz and .h5 the series of all voxels.",
     ),
 )
 
@@ -397,12 +397,16 @@ def memory_of(no_cache: bool, cache_dir: str | None) -> str | bool | None:
     return False if no_cache else cache_dir
 
 
-def regions_maker(given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None) -> Callable[[Any], Any]:
+def regions_maker(
+    given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None, weighted: bool = False
+) -> Callable[[Any], Any]:
     """What makes the regions asked for, on the grid that it is given."""
 
     def regions_on(grid: Any) -> Any:
         from sharedmask.regions.regions import Regions
 
+        if atlas and weighted:
+            return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
         if atlas:
             return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
         return Regions.from_any(given, grid, resampling_target=target)

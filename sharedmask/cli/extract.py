@@ -123,20 +123,25 @@ def parts_of(
 ) -> Any:
     """What is written of each image: tables, or the series of all voxels."""
     from sharedmask.compute.connectivity import check_matrices
-    from sharedmask.compute.request import checked_strategy
+    from sharedmask.compute.request import checked_strategy, is_weighted
     from sharedmask.study.atlases import Atlas, distinct
     from sharedmask.study.output import Parts
 
     strategy = checked_strategy(strategy_of(stat)) if table else None
     kinds = check_matrices(connectivity, fisher_z, table)
+    weighted = is_weighted(strategy)
     if len(atlas) < 2:
         one, names = next(iter(atlas), None), next(iter(lut), None)
-        made = {"": regions_maker(masks, one, names, resampling_target, labels)}
+        made = {"": regions_maker(masks, one, names, resampling_target, labels, weighted)}
         return Parts(made, strategy, kinds, fisher_z)
     named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
     makers = {
         name: regions_maker(
-            None, str(one.image), None if one.lut is None else str(one.lut), resampling_target
+            None,
+            str(one.image),
+            None if one.lut is None else str(one.lut),
+            resampling_target,
+            weighted=weighted,
         )
         for name, one in named.items()
     }

@@ -28,8 +28,12 @@ def reduce_regions(
     index: NDArray[np.intp],
     offsets: NDArray[np.intp],
     first: int,
+    weights: Array | None = None,
 ) -> None:
-    """``out[first + i]`` = one value per volume over the rows ``index[offsets[i]:offsets[i + 1]]``."""
+    """``out[first + i]`` = one value per volume over the rows ``index[offsets[i]:offsets[i + 1]]``.
+
+    ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
+    """
     exact = finite and not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
     keeps = exact and strategy in _SUMS
     nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
@@ -40,15 +44,22 @@ def reduce_regions(
     with np.errstate(invalid="ignore"):
         for start, stop in groups(offsets, most):
             edges, to = offsets[start : stop + 1], slice(first + start, first + stop)
-            region = _Rows(rows, index[edges[0] : edges[-1]], conversion, exact, keeps, taken, scratch)
+            span = slice(edges[0], edges[-1])
+            own = None if weights is None else weights[span]
+            region = _Rows(rows, index[span], conversion, exact, keeps, taken, scratch, own)
             if region.n_voxels > most:
                 out[to] = STRATEGIES[strategy](region)
                 continue
-            out[to] = _reduced(next(iter(region)), edges - edges[0], strategy, omits)
+            out[to] = _reduced(next(iter(region)), edges - edges[0], strategy, omits, own)
 
 
 def reduce_volumes(
-    volumes: Array, out: Array, conversion: Conversion, strategy: str, offsets: NDArray[np.intp]
+    volumes: Array,
+    out: Array,
+    conversion: Conversion,
+    strategy: str,
+    offsets: NDArray[np.intp],
+    weights: Array | None = None,
 ) -> bool:
     """``out[v, i]`` = one value of region ``i`` in volume ``v``, for volumes that pass by.
 
@@ -63,6 +74,8 @@ def reduce_volumes(
         One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_regions`, to the bit.
     offsets : (n_regions + 1,) array of int
         Region ``i`` is ``offsets[i]:offsets[i + 1]``.
+    weights : (n_voxels,) array, optional
+        For ``weighted_mean``.
 
     Returns
     -------
@@ -88,11 +101,12 @@ def reduce_volumes(
     with np.errstate(invalid="ignore"):
         for first, last in groups(offsets, PIECE_BYTES // (8 * len(volumes))):
             edges = offsets[first : last + 1]
+            own = None if weights is None else weights[edges[0] : edges[-1]]
             for span in pieces(len(volumes), (edges[-1] - edges[0]) * 8, VOLUMES_BYTES):
                 stored = volumes[span, edges[0] : edges[-1]].T
                 values = np.empty(stored.shape)
                 finite = convert(stored, values, conversion) and finite
-                out[span, first:last] = _reduced(values, edges - edges[0], strategy, omits).T
+                out[span, first:last] = _reduced(values, edges - edges[0], strategy, omits, own).T
     return finite
 
 
@@ -103,11 +117,16 @@ def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] |
     return np.int32 if stored.itemsize <= 2 and largest < 2**15 else np.int64
 
 
-def _reduced(values: Array, edges: NDArray[np.intp], strategy: str, omits: bool) -> Array:
+def _reduced(
+    values: Array, edges: NDArray[np.intp], strategy: str, omits: bool, weights: Array | None
+) -> Array:
     """(n_regions, n_volumes) of the rows of each region, which lie one after the other."""
-    parts = [values[start:stop] for start, stop in pairwise(edges.tolist())]
+    spans = list(pairwise(edges.tolist()))
+    parts = [values[start:stop] for start, stop in spans]
     if strategy not in _SUMS or omits:
-        return np.array([STRATEGIES[strategy](_Values(part, omits)) for part in parts])
+        each = [None if weights is None else weights[start:stop] for start, stop in spans]
+        regions = [_Values(part, omits, own) for part, own in zip(parts, each, strict=True)]
+        return np.array([STRATEGIES[strategy](region) for region in regions])
     totals = np.array([_added(part) for part in parts]) + 0.0
     return np.asarray(totals / np.diff(edges)[:, None] if strategy == "mean" else totals)
 
@@ -139,6 +158,8 @@ class _Region(Protocol):
         ...
 
     @property
+    def weights(self) -> Array | None: ...
+    @property
     def omits(self) -> bool: ...
     @property
     def n_voxels(self) -> int: ...
@@ -159,6 +180,7 @@ class _Rows:
     """Whether pieces are then as they are stored."""
     taken: Array
     scratch: Array
+    weights: Array | None = None
 
     def __iter__(self) -> Iterator[Array]:
         step = len(self.taken)
@@ -198,6 +220,7 @@ class _Values:
 
     values: Array
     omits: bool
+    weights: Array | None = None
 
     def __iter__(self) -> Iterator[Array]:
         yield self.values
@@ -250,6 +273,25 @@ def _count(source: _Region) -> Array | float:
 
 def _mean(source: _Region) -> Array:
     return np.asarray(_sum(source) / _count(source))
+
+
+def _weighted_mean(source: _Region) -> Array:
+    assert source.weights is not None  # requests without weights are refused
+    total: Array | float = float(np.sum(source.weights, dtype=np.float64))
+    if source.omits:
+        total = _accumulate(np.where(np.isnan(v), 0.0, w) for v, w in _weighted(source))
+    return np.asarray(
+        _accumulate(np.nan_to_num(v * w) if source.omits else v * w for v, w in _weighted(source)) / total
+    )
+
+
+def _weighted(source: _Region) -> Iterator[tuple[Array, Array]]:
+    """Pieces of rows, and a column of their weights."""
+    start = 0
+    for values in source:
+        assert source.weights is not None
+        yield values, source.weights[start : start + len(values), None]
+        start += len(values)
 
 
 def _variance(source: _Region) -> Array:
@@ -336,6 +378,7 @@ def _centred(values: Array) -> Array:
 
 STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "mean": _mean,
+    "weighted_mean": _weighted_mean,
     "median": _median,
     "sum": _sum,
     "minimum": _extreme(np.minimum, np.fmin),

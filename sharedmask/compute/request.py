@@ -25,6 +25,7 @@ from sharedmask.sources.values import Conversion, NanPolicy
 from sharedmask.system.process import effective_n_jobs
 
 # Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
+WEIGHTED = "weighted_mean"
 _ONE_FILTER, _BOTH_FILTERS = 19, 34
 
 Strategy = str | Sequence[str] | None
@@ -98,12 +99,15 @@ class Request:
             raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
         check_names(cleaning)
         _check_dtype(dtype)
+        chosen = None if strategy is None else checked_strategy(strategy)
+        if is_weighted(chosen) and regions.weights is None:
+            raise ParameterError("strategy='weighted_mean' is of maps with weights: give one 4D image")
         return cls(
             regions=regions,
             dtype=dtype,
             nan_policy=nan_policy,
             cleaning=checked_cleaning(facts, **cleaning),
-            strategy=None if strategy is None else checked_strategy(strategy),
+            strategy=chosen,
             function=function,
             random_state=random_state,
             n_jobs=effective_n_jobs(n_jobs),
@@ -212,6 +216,11 @@ def check_names(given: Iterable[str], *more: str) -> None:
     for name in given:
         if name not in known:
             raise TypeError(f"there is no parameter {name!r}; there are {', '.join(sorted(known))}")
+
+
+def is_weighted(strategy: Strategy) -> bool:
+    """Whether regions need weights for it."""
+    return strategy == WEIGHTED or (not isinstance(strategy, str) and WEIGHTED in (strategy or ()))
 
 
 def checked_strategy(strategy: Strategy) -> str | tuple[str, ...]:

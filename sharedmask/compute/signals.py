@@ -250,7 +250,7 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     request, shared = plan.request, _for_workers(held, plan)
     conversion, regions, n_timepoints = request.reduction(held.facts), request.regions, held.array.shape[1]
     count, strategies = len(regions), request.strategies
-    items = list(_grouped(positions, regions.offsets, _GROUP_BYTES // (n_timepoints * held.array.itemsize)))
+    items = list(_grouped(positions, regions, _GROUP_BYTES // (n_timepoints * held.array.itemsize)))
     with (
         _output((len(strategies) * count, n_timepoints), conversion.result, shared) as (array, out),
         counted(request.progress, len(strategies) * count, "region") as tell,
@@ -261,18 +261,20 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
                 tell()
 
         for place, strategy in enumerate(strategies):
-            mine = [(index, offsets, place * count + first) for index, offsets, first in items]
+            mine = [(index, own, place * count + first, *rest) for index, own, first, *rest in items]
             arguments = (shared or held.array, held.finite, out, conversion, strategy)
             _run(request, reduction.reduce_regions, arguments, mine, on_done)
     tables = [array[start : start + count].T for start in range(0, len(array), count)]
     return _tables(tables, held.facts, request)
 
 
-def _grouped(positions: NDArray[np.intp], offsets: NDArray[np.intp], most: int) -> Iterator["Item"]:
+def _grouped(positions: NDArray[np.intp], regions: Regions, most: int) -> Iterator["Item"]:
     """Regions that follow each other, with so many voxels that a worker is rarely in the interpreter."""
-    for first, last in reduction.groups(offsets, most):
-        own = offsets[first : last + 1]
-        yield positions[own[0] : own[-1]], own - own[0], first
+    weights = regions.weights
+    for first, last in reduction.groups(regions.offsets, most):
+        own = regions.offsets[first : last + 1]
+        span = slice(own[0], own[-1])
+        yield positions[span], own - own[0], first, None if weights is None else weights[span]
 
 
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:
@@ -284,7 +286,9 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
         for start, block in blocks:
             for table, strategy in zip(tables, request.strategies, strict=True):
                 out = table[start : start + len(block)]
-                found = reduction.reduce_volumes(block, out, conversion, strategy, regions.offsets)
+                found = reduction.reduce_volumes(
+                    block, out, conversion, strategy, regions.offsets, regions.weights
+                )
                 finite = finite and found
             tell(start + len(block))
     return Signals(_tables(list(tables), source, request), finite)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import Plan, of_rows, of_volumes, signals_bytes
-from sharedmask.compute.request import Parameters, Request, Strategy, checked_strategy
+from sharedmask.compute.request import Parameters, Request, Strategy, checked_strategy, is_weighted
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.image.image import SharedImage, Store
 from sharedmask.image.results import Cache, Lookup, get_or_compute
@@ -133,7 +133,8 @@ def extract(
     source : str, path, niimg, or list of those
         As for :class:`SharedImage`.
     masks : list, dict, glob pattern, 4D image, :class:`Regions`, or one mask
-        As for :meth:`SharedImage.mask_parallel`; with a ``strategy`` one image is an atlas.
+        As for :meth:`SharedImage.mask_parallel`; with a ``strategy`` one image is an atlas, and for
+        ``"weighted_mean"`` a 4D image is maps of weights.
     strategy : str or sequence of str, optional
         None: the signals of all voxels. Else one value per region, as in
         :meth:`SharedImage.reduce`; several strategies are made in the one pass.
@@ -188,7 +189,8 @@ def regions_of(masks: Any, grid: Grid, strategy: Strategy, target: ResamplingTar
     if strategy is None:
         return Regions.from_any(masks, grid, resampling_target=target)
     checked_strategy(strategy)
-    return Regions.from_atlas_or_masks(masks, grid, resampling_target=target)
+    weighted = is_weighted(strategy)
+    return Regions.from_atlas_or_masks(masks, grid, weighted=weighted, resampling_target=target)
 
 
 # --- batches -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.request import Parameters, Request, checked_strategy
+from sharedmask.compute.request import Parameters, Request, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
 from sharedmask.image.glm import FittedModel, NoiseModel, Question, fit
 from sharedmask.image.results import Cache, Lookup, get_or_compute
@@ -157,8 +157,8 @@ class Operations:
             pattern or 4D image, which may overlap.
         strategy : str, or sequence of str
             mean, median, sum, minimum, maximum, variance, standard_deviation (of the population,
-            as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate.
-            Several are made in one pass.
+            as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate;
+            weighted_mean, of one 4D image of weights (a probabilistic atlas). Several are made in one pass.
         nan_policy : {"zero", "omit", "propagate", "raise"}, optional
             ``"omit"`` leaves non-finite values out; the default counts them as 0, as nilearn.
         dtype : "auto", None or dtype
@@ -174,9 +174,13 @@ class Operations:
             (n_regions,) for a 3D image. Of several strategies an array by each one's name.
         """
         with within(self._memory_limit):
-            regions = Regions.from_atlas_or_masks(labels_img, self._grid, resampling_target=resampling_target)
+            regions = Regions.from_atlas_or_masks(
+                labels_img,
+                self._grid,
+                weighted=is_weighted(checked_strategy(strategy)),
+                resampling_target=resampling_target,
+            )
         operation = f"reducing {self._name} to {len(regions)} regions"
-        checked_strategy(strategy)
         request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
         return request.pack(self._results(request, memory))
 

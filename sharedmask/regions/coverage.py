@@ -117,18 +117,21 @@ def _enough(table: Sequence[RegionRow], least: float) -> NDArray[np.intp]:
 
 def _picked(
     regions: Regions, table: Sequence[RegionRow], rows: NDArray[np.intp], brain: Array | None
-) -> list[tuple[int, str, Array]]:
-    """Label, name and voxels of the regions in these rows of the table."""
+) -> list[tuple[int, str, Array, Array | None]]:
+    """Label, name, voxels and their weights of the regions in these rows of the table."""
     numbers = {label: number for number, label in enumerate(regions.labels)}
     picked = []
     for row in (table[number] for number in rows):
-        voxels = regions[numbers[row.index]]
-        inside = voxels if brain is None else voxels[np.isin(voxels, brain)]
-        picked.append((row.index, row.name, inside))
+        number = numbers[row.index]
+        voxels, weights = regions[number], regions.weights
+        inside = slice(None) if brain is None else np.isin(voxels, brain)
+        own = None if weights is None else weights[slice(*regions.offsets[number : number + 2])][inside]
+        picked.append((row.index, row.name, voxels[inside], own))
     return picked
 
 
-def _joined(picked: Sequence[tuple[int, str, Array]], grid: Grid) -> Regions:
-    labels, names, voxels = zip(*picked, strict=True)
+def _joined(picked: Sequence[tuple[int, str, Array, Array | None]], grid: Grid) -> Regions:
+    labels, names, voxels, weights = zip(*picked, strict=True)
     offsets = np.cumsum([0, *map(len, voxels)])
-    return Regions(grid, np.concatenate(voxels), offsets, names, labels, "list")
+    joined = None if weights[0] is None else np.concatenate(weights)
+    return Regions(grid, np.concatenate(voxels), offsets, names, labels, "list", weights=joined)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask import errors
@@ -26,6 +27,7 @@ from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
 from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.transform import resampled
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import matches, readable
 from sharedmask.typing import Array, Numbers
@@ -178,6 +180,36 @@ def read_volume(mask: Any, name: str, what: str = "mask", on: Grid | None = None
         _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.affine)
+
+
+def open_maps(
+    maps: Any, grid: Grid | None, resampling_target: str | None
+) -> tuple[Iterator[tuple[str, Array]], Grid]:
+    """Name and values, in the order of voxel numbers, of each map of a 4D image; and the grid they lie on."""
+    where = f"maps {file_stem(maps) or 'maps'!r}"
+    if isinstance(maps, np.ndarray):
+        if grid is None:
+            raise MaskError(f"{where} are an array and have no affine: give grid=, the image's grid")
+        maps = nib.Nifti1Image(maps, grid.affine)
+    if isinstance(maps, (list, tuple, Mapping)) or count_volumes(maps) < 2:
+        raise MaskError(f"{where}: one 4D image is needed, of a map each volume")
+    with _reading(where):
+        path = _path(maps)
+        source = open_source(maps if path is None else _file(path))
+    stays = grid is None or moves_the_image(resampling_target)
+    if grid is not None and not stays and strides_to(source.grid, grid) is None:
+        if resampling_target != "data":
+            raise mismatch_error(where, source.grid, grid, "image")
+        source = resampled(source, grid, "linear")
+    return _each_map(source, where), source.grid
+
+
+def _each_map(source: Source, where: str) -> Iterator[tuple[str, Array]]:
+    stored = np.empty(source.n_voxels, source.dtype)
+    with _reading(where), source.volumes() as reader:
+        for number in range(source.n_timepoints):
+            reader.readinto(stored)
+            yield f"{where}, volume {number}", apply_read_scaling(stored, source.slope, source.inter)
 
 
 def _require_memory(source: Source, where: str) -> None:

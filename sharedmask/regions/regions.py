@@ -28,6 +28,7 @@ from sharedmask.regions.masks import (
     label_codes,
     matching,
     moves_the_image,
+    open_maps,
     place_on,
     read_volume,
     target_grid,
@@ -38,7 +39,7 @@ from sharedmask.regions.masks import (
 )
 from sharedmask.sources.grid import Grid, mismatch_error, strides_to, voxel_numbers
 from sharedmask.system.process import cached_property
-from sharedmask.typing import Numbers
+from sharedmask.typing import Array, Numbers
 
 T = TypeVar("T")
 
@@ -72,6 +73,8 @@ class Regions:
         What the caller gave, and the dict's keys (the names by default).
     missing : tuple of (index, name)
         Rows of the look-up table, or labels lost in resampling, that have no voxel here.
+    weights : (n,) float array, optional
+        Of maps (:meth:`from_maps`): what each of ``indices`` counts.
 
     Examples
     --------
@@ -92,6 +95,7 @@ class Regions:
     container: Container
     keys: tuple[Hashable, ...] = ()
     missing: tuple[tuple[int, str], ...] = ()
+    weights: Array | None = None
 
     def __post_init__(self) -> None:
         for field in ("indices", "offsets"):
@@ -130,6 +134,7 @@ class Regions:
         digest.update((self.grid.affine + 0.0).astype("<f8").tobytes())  # + 0.0 makes -0 0
         digest.update(self.indices.astype("<i8", copy=False).tobytes())
         digest.update(self.offsets.astype("<i8", copy=False).tobytes())
+        digest.update(b"" if self.weights is None else self.weights.astype("<f8", copy=False).tobytes())
         return digest.hexdigest()
 
     def pack(self, results: Sequence[T]) -> T | list[T] | dict[Any, T]:
@@ -153,6 +158,7 @@ class Regions:
                 labels=self.labels[part],
                 keys=self.keys[part],
                 container="dict",
+                weights=None if self.weights is None else self.weights[offsets[0] : offsets[-1]],
             )
 
     @classmethod
@@ -164,7 +170,11 @@ class Regions:
         )
         indices = np.concatenate([part.indices for part in parts])
         offsets = np.cumsum([0, *(size for part in parts for size in part.sizes)])
-        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys)
+        weights = None
+        if any(part.weights is not None for part in parts):
+            each = [np.ones(len(part.indices)) if part.weights is None else part.weights for part in parts]
+            weights = np.concatenate(each)
+        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys, weights=weights)
 
     def table(self, stored: Numbers | None = None) -> list[RegionRow]:
         """One row per region, those in ``missing`` included.
@@ -291,10 +301,61 @@ class Regions:
         return cls(grid, indices, offsets, tuple(here.values()), tuple(here), "dict", missing=missing)
 
     @classmethod
-    def from_atlas_or_masks(
-        cls, given: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
+    def from_maps(
+        cls,
+        maps_img: Any,
+        grid: Grid | None = None,
+        *,
+        lut: Any = None,
+        resampling_target: ResamplingTarget = None,
     ) -> Regions:
-        """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks."""
+        """One region per volume of a 4D image, whose values are weights; a probabilistic atlas, as DiFuMo.
+
+        Parameters
+        ----------
+        maps_img : path, nibabel image or 4D array
+            Where a map is 0, or not finite, is outside of its region.
+        grid, lut, resampling_target
+            As in :meth:`from_labels`, errors as well; maps are resampled linearly. Maps count from 1.
+
+        Examples
+        --------
+        >>> maps = np.zeros((3, 1, 1, 2))
+        >>> maps[0, 0, 0] = 0.5, 1.0
+        >>> Regions.from_maps(maps, Grid((3, 1, 1), np.eye(4)), lut={1: "insula"}).weights
+        array([0.5, 1. ])
+        """
+        names, numbers, weights = read_lut(lut), list[Numbers](), list[Array]()
+        to_maps = moves_the_image(resampling_target)
+        opened, own = open_maps(maps_img, grid, resampling_target)
+        grid = own if grid is None or to_maps else grid
+        for name, values in opened:
+            inside = np.flatnonzero(np.isfinite(values) & (values != 0))
+            if not len(inside):
+                raise EmptyMaskError(f"{name} is empty: all its values are 0 or not finite")
+            numbers.append(inside)
+            weights.append(values[inside].astype(np.float64))
+        labels = tuple(range(1, len(numbers) + 1))
+        called = unique_names(names.get(label, str(label)) for label in labels)
+        offsets = np.cumsum([0, *map(len, numbers)])
+        joined = np.concatenate(numbers), offsets, called, labels
+        return cls(own, *joined, "dict", weights=np.concatenate(weights)).on(grid)
+
+    @classmethod
+    def from_atlas_or_masks(
+        cls,
+        given: Any,
+        grid: Grid | None = None,
+        *,
+        weighted: bool = False,
+        resampling_target: ResamplingTarget = None,
+    ) -> Regions:
+        """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks.
+
+        A 4D image whose weights are asked for is maps.
+        """
+        if weighted and not isinstance(given, Regions):
+            return cls.from_maps(given, grid, resampling_target=resampling_target)
         several = (
             isinstance(given, (list, tuple, Mapping, Regions)) or matching(given) or count_volumes(given) > 1
         )

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sharedmask.compute.connectivity import check_matrices
-from sharedmask.compute.request import checked_strategy
+from sharedmask.compute.request import checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import check_share
@@ -165,7 +165,8 @@ class Analysis:
         return per_grid(lambda grid: [self._regions_of(atlas, grid) for atlas in self.atlases])
 
     def _regions_of(self, atlas: Atlas, grid: Grid) -> Regions:
-        regions = Regions.from_labels(atlas.image, grid, lut=atlas.lut, resampling_target="data")
+        make = Regions.from_maps if is_weighted(self.outputs.statistics) else Regions.from_labels
+        regions = make(atlas.image, grid, lut=atlas.lut, resampling_target="data")
         every = [row.name for row in regions.table()]
         (members if self.outputs.voxels else columns)(every)  # refused before the pass
         return regions

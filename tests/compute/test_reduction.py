@@ -24,16 +24,20 @@ BY_NUMPY = {
 }
 
 
+def weights_of(n_voxels):
+    return np.random.default_rng(8).random(n_voxels) + 0.1
+
+
 def reduced(strategy, rows, index, how, finite=False):
     out = np.full((3, rows.shape[1]), -1.0)
     offsets = np.array([0, len(index)])
-    reduction.reduce_regions(rows, finite, out, how, strategy, index, offsets, 1)
+    reduction.reduce_regions(rows, finite, out, how, strategy, index, offsets, 1, weights_of(len(index)))
     np.testing.assert_array_equal(out[[0, 2]], -1)
     return out[1]
 
 
 def test_each_strategy_is_tested():
-    assert {*BY_NUMPY, "pc1"} == set(reduction.STRATEGIES)
+    assert {*BY_NUMPY, "pc1", "weighted_mean"} == set(reduction.STRATEGIES)
 
 
 @pytest.mark.parametrize("strategy", BY_NUMPY)
@@ -45,6 +49,25 @@ def test_reductions(strategy, size, stored):
     expected = BY_NUMPY[strategy][0](rows[index].astype(float), axis=0)
     got = reduced(strategy, rows, index, conversion(stored, "f8"))
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(50, 9), (50, 1), (4000, 1500)])
+@pytest.mark.parametrize("stored", ["i2", "f4", "f8"])
+@pytest.mark.parametrize("policy", ["zero", "omit"])
+def test_means_by_weight(size, stored, policy):
+    rows = random_rows(*size, dtype=stored)
+    index = np.random.default_rng(2).permutation(size[0])[: size[0] // 2]
+    values, weights = rows[index].astype(float), weights_of(len(index))[:, None]
+    if stored != "i2":
+        spots = np.random.default_rng(3).random(values.shape) < 0.05
+        rows[np.repeat(index, size[1]), np.tile(np.arange(size[1]), len(index))] = np.where(
+            spots, np.nan, rows[index]
+        ).ravel()
+        values = np.where(spots, 0, values)
+        weights = np.where(spots, 0, weights) if policy == "omit" else weights
+    expected = (values * weights).sum(0) / (weights * np.ones_like(values)).sum(0)
+    got = reduced("weighted_mean", rows, index, conversion(stored, "f8", nan_policy=policy))
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-9)
 
 
 @pytest.mark.parametrize("strategy", BY_NUMPY)
@@ -128,8 +151,9 @@ def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, 
     how = conversion(stored, "f8", slope, nan_policy=policy)
     offsets = np.cumsum([0, *sizes])
     expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
-    reduction.reduce_regions(rows, False, expected, how, strategy, np.arange(len(rows)), offsets, 0)
-    finite = reduction.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets)
+    index, weights = np.arange(len(rows)), weights_of(len(rows))
+    reduction.reduce_regions(rows, False, expected, how, strategy, index, offsets, 0, weights)
+    finite = reduction.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets, weights)
     assert finite == bool(np.isfinite(rows).all())
     np.testing.assert_array_equal(got, expected.T)
 
