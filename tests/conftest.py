@@ -1,5 +1,6 @@
 """Fixtures of all tests: a private registry, and nothing left behind by any test."""
 
+import collections
 import contextlib
 import gc
 import os
@@ -59,7 +60,9 @@ def _all_are_asked_for(config):
     return config.args == config.getini("testpaths") and not config.option.keyword
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    _spread(items)
     no_data = not os.environ.get("SHAREDMASK_TEST_DATA")
     not_slow = not os.environ.get("SHAREDMASK_SLOW_TESTS")
     for item in items:
@@ -67,6 +70,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="SHAREDMASK_TEST_DATA names no folder with the real run"))
         if not_slow and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: set SHAREDMASK_SLOW_TESTS=1"))
+
+
+def _spread(items):
+    """Of a test's cases, those beyond ``some`` are long, evenly taken: each run meets all kinds of them."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("some"):
+            cases[item.nodeid.split("[")[0]].append(item)
+    for of_one in cases.values():
+        step = len(of_one) / of_one[0].get_closest_marker("some").args[0]
+        for number, item in enumerate(of_one):
+            if step > 1 and number % step >= 1:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

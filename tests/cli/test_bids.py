@@ -140,6 +140,7 @@ def test_a_repetition_time_that_is_given(dataset, toy, out):
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.25, "given")
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("header", [0.0, 1.0])
 @pytest.mark.parametrize("place", ["beside", "task-rest_bold.json", "sub-01/sub-01_bold.json"])
 def test_filters_take_the_repetition_time_of_the_sidecar(dataset, toy, out, header, place, capfd):

@@ -151,6 +151,7 @@ def test_without_slurm_the_script_is_there(study):
     assert (study / "logs" / "sharedmask.sbatch").read_text().startswith("#!/bin/bash")
 
 
+@pytest.mark.long
 @pytest.mark.privileged
 @pytest.mark.skipif(
     not shutil.which("slurmctld") or not shutil.which("munged"), reason="SLURM is not installed"

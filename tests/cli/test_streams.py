@@ -48,6 +48,7 @@ def command(line, study):
     return [sys.executable, "-c", main, *(toy if option == "TOY" else option for option in options)]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     "closed", [(2,), pytest.param((0, 1, 2), marks=pytest.mark.long)], ids=["error", "all"]
 )
@@ -84,6 +85,7 @@ def call(study, locale, *arguments):
     return subprocess.run(line, cwd=study, env=environ | locale, capture_output=True, timeout=120)
 
 
+@pytest.mark.some(1)
 @in_every_locale
 @of_every_name
 def test_lesions_of_any_name_are_mapped_listed_and_resumed(study, locale, name):
@@ -100,6 +102,7 @@ def test_lesions_of_any_name_are_mapped_listed_and_resumed(study, locale, name):
     assert [path.name for path in (study / "out").glob("*_rmap.nii.gz")] == [f"{SHOWN[name]}_rmap.nii.gz"]
 
 
+@pytest.mark.some(1)
 @in_every_locale
 @of_every_name
 @pytest.mark.parametrize(
@@ -123,6 +126,7 @@ def test_masks_of_any_name_are_named_in_the_outputs(study, locale, name, form):
             assert list(file) == [SHOWN[name]]
 
 
+@pytest.mark.some(1)
 @in_every_locale
 @of_every_name
 def test_images_of_any_name_have_outputs_named_like_them(study, locale, name):

@@ -84,6 +84,7 @@ def test_reductions_of_one_voxel(strategy):
     np.testing.assert_array_equal(reduced(strategy, rows, np.array([7]), conversion("f8", "f8")), expected)
 
 
+@pytest.mark.some(40)
 @pytest.mark.parametrize("strategy", BY_NUMPY)
 @pytest.mark.parametrize("stored", ["i2", "i8", "f4", "f8", ">f4", "f2"])
 @pytest.mark.parametrize("n_timepoints", [1, 2, 3, 9, 700])

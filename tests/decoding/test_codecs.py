@@ -37,6 +37,7 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda value: value[:12].hex())
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3, 7), (40, 40, 20, 9)])
 def test_bytes_after_the_stream(tmp_path: Path, garbage: bytes, shape: tuple[int, ...]) -> None:

@@ -407,6 +407,7 @@ def assert_exact(path, written):
         same_bits(as_nilearn[key], expected)
 
 
+@pytest.mark.some(70)
 @some_always(PATHS, "processes", "disk", "extract")
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_signals(encoding, path, write):
@@ -447,6 +448,7 @@ def some_labels(shape):
     return np.random.default_rng(8).integers(0, 5, shape).astype("i2") * 3
 
 
+@pytest.mark.some(40)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "name",
@@ -658,6 +660,7 @@ def doubles_to_clean(tmp_path_factory):
     return run_to_clean(tmp_path_factory.mktemp("clean"), "float64")
 
 
+@pytest.mark.some(6)
 @some_always(CLEANING_PATHS, "processes", "extract")
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_cleaned_signals(cleaning, path, to_clean):
@@ -666,6 +669,7 @@ def test_cleaned_signals(cleaning, path, to_clean):
         assert_close(got[key], expected)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_cleaned_doubles(cleaning, doubles_to_clean):
     got = resident(doubles_to_clean.path, doubles_to_clean.masks, **CLEANINGS[cleaning])
@@ -673,6 +677,7 @@ def test_cleaned_doubles(cleaning, doubles_to_clean):
         assert_close(got[key], expected)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_functions_get_cleaned_signals(cleaning, to_clean):
     with SharedImage(to_clean.path) as image:
@@ -856,6 +861,7 @@ def test_real_eigenvariates(real_run, real_masks, real_signals):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.some(1)
 @pytest.mark.realdata
 @pytest.mark.parametrize("path", ["caller", "processes", "extract"])
 def test_real_cleaned_signals(path, real_run, real_masks, real_signals):

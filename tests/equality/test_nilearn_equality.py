@@ -330,6 +330,7 @@ def _as_a_loop(row):
     return not (row["shape"] == "3D" and cleaned) and not (row["grid"] != "same" and row["smoothing_fwhm"])
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("source", MULTI["source"])
 def test_many_masks_at_once_are_as_a_loop_of_nilearns(source, files):
     rows = cases.covering(MULTI, lambda row: telling(row) and _as_a_loop(row))
@@ -724,6 +725,7 @@ def test_differs_scaled_volumes_of_a_list_are_not_truncated(source, files):
 # ---- the real run
 
 
+@pytest.mark.some(1)
 @pytest.mark.realdata
 @pytest.mark.filterwarnings("ignore:.*labels were removed:UserWarning")
 @pytest.mark.parametrize("parcels", [400, 1000])

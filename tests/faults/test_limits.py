@@ -112,6 +112,7 @@ print(all("open" in one and "files" in one for one in said), len(said) < 16, os.
 """
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("prefer", ["threads", "processes"])
 @pytest.mark.parametrize("store", ["shm", "memfd"])
 def test_without_descriptors_the_error_says_so_and_nothing_stays(store, prefer, path, tmp_path):
@@ -235,6 +236,7 @@ def little(how, where, path, tmp_path):
     return python(FEW, path, tmp_path / "masks.npy", how, where, env=environment)
 
 
+@pytest.mark.long
 @pytest.mark.privileged
 def test_a_control_group_that_allows_few_processes_and_threads(control_group, path, tmp_path):
     done = little("group", control_group, path, tmp_path)

@@ -62,6 +62,7 @@ def test_views_copied_or_computed_hold_no_bytes(compute, tmp_path):
     assert found == []
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("last", ["image", "view", "nifti", "cycle", "module"])
 def test_views_at_the_end_of_the_interpreter(last, store, tmp_path, registry_dir):
@@ -110,6 +111,7 @@ def _counts():
     return len(os.listdir("/proc/self/fd")), n_maps
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("rounds", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_views_in_many_loops_hold_nothing(rounds, store):

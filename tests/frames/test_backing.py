@@ -49,6 +49,7 @@ def test_the_store_is_chosen(run, tmp_path, monkeypatch):
         assert ds.store[0] == "memfd"
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("knobs", "expected"),
     [

@@ -79,6 +79,7 @@ def _fields():
 # --- other processes -----------------------------------------------------------------------------
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("store", STORES)
 def test_workers_see_the_same_frames(run, store):
     brain = np.ones(SHAPE, bool)
@@ -186,6 +187,7 @@ def large(tmp_path_factory):
     return folder
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "store"),
     [
@@ -231,6 +233,7 @@ OWNER = """
 """
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("store", ["file", "shm", "memfd", "disk"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_an_owner_that_is_killed(run, registry_dir, tmp_path, store, number):

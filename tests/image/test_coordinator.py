@@ -219,6 +219,7 @@ FLEET = """
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("store", "processes", "threads", "end"),
     [
@@ -620,6 +621,7 @@ def few_descriptors(number):
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("n_images", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp_path):

@@ -87,6 +87,7 @@ def same_header(got, expected, but=frozenset()):
         compare(got[name], expected[name], err_msg=name)
 
 
+@pytest.mark.some(24)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("header", HEADERS)
 def test_its_header_is_the_files(file, way, header):

@@ -35,6 +35,7 @@ def test_matrices_are_nilearns(kind, cleaning, run, atlas):
         )
 
 
+@pytest.mark.some(3)
 @every_worker
 @pytest.mark.parametrize("inside", [None, "held", "asked"])
 def test_seed_maps_are_those_of_nilearns_signals(workers, inside, run, atlas):

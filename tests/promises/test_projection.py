@@ -105,6 +105,7 @@ def measured(folder, name, store, before, body, monkeypatch, spill):
     return peak - before, asked
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("operation", "store"),
     [(operation, "shm") for operation in OPERATIONS]
@@ -122,6 +123,7 @@ def test_no_operation_on_an_image_takes_more_than_projected(operation, store, ru
     assert peak <= max(asked, default=0) + TOLERANCE
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("operation", "name"),
     [(operation, "run.nii") for operation in PASSES]

@@ -64,6 +64,7 @@ def test_workers_answer_as_the_caller_at_every_moment(folders, monkeypatch):
     assert forked == "True"
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", same.OPENED)
 def test_what_is_opened_in_one_folder_is_used_in_another(name, folders):
     make, use = same.OPENED[name]
@@ -122,8 +123,16 @@ if __name__ == "__main__":
     others = [name for name in here if here[name] != alone[name]]
     print(differ, others, os.listdir(os.environ["SHAREDMASK_DIR"]))
 """
-PLACES = ["pool-spawn", "joblib-loky", "notebook-"]
-MORE = ["pool-fork", "pool-forkserver", "executor-fork", "executor-spawn", "executor-forkserver"]
+PLACES = ["joblib-loky"]
+MORE = [
+    "notebook-",
+    "pool-spawn",
+    "pool-fork",
+    "pool-forkserver",
+    "executor-fork",
+    "executor-spawn",
+    "executor-forkserver",
+]
 MORE += ["joblib-multiprocessing", "joblib-threading", "dask-worker", "dask-nanny", "prefork-", "command-"]
 
 

@@ -207,6 +207,7 @@ def by_bids(atlas, lut, out):
 ENTRIES = [by_regions, by_masker, by_extract, by_run, by_bids]
 
 
+@pytest.mark.some(40)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("content", ENCODED.values(), ids=ENCODED.keys())
 def test_tables_of_the_world_name_the_right_regions(atlas, tmp_path, content, entry):

@@ -306,6 +306,7 @@ def warned(call, *args, **given):
     return found, [str(one.message) for one in caught if issubclass(one.category, SharedMaskWarning)]
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("header", [0, 1.0, None])
 def test_filters_take_the_sidecars(root, entry, header):
@@ -331,6 +332,7 @@ def test_what_is_given_wins_in_silence(root, entry):
     )  # which are opened before it is given
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("kind", ["dangling", "empty", "NaN"])
 def test_a_broken_one_is_refused_where_it_is_needed_and_said_elsewhere(root, entry, kind):
@@ -369,6 +371,7 @@ UNTOLD = {
 }
 
 
+@pytest.mark.some(14)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("image", UNTOLD)
 def test_one_that_nobody_told_is_refused(tmp_path, entry, image):

@@ -313,6 +313,7 @@ def test_fingerprints_tell_what_is_done(tmp_path):
     assert not set(after) & set(before)
 
 
+@pytest.mark.some(2)
 @every_step
 @pytest.mark.parametrize("slope", [None, 0.5], ids=["stored", "scaled"])
 def test_no_more_memory_than_projected(tmp_path, step, slope, monkeypatch):

@@ -341,6 +341,7 @@ def large(tmp_path, request):
     return save(tmp_path / request.param, bold((48, 48, 32, 100), "float32"))
 
 
+@pytest.mark.some(1)
 def test_an_image_four_times_the_limit_works_by_both_ways(large):
     shape = (48, 48, 32)
     masks = random_masks(5, shape, density=0.005)
@@ -411,6 +412,7 @@ def limited(run, masks, how, small, limit, data, tmp_path):
     return done, np.load(tmp_path / "found.npy") if done.returncode == 0 else None
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("how", ["extract", "auto", "shm"])
 def test_a_limit_of_the_kernel_is_kept(how, tmp_path):
     shape = (64, 64, 48, 200)

@@ -82,6 +82,7 @@ def test_views_travel_as_handles(path):
             same_bits(np.asarray(pickle.loads(sent)), np.asarray(view))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("how", [{}, {"n_jobs": 2}, {"n_jobs": 2, "prefer": "processes"}], ids=str)
 def test_all_requests_have_the_numbers_of_other_stores(path, how):
     with as_it_is(path) as image, SharedImage(path, store="shm") as other:

@@ -144,6 +144,7 @@ def test_changed_coverage_is_another_result(dataset, toy, out):
     assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=True)).complete) == 2
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("what", ["data set", "output", "both", "copy"])
 def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
@@ -161,6 +162,7 @@ def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypa
     assert len(again.skipped) == 2 and again.complete == []
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("what", ["sidecar", "confounds", "mask", "names", "image"])
 @pytest.mark.filterwarnings("ignore:.* has two repetition times:sharedmask.errors.SharedMaskWarning")
 def test_changed_inputs_are_done_again(dataset, toy, out, what):
@@ -236,6 +238,7 @@ def table_of(out, key, atlas, desc=""):
     return pd.read_csv(path, sep="\t").to_numpy(), json.loads(path.with_suffix(".json").read_text())
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("shard", [None, "1/3"])
 @pytest.mark.parametrize(
     ("strategy", "cleaning", "desc"),

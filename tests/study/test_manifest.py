@@ -144,6 +144,7 @@ def test_all_problems_are_seen_at_once(root, toy):
     assert sum(line.startswith("  problem") for line in manifest.lines()) == len(manifest.problems)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("strategy", [None, "scrubbing"])
 @pytest.mark.filterwarnings("ignore::sharedmask.errors.SharedMaskWarning")
 def test_a_dry_run_tells_what_the_run_does(tmp_path, strategy):

@@ -53,6 +53,7 @@ def image(tmp_path):
     return path
 
 
+@pytest.mark.some(4)
 @calls
 @pytest.mark.parametrize("n_jobs", JOBS)
 def test_no_two_items_share_a_stream(image, call, n_jobs):
@@ -60,6 +61,7 @@ def test_no_two_items_share_a_stream(image, call, n_jobs):
     assert len({one for one, _ in found}) == len({one for _, one in found}) == 3 * N_ITEMS
 
 
+@pytest.mark.some(2)
 @calls
 def test_a_seeded_caller_has_the_same_for_every_n_jobs(image, call):
     def seeded(n_jobs):
@@ -73,6 +75,7 @@ def test_a_seeded_caller_has_the_same_for_every_n_jobs(image, call):
     assert found[0][0] != found[0][1]
 
 
+@pytest.mark.some(4)
 @calls
 @pytest.mark.parametrize("seed", [0, [1, 2], np.random.SeedSequence(5)])
 def test_random_state_gives_the_same_for_every_n_jobs(image, call, seed):
@@ -91,6 +94,7 @@ def test_random_state_may_be_a_generator_which_moves_on(image, make):
     assert first == again
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, random.Random])
 @calls
 def test_a_generator_that_the_function_holds(image, call, make):
@@ -104,6 +108,7 @@ def test_a_generator_that_the_function_holds(image, call, make):
     assert len({*found[0][0], *found[0][1]}) == 2 * N_ITEMS
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox, np.random.MT19937])
 def test_kinds_of_bit_generators(image, bits):
     def held(n_jobs, make):
@@ -114,6 +119,7 @@ def test_kinds_of_bit_generators(image, bits):
         assert held(1, make) == held(2, make)
 
 
+@pytest.mark.some(4)
 @calls
 @pytest.mark.parametrize("n_jobs", JOBS)
 def test_a_function_that_draws_nothing_leaves_the_callers_generators(image, call, n_jobs):
@@ -242,6 +248,7 @@ def _of_spawned_generators():
     return lambda _: rng.spawn(1)[0].random()
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "make", [_of_bits, _of_bits_and_their_generator, _of_spawned_seeds, _of_spawned_generators]
 )
