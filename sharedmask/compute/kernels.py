@@ -81,12 +81,13 @@ def apply(
     finite: bool,
     conversion: Conversion,
     cleaning: Cleaning,
-    function: Callable[[Array], Any],
+    function: Callable[..., Any],
     index: NDArray[np.intp],
+    *given: Any,
 ) -> Any:
-    """What the user's function makes of one region's (n_timepoints, n_voxels) array."""
+    """What the user's function makes of one region's (n_timepoints, n_voxels) array, and of ``given``."""
     signals = signals_of(rows, finite, conversion, index)
-    return function(cleaning.apply(signals) if cleaning.needed else signals)
+    return function(cleaning.apply(signals) if cleaning.needed else signals, *given)
 
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Any:

@@ -63,6 +63,8 @@ class Request:
     """For one value per region and volume, or several; None: the signals of all voxels, or what ``function``
     makes."""
     function: Callable[[NDArray[Any]], Any] | None = None
+    given: Sequence[tuple[Any, ...]] | None = None
+    """What ``function`` is given of each region besides its signals."""
     random_state: Any = None
     n_jobs: int = 1
     prefer: Prefer = None

@@ -309,7 +309,8 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
     from sharedmask.workers.streams import Streams
 
     request, shared = plan.request, _for_workers(held, plan)
-    items = [(positions[a:b],) for a, b in _spans(request.regions)]
+    given = request.given or [()] * len(request.regions)
+    items = [(positions[a:b], *more) for (a, b), more in zip(_spans(request.regions), given, strict=True)]
     with counted(request.progress, len(items), "mask") as tell:
 
         def on_done(number: int, result: Any) -> None:

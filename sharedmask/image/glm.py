@@ -59,12 +59,7 @@ class FittedModel:
 
         Where regions overlap, the last has its value.
         """
-        given = np.atleast_2d(np.asarray(values))
-        grid = self.regions.grid
-        volume = np.zeros((grid.n_voxels, len(given)), np.float32)
-        volume[self.regions.indices] = given.T
-        image = volume.reshape(*grid.shape, -1, order="F")
-        return nib.Nifti1Image(image if np.ndim(values) > 1 else image[..., 0], grid.affine)
+        return self.regions.grid.to_nifti(self.regions.indices, np.asarray(values, np.float32).T)
 
     def by_region(self, values: Any) -> Any:
         """The mean of (..., n_voxels) values over each region's voxels, in the container of the masks."""

@@ -26,8 +26,8 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.image import protocol
-from sharedmask.image.relations import Relations
 from sharedmask.image.results import Lookup, is_settled
+from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
 from sharedmask.sources.source import Facts, FileSource, Source, open_source, warn_of_time
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 Store = Literal["auto", "shm", "memfd", "disk", "file"]
 
 
-class SharedImage(Relations):
+class SharedImage(Searchlights):
     """One fMRI run, decoded once into shared memory, for any number of masks.
 
     The image is loaded when it is first used (or by :meth:`load`) and its memory is released by

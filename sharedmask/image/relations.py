@@ -17,6 +17,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.image.operations import Operations
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
+from sharedmask.system import settings
 from sharedmask.typing import Array, Numbers
 
 _BLOCK_BYTES = 4 * 2**20  # of the series of the voxels that are correlated at a time, as float64
@@ -84,8 +85,8 @@ class Relations(Operations):
         Parameters
         ----------
         seeds : atlas, masks, or ndarray of (n_timepoints, n_seeds)
-            Regions, as for :meth:`reduce`, whose parameters are taken too; or series, which are taken as
-            they are, of the volumes that are kept.
+            Regions, each of which is a seed, as for :meth:`reduce`, whose parameters are taken too; or
+            series, which are taken as they are, of the volumes that are kept.
         mask_img : mask, optional
             The voxels; default: all that are held.
         strategy : str
@@ -114,11 +115,13 @@ class Relations(Operations):
             )
         series = self._seeds(seeds, strategy, resampling_target, parameters)
         blocks = self._blocks(mask_img, resampling_target)
+        with self._in_use(settings.current()) as (_, budget):
+            nbytes = 4 * series.shape[1] * (2 * len(blocks.indices) + self._grid.n_voxels)
+            budget.require(
+                f"making {series.shape[1]} maps of seeds of {self._name}", nbytes, "give fewer seeds"
+            )
         found = self.map(SeedCorrelation(standardized(series), fisher_z), blocks, **parameters)
-        maps = np.zeros((self._grid.n_voxels, series.shape[1]), np.float32)
-        maps[blocks.indices] = np.concatenate(found)
-        shape = (*self._grid.shape, series.shape[1])
-        return Nifti1Image(maps.reshape(shape, order="F"), self._grid.affine)
+        return self._grid.to_nifti(blocks.indices, np.concatenate(found))
 
     def _seeds(self, seeds: Any, strategy: str, target: ResamplingTarget, parameters: Parameters) -> Array:
         if not (isinstance(seeds, np.ndarray) and seeds.ndim <= 2):

@@ -163,12 +163,7 @@ class NetworkMaps(Mapping[str, Any]):
         raise AttributeError(f"maps of a lesion have no {name!r}")
 
     def _image(self, key: str) -> "Nifti1Image":
-        from nibabel import Nifti1Image
-
-        values = self.arrays[key]
-        volume = np.full(self.grid.n_voxels, _BACKGROUND.get(key, 0), values.dtype)
-        volume[self.voxels] = values
-        image = Nifti1Image(volume.reshape(self.grid.shape, order="F"), self.grid.affine)
+        image = self.grid.to_nifti(self.voxels, self.arrays[key], _BACKGROUND.get(key, 0))
         return image if self.target is None else _resampled(image, self.target, key)
 
 

@@ -57,6 +57,19 @@ class Grid:
         """Number of voxels of the box."""
         return int(np.prod(self.shape))
 
+    def to_nifti(self, voxels: Numbers, values: Array, background: float = 0) -> nib.Nifti1Image:
+        """A map of ``values``, (n,) or of n maps (n, k), at the numbers of n ``voxels``.
+
+        Examples
+        --------
+        >>> Grid((2, 1, 1), np.eye(4)).to_nifti(np.array([1]), np.array([5.0])).dataobj[:, 0, 0]
+        array([0., 5.])
+        """
+        volume = np.full((self.n_voxels, *values.shape[1:]), background, values.dtype)
+        volume[voxels] = values
+        shape = (*self.shape, *values.shape[1:])
+        return nib.Nifti1Image(volume.reshape(shape, order="F"), self.affine)
+
     def matches(self, other: Grid) -> bool:
         """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`."""
         if self.shape != other.shape:
