@@ -136,7 +136,7 @@ def _create(run: Path, memory_limit: str) -> None:
 
 def _decompress(packed: Path) -> None:
     from sharedmask.sources import loader
-    from sharedmask.sources.source import open_source
+    from sharedmask.sources.opening import open_source
 
     source = open_source(packed)
     with loader.decoded(source, source.n_voxels, None, 16) as blocks:

@@ -14,7 +14,7 @@ from .maskers.spheres import SharedSpheresMasker as SharedSpheresMasker
 from .network.batches import batch_process as batch_process
 from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
 from .regions.regions import Regions as Regions
-from .sources.grid import Grid as Grid
+from .spaces.grid import Grid as Grid
 from .storage.arrays import share as share
 from .storage.arrays import share_output as share_output
 from .study.cohort import extract_many as extract_many

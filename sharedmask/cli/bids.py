@@ -154,7 +154,7 @@ def _atlases(
 
 def _of_runs(dataset: str, filters: dict[str, Any]) -> tuple[str | None, float | None]:
     """Their space, if they have one, and the size of the first one's voxels."""
-    from sharedmask.sources.source import open_source
+    from sharedmask.sources.opening import open_source
     from sharedmask.study.atlases import size_of
     from sharedmask.study.bids import find_runs, space_of
 

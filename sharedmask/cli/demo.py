@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sharedmask.cli.base import commands
 from sharedmask.errors import SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Source
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
 

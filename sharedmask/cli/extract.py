@@ -158,7 +158,7 @@ def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
 
 def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **options: Any) -> None:
     from sharedmask.image.extraction import Extraction
-    from sharedmask.sources.source import open_source
+    from sharedmask.sources.opening import open_source
     from sharedmask.study.tables import series_writer
 
     check_output(output)

@@ -18,7 +18,7 @@ def index(bold: tuple[str, ...], beside: bool) -> None:
     Indexes are kept under the setting cache_dir, else in ~/.cache; they need rapidgzip to be made, not to be
     used.
     """
-    from sharedmask.sources.source import open_source
+    from sharedmask.sources.opening import open_source
     from sharedmask.storage import indexes
 
     for name in bold:

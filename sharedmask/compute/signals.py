@@ -167,7 +167,7 @@ def _run(
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:
     """Views of rows in the order of the regions' voxels, as nilearn shapes signals."""
     parts = [array[a:b] for a, b in _spans(regions)]
-    return [part[:, 0] if facts.ndim == 3 else part.T for part in parts]
+    return [part.T if facts.is_series else part[:, 0] for part in parts]
 
 
 def _spans(regions: Regions) -> list[tuple[int, int]]:
@@ -299,7 +299,7 @@ def _tables(tables: list[Array], facts: Facts, request: Request) -> list[Array]:
     if request.cleaning.needed:
         apply = request.cleaning.apply
         tables = [request.cast_result(apply(np.ascontiguousarray(table))) for table in tables]
-    return notify([table[0] for table in tables] if facts.ndim == 3 else tables, request)
+    return notify(tables if facts.is_series else [table[0] for table in tables], request)
 
 
 # --- the caller's function -----------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Metadata:
     @classmethod
     def checked(
         cls,
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         *,
         brainmask: Any = None,
         motion_affines: Any = None,

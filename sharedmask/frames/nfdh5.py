@@ -39,8 +39,10 @@ from sharedmask.records import dataclass
 from sharedmask.sources import hdf5
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.nifti import HEADER_TIME, pack_header, unpack_header
-from sharedmask.sources.source import Facts, Source, open_source, warn_of_time
+from sharedmask.sources.opening import open_source, warn_of_time
+from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.volumes import VolumeReader
+from sharedmask.spaces.grid import box_of
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
@@ -159,6 +161,7 @@ def open_frames(source: Any) -> Source:
     if is_nfdh5(source):
         return open_nfdh5(source)
     opened = open_source(source)
+    box_of(opened.grid, "a data set of frames")
     warn_of_time(opened)
     return opened
 

@@ -52,7 +52,8 @@ class FrameSequence:
     @property
     def shape3d(self) -> tuple[int, int, int]:
         """(X, Y, Z)."""
-        return self._store.facts.shape[:3]
+        x, y, z, _ = self._store.facts.shape
+        return x, y, z
 
     @property
     def size3d(self) -> int:

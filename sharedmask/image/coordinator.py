@@ -25,7 +25,7 @@ from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, Share
 from sharedmask.image import protocol
 from sharedmask.image.image import SharedImage
 from sharedmask.records import dataclass
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.storage.registry import Claim, directory, socket_address
 from sharedmask.system import limits, process
 from sharedmask.system.budget import MemoryBudget

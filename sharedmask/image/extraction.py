@@ -23,9 +23,10 @@ from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import Source, open_source, warn_of_time
+from sharedmask.sources.opening import open_source, warn_of_time
+from sharedmask.sources.source import Source
 from sharedmask.sources.transform import smoothed
+from sharedmask.spaces.space import Space
 from sharedmask.storage import rows
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.rows import Series
@@ -52,7 +53,7 @@ class Extraction:
     def prepared(
         cls,
         source: Any,
-        regions_on: Callable[[Grid], Regions],
+        regions_on: Callable[[Space], Regions],
         smoothing_fwhm: float | None = None,
         store: Store | None = None,
         **asked: Any,
@@ -184,7 +185,7 @@ def extract(
     return asked.run(memory_limit, memory)
 
 
-def regions_of(masks: Any, grid: Grid, strategy: Strategy, target: ResamplingTarget) -> Regions:
+def regions_of(masks: Any, grid: Space, strategy: Strategy, target: ResamplingTarget) -> Regions:
     """What :func:`extract` makes of ``masks``: with a ``strategy`` one image is an atlas."""
     if strategy is None:
         return Regions.from_any(masks, grid, resampling_target=target)

@@ -23,6 +23,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion
+from sharedmask.spaces.grid import box_of
 from sharedmask.storage import rows
 from sharedmask.storage.rows import Held, Rows
 from sharedmask.system import monitor, process
@@ -59,7 +60,8 @@ class FittedModel:
 
         Where regions overlap, the last has its value.
         """
-        return self.regions.grid.to_nifti(self.regions.indices, np.asarray(values, np.float32).T)
+        grid = box_of(self.regions.grid, "a NIfTI image of maps")
+        return grid.to_nifti(self.regions.indices, np.asarray(values, np.float32).T)
 
     def by_region(self, values: Any) -> Any:
         """The mean of (..., n_voxels) values over each region's voxels, in the container of the masks."""

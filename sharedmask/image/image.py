@@ -30,11 +30,13 @@ from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
-from sharedmask.sources.source import Facts, FileSource, Source, open_source, warn_of_time
+from sharedmask.sources.opening import open_source, warn_of_time
+from sharedmask.sources.source import Facts, FileSource, Source
+from sharedmask.spaces.grid import box_of
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.storage.rows import Held, MappedVolumes, geometry_of
+from sharedmask.storage.rows import Held, geometry_of
 from sharedmask.storage.segment import Handle
 from sharedmask.system import monitor
 from sharedmask.system.budget import MemoryBudget, within
@@ -136,8 +138,8 @@ class SharedImage(Searchlights):
     # --- facts ---
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(x, y, z, n_timepoints)."""
+    def shape(self) -> tuple[int, ...]:
+        """(x, y, z, n_timepoints), or (n_elements, n_timepoints)."""
         return self._facts.shape
 
     @property
@@ -219,7 +221,7 @@ class SharedImage(Searchlights):
                 budget = budget or MemoryBudget.here(self._memory_limit)
                 with monitor.operation("load", f"loading {self._name}", self.nbytes):
                     self._held = self._load(budget)
-            elif isinstance(self._held, MappedVolumes):
+            else:
                 self._held.check()
             return self._held
 
@@ -401,6 +403,7 @@ class SharedImage(Searchlights):
         """
         from sharedmask.image.niimg import SharedNifti
 
+        box_of(self._grid, "a NIfTI image")
         self._loaded()
         return SharedNifti.of(self.handle)
 
@@ -436,15 +439,15 @@ class SharedImage(Searchlights):
         A read-only view where the values are stored as they are, else a fresh array. Of a .nii.gz file that
         has an index and is not loaded yet, only what holds this volume is decoded.
         """
-        if not isinstance(t, int | np.integer) or not -self.shape[3] <= t < self.shape[3]:
+        if not isinstance(t, int | np.integer) or not -self.shape[-1] <= t < self.shape[-1]:
             self._check_open()
-            raise ParameterError(f"{self._name} has {self.shape[3]} volumes, there is no volume {t!r}")
-        if (volume := self._unloaded_frame(int(t) % self.shape[3])) is not None:
+            raise ParameterError(f"{self._name} has {self.shape[-1]} volumes, there is no volume {t!r}")
+        if (volume := self._unloaded_frame(int(t) % self.shape[-1])) is not None:
             return volume
         held = self._loaded()
         if held.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
-        return held.volumes_at(slice(t % self.shape[3], t % self.shape[3] + 1))[..., 0]
+        return held.volumes_at(slice(t % self.shape[-1], t % self.shape[-1] + 1))[..., 0]
 
     def _unloaded_frame(self, t: int) -> Array | None:
         """Volume ``t`` of an image that is not loaded, if its file has an index."""
@@ -455,7 +458,7 @@ class SharedImage(Searchlights):
                 return None
         if (stored := source.volume(t)) is None:
             return None
-        true = apply_read_scaling(stored, source.slope, source.inter).reshape(self.shape[:3], order="F")
+        true = apply_read_scaling(stored, source.slope, source.inter).reshape(self.shape[:-1], order="F")
         true.flags.writeable = self._facts.is_scaled
         return true
 

@@ -26,8 +26,8 @@ from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Facts
+from sharedmask.spaces.space import Space
 from sharedmask.storage.rows import Held, Series, as_source
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
@@ -43,7 +43,7 @@ class Operations:
     """The calls of an image; what it has to provide is declared here."""
 
     _facts: Facts
-    _grid: Grid
+    _grid: Space
     _name: str
     _voxels: NDArray[np.intp] | None
     _memory_limit: int | float | str | None
@@ -349,7 +349,7 @@ class Operations:
             return fit(held, question, request, budget)
 
     def _inside(self) -> Array:
-        """(x, y, z), where voxels are held."""
+        """Where voxels are held, in the shape of a volume."""
         inside = np.full(self._facts.n_voxels, self._voxels is None)
         inside[self._voxels if self._voxels is not None else slice(0)] = True
         return inside.reshape(self._grid.shape, order="F")

@@ -17,6 +17,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.image.operations import Operations
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
+from sharedmask.spaces.grid import box_of
 from sharedmask.system import settings
 from sharedmask.typing import Array, Numbers
 
@@ -113,6 +114,7 @@ class Relations(Operations):
             raise ParameterError(
                 f"resampling_target={resampling_target!r}: maps are on the grid of the image"
             )
+        grid = box_of(self._grid, "a NIfTI image of maps")
         series = self._seeds(seeds, strategy, resampling_target, parameters)
         blocks = self._blocks(mask_img, resampling_target)
         with self._in_use(settings.current()) as (_, budget):
@@ -121,7 +123,7 @@ class Relations(Operations):
                 f"making {series.shape[1]} maps of seeds of {self._name}", nbytes, "give fewer seeds"
             )
         found = self.map(SeedCorrelation(standardized(series), fisher_z), blocks, **parameters)
-        return self._grid.to_nifti(blocks.indices, np.concatenate(found))
+        return grid.to_nifti(blocks.indices, np.concatenate(found))
 
     def _seeds(self, seeds: Any, strategy: str, target: ResamplingTarget, parameters: Parameters) -> Array:
         if not (isinstance(seeds, np.ndarray) and seeds.ndim <= 2):

@@ -53,9 +53,10 @@ from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.spheres import spheres
 from sharedmask.sources import loader, transform
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import Facts, Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.values import Conversion, convert, pieces
+from sharedmask.spaces.grid import Grid
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.rows import Rows, Series, as_source
 from sharedmask.storage.segment import Handle

@@ -19,6 +19,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.maskers._nilearn import InputTags, NilearnBaseEstimator
 from sharedmask.maskers.nifti import SharedNiftiMasker
 from sharedmask.regions.regions import Regions
+from sharedmask.spaces.grid import box_of
 from sharedmask.system.budget import within
 from sharedmask.system.process import effective_n_jobs
 from sharedmask.typing import Array
@@ -282,6 +283,7 @@ def _c_order(regions: Regions) -> NDArray[np.intp]:
 
 
 def _mask_of(numbers: NDArray[np.intp], regions: Regions) -> Nifti1Image:
-    inside = np.zeros(regions.grid.shape, np.uint8)
+    grid = box_of(regions.grid, "a mask")
+    inside = np.zeros(grid.shape, np.uint8)
     inside.reshape(-1)[numbers] = 1
-    return Nifti1Image(inside, regions.grid.affine)
+    return Nifti1Image(inside, grid.affine)

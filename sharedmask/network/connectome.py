@@ -25,7 +25,7 @@ from sharedmask.network import correlation
 from sharedmask.network.subject import Subject, subjects_in
 from sharedmask.records import dataclass
 from sharedmask.sources import hdf5, loader
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 from sharedmask.storage import container, segment
 from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Shared

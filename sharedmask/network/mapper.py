@@ -33,8 +33,8 @@ from sharedmask.network.stat_maps import KEYS, NetworkMaps, Statistics
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import matching
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.storage import container
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
@@ -405,5 +405,4 @@ def _grid_of(lesion: Any) -> Grid | None:
     """The grid of a lesion's file or image; an array has none of its own."""
     if isinstance(lesion, np.ndarray):
         return None
-    source = open_source(lesion)
-    return source.grid
+    return box_of(open_source(lesion).grid, "a lesion")

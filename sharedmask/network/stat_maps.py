@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sharedmask.errors import ParameterError
 from sharedmask.network import correlation
 from sharedmask.records import dataclass
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 from sharedmask.typing import Array
 
 if TYPE_CHECKING:

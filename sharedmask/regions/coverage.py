@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import RegionRow, Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.space import Space
 from sharedmask.typing import Array
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def _picked(
     return picked
 
 
-def _joined(picked: Sequence[tuple[int, str, Array, Array | None]], grid: Grid) -> Regions:
+def _joined(picked: Sequence[tuple[int, str, Array, Array | None]], grid: Space) -> Regions:
     labels, names, voxels, weights = zip(*picked, strict=True)
     offsets = np.cumsum([0, *map(len, voxels)])
     joined = None if weights[0] is None else np.concatenate(weights)

@@ -13,9 +13,10 @@ import numpy as np
 
 from sharedmask.errors import EmptyMaskError, GridMismatchError
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled, voxel_transform
+from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.typing import Array, Numbers
 
 # --- an image and its masks ----------------------------------------------------------------------
@@ -30,20 +31,24 @@ def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
     ------
     EmptyMaskError
         Naming a region that lies beyond the image.
+    GridMismatchError
+        One of them is no volume.
     """
-    own = source.grid
+    own, grid = source.grid, regions.grid
     if regions.fits(own):
         return source, regions.on(own)
-    coordinates = np.array(np.unravel_index(regions.indices, regions.grid.shape, order="F"))
-    _check_reached(source, regions, coordinates)
+    if not (isinstance(own, Grid) and isinstance(grid, Grid)):
+        raise mismatch_error(f"region {regions.names[0]!r}", grid, own)
+    coordinates = np.array(np.unravel_index(regions.indices, grid.shape, order="F"))
+    _check_reached(source, regions, grid, coordinates)
     start = np.maximum(coordinates.min(axis=1) - 1, 0)
-    stop = np.minimum(coordinates.max(axis=1) + 2, regions.grid.shape)
-    box = _box(regions.grid, start, stop)
+    stop = np.minimum(coordinates.max(axis=1) + 2, grid.shape)
+    box = _box(grid, start, stop)
     indices = np.ravel_multi_index(tuple(coordinates - start[:, None]), box.shape, order="F")
     return resampled(source, box), replace(regions, grid=box, indices=indices)
 
 
-def brain_voxels(mask_img: Any, grid: Grid) -> Numbers:
+def brain_voxels(mask_img: Any, grid: Space) -> Numbers:
     """Numbers of the voxels inside a mask that goes with an image, sorted.
 
     Raises
@@ -55,7 +60,7 @@ def brain_voxels(mask_img: Any, grid: Grid) -> Numbers:
         return Regions.from_any(mask_img, grid).union
     except GridMismatchError as error:
         todo = 'resample the mask first: nilearn.image.resample_to_img(mask, image, interpolation="nearest")'
-        raise error.instead(todo) from None
+        raise (error.instead(todo) if isinstance(grid, Grid) else error) from None
 
 
 def _box(grid: Grid, start: Array, stop: Array) -> Grid:
@@ -65,8 +70,8 @@ def _box(grid: Grid, start: Array, stop: Array) -> Grid:
     return Grid(tuple((stop - start).tolist()), affine)
 
 
-def _check_reached(source: Source, regions: Regions, coordinates: Array) -> None:
-    matrix, offset = voxel_transform(source, regions.grid)
+def _check_reached(source: Source, regions: Regions, grid: Grid, coordinates: Array) -> None:
+    matrix, offset = voxel_transform(source, grid)
     there = (np.diag(matrix) if matrix.ndim == 1 else matrix) @ coordinates + offset[:, None]
     middle = (np.array(source.shape[:3])[:, None] - 1) / 2
     inside = np.all(np.abs(there - middle) < middle + 0.5, axis=0)

@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
-from sharedmask.sources.grid import Grid, mismatch_error, strides_to, times, voxel_numbers
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
+from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.spaces.grid import Grid, box_of
+from sharedmask.spaces.space import Space, mismatch_error, times
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import matches, readable
 from sharedmask.typing import Array, Numbers
@@ -48,7 +51,11 @@ class _Volume(NamedTuple):
 
     where: str
     data: Array
-    grid: Grid | None
+    grid: Space | None
+    n_axes: int = 3
+    """Of one mask; another axis counts masks."""
+    names: Mapping[int, str] | None = None
+    """Of its labels, if the file itself has names."""
 
 
 def _path(thing: Any) -> str | None:
@@ -106,8 +113,10 @@ def unique_names(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def unpack(masks: Any, on: Grid | None = None) -> tuple[Container, list[Any], list[Any]]:
-    """Container, keys and masks; only a single mask is read already, if it lies ``on`` that grid."""
+def unpack(
+    masks: Any, on: Space | None = None, space: Space | None = None
+) -> tuple[Container, list[Any], list[Any]]:
+    """Container, keys and masks; only a single mask is read already, as by :func:`read_volume`."""
     container: Container = "list"
     masks = matching(masks) or masks
     if isinstance(masks, Mapping):
@@ -116,27 +125,30 @@ def unpack(masks: Any, on: Grid | None = None) -> tuple[Container, list[Any], li
         items = spread(masks)
         keys = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(items)]
     else:
-        container, keys, items = _unpack_one(
-            read_volume(masks, file_stem(masks) or "mask_000", on=on), file_stem(masks)
-        )
+        stem = file_stem(masks)
+        container, keys, items = _unpack_one(read_volume(masks, stem or "mask_000", on=on, space=space), stem)
     if not items:
         raise MaskError("no mask was given")
     return container, keys, items
 
 
 def _unpack_one(volume: _Volume, stem: str | None) -> tuple[Container, list[Any], list[Any]]:
-    if volume.data.ndim == 3:
+    if volume.data.ndim == volume.n_axes:
         return "single", [stem or "mask_000"], [volume]
-    names = [f"{stem or 'mask'}_{i:03d}" for i in range(volume.data.shape[3])]
-    where, masks = volume.where, np.moveaxis(volume.data, 3, 0)
-    return "list", names, [_Volume(f"{where}, volume {i}", m, volume.grid) for i, m in enumerate(masks)]
+    names = [f"{stem or 'mask'}_{i:03d}" for i in range(volume.data.shape[-1])]
+    where, masks = volume.where, np.moveaxis(volume.data, -1, 0)
+    return (
+        "list",
+        names,
+        [volume._replace(where=f"{where}, volume {i}", data=m) for i, m in enumerate(masks)],
+    )
 
 
-def target_grid(volume: _Volume, grid: Grid | None, own: bool = False) -> Grid:
+def target_grid(volume: _Volume, grid: Space | None, own: bool = False) -> Space:
     """The grid to put the volume on: the image's, else (or if asked for) its own."""
     shape = volume.data.shape
-    if len(shape) != 3:
-        raise MaskError(f"{volume.where} has {len(shape)} dimensions ({times(shape)}); 3 are needed")
+    if len(shape) != volume.n_axes:
+        raise MaskError(_dimensions(volume.where, shape, volume.n_axes))
     if volume.grid is not None:
         return volume.grid if own or grid is None else grid
     if grid is None:
@@ -159,46 +171,68 @@ def _reading(where: str) -> Iterator[None]:
         raise MaskError(f"{where} cannot be read: {error or type(error).__name__}") from error
 
 
-def read_volume(mask: Any, name: str, what: str = "mask", on: Grid | None = None) -> _Volume:
+def read_volume(
+    mask: Any, name: str, what: str = "mask", on: Space | None = None, space: Space | None = None
+) -> _Volume:
     """The values and the grid of a mask; nothing is cached on the caller's objects.
 
-    On another grid than ``on``, if that is given, or without the memory for it, nothing is read.
+    On another grid than ``on``, if that is given, or without the memory for it, nothing is read. Arrays and
+    names of parts are of ``space``.
     """
     where, path = f"{what} {name!r}", _path(mask)
     if isinstance(mask, _Volume):
         return mask
     if isinstance(mask, np.ndarray):
-        return _volume(where, mask, None)
+        return _volume(where, mask, None, 3 if space is None else len(space.shape))
+    if isinstance(space, BrainModels) and path is not None and not os.path.exists(path):
+        return _structure(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
     elif not isinstance(mask, SpatialImage):
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = open_source(mask if path is None else _file(path))
-        if on is not None and strides_to(source.grid, on) is None:
+        if on is not None and _is_elsewhere(source.grid, on):
             raise mismatch_error(where, source.grid, on, "image")
         _require_memory(source, where)
         values = source.read()
-    return _volume(where, values, source.affine)
+    return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
+
+
+def _is_elsewhere(own: Space, target: Space) -> bool:
+    return target.numbers_of(own, np.empty(0, np.intp)) is None
+
+
+def _structure(where: str, name: str, models: BrainModels) -> _Volume:
+    """The elements of a structure of that name."""
+    numbers = models.part(name)
+    if numbers is None:
+        raise errors.MissingFileError(f"{where} is no file, and no structure: there are {models.parts}")
+    inside = np.zeros(models.n_voxels, bool)
+    inside[numbers] = True
+    return _Volume(where, inside, models, 1)
 
 
 def open_maps(
-    maps: Any, grid: Grid | None, resampling_target: str | None
-) -> tuple[Iterator[tuple[str, Array]], Grid]:
+    maps: Any, grid: Space | None, resampling_target: str | None
+) -> tuple[Iterator[tuple[str, Array]], Space]:
     """Name and values, in the order of voxel numbers, of each map of a 4D image; and the grid they lie on."""
     where = f"maps {file_stem(maps) or 'maps'!r}"
     if isinstance(maps, np.ndarray):
         if grid is None:
             raise MaskError(f"{where} are an array and have no affine: give grid=, the image's grid")
-        maps = nib.Nifti1Image(maps, grid.affine)
+        if maps.shape[:-1] == grid.shape and maps.shape[-1] > 1:
+            flat = maps.reshape(-1, maps.shape[-1], order="F").T
+            return iter((f"{where}, volume {i}", one) for i, one in enumerate(flat)), grid
+        maps = nib.Nifti1Image(maps, box_of(grid, where).affine)
     if isinstance(maps, (list, tuple, Mapping)) or count_volumes(maps) < 2:
         raise MaskError(f"{where}: one 4D image is needed, of a map each volume")
     with _reading(where):
         path = _path(maps)
         source = open_source(maps if path is None else _file(path))
     stays = grid is None or moves_the_image(resampling_target)
-    if grid is not None and not stays and strides_to(source.grid, grid) is None:
-        if resampling_target != "data":
+    if grid is not None and not stays and _is_elsewhere(source.grid, grid):
+        if resampling_target != "data" or not isinstance(grid, Grid):
             raise mismatch_error(where, source.grid, grid, "image")
         source = resampled(source, grid, "linear")
     return _each_map(source, where), source.grid
@@ -225,14 +259,18 @@ def _file(path: str) -> Any:
     return path if streamed or not Path(path).is_file() else nib.load(path)
 
 
-def _volume(where: str, data: Array, affine: Array | None) -> _Volume:
+def _volume(where: str, data: Array, grid: Space | None, n_axes: int) -> _Volume:
     if data.dtype.kind not in "biuf":
         raise MaskError(f"{where} holds {data.dtype}, not real numbers")
-    if data.ndim > 3 and set(data.shape[3:]) == {1}:
-        data = data.reshape(data.shape[:3])
-    if data.ndim not in (3, 4):
-        raise MaskError(f"{where} has {data.ndim} dimensions ({times(data.shape)}); 3 are needed")
-    return _Volume(where, data, None if affine is None else Grid(data.shape[:3], affine))
+    if data.ndim > n_axes and set(data.shape[n_axes:]) == {1}:
+        data = data.reshape(data.shape[:n_axes])
+    if data.ndim not in (n_axes, n_axes + 1):
+        raise MaskError(_dimensions(where, data.shape, n_axes))
+    return _Volume(where, data, grid, n_axes)
+
+
+def _dimensions(where: str, shape: tuple[int, ...], needed: int) -> str:
+    return f"{where} has {len(shape)} dimensions ({times(shape)}); {needed} are needed"
 
 
 def voxels_inside(volume: _Volume) -> NDArray[np.bool_]:
@@ -295,20 +333,31 @@ def label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDAr
 
 
 def place_on(
-    volume: _Volume, codes: Array, grid: Grid, resampling_target: str | None
+    volume: _Volume, codes: Array, grid: Space, resampling_target: str | None
 ) -> tuple[Numbers, Array]:
     """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
     own = volume.grid or grid
-    steps = strides_to(own, grid)
-    if steps is None and resampling_target != "data":
+    found, numbers = _placed(codes, own, grid)
+    if numbers is None and (resampling_target != "data" or not isinstance(own, Grid)):
         raise mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
-    if steps is None:
-        codes, steps = _resample(volume.where, codes, own, grid), (0, np.cumprod([1, *grid.shape[:2]]))
+    if numbers is None:
+        target = box_of(grid, f"resampling {volume.where}")
+        found, numbers = _placed(_resample(volume.where, codes, box_of(own, ""), target), target, target)
+        assert numbers is not None
+    if np.any(outside := numbers < 0):
+        found, numbers = found[~outside], numbers[~outside]
+        if not len(numbers):
+            raise EmptyMaskError(f"{volume.where} has no place in {grid}")
+    return numbers, found
+
+
+def _placed(codes: Array, own: Space, grid: Space) -> tuple[Array, Numbers | None]:
+    """The codes that are not 0, in C order, and the numbers of their places on ``grid``, if it has them."""
     positions = np.flatnonzero(codes)  # of the flat array, which is several times faster than of the 3D one
-    coordinates = np.unravel_index(positions, codes.shape)
-    return voxel_numbers(coordinates, *steps), codes.reshape(-1)[positions]
+    numbers = np.ravel_multi_index(np.unravel_index(positions, codes.shape), codes.shape, order="F")
+    return codes.reshape(-1)[positions], grid.numbers_of(own, np.asarray(numbers, np.intp))
 
 
 def moves_the_image(resampling_target: object) -> bool:

@@ -37,7 +37,7 @@ from sharedmask.regions.masks import (
     voxels_inside,
     wanted_labels,
 )
-from sharedmask.sources.grid import Grid, mismatch_error, strides_to, voxel_numbers
+from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
 
@@ -62,7 +62,7 @@ class Regions:
 
     Attributes
     ----------
-    grid : Grid
+    grid : Grid or BrainModels
     indices : (n,) intp array
         The voxel numbers of all regions, one region after the other. Within a region the order is the C order
         of the mask as it was given: that of ``data[mask]`` and of nilearn.
@@ -87,7 +87,7 @@ class Regions:
     {'roi': 'its signals'}
     """
 
-    grid: Grid
+    grid: Space
     indices: Numbers
     offsets: Numbers
     names: tuple[str, ...]
@@ -131,7 +131,7 @@ class Regions:
         """Hexadecimal digest of grid, voxels, names and labels."""
         heading = json.dumps([self.grid.shape, self.names, self.labels, len(self.indices)])
         digest = hashlib.blake2b(heading.encode(), digest_size=16)
-        digest.update((self.grid.affine + 0.0).astype("<f8").tobytes())  # + 0.0 makes -0 0
+        digest.update(self.grid.identity)
         digest.update(self.indices.astype("<i8", copy=False).tobytes())
         digest.update(self.offsets.astype("<i8", copy=False).tobytes())
         digest.update(b"" if self.weights is None else self.weights.astype("<f8", copy=False).tobytes())
@@ -189,35 +189,42 @@ class Regions:
         absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
         return sorted(rows + absent, key=lambda row: row.index) if absent else rows
 
-    def fits(self, grid: Grid) -> bool:
+    def fits(self, grid: Space) -> bool:
         """Whether the regions can be put :meth:`on` ``grid``."""
-        return strides_to(self.grid, grid) is not None
+        return grid.numbers_of(self.grid, self.indices) is not None
 
-    def on(self, grid: Grid) -> Regions:
+    def on(self, grid: Space) -> Regions:
         """The same regions, each in its own order, on an image's grid.
 
-        That is the same grid, or the same with axes flipped or permuted; GridMismatchError for any other.
+        That is the same grid, or the same with axes flipped or permuted; or brain models, where vertices that
+        the image leaves out are left out of the regions. GridMismatchError for any other.
         """
         if self.grid.matches(grid):
-            return self if np.array_equal(self.grid.affine, grid.affine) else replace(self, grid=grid)
-        steps = strides_to(self.grid, grid)
-        if steps is None:
+            return self if self.grid.identity == grid.identity else replace(self, grid=grid)
+        numbers = grid.numbers_of(self.grid, self.indices)
+        if numbers is None:
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
             raise mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
-        coordinates = np.unravel_index(self.indices, self.grid.shape, order="F")
-        return replace(self, grid=grid, indices=voxel_numbers(coordinates, *steps))
+        here = numbers >= 0
+        offsets = np.append(0, np.cumsum(here))[self.offsets]
+        if np.any(lost := (np.diff(offsets) == 0) & (self.sizes > 0)):
+            raise EmptyMaskError(f"region {self.names[int(np.argmax(lost))]!r} has no place in {grid}")
+        weights = None if self.weights is None else self.weights[here]
+        return replace(self, grid=grid, indices=numbers[here], offsets=offsets, weights=weights)
 
     @classmethod
     def from_any(
-        cls, masks: Any, grid: Grid | None = None, *, resampling_target: ResamplingTarget = None
+        cls, masks: Any, grid: Space | None = None, *, resampling_target: ResamplingTarget = None
     ) -> Regions:
         """Regions from one or many binary masks.
 
         Parameters
         ----------
         masks : path, glob pattern, nibabel image, 3D array, list or dict of these, or Regions
-            Nonzero and finite is inside. One 4D image or array is a stack of masks along its last axis.
-        grid : Grid, optional
+            Nonzero and finite is inside. One 4D image or array is a stack of masks along its last axis. On
+            brain models also arrays over the elements, names of structures (``CortexLeft``), and volumes
+            for the structures of voxels; one file of labels is an atlas.
+        grid : Grid or BrainModels, optional
             The image's; by default that of the first mask. Arrays are taken to lie on it.
         resampling_target : {None, "data", "mask", "labels"}
             A mask on another grid is refused, or with ``"data"`` resampled to ``grid`` (nearest neighbour). A
@@ -237,10 +244,13 @@ class Regions:
         to_masks = moves_the_image(resampling_target)
         if isinstance(masks, Regions):
             return masks if grid is None or to_masks else masks.on(grid)
-        container, keys, items = unpack(masks, None if resampling_target else grid)
+        on = None if resampling_target else grid
+        container, keys, items = unpack(masks, on, grid)
+        if container == "single" and items[0].names is not None:
+            return cls.from_labels(items[0], grid, resampling_target=resampling_target)
         names, parts = unique_names(str(key) for key in keys), list[Numbers]()
         for name, item in zip(names, items, strict=True):
-            volume = read_volume(item, name, on=None if resampling_target else grid)
+            volume = read_volume(item, name, on=on, space=grid)
             grid = target_grid(volume, grid, own=to_masks and not parts)
             parts.append(place_on(volume, voxels_inside(volume), grid, resampling_target)[0])
             del volume  # before the next is read
@@ -254,7 +264,7 @@ class Regions:
     def from_labels(
         cls,
         labels_img: Any,
-        grid: Grid | None = None,
+        grid: Space | None = None,
         *,
         lut: Any = None,
         labels: Iterable[int] | None = None,
@@ -284,8 +294,9 @@ class Regions:
         """
         to_masks = moves_the_image(resampling_target)
         stem, on = file_stem(labels_img) or "labels", None if resampling_target else grid
-        volume = read_volume(labels_img, stem, "label image", on)
-        grid, known = target_grid(volume, grid, own=to_masks), read_lut(lut)
+        volume = read_volume(labels_img, stem, "label image", on, grid)
+        grid = target_grid(volume, grid, own=to_masks)
+        known = read_lut(lut) if lut is not None else volume.names or {}
         values, codes = label_codes(volume, background_label)
         names = wanted_labels(labels, {*values, *known} - {background_label}, known, volume.where)
         numbers, found = place_on(volume, codes, grid, resampling_target)
@@ -304,7 +315,7 @@ class Regions:
     def from_maps(
         cls,
         maps_img: Any,
-        grid: Grid | None = None,
+        grid: Space | None = None,
         *,
         lut: Any = None,
         resampling_target: ResamplingTarget = None,
@@ -320,6 +331,7 @@ class Regions:
 
         Examples
         --------
+        >>> from sharedmask import Grid
         >>> maps = np.zeros((3, 1, 1, 2))
         >>> maps[0, 0, 0] = 0.5, 1.0
         >>> Regions.from_maps(maps, Grid((3, 1, 1), np.eye(4)), lut={1: "insula"}).weights
@@ -345,7 +357,7 @@ class Regions:
     def from_atlas_or_masks(
         cls,
         given: Any,
-        grid: Grid | None = None,
+        grid: Space | None = None,
         *,
         weighted: bool = False,
         resampling_target: ResamplingTarget = None,

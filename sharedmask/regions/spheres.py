@@ -14,7 +14,7 @@ import numpy as np
 
 from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 from sharedmask.typing import Array, Numbers
 
 _LEAST_REACH = 2 * np.sqrt(3)  # two points with the same whole millimetres are no further apart

@@ -5,6 +5,6 @@ cover: decompression (``decoding``), masks (``regions``), parameters (``compute`
 
 From the bottom up::
 
-    volumes  grid  layout  hdf5  values  names  sidecar  nifti  source  transform
-    loader  rechunk
+    volumes  layout  hdf5  values  names  sidecar  nifti  cifti  source  by_row  opening
+    transform  loader  rechunk
 """

@@ -10,7 +10,7 @@ import numpy as np
 
 from sharedmask.records import dataclass
 
-Order = Literal["C", "F"]
+Order = Literal["C", "F", "rows"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FileLayout:
     path: str
     offset: int  # of the first volume; a multiple of the values' size
     dtype: np.dtype[Any]
-    order: Order  # of the voxels of a volume: x fastest as in NIfTI ("F"), or z as in HDF5
+    order: Order  # of the voxels of a volume: x fastest as in NIfTI ("F"), or z as in HDF5; or row after row
 
     @classmethod
     def aligned(cls, path: str, offset: int, dtype: np.dtype[Any], order: Order) -> Self | str:

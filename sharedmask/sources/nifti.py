@@ -19,7 +19,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Spm99AnalyzeImage
+from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Nifti2Header, Nifti2Image, Spm99AnalyzeImage
 from nibabel.analyze import AnalyzeHeader, AnalyzeImage
 from nibabel.imageclasses import all_image_classes
 from nibabel.spatialimages import SpatialImage
@@ -91,7 +91,8 @@ def load(path: str, name: str) -> Any:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
         head += _read_extensions(stream, kind, head, name)
-    file_map = kind.filespec_to_file_map(path)
+    named = Nifti2Image if issubclass(kind, Cifti2Image) else kind
+    file_map = named.filespec_to_file_map(path)
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
         file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
@@ -107,17 +108,19 @@ def _read_head(stream: Stream) -> bytes:
 
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
-    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
+    plain, seen = without_codec(path), (head, without_codec(meta))  # nibabel knows no compressed CIFTI-2
+    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(plain, seen)[0]), None)
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
-    if kind is None or not issubclass(kind, AnalyzeImage):
+    if kind is None or not issubclass(kind, AnalyzeImage | Cifti2Image):
         raise refused_kind(name, kind)
     return kind
 
 
 def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes:
     """What follows the header up to the data, or (of a pair) to the end of the file."""
-    header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+    of_bytes = Nifti2Header if issubclass(kind, Cifti2Image) else kind.header_class
+    header = of_bytes(head[: of_bytes.sizeof_hdr], check=False)
     is_single = len(kind.files_types) == 1
     end = int(header["vox_offset"]) if is_single else _HEADER_BYTES + 1
     if not is_single:
@@ -148,8 +151,6 @@ def refused_kind(name: str, kind: Any) -> ImageError:
     """What to raise for an image of a class, or None, that cannot be served."""
     if kind is None:
         return ImageError(f"{name} is not an image: neither NIfTI nor Analyze, by its name and first bytes")
-    if issubclass(kind, Cifti2Image):
-        return ImageError(f"{name} is CIFTI-2, which holds grayordinates and no volume; give the volume")
     todo = "save it as NIfTI, or give nibabel.load(path), which is read whole into memory"
     if not issubclass(kind, SpatialImage):
         todo = "it holds no volume"

@@ -1,46 +1,40 @@
 """What an image is, and its volumes streamed into a buffer the caller gives.
 
-Covers: shape, stored dtype, affine, scaling, repetition time and fingerprint of NIfTI and Analyze files,
-series of 3D ones and nibabel images; reading their volumes once, forward, as stored. Does not cover:
-headers of files (``nifti``), decompression (``codecs``), where the bytes go and in what layout
-(``loader``), applying the scaling (``values``), masks (``regions``) and grids (``grid``).
+Covers: shape, stored dtype, affine, scaling, repetition time and fingerprint of images in files and in
+memory, and of series of 3D ones; reading their volumes once, forward, as stored. Does not cover: what
+callers give (``opening``), headers of files (``nifti``), decompression (``codecs``), where the bytes go and
+in what layout (``loader``), applying the scaling (``values``), masks (``regions``) and grids (``grid``).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import field, fields, replace
+from dataclasses import field, fields
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.analyze import AnalyzeImage
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import FileBasedImage
-from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from sharedmask import errors
 from sharedmask.decoding import parallel
-from sharedmask.decoding.codecs import GZIP, Stream, codec_of, most_bytes, open_raw, open_stream
+from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_raw, open_stream
 from sharedmask.decoding.points import Index, Points
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.sources import nifti
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.volumes import VolumeReader, Volumes
+from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.space import Space
 from sharedmask.system import identity
-from sharedmask.system.files import matches
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
@@ -53,8 +47,8 @@ class Facts:
     """What an image is; all that a process needs to know that has the image's rows but not its file."""
 
     name: str  # in messages: the path as given, or what the image is
-    shape: tuple[int, int, int, int]  # (x, y, z, t); t is 1 for a 3D image
-    ndim: int  # 3 for a 3D image, else 4
+    shape: tuple[int, ...]  # (x, y, z, t), or (n_elements, t); t is 1 for a 3D image
+    ndim: int  # 3 for a 3D image, else 4; of elements 1 or 2
     dtype: np.dtype[Any]  # of the stored values, unscaled, in native byte order
     affine: NDArray[np.float64] = field(repr=False)  # voxel indices to millimetres, read-only
     slope: float  # of the stored values; 1.0 if they are not scaled
@@ -62,21 +56,30 @@ class Facts:
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
     t_r_origin: str  # the sidecar or "its header"; why it is not known
     header: Any = field(repr=False)  # a copy, for later writers; of a shared image without extensions
+    models: BrainModels | None = field(repr=False, default=None, kw_only=True)  # of one that is no volume
 
     @property
     def n_voxels(self) -> int:
         """Number of voxels of one volume."""
-        return math.prod(self.shape[:3])
+        return math.prod(self.shape[:-1])
 
     @cached_property
-    def grid(self) -> Grid:
+    def grid(self) -> Space:
         """Where the voxels are."""
-        return Grid(self.shape[:3], self.affine, self.name)
+        if self.models is not None:
+            return self.models
+        x, y, z, _ = self.shape
+        return Grid((x, y, z), self.affine, self.name)
 
     @property
     def n_timepoints(self) -> int:
         """Number of volumes."""
-        return self.shape[3]
+        return self.shape[-1]
+
+    @property
+    def is_series(self) -> bool:
+        """Whether it has an axis of time, of whatever length."""
+        return self.ndim == len(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -101,7 +104,8 @@ class Facts:
         """The facts as JSON has them; floats keep all their bits."""
         taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
         exact = {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
-        return taken | exact | {"header": nifti.header_text(self.header)}
+        models = self.models and self.models.to_dict()
+        return taken | exact | {"header": nifti.header_text(self.header), "models": models}
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Facts:
@@ -109,7 +113,8 @@ class Facts:
         affine = np.array(given["affine"], np.float64)
         affine.setflags(write=False)
         exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
-        return Facts(**given | exact | {"header": nifti.header_of(given["header"])})
+        models = given["models"] and BrainModels.from_dict(given["models"])
+        return Facts(**given | exact | {"header": nifti.header_of(given["header"]), "models": models})
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +123,7 @@ class Source(Facts, ABC):
 
     files: tuple[FileState, ...] = field(repr=False)  # when it was opened; the one with the voxels first
     t_r_doubt: str = field(repr=False, default="", kw_only=True)  # what is to be said of the repetition time
+    labels: Mapping[int, str] | None = field(repr=False, default=None, kw_only=True)  # names of its values
 
     @property
     def facts(self) -> Facts:
@@ -165,7 +171,7 @@ class Source(Facts, ABC):
     def _digest(self, of: Callable[[blake2b], None]) -> str:
         digest = blake2b(digest_size=20)
         facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
-        digest.update(repr(facts).encode())
+        digest.update(repr(facts).encode() + (self.models.identity if self.models else b""))
         of(digest)
         return digest.hexdigest()
 
@@ -306,12 +312,12 @@ class ArraySource(Source):
 
     @contextmanager
     def _volumes(self) -> Iterator[VolumeReader]:
-        values = np.moveaxis(np.asanyarray(self.dataobj).reshape(self.shape), 3, 0)
+        values = np.moveaxis(np.asanyarray(self.dataobj).reshape(self.shape), -1, 0)
         yield VolumeReader(self, partial(self._fill, iter(values)))
 
     def _fill(self, values: Iterator[Array], rows: Array, remaining: int) -> None:
         for row in rows:
-            row.reshape(self.shape[:3], order="F")[...] = next(values)
+            row.reshape(self.shape[:-1], order="F")[...] = next(values)
 
     def _identify(self, digest: blake2b) -> None:
         row = np.empty(self.n_voxels, self.dtype)
@@ -351,148 +357,3 @@ class SeriesSource(Source):
     def _digest_content(self, digest: blake2b) -> None:
         for item in self.items:
             digest.update(item.content.encode())
-
-
-def open_source(source: object) -> Source:
-    """Learn what an image is, without reading its voxels.
-
-    Parameters
-    ----------
-    source : str, path, nibabel image, or list or tuple of 3D ones
-        A string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
-        series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
-
-    Returns
-    -------
-    Source
-        A `Source` is returned as it is.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    DamagedImageError
-        If the file is empty, shorter than its header promises, or not what its name says.
-    ImageError
-        If the image cannot be served: neither NIfTI nor Analyze, complex or RGB values, no voxels, fewer
-        than 3 axes or two beyond the third; or if the images of a series do not fit together.
-
-    Examples
-    --------
-    >>> import nibabel, numpy as np
-    >>> source = open_source(nibabel.Nifti1Image(np.ones((2, 2, 1, 3), np.int16), np.eye(4)))
-    >>> out = np.empty((source.n_timepoints, source.n_voxels), source.dtype)
-    >>> with source.volumes() as volumes:
-    ...     volumes.readinto(out)
-    >>> out.shape, int(out.sum())
-    ((3, 4), 12)
-    """
-    opened = _open(source)
-    return opened if opened is source else _told(opened)
-
-
-def _told(source: Source) -> Source:
-    """With the repetition time that its sidecars tell."""
-    if source.ndim < 4 or not source.paths:
-        return source
-    time = RepetitionTime(source.t_r, source.t_r_origin).told_of(source.name, source.paths[0])
-    return replace(source, t_r=time.seconds, t_r_origin=time.origin, t_r_doubt=time.doubt)
-
-
-def warn_of_time(source: Source) -> None:
-    """Say of an image's repetition time what is to be said, once where it is opened for its signals."""
-    if source.t_r_doubt:
-        warnings.warn(source.t_r_doubt, errors.SharedMaskWarning, stacklevel=3)
-
-
-def _open(source: object) -> Source:
-    if isinstance(source, (list, tuple)):
-        items = [_open_one(item) for item in source]
-        return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
-    if isinstance(source, str) and (found := matches(source)):
-        items = [_open_one(path) for path in found]
-        whole = len(items) == 1 and items[0].ndim == 4
-        return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
-    return _open_one(source)
-
-
-def _open_one(source: object) -> Source:
-    if isinstance(source, Source):
-        return source
-    if isinstance(source, (str, os.PathLike)):
-        return _from_path(os.fsdecode(source))
-    if isinstance(source, SpatialImage):
-        return _from_image(source)
-    if isinstance(source, FileBasedImage):
-        raise nifti.refused_kind(source.get_filename() or "the image given", type(source))
-    raise ImageError(f"an image is a path, a nibabel image or a list of 3D ones, not {type(source).__name__}")
-
-
-def _from_path(name: str) -> Source:
-    path = os.path.abspath(os.path.expanduser(name))
-    nifti.check_path(path, name)
-    files = _files_now(path)  # before the header is read: what changes later is seen
-    with nifti.as_image_error(name):
-        image = nifti.load(path, name)
-        return _file_source(name, image, image.file_map["image"].filename, files)
-
-
-def _files_now(path: str) -> tuple[FileState, ...]:
-    return tuple(FileState.now(one) for one in nifti.files_of(path) if one.exists())
-
-
-def _from_image(image: Any) -> Source:
-    data, path = image.dataobj, image.get_filename()
-    # SPM's reader can hold float32 scaling, with which float64 arithmetic would give other values.
-    of_file = isinstance(image, AnalyzeImage) and type(data) is ArrayProxy and data.order == "F"
-    if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
-        file = os.path.abspath(data.file_like)
-        return _file_source(data.file_like, image, file, _files_now(file))
-    name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
-    with nifti.as_image_error(name):
-        one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
-        dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
-        return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, files=(), dataobj=data)
-
-
-def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...]) -> FileSource:
-    nifti.check_path(file, file)
-    proxy = image.dataobj
-    facts, offset, foreign = (
-        nifti.facts_of(name, image, proxy.dtype),
-        proxy.offset,
-        not proxy.dtype.isnative,
-    )
-    facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
-    source = FileSource(**facts, file=file, offset=int(offset), foreign=foreign)
-    if (most := most_bytes(file) - source.offset) < source.nbytes:
-        raise source.truncated(max(int(most), 0))
-    return source
-
-
-def _series(name: str, items: Sequence[Source]) -> SeriesSource:
-    if not items:
-        raise ImageError("an empty list is not an image")
-    first = items[0]
-    for number, item in enumerate(items, start=1):
-        _check_member(number, item, first)
-    raw = len({(item.dtype, item.slope, item.inter) for item in items}) == 1
-    facts = {fact.name: getattr(first, fact.name) for fact in fields(Source)}
-    facts |= {"name": name, "shape": (*first.shape[:3], len(items)), "ndim": 4}
-    facts["files"] = tuple(file for item in items for file in item.files)
-    if not raw:
-        dtype = np.result_type(*(item.scaled_dtype for item in items))
-        facts |= {"dtype": dtype, "slope": 1.0, "inter": 0.0}
-    return SeriesSource(**facts, items=tuple(items), raw=raw)
-
-
-def _check_member(number: int, item: Source, first: Source) -> None:
-    said = f"volume {number} of the series, {item.name},"
-    if item.n_timepoints != 1:
-        hint = "a series is made of 3D images, and extract_many() takes several runs"
-        raise ImageError(f"{said} has {item.n_timepoints} time points; {hint}")
-    if item.shape != first.shape:
-        raise ImageError(f"{said} has shape {item.shape[:3]} where {first.name} has {first.shape[:3]}")
-    if not item.grid.matches(first.grid):
-        have, want = item.affine.tolist(), first.affine.tolist()
-        raise ImageError(f"{said} has affine {have} where {first.name} has {want}")

@@ -29,11 +29,11 @@ from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source
 from sharedmask.sources.values import all_finite
 from sharedmask.sources.volumes import VolumeReader
+from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
@@ -176,7 +176,7 @@ def smoothed(source: Source, fwhm: float | None) -> Source:
     Examples
     --------
     >>> import nibabel
-    >>> from sharedmask.sources.source import open_source
+    >>> from sharedmask.sources.opening import open_source
     >>> dot = np.zeros((5, 5, 5), np.int16)
     >>> dot[2, 2, 2] = 100
     >>> image = smoothed(open_source(nibabel.Nifti1Image(dot, np.eye(4))), fwhm=2)
@@ -185,6 +185,7 @@ def smoothed(source: Source, fwhm: float | None) -> Source:
     """
     if fwhm is None:
         return source
+    box_of(source.grid, "smoothing")
     sizes = np.sqrt(np.sum(source.affine[:3, :3] ** 2, axis=0))
     if not np.all(np.isfinite(sizes) & (sizes > 0)):
         raise ParameterError(f"{source.name} cannot be smoothed: its voxels measure {sizes.tolist()} mm")
@@ -299,14 +300,14 @@ def resampled(source: Source, grid: Grid, interpolation: Interpolation = "contin
     Examples
     --------
     >>> import nibabel
-    >>> from sharedmask.sources.source import open_source
+    >>> from sharedmask.sources.opening import open_source
     >>> source = open_source(nibabel.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)))
     >>> resampled(source, Grid((2, 2, 2), np.diag([2.0, 2, 2, 1]))).read().shape
     (2, 2, 2, 2)
     """
     if interpolation not in _ORDERS:
         raise ParameterError(f"interpolation={interpolation!r} is none of {', '.join(map(repr, _ORDERS))}")
-    own = source.grid
+    own = box_of(source.grid, "resampling")
     if own.is_close(grid):
         return source
     matrix, offset = voxel_transform(source, grid)

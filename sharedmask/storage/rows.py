@@ -28,6 +28,7 @@ from sharedmask.errors import (
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader, rechunk, values
+from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
@@ -64,9 +65,14 @@ class Rows:
     @property
     def stored_view(self) -> Array:
         """The stored values of all voxels as a read-only (x, y, z, n_timepoints) view that travels."""
-        x, y, z, n_timepoints = self.facts.shape
+        *space, n_timepoints = self.facts.shape
         view = self.array if self.attachment is None else self.attachment.view("rows")
-        return view.reshape(z, y, x, n_timepoints).transpose(2, 1, 0, 3)
+        return np.moveaxis(view.reshape(*space[::-1], n_timepoints).T, 0, -1)
+
+    def check(self) -> None:
+        """Raise a SourceChangedError if the rows are the user's file, and it was written to."""
+        if self.attachment is not None and self.attachment.is_written_to():
+            raise SourceChangedError(f"{self.facts.name} changed after it was mapped: open it again")
 
     def volumes_at(self, span: slice) -> Array:
         """Volumes with true values, (x, y, z, n); a fresh array, 0 where no voxel is held."""
@@ -164,8 +170,7 @@ def attached(attachment: Attachment) -> Held:
         if "rows" in arrays:
             shared = Shared(handle, "rows")
             return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment)
-        x, y, z, n_timepoints = facts.shape
-        view = attachment.view("volumes").reshape(n_timepoints, z, y, x).transpose(3, 2, 1, 0)
+        view = attachment.view("volumes").reshape(facts.shape[::-1]).T
         known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
         return MappedVolumes(**known, files=(), dataobj=view, attachment=attachment)
     except (KeyError, TypeError, ValueError) as error:
@@ -176,7 +181,7 @@ def _true_volumes(facts: Facts, stored: Array, voxels: Voxels | None) -> Array:
     conversion = Conversion(facts.slope, facts.inter, facts.scaled_dtype, facts.scaled_dtype)
     true = np.zeros((facts.n_voxels, stored.shape[1]), facts.scaled_dtype)
     true[slice(None) if voxels is None else voxels] = values.scale(stored, conversion)
-    return true.reshape(*facts.shape[:3], -1, order="F")
+    return true.reshape(*facts.shape[:-1], -1, order="F")
 
 
 def geometry_of(facts: Facts, voxels: Voxels | None) -> container.Geometry:
@@ -262,6 +267,11 @@ def fill(
 
     Next to decompression one thread keeps pace with transposing; a plain file is read faster than that.
     """
+    if isinstance(source, RowSource):
+        finite = source.load(out, voxels, conversion)
+        if on_volumes is not None:
+            on_volumes(source.n_timepoints)
+        return finite
     n_threads = 1 if source.compressed else process.n_cpus()
     volumes, select = (source, None) if voxels is None else source.narrowed(voxels)
     return loader.load(
@@ -352,8 +362,9 @@ def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Own
         raise ImageError(f"{source.name} cannot be used as it is ({layout}): take another store")
     if voxels is not None:
         raise ParameterError(f'{source.name} is used as it is with store="file": mask_img selects nothing')
-    shape = [source.n_timepoints, source.n_voxels]
-    arrays = {"volumes": {"offset": layout.offset, "shape": shape, "dtype": layout.dtype.str}}
+    shape, by_row = [source.n_timepoints, source.n_voxels], layout.order == "rows"
+    place = {"offset": layout.offset, "shape": shape[::-1] if by_row else shape, "dtype": layout.dtype.str}
+    arrays = {"rows" if by_row else "volumes": place}
     with source.unchanged(), open(layout.path, "rb", buffering=0) as file:
         identity = FileIdentity.of(os.path.realpath(layout.path), file.fileno(), ours=False)
     finite = source.dtype.kind in "iu"  # others would have to be read

@@ -16,8 +16,8 @@ from sharedmask.records import dataclass
 from sharedmask.regions.coverage import check_share
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.names import camel, label
+from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.atlases import Atlas, distinct
 from sharedmask.study.bids import Run
 from sharedmask.study.denoising import Denoise
@@ -160,11 +160,11 @@ class Analysis:
         return said
 
     @cached_property
-    def regions_on(self) -> Callable[[Grid], list[Regions]]:
+    def regions_on(self) -> Callable[[Space], list[Regions]]:
         """The regions of each atlas on a grid, resampled to it, nearest neighbour, if need be."""
-        return per_grid(lambda grid: [self._regions_of(atlas, grid) for atlas in self.atlases])
+        return per_space(lambda grid: [self._regions_of(atlas, grid) for atlas in self.atlases])
 
-    def _regions_of(self, atlas: Atlas, grid: Grid) -> Regions:
+    def _regions_of(self, atlas: Atlas, grid: Space) -> Regions:
         make = Regions.from_maps if is_weighted(self.outputs.statistics) else Regions.from_labels
         regions = make(atlas.image, grid, lut=atlas.lut, resampling_target="data")
         every = [row.name for row in regions.table()]

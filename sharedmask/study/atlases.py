@@ -15,10 +15,11 @@ import numpy as np
 
 from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.sources.grid import Grid
 from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
+from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import fetched, read_json
-from sharedmask.sources.source import open_source
+from sharedmask.spaces.grid import box_of
+from sharedmask.spaces.space import Space
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
 from sharedmask.system.process import cached_property
@@ -206,8 +207,9 @@ def _nearest(images: Sequence[Path], voxel_size: float) -> list[Path]:
     return [image for image in whole if off[image] <= min(off.values()) + 1e-3]
 
 
-def size_of(grid: Grid) -> float:
+def size_of(space: Space) -> float:
     """The side of a cube as large as a voxel, in mm."""
+    grid = box_of(space, "an atlas of voxels")
     return float(abs(np.linalg.det(grid.affine[:3, :3])) ** (1 / 3))
 
 

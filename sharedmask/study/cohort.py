@@ -43,7 +43,7 @@ from sharedmask.image.image import Store
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid, per_grid
+from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
 from sharedmask.system import settings
@@ -355,12 +355,12 @@ class _Preparer:
         self._memory = self._asked.pop("memory", None)
         self._target = self._asked.pop("resampling_target")
         self._masks = masks
-        self._shared = per_grid(lambda grid: self._regions_of(masks, grid))
+        self._shared = per_space(lambda grid: self._regions_of(masks, grid))
         self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
         self._matrices = matrices
 
     def __call__(self, key: Key) -> Task:
-        def regions_on(grid: Grid) -> Regions:
+        def regions_on(grid: Space) -> Regions:
             return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
         given = self._each[key]
@@ -382,7 +382,7 @@ class _Preparer:
             fisher_z=fisher_z,
         )
 
-    def _regions_of(self, masks: Any, grid: Grid) -> Regions:
+    def _regions_of(self, masks: Any, grid: Space) -> Regions:
         return regions_of(masks, grid, self._asked["strategy"], self._target)
 
 

@@ -26,7 +26,8 @@ from sharedmask.compute.progress import Progress
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Source
 from sharedmask.study import report
 from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas

@@ -19,7 +19,7 @@ from sharedmask.compute.confounds import named_columns
 from sharedmask.errors import MissingFileError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.names import Name
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.study.bids import Run
 from sharedmask.system.process import cached_property
 

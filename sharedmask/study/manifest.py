@@ -15,7 +15,8 @@ from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import NATIVE, Run
 from sharedmask.study.denoising import Denoising

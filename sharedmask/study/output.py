@@ -24,9 +24,9 @@ from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid, per_grid
 from sharedmask.sources.names import camel
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import Study, extract_many
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
 from sharedmask.study.tables import series_writer, write_matrix, write_series, write_table
@@ -142,7 +142,7 @@ class Parts:
         A matrix by each measure beside each table.
     """
 
-    atlases: Mapping[str, Callable[[Grid], Regions]]
+    atlases: Mapping[str, Callable[[Space], Regions]]
     strategy: str | tuple[str, ...] | None
     connectivity: tuple[str, ...] = ()
     fisher_z: bool = False
@@ -177,7 +177,7 @@ class Parts:
         whole = Path(path)
         return [whole.with_name(f"{whole.stem}{name}{whole.suffix}") for name in self.names]
 
-    def regions_on(self, grid: Grid) -> Regions:
+    def regions_on(self, grid: Space) -> Regions:
         """The regions of all atlases, one atlas after the other."""
         parts = self._on(grid)
         if len(parts) == 1:
@@ -185,17 +185,17 @@ class Parts:
         return replace(Regions.joined([part.on(parts[0].grid) for part in parts]), container="list")
 
     @cached_property
-    def _on(self) -> Callable[[Grid], list[Regions]]:
-        return per_grid(self._each_on)
+    def _on(self) -> Callable[[Space], list[Regions]]:
+        return per_space(self._each_on)
 
-    def _each_on(self, grid: Grid) -> list[Regions]:
+    def _each_on(self, grid: Space) -> list[Regions]:
         parts = [regions_on(grid) for regions_on in self.atlases.values()]
         for part in parts:
             (members if self.strategy is None else columns)(part.names)  # refused before the pass
         return parts
 
     def write(
-        self, path: str | Path, signals: Any, grid: Grid, denoising: Denoising | None = None
+        self, path: str | Path, signals: Any, grid: Space, denoising: Denoising | None = None
     ) -> list[Path]:
         """Write what :meth:`regions_on` of ``grid`` gave, a file each; and what was taken out before."""
         if denoising is not None:

@@ -8,7 +8,7 @@ from gzip_files import small_pieces
 from source_files import save, signal
 
 from sharedmask.decoding import parallel
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
 
 pytest.importorskip("rapidgzip")

@@ -10,7 +10,7 @@ from sharedmask import Grid, MemoryBudget, Regions, SharedImage
 from sharedmask.compute import plan
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.system import process, settings
 
 MIB = 2**20

@@ -10,7 +10,7 @@ from images import SHAPE, bold, niimg, save
 from sharedmask import Grid, Regions
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError, SharedMaskWarning
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 N = 12
 TABLE = np.random.default_rng(0).normal(size=(N, 3))

@@ -18,9 +18,9 @@ import sharedmask
 from sharedmask.frames.nfdh5 import open_nfdh5
 from sharedmask.network.subject import subjects_in
 from sharedmask.sources import rechunk
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.sources.transform import resampled, smoothed
+from sharedmask.spaces.grid import Grid
 from sharedmask.storage import rows
 from sharedmask.system.budget import MemoryBudget
 

@@ -19,7 +19,7 @@ from sharedmask.decoding.codecs import CHUNK, MemberStream
 from sharedmask.errors import (
     DamagedImageError,
 )
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 GARBAGE = [
     b"\0" * 999,

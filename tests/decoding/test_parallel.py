@@ -11,7 +11,7 @@ from source_files import assert_same, gz, read, signal, wrong_crc
 
 from sharedmask.decoding import parallel
 from sharedmask.errors import DamagedImageError, SourceChangedError
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.system import settings
 
 pytest.importorskip("rapidgzip")

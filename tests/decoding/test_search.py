@@ -7,7 +7,7 @@ from gzip_files import indexed, points_in
 from source_files import gz
 
 from sharedmask.errors import MemoryLimitError
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.system import settings
 
 pytest.importorskip("rapidgzip")

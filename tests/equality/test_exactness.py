@@ -22,7 +22,7 @@ from sharedmask import SharedImage, extract
 from sharedmask.compute import plan
 from sharedmask.sources import rechunk
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 NIBABEL_DATA = Path(nib.__file__).parent / "tests/data"
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]

@@ -97,7 +97,7 @@ def _regions(path):
     from images import AFFINE
 
     from sharedmask import Regions
-    from sharedmask.sources.grid import Grid
+    from sharedmask.spaces.grid import Grid
 
     grid, failed = Grid(SHAPE[:3], AFFINE), None
     for make, inside in ((Regions.from_any, _inside), (Regions.from_labels, _labelled)):
@@ -161,7 +161,7 @@ def _sidecar(folder):
 
 
 def _with_sidecar(path):
-    from sharedmask.sources.source import open_source
+    from sharedmask.sources.opening import open_source
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from source_files import save, signal
 
 from sharedmask.decoding import parallel, search
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 SHAPE = (20, 21, 22, 60)
 

@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
-from sharedmask.sources.source import Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import Source
 
 DATA = Path(nib.__file__).parent / "tests/data"
 

@@ -8,7 +8,7 @@ from nilearn.image import index_img, math_img, mean_img
 
 from sharedmask import SharedImage
 from sharedmask.image.niimg import SourceNifti
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 # Where nibabel itself leaves traces of how the file is stored.
 STORAGE = {"magic", "vox_offset", "sizeof_hdr"}

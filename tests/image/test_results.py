@@ -30,8 +30,9 @@ from sharedmask.errors import (
 from sharedmask.image import results
 from sharedmask.image.results import Cache
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import FileSource, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import FileSource
+from sharedmask.spaces.grid import Grid
 from sharedmask.storage import container
 from sharedmask.system.settings import using
 

@@ -25,7 +25,7 @@ from sharedmask.compute import plan
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, SegmentError
 from sharedmask.image.results import Cache
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.storage import disk, rows
 from sharedmask.system import limits, monitor, settings
 from sharedmask.system.files import atomic_write

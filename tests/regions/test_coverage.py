@@ -7,7 +7,7 @@ from images import AFFINE, SHAPE
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 
 GRID = Grid(SHAPE, AFFINE)
 BRAIN = np.arange(20)

@@ -14,7 +14,7 @@ from programs import sharedmask, sharedmask_bids
 
 from sharedmask import SharedLabelsMasker, errors
 from sharedmask.regions.regions import RegionRow, Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sharedmask import FrameDataset, SharedImage, SharedLabelsMasker, errors, ex
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.settings import using
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from oblique import (
 from sharedmask import errors
 from sharedmask.regions import regions
 from sharedmask.regions.regions import RegionRow, Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from source_files import (
 )
 
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.sources.transform import smoothed
 
 

@@ -28,7 +28,7 @@ from sharedmask.errors import (
     ImageError,
     MissingFileError,
 )
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.img", "a.img.gz", "a.hdr.gz", "a.img.bz2"])

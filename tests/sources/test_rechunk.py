@@ -10,7 +10,7 @@ from images import SHAPE, bold, same_bits, save
 
 from sharedmask.errors import SegmentError
 from sharedmask.sources import loader, rechunk
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from nilearn.signal import clean
 from sharedmask import FrameDataset, SharedImage, extract, extract_many
 from sharedmask.cli.info import info
 from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import sidecars
-from sharedmask.sources.source import open_source
 
 STEM = "sub-01_task-rest_run-1_space-MNI_desc-preproc_bold"
 T_R = 2.0

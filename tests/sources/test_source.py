@@ -41,7 +41,8 @@ from sharedmask.errors import (
     ParameterError,
     SourceChangedError,
 )
-from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source, open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.sources.transform import smoothed
 
 # ---- encodings

@@ -17,7 +17,7 @@ from sharedmask import Grid, Regions, extract
 from sharedmask.errors import DamagedImageError, EmptyMaskError, GridMismatchError, ParameterError
 from sharedmask.regions import fit
 from sharedmask.sources import loader, transform
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 
 N = 5
 DTYPES = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]

@@ -19,7 +19,7 @@ from images import bold, niimg, random_masks, same_bits, save, truth
 from sharedmask import SharedImage, extract
 from sharedmask.errors import AttachError, MemoryLimitError, SegmentError, SourceChangedError
 from sharedmask.sources import loader, rechunk
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.storage import container, disk, segment
 from sharedmask.storage import rows as holding
 from sharedmask.system.budget import MemoryBudget

@@ -12,7 +12,7 @@ from source_files import gz, read, save, signal, wrong_crc
 from sharedmask import SharedImage
 from sharedmask.decoding.points import to_arrays
 from sharedmask.errors import ClosedImageError, DamagedImageError, ImageError, SegmentError
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
 from sharedmask.system import settings
 

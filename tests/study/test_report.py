@@ -12,8 +12,8 @@ from images import AFFINE, SHAPE, bold, niimg
 
 from sharedmask.errors import ParameterError
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
-from sharedmask.sources.source import open_source
+from sharedmask.sources.opening import open_source
+from sharedmask.spaces.grid import Grid
 from sharedmask.study import figures
 from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
 

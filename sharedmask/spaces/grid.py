@@ -7,9 +7,8 @@ images (``source``). A voxel's number is its on-disk position, x fastest: ``x + 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -17,10 +16,8 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.typing import Array
-
-Numbers = NDArray[np.intp]
-T = TypeVar("T")
+from sharedmask.spaces.space import Space, times
+from sharedmask.typing import Array, Numbers
 
 TOLERANCE = 0.01
 """Of a voxel: two boxes whose corners are nearer are one, rounded twice."""
@@ -70,12 +67,35 @@ class Grid:
         shape = (*self.shape, *values.shape[1:])
         return nib.Nifti1Image(volume.reshape(shape, order="F"), self.affine)
 
-    def matches(self, other: Grid) -> bool:
+    @property
+    def identity(self) -> bytes:
+        """The affine."""
+        return (self.affine + 0.0).astype("<f8").tobytes()  # + 0.0 makes -0 0
+
+    @property
+    def remedy(self) -> str:
+        return RESAMPLE
+
+    def matches(self, other: Space) -> bool:
         """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`."""
-        if self.shape != other.shape:
+        if not isinstance(other, Grid) or self.shape != other.shape:
             return False
         equal = np.array_equal(self.affine, other.affine)
         return equal or _moved(self, other, np.eye(3), np.zeros(3)) < TOLERANCE
+
+    def numbers_of(self, own: Space, numbers: Numbers) -> Numbers | None:
+        """Numbers here of voxels of ``own``: the same grid, or the same with axes flipped or permuted."""
+        if not isinstance(own, Grid):
+            return None
+        if own.matches(self):
+            return numbers
+        steps = strides_to(own, self)
+        if steps is None:
+            return None
+        return voxel_numbers(np.unravel_index(numbers, own.shape, order="F"), *steps)
+
+    def part(self, name: str) -> None:
+        """A box has no parts with names."""
 
     def is_close(self, other: Grid) -> bool:
         """Whether shape and affine are close by numpy's default: the rule by which nilearn resamples."""
@@ -87,24 +107,11 @@ class Grid:
         return f"{times(self.shape)} voxels of {sizes} mm, axes {_axis_codes(self.affine)}, affine {rows}"
 
 
-def times(shape: Iterable[int]) -> str:
-    """A shape as messages write it: ``4 x 4 x 3``."""
-    return " x ".join(map(str, shape))
-
-
 def _axis_codes(affine: Array) -> str:
     try:
         return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
     except np.linalg.LinAlgError:  # not finite
         return "???"
-
-
-def mismatch_error(what: str, own: Grid, target: Grid, whose: str = "image") -> GridMismatchError:
-    """What to raise for ``what``, on its grid ``own``, where ``target`` is needed."""
-    than = f" than {target.name}" if target.name else ""
-    return GridMismatchError(
-        f"{what} lies on another grid{than}:\n  mask:  {own}\n  {whose}: {target}", RESAMPLE
-    )
 
 
 def strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
@@ -150,22 +157,14 @@ def voxel_numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> N
     return found
 
 
-def per_grid(make: Callable[[Grid], T]) -> Callable[[Grid], T]:
-    """``make``, called once for each grid: the images of a study have few.
+def box_of(space: Space, doing: str) -> Grid:
+    """The space of a volume, for what needs one.
 
-    Examples
-    --------
-    >>> made = []
-    >>> count = per_grid(lambda grid: made.append(grid) or grid.n_voxels)
-    >>> [count(Grid((2, 2, 2), np.eye(4))) for _ in range(3)], len(made)
-    ([8, 8, 8], 1)
+    Raises
+    ------
+    GridMismatchError
+        Saying what: ``doing``.
     """
-    found: dict[tuple[tuple[int, ...], bytes], T] = {}
-
-    def once(grid: Grid) -> T:
-        key = grid.shape, grid.affine.tobytes()
-        if key not in found:
-            found[key] = make(grid)
-        return found[key]
-
-    return once
+    if not isinstance(space, Grid):
+        raise GridMismatchError(f"{doing} needs a volume, and {space.name or 'this image'} has {space}")
+    return space

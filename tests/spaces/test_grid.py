@@ -12,7 +12,7 @@ from oblique import OBLIQUE, SHAPE, image_of, orientations, reoriented
 
 from sharedmask import FrameDataset, SharedImage, errors, extract
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid, strides_to
+from sharedmask.spaces.grid import Grid, strides_to
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""Images whose files hold rows: the whole series of one element after the other.
+
+Covers: reading some of the rows, forward, without the bytes of others where the file is plain; whole volumes
+for who needs them. Does not cover: which files are so (``cifti``), mapping them (``mapped_file``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from sharedmask.decoding.codecs import open_raw, open_stream
+from sharedmask.records import dataclass
+from sharedmask.sources.layout import FileLayout
+from sharedmask.sources.source import FileSource
+from sharedmask.sources.values import Conversion, all_finite, convert
+from sharedmask.sources.volumes import VolumeReader
+from sharedmask.system import files
+from sharedmask.typing import Array, Numbers
+
+_BLOCK_BYTES = 2**20
+_Read = Callable[[int, Array], int]
+"""Fills rows from that place on; how many bytes there were."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowSource(FileSource):
+    """One image in a file, row by row."""
+
+    @property
+    def points(self) -> None:
+        """Volumes do not lie one after the other: there is none where decoding could begin."""
+
+    @property
+    def layout(self) -> FileLayout | str:
+        found = super().layout
+        return replace(found, order="rows") if isinstance(found, FileLayout) else found
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one element's series."""
+        return self.n_timepoints * self.dtype.itemsize
+
+    @property
+    def reading_bytes(self) -> int:
+        return self.nbytes
+
+    def load(
+        self,
+        out: Array,
+        select: Numbers | None = None,
+        conversion: Conversion | None = None,
+    ) -> bool:
+        """Fill ``out``, (n_selected, n_timepoints), with rows; as :func:`sharedmask.sources.loader.load`.
+
+        Returns
+        -------
+        bool
+            Whether all values are finite.
+        """
+        wanted = np.arange(self.n_voxels) if select is None else select
+        order = np.argsort(wanted, kind="stable") if np.any(wanted[1:] < wanted[:-1]) else None
+        finite = True
+        for start, rows in self.blocks(wanted if order is None else wanted[order]):
+            to = slice(start, start + len(rows)) if order is None else order[start : start + len(rows)]
+            if conversion is None:
+                finite = finite and (rows.dtype.kind != "f" or all_finite(rows))
+                out[to] = rows
+                continue
+            true = np.empty(rows.shape, out.dtype) if order is not None else out[to]
+            finite = convert(rows, true, conversion) and finite
+            if order is not None:
+                out[to] = true
+        return finite
+
+    def blocks(self, wanted: Numbers) -> Iterator[tuple[int, Array]]:
+        """Stored rows of sorted numbers, repeats allowed; the place of the first in ``wanted``.
+
+        They are valid until the next are asked for.
+        """
+        most = max(1, _BLOCK_BYTES // self.row_bytes)
+        buffer = np.empty((most, self.n_timepoints), self.dtype)
+        with self.unchanged(), self._reader() as read:
+            for start in range(0, len(wanted), most):
+                numbers = wanted[start : start + most]
+                rows = buffer[: len(numbers)]
+                for low, high in _runs(numbers):
+                    self._fill_run(read, rows[low:high], int(numbers[low]))
+                for repeat in np.flatnonzero(numbers[1:] == numbers[:-1]) + 1:
+                    rows[repeat] = rows[repeat - 1]
+                if self.foreign:
+                    rows.byteswap(inplace=True)
+                yield start, rows
+
+    def _fill_run(self, read: _Read, rows: Array, first: int) -> None:
+        place = first * self.row_bytes
+        if (got := read(place, rows)) < rows.nbytes:
+            raise self.truncated(place + got)
+
+    @contextmanager
+    def _reader(self) -> Iterator[_Read]:
+        """Reads at places that ascend."""
+        if not self.compressed:
+            with open_raw(self.file) as file:
+                yield lambda place, rows: files.pread_into(file.fileno(), _bytes(rows), self.offset + place)
+            return
+        with open_stream(self.file, self.name) as stream:
+            done = stream.skip(self.offset) - self.offset
+
+            def read(place: int, rows: Array) -> int:
+                nonlocal done
+                if place > done:
+                    done += stream.skip(place - done)
+                got = stream.readinto(_bytes(rows)) if place == done else 0
+                done += got
+                return got
+
+            yield read
+            stream.skip(self.nbytes - done)
+            stream.finish()
+
+    @contextmanager
+    def _volumes(self) -> Iterator[VolumeReader]:
+        rows = np.empty((self.n_voxels, self.n_timepoints), self.dtype)
+        self.load(rows)
+        yield VolumeReader(self, partial(_copy_next, iter(rows.T)))
+
+
+def _copy_next(volumes: Iterator[Array], rows: Array, remaining: int) -> None:
+    for row in rows:
+        row[...] = next(volumes)
+
+
+def _bytes(rows: Array) -> memoryview:
+    view: memoryview = rows.reshape(-1).view(np.uint8).data
+    return view
+
+
+def _runs(numbers: Numbers) -> Iterator[tuple[int, int]]:
+    """Where numbers follow each other; a repeat ends none, and is no part of one."""
+    steps = np.diff(numbers)
+    ends = np.flatnonzero(steps != 1) + 1
+    starts = np.append(0, ends)
+    for low, high in zip(starts.tolist(), np.append(ends, len(numbers)).tolist(), strict=True):
+        if not low or steps[low - 1]:
+            yield low, high

@@ -1,0 +1,181 @@
+"""Opening: what callers give as an image, and the source that it is.
+
+Covers: paths, patterns, nibabel images, lists of volumes; refusing what is no image. Does not cover: headers
+of files (``nifti``, ``cifti``), what a source can be asked (``source``), masks (``regions``).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from nibabel.analyze import AnalyzeImage
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import FileBasedImage
+from nibabel.spatialimages import SpatialImage
+
+from sharedmask import errors
+from sharedmask.decoding.codecs import most_bytes
+from sharedmask.errors import ImageError
+from sharedmask.sources import cifti, nifti
+from sharedmask.sources.by_row import RowSource
+from sharedmask.sources.sidecar import RepetitionTime
+from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
+from sharedmask.system.files import matches
+from sharedmask.system.identity import FileState
+
+
+def open_source(source: object) -> Source:
+    """Learn what an image is, without reading its voxels.
+
+    Parameters
+    ----------
+    source : str, path, nibabel image, or list or tuple of 3D ones
+        A string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
+        series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
+
+    Returns
+    -------
+    Source
+        A `Source` is returned as it is.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    DamagedImageError
+        If the file is empty, shorter than its header promises, or not what its name says.
+    ImageError
+        If the image cannot be served: neither NIfTI nor Analyze, complex or RGB values, no voxels, fewer
+        than 3 axes or two beyond the third; or if the images of a series do not fit together.
+
+    Examples
+    --------
+    >>> import nibabel, numpy as np
+    >>> source = open_source(nibabel.Nifti1Image(np.ones((2, 2, 1, 3), np.int16), np.eye(4)))
+    >>> out = np.empty((source.n_timepoints, source.n_voxels), source.dtype)
+    >>> with source.volumes() as volumes:
+    ...     volumes.readinto(out)
+    >>> out.shape, int(out.sum())
+    ((3, 4), 12)
+    """
+    opened = _open(source)
+    return opened if opened is source else _told(opened)
+
+
+def _told(source: Source) -> Source:
+    """With the repetition time that its sidecars tell."""
+    if not source.is_series or not source.paths:
+        return source
+    time = RepetitionTime(source.t_r, source.t_r_origin).told_of(source.name, source.paths[0])
+    return replace(source, t_r=time.seconds, t_r_origin=time.origin, t_r_doubt=time.doubt)
+
+
+def warn_of_time(source: Source) -> None:
+    """Say of an image's repetition time what is to be said, once where it is opened for its signals."""
+    if source.t_r_doubt:
+        warnings.warn(source.t_r_doubt, errors.SharedMaskWarning, stacklevel=3)
+
+
+def _open(source: object) -> Source:
+    if isinstance(source, (list, tuple)):
+        items = [_open_one(item) for item in source]
+        return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
+    if isinstance(source, str) and (found := matches(source)):
+        items = [_open_one(path) for path in found]
+        whole = len(items) == 1 and items[0].is_series
+        return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
+    return _open_one(source)
+
+
+def _open_one(source: object) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(os.fsdecode(source))
+    if isinstance(source, SpatialImage) or cifti.is_cifti(source):
+        return _from_image(source)
+    if isinstance(source, FileBasedImage):
+        raise nifti.refused_kind(source.get_filename() or "the image given", type(source))
+    raise ImageError(f"an image is a path, a nibabel image or a list of 3D ones, not {type(source).__name__}")
+
+
+def _from_path(name: str) -> Source:
+    path = os.path.abspath(os.path.expanduser(name))
+    nifti.check_path(path, name)
+    files = _files_now(path)  # before the header is read: what changes later is seen
+    with nifti.as_image_error(name):
+        image = nifti.load(path, name)
+        return _file_source(name, image, image.file_map["image"].filename, files)
+
+
+def _files_now(path: str) -> tuple[FileState, ...]:
+    return tuple(FileState.now(one) for one in nifti.files_of(path) if one.exists())
+
+
+def _from_image(image: Any) -> Source:
+    data, path = image.dataobj, image.get_filename()
+    # SPM's reader can hold float32 scaling, with which float64 arithmetic would give other values.
+    is_cifti = cifti.is_cifti(image)
+    of_file = (isinstance(image, AnalyzeImage) or is_cifti) and type(data) is ArrayProxy and data.order == "F"
+    if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
+        file = os.path.abspath(data.file_like)
+        return _file_source(data.file_like, image, file, _files_now(file))
+    name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
+    with nifti.as_image_error(name):
+        one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
+        dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
+        if is_cifti:
+            axes, values = cifti.read_axes(name, image, dtype), np.asanyarray(data)
+            values = values.T if axes.by_row else values
+            return ArraySource(**axes.facts, slope=1.0, inter=0.0, files=(), dataobj=values)
+        return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, files=(), dataobj=data)
+
+
+def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...]) -> FileSource:
+    nifti.check_path(file, file)
+    proxy, kind = image.dataobj, FileSource
+    if cifti.is_cifti(image):
+        axes = cifti.read_axes(name, image, proxy.dtype)
+        facts, kind = axes.facts, RowSource if axes.by_row else FileSource
+    else:
+        facts = nifti.facts_of(name, image, proxy.dtype)
+    facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
+    source = kind(**facts, file=file, offset=int(proxy.offset), foreign=not proxy.dtype.isnative)
+    if (most := most_bytes(file) - source.offset) < source.nbytes:
+        raise source.truncated(max(int(most), 0))
+    return source
+
+
+def _series(name: str, items: Sequence[Source]) -> SeriesSource:
+    if not items:
+        raise ImageError("an empty list is not an image")
+    first = items[0]
+    for number, item in enumerate(items, start=1):
+        _check_member(number, item, first)
+    raw = len({(item.dtype, item.slope, item.inter) for item in items}) == 1
+    facts = {fact.name: getattr(first, fact.name) for fact in fields(Source)}
+    facts |= {"name": name, "shape": (*first.shape[:-1], len(items)), "ndim": len(first.shape)}
+    facts["files"] = tuple(file for item in items for file in item.files)
+    if not raw:
+        dtype = np.result_type(*(item.scaled_dtype for item in items))
+        facts |= {"dtype": dtype, "slope": 1.0, "inter": 0.0}
+    return SeriesSource(**facts, items=tuple(items), raw=raw)
+
+
+def _check_member(number: int, item: Source, first: Source) -> None:
+    said = f"volume {number} of the series, {item.name},"
+    if item.n_timepoints != 1:
+        hint = "a series is made of 3D images, and extract_many() takes several runs"
+        raise ImageError(f"{said} has {item.n_timepoints} time points; {hint}")
+    if item.shape != first.shape:
+        raise ImageError(f"{said} has shape {item.shape[:-1]} where {first.name} has {first.shape[:-1]}")
+    if not item.grid.matches(first.grid):
+        if item.models or first.models:
+            raise ImageError(f"{said} has {item.grid} where {first.name} has {first.grid}")
+        have, want = item.affine.tolist(), first.affine.tolist()
+        raise ImageError(f"{said} has affine {have} where {first.name} has {want}")
