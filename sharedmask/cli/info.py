@@ -28,6 +28,7 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
     rows = {
         "image": bold,
         "shape": " x ".join(map(str, image.shape)),
+        **({"space": str(image.space)} if len(image.shape) == 2 else {}),
         "stored as": f"{image.dtype}, values times {scaled[0]:g} plus {scaled[1]:g}"
         if scaled != (1.0, 0.0)
         else str(image.dtype),

@@ -33,6 +33,7 @@ from sharedmask.sources import transform
 from sharedmask.sources.opening import open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.spaces.grid import box_of
+from sharedmask.spaces.space import Space
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
@@ -151,6 +152,11 @@ class SharedImage(Searchlights):
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to millimetres, (4, 4)."""
         return self._facts.affine
+
+    @property
+    def space(self) -> Space:
+        """Where the values are: a :class:`Grid` of voxels, or brain models."""
+        return self._grid
 
     @property
     def t_r(self) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.dataobj_images import DataobjImage
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -38,7 +38,9 @@ from sharedmask.typing import Array, Numbers
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
-_SUFFIX = re.compile(rf"(?<=.)(\.(nii|img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE)
+_SUFFIX = re.compile(
+    rf"(?<=.)((\.d(label|scalar|tseries))?\.nii({_PACKED})?|\.(img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE
+)
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
 
@@ -66,7 +68,7 @@ def _path(thing: Any) -> str | None:
 
 def file_stem(thing: Any) -> str | None:
     """The file's name without its image suffix; None if there is no file."""
-    path = _path(thing.get_filename() if isinstance(thing, SpatialImage) else thing)
+    path = _path(thing.get_filename() if isinstance(thing, DataobjImage) else thing)
     return None if path is None else _SUFFIX.sub("", readable(Path(path).name))
 
 
@@ -188,7 +190,7 @@ def read_volume(
         return _structure(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
-    elif not isinstance(mask, SpatialImage):
+    elif not isinstance(mask, DataobjImage):
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = open_source(mask if path is None else _file(path))
@@ -338,7 +340,8 @@ def place_on(
     """Numbers on ``grid`` of the voxels whose code is not 0, in C order as given, and their codes."""
     own = volume.grid or grid
     found, numbers = _placed(codes, own, grid)
-    if numbers is None and (resampling_target != "data" or not isinstance(own, Grid)):
+    is_box = isinstance(own, Grid) and isinstance(grid, Grid)
+    if numbers is None and not (resampling_target == "data" and is_box):
         raise mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")

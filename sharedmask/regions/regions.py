@@ -78,6 +78,7 @@ class Regions:
 
     Examples
     --------
+    >>> from sharedmask import Grid
     >>> mask = np.zeros((2, 3, 2), bool)
     >>> mask[1, 0, 1] = mask[0, 2, 0] = True
     >>> regions = Regions.from_any({"roi": mask}, Grid((2, 3, 2), np.eye(4)))
@@ -237,6 +238,7 @@ class Regions:
 
         Examples
         --------
+        >>> from sharedmask import Grid
         >>> grid = Grid((4, 4, 4), np.eye(4))
         >>> Regions.from_any([np.ones((4, 4, 4)), np.eye(4)[:, :, None] * np.ones(4)], grid).sizes
         array([64, 16])
@@ -288,6 +290,7 @@ class Regions:
 
         Examples
         --------
+        >>> from sharedmask import Grid
         >>> atlas = np.arange(4).reshape(4, 1, 1)
         >>> Regions.from_labels(atlas, Grid((4, 1, 1), np.eye(4)), lut={2: "insula"}).names
         ('1', 'insula', '3')

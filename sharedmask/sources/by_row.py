@@ -63,22 +63,23 @@ class RowSource(FileSource):
             Whether all values are finite.
         """
         wanted = np.arange(self.n_voxels) if select is None else select
-        order = np.argsort(wanted, kind="stable") if np.any(wanted[1:] < wanted[:-1]) else None
+        scattered = None if np.all(wanted[1:] > wanted[:-1]) else _Scattered(wanted)
         finite = True
-        for start, rows in self.blocks(wanted if order is None else wanted[order]):
-            to = slice(start, start + len(rows)) if order is None else order[start : start + len(rows)]
+        for start, rows in self.blocks(wanted if scattered is None else scattered.distinct):
+            true = rows
             if conversion is None:
                 finite = finite and (rows.dtype.kind != "f" or all_finite(rows))
-                out[to] = rows
-                continue
-            true = np.empty(rows.shape, out.dtype) if order is not None else out[to]
-            finite = convert(rows, true, conversion) and finite
-            if order is not None:
-                out[to] = true
+            else:
+                true = np.empty(rows.shape, out.dtype)
+                finite = convert(rows, true, conversion) and finite
+            if scattered is None:
+                out[start : start + len(rows)] = true
+            else:
+                scattered.write(out, start, true)
         return finite
 
     def blocks(self, wanted: Numbers) -> Iterator[tuple[int, Array]]:
-        """Stored rows of sorted numbers, repeats allowed; the place of the first in ``wanted``.
+        """Stored rows of ascending numbers, and the place of the first in ``wanted``.
 
         They are valid until the next are asked for.
         """
@@ -90,8 +91,6 @@ class RowSource(FileSource):
                 rows = buffer[: len(numbers)]
                 for low, high in _runs(numbers):
                     self._fill_run(read, rows[low:high], int(numbers[low]))
-                for repeat in np.flatnonzero(numbers[1:] == numbers[:-1]) + 1:
-                    rows[repeat] = rows[repeat - 1]
                 if self.foreign:
                     rows.byteswap(inplace=True)
                 yield start, rows
@@ -141,10 +140,19 @@ def _bytes(rows: Array) -> memoryview:
 
 
 def _runs(numbers: Numbers) -> Iterator[tuple[int, int]]:
-    """Where numbers follow each other; a repeat ends none, and is no part of one."""
-    steps = np.diff(numbers)
-    ends = np.flatnonzero(steps != 1) + 1
-    starts = np.append(0, ends)
-    for low, high in zip(starts.tolist(), np.append(ends, len(numbers)).tolist(), strict=True):
-        if not low or steps[low - 1]:
-            yield low, high
+    """Where ascending numbers follow each other."""
+    ends = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return zip([0, *ends.tolist()], [*ends.tolist(), len(numbers)], strict=True)
+
+
+class _Scattered:
+    """Where rows go that are asked for in any order, some of them several times."""
+
+    def __init__(self, wanted: Numbers) -> None:
+        self.distinct, self._inverse = np.unique(wanted, return_inverse=True)
+        self._order = np.argsort(self._inverse, kind="stable")
+        self._ends = np.searchsorted(self._inverse[self._order], np.arange(len(self.distinct) + 1))
+
+    def write(self, out: Array, start: int, rows: Array) -> None:
+        to = self._order[self._ends[start] : self._ends[start + len(rows)]]
+        out[to] = rows[self._inverse[to] - start]

@@ -38,6 +38,7 @@ _UNTOLD = 1.0, "unknown"  # what nibabel makes of no header
 _HEADERS = ("Nifti1Header", "Nifti1PairHeader", "Nifti2Header", "Nifti2PairHeader")
 _LAYOUT = {"sizeof_hdr", "magic", "dim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter"}
 """Fields that say how values are stored."""
+_PLAIN = "plain.nii"  # a name, of no file
 _HEADER_BYTES = 64 * 2**20  # with extensions
 _MAT_BYTES = 2**20
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -96,7 +97,20 @@ def load(path: str, name: str) -> Any:
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
         file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
-    return kind.from_file_map(file_map)
+    with _parsing_axes(kind, name):
+        return kind.from_file_map(file_map)
+
+
+@contextmanager
+def _parsing_axes(kind: Any, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # nibabel's parser raises whatever the text leads to
+        if not issubclass(kind, Cifti2Image) or isinstance(error, MemoryError):
+            raise
+        raise DamagedImageError(
+            f"{name}: the axes in its header, which are XML, are damaged ({error})"
+        ) from error
 
 
 def _read_head(stream: Stream) -> bytes:
@@ -108,8 +122,9 @@ def _read_head(stream: Stream) -> bytes:
 
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
-    plain, seen = without_codec(path), (head, without_codec(meta))  # nibabel knows no compressed CIFTI-2
-    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(plain, seen)[0]), None)
+    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
+    if kind is Nifti2Image and Cifti2Image.path_maybe_image(_PLAIN, (head, _PLAIN))[0]:
+        kind = Cifti2Image  # compressed, which nibabel does not expect
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
     if kind is None or not issubclass(kind, AnalyzeImage | Cifti2Image):

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import cifti_files
 import networks
 import nibabel as nib
 import numpy as np
@@ -56,6 +57,20 @@ def nested_compression(folder):
     path = folder / "run.nii.gz"
     path.write_bytes(gzip.compress(plain[:500]) + gzip.compress(plain[500:]))
     return nullcontext((open_source(path), by_volume(data())))
+
+
+def dense(name, dtype="f4", compress=False, by_row=True):
+    """CIFTI-2, an element's values together or not."""
+
+    def make(folder):
+        path = cifti_files.dtseries(folder / name, T, dtype=dtype, by_row=by_row)
+        true = cifti_files.truth(path)
+        if compress:
+            plain, path = path, folder / f"{name}.gz"
+            path.write_bytes(gzip.compress(plain.read_bytes()))
+        return nullcontext((open_source(path), np.ascontiguousarray(true, true.dtype.newbyteorder("="))))
+
+    return make
 
 
 def one_volume(folder):
@@ -161,6 +176,9 @@ IMPLEMENTERS = {
     "ArraySource-of-rows": lambda folder: held(folder, "memfd"),
     "SeriesSource-alike": series([None] * T),
     "SeriesSource-scaled": series([None, 0.5, 2.0, None, 3.0, 0.25, 1.0]),
+    "RowSource": dense("a.dtseries.nii"),
+    "RowSource-gz": dense("a.dtseries.nii", ">i2", compress=True),
+    "FileSource-dense": dense("a.dtseries.nii", by_row=False),
     "MappedVolumes": lambda folder: held(folder, "file"),
     "Span-of-map": lambda folder: held(folder, "file", narrowed=True),
     "Smoothed": step(lambda source: smoothed(source, 6.0), "int16"),

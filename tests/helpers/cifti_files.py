@@ -52,7 +52,7 @@ def values(n_elements, n_maps, dtype="f4", seed=0):
 
 
 def save(path: Path, data, maps, places, *, by_row=True, slope=None, inter=None):
-    """``data``, (n_maps, n_elements), in its dtype and byte order; ``by_row``: an element's values together."""
+    """``data``, (n_maps, n_elements), in its dtype and byte order; ``by_row``: an element's side by side."""
     data = data if by_row else data.T
     axes = (maps, places) if by_row else (places, maps)
     image = Cifti2Image(data, axes)
@@ -88,5 +88,5 @@ def dtseries(path: Path, n_timepoints=20, places=None, dtype="f4", seed=0, **how
 def truth(path: Path):
     """What nibabel reads, as (n_maps, n_elements)."""
     image = nib.load(path)
-    data = np.asanyarray(image.dataobj)
+    data = np.asanyarray(image.dataobj).copy()  # not mapped
     return data.T if isinstance(image.header.get_axis(0), BrainModelAxis) else data

@@ -107,18 +107,6 @@ def test_other_formats_are_refused_by_name_and_read_as_objects(kind: str) -> Non
     assert "NIfTI" in str(caught.value)
 
 
-def test_cifti_is_refused_in_both_forms(tmp_path: Path) -> None:
-    axes: Any = nib.cifti2.SeriesAxis(0, 1, 5), nib.cifti2.ScalarAxis(["a", "b"])
-    image = nib.Cifti2Image(np.ones((5, 2), np.float32), axes)
-    image.to_filename(tmp_path / "a.dtseries.nii")
-    for given_as in (tmp_path / "a.dtseries.nii", nib.load(tmp_path / "a.dtseries.nii")):
-        with pytest.raises(ImageError, match="CIFTI-2") as caught:
-            open_source(given_as)
-        assert "a.dtseries.nii" in str(caught.value)
-    with pytest.raises(ImageError, match="CIFTI-2"):
-        open_source(DATA / "row_major.dconn.nii")
-
-
 def test_surfaces_are_refused(tmp_path: Path) -> None:
     image = nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.ones(3, np.float32))])
     image.to_filename(tmp_path / "a.func.gii")

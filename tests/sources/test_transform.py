@@ -407,7 +407,7 @@ def test_an_array_lies_on_the_images_grid():
 
 def test_masks_on_two_grids_are_refused():
     masks = [one_or_other(GRIDS["finer"]), one_or_other(GRIDS["coarser"])]
-    said = r"'mask_001' lies on another grid:\n  mask: .*\n  first: .*\n.*the image to their grid"
+    said = r"'mask_001' lies on another grid than .*:\n  mask: .*\n  first: .*\n.*the image to their grid"
     with pytest.raises(GridMismatchError, match=said):
         extract(niimg(bold()), masks, resampling_target="mask")
 

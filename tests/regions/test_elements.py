@@ -1,0 +1,129 @@
+"""Masks and atlases over the elements of a dense series: files, arrays, names of structures, volumes."""
+
+import cifti_files as files
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sharedmask import Regions, errors, extract
+from sharedmask.sources.opening import open_source
+
+ELEMENTS = np.arange(15)
+
+
+@pytest.fixture
+def image(tmp_path):
+    return open_source(files.dtseries(tmp_path / "run.dtseries.nii"))
+
+
+def labels_of(path, places, values, axis=None, **how):
+    return files.save(path, np.asarray(values)[None].astype("f4"), axis or files.labels(), places, **how)
+
+
+def mask_of(path, places, inside):
+    return files.save(path, np.asarray(inside, "f4")[None], files.scalars(), places)
+
+
+ATLAS = [1, 1, 0, 2, 2, 2, 0, 1, 3, 3, 0, 0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_label_file_has_the_names_of_its_table(tmp_path, image, by_row):
+    path = labels_of(tmp_path / "a.dlabel.nii", files.models(), ATLAS, by_row=by_row)
+    for given in (path, nib.load(path)):
+        for regions in (Regions.from_labels(given, image.grid), Regions.from_any(given, image.grid)):
+            assert regions.names == ("V1", "A1", "M1")
+            assert [one.tolist() for one in regions] == [
+                np.flatnonzero(np.array(ATLAS) == k).tolist() for k in (1, 2, 3)
+            ]
+    assert Regions.from_labels(path, image.grid, lut={1: "mine"}).names == ("mine", "2", "3")
+
+
+def test_labels_that_lie_on_the_medial_wall_only_are_missing(tmp_path, image):
+    values = np.zeros(24)
+    values[[0, 1, 12]] = 1  # the first two are elements 0 and 1; vertex 0 on the right is none
+    values[[2, 5]] = 2
+    regions = Regions.from_labels(labels_of(tmp_path / "a.dlabel.nii", files.whole(), values), image.grid)
+    assert regions[0].tolist() == [0, 1]
+    assert (regions.names, regions.missing) == (("V1",), ((2, "A1"), (3, "M1")))
+
+
+def test_atlases_and_masks_of_some_structures_fit(tmp_path, image):
+    mask = mask_of(tmp_path / "a.dscalar.nii", files.surface("CortexRight", (1, 2, 4, 5)), [0, 1, 1, 1])
+    assert Regions.from_any(mask, image.grid)[0].tolist() == [8, 9]
+    assert image.grid.structures[1].numbers.tolist() == [1, 2, 5]
+
+
+def test_arrays_and_structures_in_any_container(image):
+    inside = ELEMENTS % 2 == 0
+    assert Regions.from_any(inside, image.grid).container == "single"
+    several = {"odd": ~inside, "left": "CortexLeft", "thalamus": "CIFTI_STRUCTURE_THALAMUS_LEFT"}
+    regions = Regions.from_any(several, image.grid)
+    assert regions.keys == tuple(several)
+    assert [one.tolist() for one in regions] == [ELEMENTS[~inside].tolist(), list(range(7)), [10, 11, 12, 13]]
+    stack = np.stack([inside, ~inside], axis=1)
+    assert Regions.from_any(stack, image.grid).container == "list"
+    names = Regions.from_any(["CortexLeft", "BRAIN_STEM"], image.grid)
+    assert (names.names, names.sizes.tolist()) == (("CortexLeft", "BRAIN_STEM"), [7, 1])
+    assert Regions.from_labels(np.array(ATLAS), image.grid).sizes.tolist() == [4, 4, 2]
+
+
+def test_a_volume_atlas_reaches_the_structures_of_voxels(image):
+    atlas = np.zeros(files.BOX, "i2")
+    atlas.reshape(-1)[[1, 2, 3, 0]] = 1, 1, 1, 2
+    regions = Regions.from_labels(nib.Nifti1Image(atlas, files.AFFINE), image.grid)
+    voxels = files.models().voxel
+    for label, region in zip((1, 2), regions, strict=True):
+        assert (
+            sorted(region)
+            == np.flatnonzero([v[0] >= 0 and atlas[tuple(v)] == label for v in voxels]).tolist()
+        )
+
+
+def test_regions_are_put_on_another_file_of_the_same_surfaces(tmp_path, image):
+    whole = open_source(files.dtseries(tmp_path / "whole.dtseries.nii", places=files.whole()))
+    regions = Regions.from_any({"a": np.arange(24) < 3, "b": np.arange(24) >= 11}, whole.grid)
+    here = regions.on(image.grid)
+    assert [one.tolist() for one in here] == [[0, 1], [6, 7, 8, 9]]
+    assert here.on(whole.grid)[0].tolist() == [0, 1]
+    assert here.digest != regions.digest
+    lost = Regions.from_any({"wall": np.arange(24) == 2}, whole.grid)
+    with pytest.raises(errors.EmptyMaskError, match="'wall' has no place"):
+        lost.on(image.grid)
+
+
+def dense(places):
+    return nib.Cifti2Image(np.ones((1, len(places)), "f4"), (files.scalars(), places))
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "said"),
+    [
+        (
+            dense(files.surface(n_vertices=99)),
+            errors.GridMismatchError,
+            r"of 99 vertices\n.* of 12 vertices",
+        ),
+        (dense(files.surface("Cerebellum", (0, 1))), errors.GridMismatchError, "CEREBELLUM"),
+        (dense(files.voxels(numbers=(3,))), errors.GridMismatchError, "THALAMUS_LEFT 1 voxels"),
+        (dense(files.voxels(affine=np.eye(4))), errors.GridMismatchError, "THALAMUS_LEFT"),
+        (dense(files.surface(vertices=(2, 5))), errors.EmptyMaskError, "no place"),
+        (nib.Nifti1Image(np.ones((2, 2, 2), "u1"), np.eye(4)), errors.GridMismatchError, "2 x 2 x 2 voxels"),
+        (np.ones(14, bool), errors.GridMismatchError, "array of 14, the image 15"),
+        (np.ones((3, 5, 2, 2)), errors.MaskError, "dimensions"),
+        ("Amygdala", errors.MissingFileError, "no structure: there are CORTEX_LEFT, CORTEX_RIGHT"),
+        (np.zeros(15), errors.EmptyMaskError, "is empty"),
+    ],
+)
+@pytest.mark.parametrize("target", [None, "data"])
+def test_what_does_not_fit_is_refused_naming_both(image, mask, error, said, target):
+    with pytest.raises(error, match=said):
+        Regions.from_any({"it": mask}, image.grid, resampling_target=target)
+
+
+def test_a_volume_is_not_masked_with_elements(tmp_path):
+    bold = nib.Nifti1Image(np.ones((2, 2, 2, 3), "f4"), np.eye(4))
+    with pytest.raises(errors.GridMismatchError, match="elements: CORTEX_LEFT"):
+        extract(bold, dense(files.surface()))
+    with pytest.raises(errors.GridMismatchError, match="elements: CORTEX_LEFT"):
+        extract(bold, dense(files.surface()), resampling_target="mask")
