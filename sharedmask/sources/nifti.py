@@ -92,7 +92,7 @@ def load(path: str, name: str) -> Any:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
         head += _read_extensions(stream, kind, head, name)
-    named = Nifti2Image if issubclass(kind, Cifti2Image) else kind
+    named: Any = Nifti2Image if issubclass(kind, Cifti2Image) else kind
     file_map = named.filespec_to_file_map(path)
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
