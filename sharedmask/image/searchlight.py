@@ -23,7 +23,7 @@ from sharedmask.image.relations import Relations
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.grid import Grid
+from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.system import settings
 from sharedmask.typing import Array, Numbers
 
@@ -183,15 +183,16 @@ class Searchlights(Relations):
             raise ParameterError(
                 f"resampling_target={resampling_target!r}: maps are on the grid of the image"
             )
+        grid = box_of(self._grid, "a searchlight")
         func = self._decoding(func, y, groups, scoring, cv, parameters)
         voxels = self._voxels_of(mask_img, resampling_target)
         centres = voxels if process_mask_img is None else self._voxels_of(process_mask_img, resampling_target)
-        ball = Ball.of(self._grid, radius)
-        blocks, given = _blocks(ball, centres, voxels, self._grid)
+        ball = Ball.of(grid, radius)
+        blocks, given = _blocks(ball, centres, voxels, grid)
         around: dict[str, Any] = {"function": Around(func, ball), "random_state": random_state}
         request = self._request(blocks, "map", f"a searchlight of {self._name}", **around, **parameters)
         made = np.concatenate(self.carry_out(replace(request, given=given), settings.current()))
-        return self._grid.to_nifti(centres, made)
+        return grid.to_nifti(centres, made)
 
     def _decoding(
         self, func: Any, y: Any, groups: Any, scoring: Any, cv: Any, parameters: Parameters
