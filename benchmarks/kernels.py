@@ -136,6 +136,8 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
     conversion = _conversion(rows.dtype, np.dtype(np.float64))
     out, whole = np.empty((1, rows.shape[1])), np.array([0, len(index)])
     for strategy in reduction.STRATEGIES:
+        if strategy == "weighted_mean":  # has no region without its weights
+            continue
 
         def reduce(strategy: str = strategy) -> None:
             reduction.reduce_regions(rows, True, out, conversion, strategy, index, whole, 0)

@@ -378,7 +378,6 @@ def _centred(values: Array) -> Array:
 
 STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "mean": _mean,
-    "weighted_mean": _weighted_mean,
     "median": _median,
     "sum": _sum,
     "minimum": _extreme(np.minimum, np.fmin),
@@ -386,6 +385,7 @@ STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "variance": _variance,
     "standard_deviation": _standard_deviation,
     "pc1": _pc1,
+    "weighted_mean": _weighted_mean,
 }
 _SUMS = frozenset({"sum", "mean"})
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
