@@ -18,8 +18,9 @@ import pytest
 from matplotlib.figure import Figure
 from segments import Segments, Watch
 
+from sharedmask.reports import figures
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.study import executors, figures
+from sharedmask.study import executors
 from sharedmask.system import process
 from sharedmask.workers import pool
 

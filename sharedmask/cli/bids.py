@@ -99,7 +99,7 @@ def app(
     **options: Any,
 ) -> None:
     """Write the signals of atlas regions of all preprocessed runs below BIDS_DIR to OUT_DIR."""
-    from sharedmask.study.dataset import summarise
+    from sharedmask.study.summary import summarise
 
     if level not in ("participant", "group"):
         click.echo(f"sharedmask: {level!r} is no analysis level: participant or group", err=True)

@@ -213,7 +213,9 @@ def _table_bytes(facts: Facts, request: Request) -> int:
     """Of one value per region, volume and strategy, and of what cleaning a table takes, in this process."""
     result = len(request.regions) * facts.n_timepoints * 8
     cleaning = result * _CLEANING_COPIES + _cleaning_import(request, False) if request.cleaning.needed else 0
-    return result * 2 * len(request.strategies) + _INDEX_COPIES * request.regions.indices.nbytes + cleaning
+    probed = 0 if request.probes is None else len(request.probes) * facts.n_timepoints * 16
+    indices = _INDEX_COPIES * request.regions.indices.nbytes
+    return result * 2 * len(request.strategies) + indices + cleaning + probed
 
 
 def _cleaning_import(request: Request, in_processes: bool) -> int:

@@ -7,8 +7,8 @@ repetition time), jobs. Does not cover: which voxels a mask has (``regions``), w
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import field
-from typing import Any, Literal, TypedDict
+from dataclasses import field, replace
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,6 +23,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion, NanPolicy
 from sharedmask.system.process import effective_n_jobs
+from sharedmask.typing import Numbers
 
 # Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 WEIGHTED = "weighted_mean"
@@ -51,6 +52,14 @@ class Parameters(TypedDict, total=False):
     on_result: OnResult
 
 
+class Probed(NamedTuple):
+    """What a request gives with probes."""
+
+    signals: Any
+    values: NDArray[np.float32]
+    """(n_timepoints, n_probes)"""
+
+
 @dataclass(frozen=True)
 class Request:
     """All that one call asks of an image, checked."""
@@ -66,6 +75,8 @@ class Request:
     given: Sequence[tuple[Any, ...]] | None = None
     """What ``function`` is given of each region besides its signals."""
     random_state: Any = None
+    probes: Numbers | None = None
+    """Voxels whose values are given beside those of a strategy, as they are: uncleaned, all volumes."""
     n_jobs: int = 1
     prefer: Prefer = None
     progress: Progress = None
@@ -84,6 +95,7 @@ class Request:
         strategy: Strategy = None,
         function: Callable[[NDArray[Any]], Any] | None = None,
         random_state: Any = None,
+        probes: Numbers | None = None,
         label: str = "extract",
         operation: str | None = None,
         n_jobs: int | None = None,
@@ -112,6 +124,7 @@ class Request:
             strategy=chosen,
             function=function,
             random_state=random_state,
+            probes=probes,
             n_jobs=effective_n_jobs(n_jobs),
             prefer=prefer,
             progress=progress,
@@ -126,7 +139,12 @@ class Request:
         return (self.strategy,) if isinstance(self.strategy, str) else self.strategy or ()
 
     def pack(self, results: Sequence[Any]) -> Any:
-        """Results as the caller gets them: in the container of the masks, one table, or one by strategy."""
+        """Results as the caller gets them: in the container of the masks, one table, or one by strategy.
+
+        With probes they come with the values of those.
+        """
+        if self.probes is not None:
+            return Probed(replace(self, probes=None).pack(results[:-1]), results[-1])
         if self.strategy is None:
             return self.regions.pack(results)
         return (

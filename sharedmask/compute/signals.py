@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.compute import kernels, reduction
@@ -63,7 +64,10 @@ def run(series: Series, plan: Plan, budget: MemoryBudget) -> Signals:
             return _of_rows(series, plan)
         if request.is_streamed:
             return _of_volumes(series, request)
-        with rows.load_union(series, request.regions.union, plan.in_processes, budget) as held:
+        union = request.regions.union
+        if request.probes is not None:
+            union = np.union1d(union, request.probes)
+        with rows.load_union(series, union, plan.in_processes, budget) as held:
             return _of_rows(held, plan)
 
 
@@ -87,7 +91,15 @@ def _of_rows(held: Rows, plan: Plan) -> Signals:
         values = _cleaned(held, plan, positions)
     else:
         values = _gathered(held, plan, positions)
+    if request.probes is not None:
+        places = request.probes if held.voxels is None else np.searchsorted(held.voxels, request.probes)
+        values.append(_true(held.array[places].T, held.facts))
     return Signals(values, held.finite)
+
+
+def _true(stored: Array, facts: Facts) -> Array:
+    """Values of probes."""
+    return np.asarray(apply_read_scaling(stored, facts.slope, facts.inter), np.float32)
 
 
 def by_volume(series: Series, plan: Plan) -> Array:
@@ -279,19 +291,24 @@ def _grouped(positions: NDArray[np.intp], regions: Regions, most: int) -> Iterat
 
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:
     """Nothing of the image is kept: values are made of blocks of volumes as they are decoded."""
-    regions, conversion = request.regions, request.reduction(source)
+    regions, conversion, probes = request.regions, request.reduction(source), request.probes
+    n_voxels = len(regions.indices)
+    wanted = regions.indices if probes is None else np.concatenate([regions.indices, probes])
+    probed = np.empty((source.n_timepoints, len(wanted) - n_voxels), source.dtype)
     tables = np.empty((len(request.strategies), source.n_timepoints, len(regions)), conversion.result)
     finite = True
-    with loader.blocks(*source.narrowed(regions.indices)) as blocks:
+    with loader.blocks(*source.narrowed(wanted)) as blocks:
         for start, block in blocks:
+            probed[start : start + len(block)] = block[:, n_voxels:]
             for table, strategy in zip(tables, request.strategies, strict=True):
                 out = table[start : start + len(block)]
                 found = reduction.reduce_volumes(
-                    block, out, conversion, strategy, regions.offsets, regions.weights
+                    block[:, :n_voxels], out, conversion, strategy, regions.offsets, regions.weights
                 )
                 finite = finite and found
             tell(start + len(block))
-    return Signals(_tables(list(tables), source, request), finite)
+    values = _tables(list(tables), source, request)
+    return Signals(values if probes is None else [*values, _true(probed, source)], finite)
 
 
 def _tables(tables: list[Array], facts: Facts, request: Request) -> list[Array]:

@@ -44,7 +44,7 @@ from sharedmask.typing import Array
 Computation = Callable[[], list[Array]]
 
 _NUMBERS = 2  # of the way in which results come about; another one makes all entries miss
-HOW = frozenset({"n_jobs", "prefer", "progress", "on_result", "label", "operation"})
+HOW = frozenset({"n_jobs", "prefer", "given", "progress", "on_result", "label", "operation"})
 """Fields of a request that say how it is carried out: the only ones that are not in the key."""
 
 # A file that is written twice within one tick of the kernel's clock has one time for both.
@@ -69,6 +69,8 @@ class Lookup:
         request, dtype = self.request, self.request.dtype
         asked = {one.name: getattr(request, one.name) for one in fields(request) if one.name not in HOW}
         asked["regions"] = request.regions.digest
+        if request.probes is None:
+            del asked["probes"]
         if not (dtype is None or (isinstance(dtype, str) and dtype == "auto")):
             asked["dtype"] = np.dtype(dtype)  # which has many names
         image = self.fingerprint, self.source.ndim, self.source.scaled_dtype, self.voxels

@@ -7,6 +7,7 @@ Does not cover: what regions are and the columns of their tables (``regions``), 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +86,12 @@ class Coverage:
             found.append(columns)
             start += len(taken)
         return found
+
+    @property
+    def parts(self) -> list[Regions]:
+        """:attr:`regions`, atlas by atlas."""
+        ends = np.cumsum([0, *map(len, self._taken)]).tolist()
+        return [self.regions.part(start, stop) for start, stop in pairwise(ends)]
 
     def share(self, series: Sequence[T]) -> list[dict[str, T]]:
         """One thing per region of :attr:`regions` as one mapping per atlas, by the regions' names."""

@@ -149,18 +149,22 @@ class Regions:
     def batches(self, size: int) -> Iterator[Regions]:
         """The same regions, at most ``size`` at a time, as dicts."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            offsets = self.offsets[start : start + size + 1]
-            yield replace(
-                self,
-                indices=self.indices[offsets[0] : offsets[-1]],
-                offsets=offsets - offsets[0],
-                names=self.names[part],
-                labels=self.labels[part],
-                keys=self.keys[part],
-                container="dict",
-                weights=None if self.weights is None else self.weights[offsets[0] : offsets[-1]],
-            )
+            yield self.part(start, start + size)
+
+    def part(self, start: int, stop: int) -> Regions:
+        """Those from ``start`` up to ``stop``, as a dict."""
+        part, offsets = slice(start, stop), self.offsets[start : stop + 1]
+        voxels = slice(offsets[0], offsets[-1])
+        return replace(
+            self,
+            indices=self.indices[voxels],
+            offsets=offsets - offsets[0],
+            names=self.names[part],
+            labels=self.labels[part],
+            keys=self.keys[part],
+            container="dict",
+            weights=None if self.weights is None else self.weights[voxels],
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Regions]) -> Regions:

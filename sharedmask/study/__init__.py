@@ -1,12 +1,12 @@
-"""Many images: cohorts, BIDS data sets, outputs, reports.
+"""Many images: cohorts, BIDS data sets, outputs.
 
-Covers: executors, folders of results, derivatives, pages. Does not cover: one image (``image``), options of
-programs (``cli``).
+Covers: executors, folders of results, derivatives. Does not cover: one image (``image``), what pages show
+(``reports``), options of programs (``cli``).
 
 From the bottom up::
 
-    tables  bids  atlases  denoising  analysis  figures  report
-    derivatives  manifest  executors  cohort  output  dataset  group
+    tables  bids  atlases  denoising  analysis  derivatives
+    manifest  executors  cohort  output  group  summary  dataset
 """
 
 import lazy_loader

@@ -242,7 +242,7 @@ def extract_many(
     >>> study.results["sub-2"].shape
     (5, 8)
     """
-    check_names(parameters, "smoothing_fwhm", "memory")
+    check_names(parameters, "smoothing_fwhm", "memory", "probes")
     kinds = check_matrices(connectivity, fisher_z)
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
@@ -292,7 +292,7 @@ def _keyed(sources: Any) -> dict[Key, Any]:
 def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     """The parameters of each image alone, taken out of ``asked``."""
     each: dict[Key, dict[str, Any]] = {key: {} for key in keyed}
-    for name in (*_PER_IMAGE, "t_r"):
+    for name in (*_PER_IMAGE, "t_r", "probes"):
         if callable(asked.get(name)):
             own = asked.pop(name)
             for key in keyed:

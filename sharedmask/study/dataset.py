@@ -1,8 +1,8 @@
 """A study: every run of a BIDS data set, every atlas, one pass each.
 
-Covers: what is extracted from which run, where outputs and failures are recorded, the study's
-page. Does not cover: finding runs (``bids``), file names (``derivatives``), what runs at the same
-time (``cohort``), options and exit codes (``base``).
+Covers: what is extracted from which run, where outputs and failures are recorded. Does not cover: finding
+runs (``bids``), file names (``derivatives``), what runs at the same time (``cohort``), what all runs
+come to (``summary``), options and exit codes (``base``).
 
 Below the outputs, ``.sharedmask/`` holds what a later pass needs: the journal of complete runs,
 one file per run that failed, and what the study's page says of the last pass.
@@ -21,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from sharedmask.compute.connectivity import checked_kinds
-from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
+from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.progress import Progress
+from sharedmask.compute.request import Probed
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
+from sharedmask.reports import figures, pages
+from sharedmask.reports.pages import Parcels, RunReport, Timeline
+from sharedmask.reports.quality import Quality, as_texts, kept_of
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
-from sharedmask.study import report
 from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
@@ -36,16 +39,15 @@ from sharedmask.study.cohort import Study, extract_many, shard_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
-from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
-from sharedmask.system import inputs, usage
+from sharedmask.study.summary import LAST, summarise, thumbnail_of, write_quality
+from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
 from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.system.process import cached_property
-from sharedmask.typing import Array
+from sharedmask.typing import Array, Numbers
 
-_LAST = "last.json"
-_IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n"
+_IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n*_qc.*\n"
 _PICTURED_VOLUMES = 10
 
 
@@ -93,7 +95,7 @@ def analyse(
     """
     study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
     if study.analysis.outputs.reports:
-        report.check_installed()
+        pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor() if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
@@ -125,7 +127,8 @@ def analyse(
 
 def _show(output: str | Path) -> None:
     """Write the study's page, if it can be written."""
-    if lacking := report.missing():
+    if lacking := pages.missing():
+        write_quality(Path(output))
         said = f"study.html is not written: it needs {' and '.join(lacking)}"
         warnings.warn(said, SharedMaskWarning, stacklevel=3)
     else:
@@ -240,7 +243,7 @@ class _Work:
             "notes": self.study.notes,
             "timeline": asdict(self._timeline(self._started)),
         }
-        with atomic_write(self.private / _LAST) as temporary:
+        with atomic_write(self.private / LAST) as temporary:
             temporary.write_text(json.dumps(said, default=str), encoding="utf-8")
 
     def _timeline(self, begun: float) -> Timeline:
@@ -281,6 +284,8 @@ class _Work:
     def own_parameters(self) -> dict[str, Any]:
         """Functions of a run's key that give the parameters of this run alone."""
         own: dict[str, Callable[[str], Any]] = {"t_r": lambda key: self._known(key).t_r}
+        if not self.study.analysis.outputs.voxels:
+            own["probes"] = lambda key: self._known(key).probes
         if self.study.analysis.denoise is not None:
             own["confounds"] = lambda key: self._denoising(key).confounds
             own["sample_mask"] = lambda key: self._denoising(key).sample_mask
@@ -295,11 +300,26 @@ class _Work:
         """Write a run's outputs; what they are is recorded as complete."""
         begun, known = self._begun.pop(key)
         manifest = known.with_coverage()
-        write = self._write_voxels if self.study.analysis.outputs.voxels else self._write_signals
-        written = [*self._write_outliers(manifest), *write(manifest, signals)]
-        if self.study.derivatives.page(known.run, self.study.analysis) in manifest.written:
-            written.append(self._report(key, manifest, next(iter(signals.values())), begun))
+        written = self._write_outliers(manifest)
+        if self.study.analysis.outputs.voxels:
+            written += self._write_voxels(manifest, signals)
+        else:
+            written += self._write_tables(key, manifest, signals, begun)
         self.failures.remove(key)
+        return written
+
+    def _write_tables(self, key: str, manifest: Manifest, probed: Probed, begun: float) -> list[Path]:
+        """Signals, matrices, quality and the page."""
+        run, denoising = manifest.run, manifest.denoising
+        kept = kept_of(len(probed.values), None if denoising is None else denoising.kept)
+        quality = Quality.of(probed.values, kept, run.confounds)
+        matrices: dict[str, Array] = {}
+        written = self._write_signals(manifest, probed.signals, matrices)
+        measures, desc = as_texts(quality.measures() | _covered(manifest)), self.study.analysis.desc(run)
+        written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
+        if self.study.derivatives.page(run, self.study.analysis) in manifest.written:
+            first = next(iter(probed.signals.values()))
+            written.append(self._report(key, manifest, first, quality, matrices, begun))
         return written
 
     def _write_outliers(self, manifest: Manifest) -> list[Path]:
@@ -309,7 +329,10 @@ class _Work:
         kept, n_timepoints = denoising.kept, denoising.n_timepoints
         return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
 
-    def _write_signals(self, manifest: Manifest, signals: Mapping[str, Array]) -> list[Path]:
+    def _write_signals(
+        self, manifest: Manifest, signals: Mapping[str, Array], matrices: dict[str, Array]
+    ) -> list[Path]:
+        """The tables of each atlas; ``matrices`` gets those that the page shows."""
         run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
         assert coverage is not None
         every = [
@@ -325,10 +348,12 @@ class _Work:
         }  # fmt: skip
         for statistic, atlas, columns, table in every:
             of = run, atlas, statistic, columns, table
-            written += [
-                self.study.derivatives.write_matrix(*of, kind, fisher_z=outputs.fisher_z, **told)
-                for kind in checked_kinds(outputs.connectivity)
-            ]
+            for kind in checked_kinds(outputs.connectivity):
+                path, matrix = self.study.derivatives.write_matrix(
+                    *of, kind, fisher_z=outputs.fisher_z, **told
+                )
+                written.append(path)
+                matrices[f"{kind} of {statistic}s, {atlas.entities['atlas']}"] = matrix
             written.append(self.study.derivatives.write_signals(*of, form=outputs.form, **told))
         return written
 
@@ -342,16 +367,36 @@ class _Work:
             for atlas, series in zip(analysis.atlases, parts, strict=True)
         ]
 
-    def _report(self, key: str, manifest: Manifest, signals: Array, begun: float) -> Path:
+    def _report(
+        self,
+        key: str,
+        manifest: Manifest,
+        signals: Array,
+        quality: Quality,
+        matrices: Mapping[str, Array],
+        begun: float,
+    ) -> Path:
         source, coverage = manifest.source, manifest.coverage
         assert source is not None and coverage is not None
         path = self.study.derivatives.page(manifest.run, self.study.analysis)
-        table = [row for rows in coverage.tables for row in rows]
-        picture, line = _picture(manifest.run, source), self._timeline(begun)
-        facts = replace(source, t_r=manifest.t_r)
+        names = [atlas.entities["atlas"] for atlas in self.study.analysis.atlases]
+        parcels = [Parcels(*one) for one in zip(names, coverage.parts, coverage.tables, strict=True)]
+        order, groups = _ordered(manifest.probes, names, coverage.parts)
         RunReport(
-            key, facts, coverage.regions, signals, table, picture, self._asked(), line, manifest.table()
+            key,
+            replace(source, t_r=manifest.t_r),
+            parcels,
+            signals,
+            _picture(manifest.run, source),
+            self._asked(),
+            self._timeline(begun),
+            manifest.table(),
+            replace(quality, values=quality.values[:, order]),
+            groups,
+            matrices,
         ).write(path)
+        with atomic_write(thumbnail_of(self.study.derivatives.root, key)) as temporary:
+            temporary.write_bytes(figures.thumbnail(quality.values[:, order]))
         return path
 
     def _asked(self) -> dict[str, Any]:
@@ -367,6 +412,28 @@ class _Work:
             raise error
 
 
+def _covered(manifest: Manifest) -> dict[str, float]:
+    """The regions of all atlases, and how many of them have no signals."""
+    coverage = manifest.coverage
+    assert coverage is not None
+    shares = [row.coverage for table in coverage.tables for row in table]
+    left_out = len(shares) - len(coverage.regions)
+    return {"median_coverage": float(np.median(shares)), "n_regions": len(shares), "n_left_out": left_out}
+
+
+def _ordered(
+    probes: Numbers, names: Sequence[str], atlases: Sequence[Regions]
+) -> tuple[Numbers, list[tuple[str, int]]]:
+    """The probes region by region of the first atlas, and then the others; how many of each there are."""
+    regions = atlases[0]
+    owner = np.full(regions.grid.n_voxels, len(regions))
+    for number, voxels in enumerate(regions):
+        owner[voxels] = number
+    order = np.argsort(owner[probes], kind="stable")
+    n_inside = int((owner[probes] < len(regions)).sum())
+    return order, [(names[0], n_inside), ("other", len(probes) - n_inside)]
+
+
 def _picture(run: Run, source: Source) -> Array:
     """The reference image beside the run, else the mean of its first volumes."""
     if run.reference is not None:
@@ -380,53 +447,3 @@ def _picture(run: Run, source: Source) -> Array:
             reader.readinto(volume)
             total += volume
     return (total / count * source.slope + source.inter).reshape(source.shape[:3], order="F")
-
-
-def summarise(output: str | Path) -> Path:
-    """Write the study's page: all runs with outputs, all that failed, and how the last pass went.
-
-    Returns
-    -------
-    Path
-        Of ``study.html``.
-    """
-    root = Path(output).expanduser()
-    rows = [RunRow(run, error) for run, error in Failures(root / PRIVATE / "failed").all().items()]
-    done = sorted(Journal(root / PRIVATE / "complete.jsonl").entries, key=lambda entry: entry.key)
-    rows += [_done_row(root, entry) for entry in done]
-    page = root / "study.html"
-    StudyReport(root.name, rows, *_last_pass(root)).write(page)
-    return page
-
-
-def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None, list[str]]:
-    """Its parameters, its memory over time, and what was said of the study."""
-    try:
-        said = inputs.read_json(root / PRIVATE / _LAST)
-        return said["parameters"], Timeline(**said["timeline"]), said.get("notes", [])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}, None, []
-
-
-def _done_row(root: Path, entry: Entry) -> RunRow:
-    page = f"{entry.key}.html"
-    facts = {"files": len(entry.outputs), "seconds": f"{entry.seconds:.1f}"}
-    return RunRow(entry.key, facts=facts | _told(entry), page=page if (root / page).is_file() else None)
-
-
-def _told(entry: Entry) -> dict[str, Any]:
-    """What the sidecar of a run's first table says was read."""
-    tables = (Path(path) for path in entry.outputs if "_timeseries." in path)
-    try:
-        said = inputs.read_json(next(tables).with_suffix(".json"))
-    except (OSError, ValueError, StopIteration):
-        return {}
-    return {
-        "space": said.get("Space", ""),
-        "TR (s)": said.get("RepetitionTime", "not known"),
-        "mask": "found" if said.get("BrainMask") else "not found",
-        "volumes kept": f"{len(said['KeptVolumes'])} of {said['NumberOfVolumes']}"
-        if "KeptVolumes" in said
-        else "all",
-        "notes": "; ".join(said.get("Notes", [])),
-    }

@@ -20,6 +20,7 @@ from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
 from sharedmask.regions.regions import RegionRow
+from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.atlases import Atlas
@@ -116,6 +117,8 @@ class Derivatives:
                 for kind in checked_kinds(outputs.connectivity)
             ]
             paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
+        if not outputs.voxels:
+            paths.append(self.path(run, None, None, "qc", ".tsv", desc))
         if analysis.denoise is not None:
             paths.append(self.path(run, None, None, "outliers", ".tsv", desc))
         if outputs.reports and not outputs.voxels:
@@ -189,7 +192,7 @@ class Derivatives:
         desc: str | None = None,
         facts: Mapping[str, Any] | None = None,
         drop_empty: bool = False,
-    ) -> Path:
+    ) -> tuple[Path, Array]:
         """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`."""
         path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
         kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
@@ -207,7 +210,7 @@ class Derivatives:
         }
         write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | told | dict(facts or {}))
         write_matrix(path, matrix, [table[number].name for number in kept.tolist()])
-        return path
+        return path, matrix
 
     def write_voxels(
         self,
@@ -237,6 +240,16 @@ class Derivatives:
             "0": "kept", "1": "left out"}}}  # fmt: skip
         write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **described})
         write_table(path, dropped[:, None], ["outlier"])
+        return path
+
+    def write_quality(self, run: Run, measures: Mapping[str, str], *, desc: str | None) -> Path:
+        """One row: what the run is like, before anything is taken out of it."""
+        path = self.path(run, None, None, "qc", ".tsv", desc)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **DESCRIBED})
+        with atomic_write(path) as temporary:
+            rows = "\t".join(measures), "\t".join(measures.values())
+            temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
         return path
 
     def uri(self, path: Path) -> str:

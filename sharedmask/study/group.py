@@ -1,7 +1,7 @@
 """Groups: what all runs of a study gave, in one place.
 
 Covers: one long table of regions, stacks of matrices and their means, of the tables that a study wrote. Does
-not cover: tables of one run (``derivatives``), pages (``report``).
+not cover: tables of one run (``derivatives``), pages (``pages`` of ``reports``).
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from sharedmask.compute.journal import PRIVATE, Journal
 from sharedmask.errors import NoInputError
 from sharedmask.records import dataclass
+from sharedmask.reports import figures
 from sharedmask.sources.names import Name
-from sharedmask.study import figures
 from sharedmask.study.tables import write_matrix
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
 
-_RUN = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
+RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _WHAT = ("atlas", "seg", "scale", "stat", "desc")
 _STACKED = {*_WHAT, "space", "cohort", "res", "den", "meas"}
 REGIONS = "group_regions.tsv"
@@ -47,7 +47,7 @@ def summarise_regions(output: str | Path) -> Path:
     tables = _tables(root)
     if not tables:
         raise NoInputError(f"{root} has no table of a complete run: run the participant level first")
-    heads = [*_RUN, *_WHAT, "region", "coverage", "n_timepoints", "mean", "standard_deviation"]
+    heads = [*RUN_ENTITIES, *_WHAT, "region", "coverage", "n_timepoints", "mean", "standard_deviation"]
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(heads)
@@ -70,7 +70,7 @@ def _outputs(root: Path, suffix: str, extensions: Sequence[str]) -> Iterator[Pat
 def _rows(table: Path) -> Iterator[list[str]]:
     names, signals = read_table(table)
     name = Name.parse(table)
-    entities = [name.entities.get(key, "n/a") for key in (*_RUN, *_WHAT)]
+    entities = [name.entities.get(key, "n/a") for key in (*RUN_ENTITIES, *_WHAT)]
     shares = _coverage(table.with_name(str(name.replace(stat="coverage", suffix="bold", extension=".tsv"))))
     for region, series in zip(names, signals.T, strict=True):
         numbers = [series.mean(), series.std()]

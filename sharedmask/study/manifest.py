@@ -1,7 +1,7 @@
 """Manifests: what is read and written for one run, and what is already seen to be wrong.
 
 Covers: everything of a run that can be known before its voxels are read, for dry runs, pages and sidecars.
-Does not cover: finding files (``bids``, ``atlases``), reading voxels (``extraction``), pages (``report``).
+Does not cover: finding files (``bids``, ``atlases``), reading voxels (``extraction``), pages (``pages``).
 """
 
 import os
@@ -10,18 +10,21 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sharedmask.compute.request import check_length
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
+from sharedmask.reports.quality import probes_of
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import NATIVE, Run
 from sharedmask.study.denoising import Denoising
 from sharedmask.study.derivatives import Derivatives
-from sharedmask.typing import Array
+from sharedmask.typing import Array, Numbers
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Manifest:
     """Of the repetition time."""
     denoising: Denoising | None = field(default=None, repr=False)
     coverage: Coverage | None = field(default=None, repr=False)
+    probes: Numbers = field(default_factory=lambda: np.empty(0, np.intp), repr=False)
+    """Voxels that stand for the brain."""
     _brain: Array | None = field(default=None, repr=False)
 
     @classmethod
@@ -201,6 +206,7 @@ class Manifest:
         if self.source is not None:
             atlases = self.analysis.regions_on(self.source.grid)
             self.coverage = Coverage.from_atlases(atlases, self._brain, self.analysis.outputs.min_coverage)
+            self.probes = probes_of(self.coverage.regions.union if self._brain is None else self._brain)
 
 
 def clashes(planned: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:

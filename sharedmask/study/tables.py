@@ -4,6 +4,7 @@ Covers: tables as TSV, voxel series as NPZ or HDF5. Does not cover: BIDS names a
 (``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
+import csv
 import errno
 import io
 import os
@@ -79,6 +80,20 @@ def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[st
         file.write("\t".join(["Node", *heads]) + "\n")
         for head, row in zip(heads, matrix, strict=True):
             file.write("\t".join([head, *("n/a" if value != value else str(value) for value in row)]) + "\n")
+
+
+def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows that have names for their cells; those of the first are the columns."""
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), restval="n/a", delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """The rows of a table that we wrote, cells by the names of their columns."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from datasets import atlas, preprocessed
 
-from sharedmask.study import figures
+from sharedmask.reports import figures
 from sharedmask.study.atlases import find_atlas
 
 
@@ -25,5 +25,7 @@ def out(tmp_path):
 @pytest.fixture
 def blank_pictures(monkeypatch):
     """Pages are written with blanks for pictures: drawing takes most of the time of a small study."""
-    for name in ("outlines", "carpet", "coverage", "timeline"):
+    for name in ("brain", "outlines", "carpet", "coverage", "timeline", "distribution", "coverage_of_runs"):
         monkeypatch.setattr(figures, name, lambda *_: "data:image/png;base64,")
+    for name in ("matrix", "thumbnail"):
+        monkeypatch.setattr(figures, name, lambda *_: b"")

@@ -1,11 +1,11 @@
 """Reports: one HTML page per run and one per study, each a single file.
 
-Covers: what a page shows, from plain results. Does not cover: the pictures (``figures``), making
-the results (``extraction``, ``cohort``), where pages are put (``dataset``).
+Covers: what a page shows, from plain results. Does not cover: the pictures (``figures``), what is measured
+(``quality``), where pages are put (``dataset``, ``summary``).
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cache
 from importlib import metadata
@@ -18,14 +18,19 @@ import numpy as np
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.reports import figures
+from sharedmask.reports.quality import FD_THRESHOLD, Quality, as_texts
 from sharedmask.sources.source import Facts
-from sharedmask.study import figures
 from sharedmask.system.files import atomic_write
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PACKAGES = ("sharedmask", "numpy", "nibabel", "nilearn")
+_DISTRIBUTIONS = (
+    ("mean_fd", "mean framewise displacement (mm)", FD_THRESHOLD),
+    ("tsnr", "temporal signal-to-noise ratio", None),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,39 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Parcels:
+    """Regions of one atlas on a run's page.
+
+    Parameters
+    ----------
+    name : str
+        The atlas's.
+    regions : Regions
+        Those with signals.
+    table : sequence of RegionRow
+        All of them, with their coverage.
+    """
+
+    name: str
+    regions: Regions
+    table: Sequence[RegionRow]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the regions without signals."""
+        there = set(self.regions.names)
+        return [row.name for row in self.table if row.name not in there]
+
+    @property
+    def numbers(self) -> Array:
+        """Each voxel's region, 0 for none; (x, y, z)."""
+        numbers = np.zeros(self.regions.grid.n_voxels, np.int32)
+        for number, voxels in enumerate(self.regions, 1):
+            numbers[voxels] = number
+        return numbers.reshape(self.regions.grid.shape, order="F")
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What a run's page shows.
 
@@ -46,10 +84,9 @@ class RunReport:
     title : str
     facts : Facts
         Of the image.
-    regions : Regions
+    atlases : sequence of Parcels
     signals : ndarray, (n_timepoints, n_regions)
-    table : sequence of RegionRow
-        With the coverage of each region.
+        Of the regions of all atlases.
     picture : ndarray, (x, y, z)
         What the regions are drawn on: the mean image.
     parameters : mapping
@@ -57,17 +94,25 @@ class RunReport:
     timeline : Timeline, optional
     read : mapping, optional
         Which files were read and written, where facts are from, what was missing: the page's head.
+    quality : Quality, optional
+        Before anything was taken out; its voxels in the order of ``groups``.
+    groups : sequence of (str, int)
+        What those voxels are, and how many.
+    matrices : mapping
+        Name -> (n_regions, n_regions).
     """
 
     title: str
     facts: Facts
-    regions: Regions
+    atlases: Sequence[Parcels]
     signals: Array
-    table: Sequence[RegionRow]
     picture: Array
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
     read: Mapping[str, str] = field(default_factory=dict)
+    quality: Quality | None = None
+    groups: Sequence[tuple[str, int]] = ()
+    matrices: Mapping[str, Array] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
@@ -75,51 +120,48 @@ class RunReport:
         _write(path, "run.html", self._context())
 
     def _context(self) -> dict[str, Any]:
-        signals = np.atleast_2d(self.signals)
-        pictures = [
-            (
-                "Regions on the mean image, left is left",
-                figures.outlines(self.picture, self._region_numbers(), self.facts.affine),
-            ),
-            ("Signals, each standardized", figures.carpet(signals, self.facts.t_r)),
-            ("Coverage", figures.coverage([row.coverage for row in self.table])),
-        ]
-        if self.timeline is not None and self.timeline.seconds:
-            line = self.timeline
-            pictures.append(
-                (
-                    "Memory, of all processes, while this run was at work",
-                    figures.timeline(line.seconds, line.nbytes, line.limit),
-                )
-            )
         return {
             "title": self.title,
             "facts": {**self.read, **self._facts(), **self.read},
-            "pictures": pictures,
-            "table": self.table,
+            "measures": {} if self.quality is None else as_texts(self.quality.measures()),
+            "pictures": list(self._pictures()),
+            "atlases": self.atlases,
             "parameters": _as_texts(self.parameters),
             "versions": versions(),
         }
 
+    def _pictures(self) -> Iterator[tuple[str, str]]:
+        """Caption and picture."""
+        if self.quality is not None:
+            said = "The brain before anything was taken out; volumes that signals lack are shaded"
+            yield said, figures.brain(self.quality, self.groups, self.facts.t_r)
+        yield "Signals, each standardized", figures.carpet(np.atleast_2d(self.signals), self.facts.t_r)
+        for atlas in self.atlases:
+            if len(atlas.regions):
+                drawn = figures.outlines(self.picture, atlas.numbers, self.facts.affine)
+                yield f"Regions of {atlas.name} on the mean image, left is left", drawn
+        for name, matrix in self.matrices.items():
+            yield f"Connectome: {name}", figures.data_url(figures.matrix(matrix, ""))
+        shares = [row.coverage for atlas in self.atlases for row in atlas.table]
+        yield "Coverage", figures.coverage(shares)
+        if (line := self.timeline) is not None and line.seconds:
+            said = "Memory, of all processes, while this run was at work"
+            yield said, figures.timeline(line.seconds, line.nbytes, line.limit)
+
     def _facts(self) -> dict[str, str]:
+        kept = sum(len(atlas.regions) for atlas in self.atlases)
+        missing = sum(len(atlas.left_out) for atlas in self.atlases)
         facts = {
             "image": self.facts.name,
             "shape": " x ".join(map(str, self.facts.shape)),
             "stored as": str(self.facts.dtype),
             "repetition time": "unknown" if self.facts.t_r is None else f"{self.facts.t_r:g} s",
-            "regions": f"{len(self.regions)}, {len(self.regions.missing)} more without voxels",
+            "regions": f"{kept}, {missing} more without signals",
         }
         if self.timeline is not None and self.timeline.seconds:
             facts["took"] = f"{self.timeline.seconds[-1]:.1f} s"
             facts["peak memory"] = format_bytes(max(self.timeline.nbytes))
         return facts
-
-    def _region_numbers(self) -> Array:
-        """Each voxel's region, 0 for none; (x, y, z)."""
-        numbers = np.zeros(self.regions.grid.n_voxels, np.int32)
-        for number, voxels in enumerate(self.regions, 1):
-            numbers[voxels] = number
-        return numbers.reshape(self.regions.grid.shape, order="F")
 
 
 @dataclass(frozen=True)
@@ -130,11 +172,24 @@ class RunRow:
     error: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     page: str | None = None
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study's page shows: every run, failures first.
+    """What a study's page shows: every run, failures first, then the worst.
+
+    Parameters
+    ----------
+    title : str
+    runs : sequence of RunRow
+        In the order in which the table has them at first.
+    parameters : mapping
+    timeline : Timeline, optional
+    notes : sequence of str
+        What was left out or found missing.
+    coverage : mapping
+        Name of an atlas -> (n_regions, n_runs), of the runs sorted by name.
 
     Examples
     --------
@@ -151,27 +206,36 @@ class StudyReport:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
     notes: Sequence[str] = ()
-    """What was left out or found missing."""
+    coverage: Mapping[str, Array] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
         check_installed()
         failed = [run for run in self.runs if run.error]
         done = [run for run in self.runs if not run.error]
-        line = self.timeline
         context = {
             "title": self.title,
             "failed": failed,
             "done": done,
+            "thumbnails": {run.name: figures.data_url(run.thumbnail) for run in done if run.thumbnail},
             "notes": self.notes,
             "columns": list(dict.fromkeys(name for run in done for name in run.facts)),
-            "memory": figures.timeline(line.seconds, line.nbytes, line.limit)
-            if line and line.seconds
-            else None,
+            "pictures": list(self._pictures(done)),
             "parameters": _as_texts(self.parameters),
             "versions": versions(),
         }
         _write(path, "study.html", context)
+
+    def _pictures(self, done: Sequence[RunRow]) -> Iterator[tuple[str, str]]:
+        for name, label, threshold in _DISTRIBUTIONS:
+            values = [float(run.facts[name]) for run in done if run.facts.get(name, "n/a") != "n/a"]
+            if len(values) > 1:
+                yield f"Runs by {label}", figures.distribution(values, label, threshold)
+        for atlas, shares in self.coverage.items():
+            yield f"Coverage of {atlas}", figures.coverage_of_runs(shares)
+        if (line := self.timeline) is not None and line.seconds:
+            said = "Memory of the last pass, all processes"
+            yield said, figures.timeline(line.seconds, line.nbytes, line.limit)
 
 
 def versions() -> dict[str, str]:

@@ -12,10 +12,11 @@ from images import AFFINE, SHAPE, bold, niimg
 
 from sharedmask.errors import ParameterError
 from sharedmask.regions.regions import Regions
+from sharedmask.reports import figures
+from sharedmask.reports.pages import Parcels, RunReport, RunRow, StudyReport, Timeline
+from sharedmask.reports.quality import Quality
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.grid import Grid
-from sharedmask.study import figures
-from sharedmask.study.report import RunReport, RunRow, StudyReport, Timeline
 
 BROWSER = shutil.which("chromium")
 
@@ -33,6 +34,7 @@ addEventListener("load", () => {{
     images: [...page.images].map(image => [image.naturalWidth, image.clientWidth]),
     smallest: Math.min(...[...page.querySelectorAll("td, th, h2, p")].map(size)),
   }});
+  // more
 }});
 </script>"""
 
@@ -50,19 +52,23 @@ def run(tmp_path):
     return RunReport(
         "sub-01 rest",
         source,
-        regions,
+        [Parcels("Toy", regions, regions.table(regions[0]))],
         signals,
-        regions.table(regions[0]),
         values.mean(-1),
         {"strategy": "mean", "detrend": False},
         Timeline([0.0, 0.5, 1.0], [1e6, 3 * 2**20, 2e6], 2**22),
+        quality=Quality(values.reshape(-1, 12).T, np.arange(12) != 3, np.linspace(0, 1, 12)),
+        groups=[("Toy", 120), ("other", 90)],
+        matrices={"correlation": np.corrcoef(signals.T)},
     )
 
 
-def seen(page, width, tmp_path):
-    """What a browser finds on ``page`` in a frame of ``width``."""
+def seen(page, width, tmp_path, script=""):
+    """What a browser finds on ``page`` in a frame of ``width``, after a script."""
     framed = tmp_path / "framed.html"
-    framed.write_text(FRAME.format(width=width, page=html.escape(page.read_text())))
+    framed.write_text(
+        FRAME.replace("// more", script).format(width=width, page=html.escape(page.read_text()))
+    )
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--no-first-run",
@@ -80,7 +86,7 @@ def test_a_browser_shows_all_of_a_page(run, width, tmp_path):
     run.write(tmp_path / "run.html")
     found = seen(tmp_path / "run.html", width, tmp_path)
     assert found["errors"] == []
-    assert len(found["images"]) == 4
+    assert len(found["images"]) == 6
     for natural, shown in found["images"]:
         assert natural > 600  # decoded, not a broken address
         assert 0.85 * min(width, 1000) - 40 < shown <= width
@@ -88,11 +94,59 @@ def test_a_browser_shows_all_of_a_page(run, width, tmp_path):
     assert found["smallest"] >= 13
 
 
+CLICKS = """
+  const column = name => [...page.querySelectorAll("#runs th button")].find(one => one.textContent === name);
+  const names = () => [...page.querySelectorAll("#runs tbody tr")].filter(row => !row.hidden).map(
+    row => row.cells[0].textContent);
+  const orders = {{first: names()}};
+  column("mean_fd").click(); orders.up = names();
+  column("mean_fd").click(); orders.down = names();
+  column("run").click(); orders.named = names();
+  const filter = page.getElementById("filter");
+  filter.value = "nback sub-1"; filter.dispatchEvent(new window.Event("input")); orders.filtered = names();
+  orders.shown = page.getElementById("shown").textContent;
+  document.documentElement.dataset.found = JSON.stringify({{...JSON.parse(
+    document.documentElement.dataset.found), orders}});
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_sorts_and_filters_runs(width, tmp_path):
+    motion = {
+        "sub-2_task-rest": "0.9",
+        "sub-10_task-rest": "n/a",
+        "sub-1_task-nback": "10",
+        "sub-1_task-rest": "2",
+    }
+    picture = figures.thumbnail(np.random.default_rng(0).normal(size=(20, 30)))
+    rows = [
+        RunRow(
+            name,
+            facts={"mean_fd": fd, "tsnr": "50", "notes": "no mask " * 9},
+            page=f"{name}.html",
+            thumbnail=picture,
+        )
+        for name, fd in motion.items()
+    ]
+    coverage = {"Toy": np.random.default_rng(0).random((9, 4))}
+    StudyReport("All", rows, coverage=coverage).write(tmp_path / "study.html")
+    found = seen(tmp_path / "study.html", width, tmp_path, CLICKS)
+    assert found["errors"] == [] and found["needs"] <= width and found["smallest"] >= 13
+    assert len(found["images"]) == 4 + 3 and all(natural >= 160 for natural, _ in found["images"])
+    orders = found["orders"]
+    assert orders["first"] == list(motion)
+    assert orders["up"] == ["sub-2_task-rest", "sub-1_task-rest", "sub-1_task-nback", "sub-10_task-rest"]
+    assert orders["down"] == ["sub-1_task-nback", "sub-1_task-rest", "sub-2_task-rest", "sub-10_task-rest"]
+    assert orders["named"] == ["sub-1_task-nback", "sub-1_task-rest", "sub-2_task-rest", "sub-10_task-rest"]
+    assert orders["filtered"] == ["sub-1_task-nback"] and orders["shown"] == "1 of 4"
+
+
 def test_a_page_is_one_file(run, tmp_path):
     run.write(tmp_path / "run.html")
     text = (tmp_path / "run.html").read_text()
     assert [path.name for path in tmp_path.glob("*.*")] == ["run.html"]
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert set(re.findall(r'(?:src|href)="(?!data:)([^"]*)', text)) <= {"study.html"}
 
 
 def test_a_page_tells_what_was_done(run, tmp_path):
@@ -107,9 +161,9 @@ def test_a_page_tells_what_was_done(run, tmp_path):
 def test_the_table_has_every_region(run, tmp_path):
     run.write(tmp_path / "run.html")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", (tmp_path / "run.html").read_text()))
-    assert "1 Left &lt;b&gt; 90 90 1.000 0" in text
-    assert "7 Right 30 0 0.000 1" in text
-    assert "9 Absent 0 0 0.000 n/a" in text
+    assert "Toy 1 Left &lt;b&gt; 90 90 1.000 0" in text
+    assert "Toy 7 Right 30 0 0.000 1" in text
+    assert "Toy 9 Absent 0 0 0.000 n/a" in text
 
 
 def test_a_study_lists_failures_first(tmp_path):
@@ -132,9 +186,9 @@ def test_nothing_half_written_stays(run, tmp_path, monkeypatch):
 
 
 def test_missing_libraries_are_named(run, tmp_path, monkeypatch):
-    from sharedmask.study import report
+    from sharedmask.reports import pages
 
-    report._templates.cache_clear()
+    pages._templates.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(ParameterError, match=r"sharedmask\[report\]"):
         run.write(tmp_path / "run.html")

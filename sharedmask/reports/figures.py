@@ -1,7 +1,8 @@
 """Figures of a run: pictures for its report, from plain arrays.
 
-Covers: outlines of regions on an image, the carpet of their signals, coverage, memory over time.
-Does not cover: pages (``report``), which numbers are shown.
+Covers: the brain over time with its motion, outlines of regions on an image, the carpet of their signals,
+coverage, matrices, memory over time; of a study distributions, coverage of all runs, thumbnails.
+Does not cover: pages (``pages``), which numbers are shown (``quality``).
 
 Each function gives a PNG, as a ``data:`` URL where it is for a page, which then needs no other file.
 """
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.reports.quality import FD_THRESHOLD, Quality
 from sharedmask.typing import Array
 
-_DPI = 150
-_WIDTH = 6.4
+_DPI = 185  # words are to be read where a page is 400 pixels wide
+_WIDTH = 5.2
 _INK, _PAPER, _BLUE, _ORANGE = "#222222", "#ffffff", "#0b5fa5", "#d1570a"
+_THUMBNAIL = (160, 48)
 _N_SLICES = 5
 _FINER = 4
 # Of the three rows of slices: what goes to the right, what goes up.
@@ -97,6 +100,122 @@ def _upright_slice(volume: Array, axis: int, number: int) -> Array:
     return across.T[::-1]
 
 
+def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None) -> str:
+    """The carpet of the brain, its framewise displacement and DVARS above it.
+
+    Parameters
+    ----------
+    quality : Quality
+        Its voxels in the order of ``groups``.
+    groups : sequence of (str, int)
+        From top to bottom what voxels are, and how many.
+    t_r : float or None
+        Seconds; without it the axis counts volumes.
+    """
+    figure = _figure(_WIDTH, 4.4)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 3.4))
+    volumes = (np.arange(len(quality.kept)) + 0.5) * (t_r or 1)
+    _course(top, volumes, quality.fd, "FD (mm)", FD_THRESHOLD)
+    _course(middle, volumes, quality.std_dvars, "DVARS", None)
+    for axes in (top, middle):
+        _mark_dropped(axes, quality.kept, t_r or 1)
+    values = quality.values[:, :: -(-quality.values.shape[1] // _MOST_ROWS)]
+    stop = len(values) * (t_r or 1)
+    extent = (0, stop, quality.values.shape[1], 0)
+    shown = {"aspect": "auto", "cmap": "gray", "vmin": -2, "vmax": 2, "interpolation": "nearest"}
+    bottom.imshow(_steady(values).T, extent=extent, **shown)
+    bottom.set_xlabel("time (s)" if t_r else "volume")
+    ends = np.cumsum([0, *(count for _, count in groups)])
+    there = [place for place, (_, count) in enumerate(groups) if count]
+    bottom.set_yticks(
+        [(ends[place] + ends[place + 1]) / 2 for place in there],
+        [groups[place][0] for place in there],
+        rotation=90,
+        va="center",
+    )
+    bottom.tick_params(axis="y", length=0)
+    for place in there[1:]:
+        bottom.axhline(ends[place], color=_ORANGE, linewidth=1)
+    bottom.set_xlim(0, stop)
+    return _data_url(figure)
+
+
+def _course(axes: Any, times: Array, values: Array | None, label: str, threshold: float | None) -> None:
+    axes.set_ylabel(label)
+    if values is None or not np.isfinite(values).any():
+        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color="#777777")
+        axes.set_yticks([])
+        return
+    axes.plot(times, values, color=_BLUE, linewidth=0.8)
+    if threshold is not None:
+        axes.axhline(threshold, color=_ORANGE, linestyle="--", linewidth=0.8)
+    axes.set_ylim(0, max(1.1 * float(np.nanmax(values)), 1.2 * (threshold or 1.0)))
+
+
+def _mark_dropped(axes: Any, kept: Array, step: float) -> None:
+    """Shade the volumes that signals lack."""
+    edges = np.flatnonzero(np.diff(np.r_[False, ~kept, False].astype(int)))
+    for start, stop in edges.reshape(-1, 2) * step:
+        axes.axvspan(start, stop, color=_ORANGE, alpha=0.25, linewidth=0)
+
+
+def _steady(values: Array) -> NDArray[np.float64]:
+    """Each column without its mean and linear trend, its spread 1."""
+    times = np.linspace(-1, 1, len(values))
+    centred = values - values.mean(axis=0, dtype=np.float64)
+    if len(values) > 2:
+        centred = centred - np.outer(times, times @ centred / (times @ times))
+    spread = centred.std(axis=0)
+    return np.asarray(centred / np.where(spread > 0, spread, 1.0))
+
+
+def thumbnail(values: Array) -> bytes:
+    """A small carpet of (n_timepoints, n_voxels) values, as PNG."""
+    from matplotlib.image import imsave
+
+    wide, down = _THUMBNAIL
+    across = np.linspace(0, len(values) - 1, wide).round().astype(int)
+    buffer = io.BytesIO()
+    spans = np.array_split(_steady(values), down, axis=1)
+    shown = np.stack([span.mean(axis=1) for span in spans if span.shape[1]])[:, across]
+    shown = shown / (shown.std() or 1.0)
+    unsigned: dict[str, Any] = {"Software": None}
+    imsave(buffer, shown, cmap="gray", vmin=-2, vmax=2, format="png", metadata=unsigned)
+    return buffer.getvalue()
+
+
+def distribution(values: Sequence[float], label: str, threshold: float | None = None) -> str:
+    """How many runs have which value."""
+    figure = _figure(_WIDTH, 2.2)
+    axes = figure.subplots()
+    axes.hist(values, bins=min(30, max(5, len(values) // 2)), color=_BLUE)
+    if threshold is not None and threshold < 2 * max(values):
+        axes.axvline(threshold, color=_ORANGE, linestyle="--")
+    axes.set_xlabel(label)
+    axes.set_ylabel("runs")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return _data_url(figure)
+
+
+def coverage_of_runs(shares: Array) -> str:
+    """Coverage of regions, from top to bottom, in runs, from left to right.
+
+    Parameters
+    ----------
+    shares : ndarray, (n_regions, n_runs)
+        NaN where a run lacks the region.
+    """
+    figure = _figure(_WIDTH, 3.2)
+    axes = figure.subplots()
+    shown = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("run, in the order of the table by name")
+    axes.set_ylabel("region")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, label="coverage")
+    return _data_url(figure)
+
+
 def carpet(signals: Array, t_r: float | None) -> str:
     """Regions from top to bottom, time from left to right, each standardized.
 
@@ -106,13 +225,11 @@ def carpet(signals: Array, t_r: float | None) -> str:
     t_r : float or None
         Seconds; without it the axis counts volumes.
     """
-    shown = signals[:, :: -(-signals.shape[1] // _MOST_ROWS)].astype(np.float64)
-    spread = shown.std(axis=0)
-    shown = (shown - shown.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    shown = _steady(signals[:, :: -(-signals.shape[1] // _MOST_ROWS)])
     figure = _figure(_WIDTH, 3)
     axes = figure.subplots()
     stop = len(signals) * (t_r or 1)
-    extent = (0, stop, shown.shape[1], 0)
+    extent = (0, stop, signals.shape[1], 0)
     axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
     axes.set_xlabel("time (s)" if t_r else "volume")
     axes.set_ylabel("region")
@@ -146,7 +263,7 @@ def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | N
 
 
 def matrix(values: Array, title: str) -> bytes:
-    """A matrix of regions as a PNG; symmetric colours around 0.
+    """A matrix of regions as a PNG; symmetric colours around 0, which the largest values do not set.
 
     Parameters
     ----------
@@ -155,8 +272,9 @@ def matrix(values: Array, title: str) -> bytes:
     title : str
     """
     off = values[~np.eye(len(values), dtype=bool)]
-    most = float(np.nanmax(np.abs(off), initial=0.0)) if np.isfinite(off).any() else 1.0
-    figure = _figure(_WIDTH, _WIDTH)
+    off = np.abs(off[np.isfinite(off)])
+    most = float(np.percentile(off, 99)) if off.size and off.any() else 1.0
+    figure = _figure(_WIDTH, 0.82 * _WIDTH)
     axes = figure.subplots()
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
     axes.set_title(title, fontsize=8, wrap=True)
@@ -180,5 +298,10 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def data_url(png: bytes) -> str:
+    """For a page, which then needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
 def _data_url(figure: Any) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode("ascii")
+    return data_url(_png(figure))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sharedmask.study import figures
+from sharedmask.reports import figures
 
 
 def test_outlines_lie_on_the_regions_edge():
