@@ -51,9 +51,10 @@ def lint(session):
 
 @nox.session
 def docs(session):
-    """Links, commands and examples in the documents and docstrings."""
-    session.install("-e", ".[dev]")
+    """Links, commands and examples in the documents and docstrings; the site, in docs/_build."""
+    session.install("-e", ".[dev,docs]")
     _pytest(session, "tests/promises/test_docs.py", "tests/promises/test_house.py")
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build", env={"MPLBACKEND": "agg"})
 
 
 @nox.session(name="bench-kernels")
