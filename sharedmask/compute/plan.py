@@ -17,6 +17,7 @@ from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources import loader
+from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.values import PIECE_BYTES, REGION_BYTES, VOLUMES_BYTES
 from sharedmask.storage import rows
@@ -91,7 +92,7 @@ def plan_for(series: Series, request: Request, budget: MemoryBudget) -> Plan:
 
 def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
     """For volumes that pass by: results are made on the way, or the voxels' rows are loaded first."""
-    if request.is_streamed:
+    if passes_by(source, request):
         working = _passing_bytes(source, request)
         results = _table_bytes(source, request) if request.strategy else signals_bytes(source, request)
         budget.require(request.operation, working + results, _FEWER)
@@ -102,6 +103,11 @@ def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
     plan = replace(plan, needed=plan.needed + rows.union_bytes(source, request.regions))
     budget.require(request.operation, plan.needed, _FEWER)
     return plan
+
+
+def passes_by(source: Source, request: Request) -> bool:
+    """Whether results are made of what passes by, once; regions of rows are reduced one after the other."""
+    return request.is_streamed and not (request.strategy is not None and isinstance(source, RowSource))
 
 
 def _passing_bytes(source: Source, request: Request) -> int:

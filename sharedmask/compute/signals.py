@@ -23,7 +23,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.compute import kernels, reduction
-from sharedmask.compute.plan import Plan
+from sharedmask.compute.plan import Plan, passes_by
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
 from sharedmask.regions.regions import Regions
@@ -62,7 +62,7 @@ def run(series: Series, plan: Plan, budget: MemoryBudget) -> Signals:
     with monitor.operation(request.label, request.operation, plan.needed):
         if isinstance(series, Rows):
             return _of_rows(series, plan)
-        if request.is_streamed:
+        if passes_by(series, request):
             return _of_volumes(series, request)
         union = request.regions.union
         if request.probes is not None:

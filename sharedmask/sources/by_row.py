@@ -47,7 +47,12 @@ class RowSource(FileSource):
 
     @property
     def reading_bytes(self) -> int:
-        return self.nbytes
+        return 2 * max(_BLOCK_BYTES, self.row_bytes)
+
+    @property
+    def is_mappable(self) -> bool:
+        """Whether the rows can be looked at where they are."""
+        return isinstance(self.layout, FileLayout)
 
     def load(
         self,

@@ -4,26 +4,33 @@ Covers: which axis is time and which are places, whatever their order; brain mod
 time from one volume to the next; refusing what has no values of elements. Does not cover: the header before
 the axes and the bytes after it (``nifti``), reading values (``source``, ``by_row``).
 
-The only module that knows nibabel's CIFTI-2 reader. On disk a file's first axis is the fastest: of time by
-elements, as these files usually are, a row is one element's whole series.
+On disk a file's first axis is the fastest: of time by elements, as these files usually are, a row is one
+element's whole series. The axes are read here and not by nibabel, which makes an object of each element and
+takes longer for them than reading all values does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+from nibabel import Nifti2Header, Nifti2Image
 from nibabel.cifti2.cifti2 import Cifti2Image
 
-from sharedmask.errors import ImageError
+from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.records import dataclass
 from sharedmask.sources.nifti import HEADER_TIME
 from sharedmask.sources.sidecar import positive
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.grid import Grid
-from sharedmask.typing import Numbers
+from sharedmask.typing import Array, Numbers
 
+Element = ElementTree.Element
+
+_EXTENSION = 32
 _KINDS = {
     "CIFTI_INDEX_TYPE_BRAIN_MODELS": "elements",
     "CIFTI_INDEX_TYPE_SERIES": "a series",
@@ -43,34 +50,47 @@ class Axes:
     """Whether an element's values lie side by side on disk."""
 
 
-def is_cifti(image: Any) -> bool:
-    """Whether nibabel took it for one."""
-    return isinstance(image, Cifti2Image)
+def axes_text(image: Any) -> bytes | None:
+    """The axes of a loaded image, in XML; None of one that is not CIFTI-2."""
+    if isinstance(image, Cifti2Image):
+        text: bytes = image.header.to_xml()
+        return text
+    if not isinstance(image, Nifti2Image) or not 3000 <= image.header["intent_code"] < 3100:
+        return None
+    found = (one.content for one in image.header.extensions if one.get_code() == _EXTENSION)
+    return next(found, None)
 
 
-def read_axes(name: str, image: Any, dtype: np.dtype[Any]) -> Axes:
-    """The axes of a loaded image, of which no value is read.
+def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
+    """What the axes say, of which ``text`` is the XML; no value is read.
 
     Raises
     ------
+    DamagedImageError
+        The axes cannot be read, or are not those of the values.
     ImageError
-        It has no elements with values, no real numbers, or a header that does not fit them.
+        There are no elements with values, or no real numbers.
     """
-    matrix = image.header.matrix
-    maps = [matrix.get_index_map(i) for i in range(len(image.shape))]
-    kinds = [_KINDS.get(one.indices_map_to_data_type, "an unknown axis") for one in maps]
     if dtype.kind not in "iuf":
         raise ImageError(f"{name} holds {dtype} values; only real numbers can be served")
+    with _reading(name):
+        maps = _index_maps(text)
+    shape = tuple(int(size) for size in image.shape[-len(maps) :])
+    kinds = [_KINDS.get(one.get("IndicesMapToDataType", ""), "an unknown axis") for one in maps]
     _check_kinds(name, kinds)
     place = kinds.index("elements")
     along, kind = maps[1 - place], kinds[1 - place]
-    models = _models(name, maps[place])
-    n_maps = image.shape[1 - place]
-    if models.n_voxels != image.shape[place] or not n_maps:
-        raise ImageError(f"{name} has shape {image.shape} where its axes say {models} by {kind}")
+    with _reading(name):
+        models = _models(name, maps[place])
+        labels = _names(along) if kind == "label maps" else None
+        seconds = _seconds(along) if kind == "a series" else None
+    n_maps = shape[1 - place]
+    if models.n_voxels != shape[place] or not n_maps:
+        raise DamagedImageError(f"{name} has values of shape {shape}, and its axes {models} by {kind}")
+    if labels is not None:
+        _check_names(name, labels)
     affine = np.eye(4) if models.volume is None else np.array(models.volume.affine)
     affine.setflags(write=False)
-    seconds = _seconds(along) if kind == "a series" else None
     facts = {
         "name": name,
         "shape": (models.n_voxels, n_maps),
@@ -81,9 +101,30 @@ def read_axes(name: str, image: Any, dtype: np.dtype[Any]) -> Axes:
         "t_r_origin": HEADER_TIME if seconds else f"neither {name} nor a sidecar gives a repetition time",
         "header": _plain_header(image),
         "models": models,
-        "labels": _names(name, along) if kind == "label maps" else None,
+        "labels": labels,
     }
     return Axes(facts, by_row=place == 1)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ElementTree.ParseError, KeyError, ValueError, TypeError) as error:
+        said = f"{name}: the axes in its header, which are XML, are damaged"
+        raise DamagedImageError(f"{said} ({error or type(error).__name__})") from error
+
+
+def _index_maps(text: bytes) -> list[Element]:
+    """The map of each axis, in the order of the values' axes."""
+    matrix = ElementTree.fromstring(text.rstrip(b"\0 \n")).find("Matrix")
+    found: dict[int, Element] = {}
+    for one in () if matrix is None else matrix.iterfind("MatrixIndicesMap"):
+        for axis in one.attrib["AppliesToMatrixDimension"].split(","):
+            found[int(axis)] = one
+    if not found or sorted(found) != list(range(len(found))):
+        raise ValueError("they are of no matrix")
+    return [found[axis] for axis in sorted(found)]
 
 
 def _check_kinds(name: str, kinds: list[str]) -> None:
@@ -96,63 +137,82 @@ def _check_kinds(name: str, kinds: list[str]) -> None:
         raise ImageError(f"{name} is called a dense series and has no axis of time: it holds {said}")
 
 
-def _models(name: str, axis: Any) -> BrainModels:
-    volume, said, numbers = None, [], list[Numbers]()
-    if axis.volume is not None:
-        affine = axis.volume.transformation_matrix_voxel_indices_ijk_to_xyz
-        scale = 10.0 ** (affine.meter_exponent + 3)  # millimetres
-        matrix = np.array(affine.matrix, np.float64)
-        matrix[:3] *= scale
-        volume = Grid(tuple(axis.volume.volume_dimensions), matrix, name)
-    end = 0
-    for model in sorted(axis.brain_models, key=lambda model: model.index_offset):
-        vertices = model.surface_number_of_vertices
-        if model.model_type == "CIFTI_MODEL_TYPE_SURFACE":
-            found = np.array(list(model.vertex_indices), np.intp)
-            fits = not len(found) or 0 <= found.min() <= found.max() < vertices
+def _models(name: str, axis: Element) -> BrainModels:
+    volume, said, numbers, end = _volume(name, axis), [], list[Numbers](), 0
+    for model in sorted(axis.iterfind("BrainModel"), key=lambda one: int(one.attrib["IndexOffset"])):
+        structure, vertices = model.attrib["BrainStructure"], None
+        if model.attrib["ModelType"] == "CIFTI_MODEL_TYPE_SURFACE":
+            vertices = int(model.attrib["SurfaceNumberOfVertices"])
+            found = _integers(model, "VertexIndices")
+            fits = bool(np.all((found >= 0) & (found < vertices)))
         else:
-            found, vertices = _voxels(name, model, volume), None
+            found = _voxels(model, volume)
             fits = bool(np.all(found >= 0))
-        if model.index_offset != end or len(found) != model.index_count or not fits:
-            said_of = f"{model.brain_structure} has {model.index_count} elements from {model.index_offset} on"
-            raise ImageError(f"{name} is damaged: {said_of}, which do not fit the other axes")
-        end += len(found)
-        said.append((model.brain_structure, len(found), vertices))
+        start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
+        if not fits or (start, count) != (end, len(found)):
+            raise ValueError(f"the {count} elements of {structure} do not fit from {start} on")
+        end += count
+        said.append((structure, count, vertices))
         numbers.append(found)
     if not end:
-        raise ImageError(f"{name} has no elements")
+        raise ValueError("there are no elements")
     return BrainModels.of(said, np.concatenate(numbers), volume, name)
 
 
-def _voxels(name: str, model: Any, volume: Grid | None) -> Numbers:
+def _volume(name: str, axis: Element) -> Grid | None:
+    found = axis.find("Volume")
+    if found is None:
+        return None
+    x, y, z = (int(size) for size in found.attrib["VolumeDimensions"].split(","))
+    matrix = found.find("TransformationMatrixVoxelIndicesIJKtoXYZ")
+    if matrix is None:
+        raise ValueError("the volume has no affine")
+    affine = np.array((matrix.text or "").split(), np.float64).reshape(4, 4)
+    affine[:3] *= 10.0 ** (int(matrix.get("MeterExponent", -3)) + 3)  # millimetres
+    return Grid((x, y, z), affine, name)
+
+
+def _integers(model: Element, name: str) -> Numbers:
+    text = model.findtext(name)
+    if text is None:
+        raise ValueError(f"{model.get('BrainStructure')} has no {name}")
+    return np.array(text.split(), np.intp)
+
+
+def _voxels(model: Element, volume: Grid | None) -> Numbers:
     """In the box of the volume, x fastest; -1 for those outside."""
     if volume is None:
-        raise ImageError(f"{name} has voxels of {model.brain_structure} and says no volume for them")
-    indices = np.array(list(model.voxel_indices_ijk), np.intp).reshape(-1, 3)
+        raise ValueError("there are voxels and no volume")
+    indices = _integers(model, "VoxelIndicesIJK").reshape(-1, 3)
     inside = np.all((indices >= 0) & (indices < volume.shape), axis=1)
     strides = np.cumprod([1, *volume.shape[:2]])
     return np.asarray(np.where(inside, indices @ strides, -1), np.intp)
 
 
-def _seconds(axis: Any) -> float | None:
-    if axis.series_unit != "SECOND":
+def _seconds(axis: Element) -> float | None:
+    if axis.attrib["SeriesUnit"] != "SECOND":
         return None
-    return positive(float(axis.series_step) * 10.0**axis.series_exponent)
+    return positive(float(axis.attrib["SeriesStep"]) * 10.0 ** int(axis.attrib["SeriesExponent"]))
 
 
-def _names(name: str, axis: Any) -> Mapping[int, str]:
-    """Of the labels of one map; of several those that all have alike."""
-    tables = [one.label_table or {} for one in axis.named_maps]
-    found = {int(key): label.label for table in tables for key, label in table.items()}
-    unnamed = sorted(key for key, label in found.items() if key and not (label or "").strip())
-    if not found or unnamed:
+def _names(axis: Element) -> Mapping[int, str]:
+    return {int(one.attrib["Key"]): (one.text or "").strip() for one in axis.iter("Label")}
+
+
+def _check_names(name: str, labels: Mapping[int, str]) -> None:
+    unnamed = sorted(key for key, label in labels.items() if key and not label)
+    if not labels or unnamed:
         of = f" to {', '.join(map(str, unnamed[:5]))}" if unnamed else "s"
         raise ImageError(f"{name} has a label table that gives no name{of}: give names with wb_command")
-    return {key: label or "" for key, label in found.items()}
 
 
-def _plain_header(image: Any) -> Any:
+def in_memory(data: Array, by_row: bool) -> Array:
+    """The values of an image that is no file, (n_elements, n_maps)."""
+    data = data.reshape(data.shape[-2:])
+    return data.T if by_row else data
+
+
+def _plain_header(image: Any) -> Nifti2Header:
     """The NIfTI header, without the axes."""
-    header = image.nifti_header.copy()
-    header.extensions.clear()
-    return header
+    header = image.nifti_header if isinstance(image, Cifti2Image) else image.header
+    return Nifti2Header(header.binaryblock, header.endianness, check=False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Nifti2Header, Nifti2Image, Spm99AnalyzeImage
+from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Nifti2Image, Spm99AnalyzeImage
 from nibabel.analyze import AnalyzeHeader, AnalyzeImage
 from nibabel.imageclasses import all_image_classes
 from nibabel.spatialimages import SpatialImage
@@ -38,7 +38,6 @@ _UNTOLD = 1.0, "unknown"  # what nibabel makes of no header
 _HEADERS = ("Nifti1Header", "Nifti1PairHeader", "Nifti2Header", "Nifti2PairHeader")
 _LAYOUT = {"sizeof_hdr", "magic", "dim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter"}
 """Fields that say how values are stored."""
-_PLAIN = "plain.nii"  # a name, of no file
 _HEADER_BYTES = 64 * 2**20  # with extensions
 _MAT_BYTES = 2**20
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -92,25 +91,11 @@ def load(path: str, name: str) -> Any:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
         head += _read_extensions(stream, kind, head, name)
-    named: Any = Nifti2Image if issubclass(kind, Cifti2Image) else kind
-    file_map = named.filespec_to_file_map(path)
+    file_map = kind.filespec_to_file_map(path)
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
         file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
-    with _parsing_axes(kind, name):
-        return kind.from_file_map(file_map)
-
-
-@contextmanager
-def _parsing_axes(kind: Any, name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # nibabel's parser raises whatever the text leads to
-        if not issubclass(kind, Cifti2Image) or isinstance(error, MemoryError):
-            raise
-        raise DamagedImageError(
-            f"{name}: the axes in its header, which are XML, are damaged ({error})"
-        ) from error
+    return kind.from_file_map(file_map)
 
 
 def _read_head(stream: Stream) -> bytes:
@@ -123,19 +108,17 @@ def _read_head(stream: Stream) -> bytes:
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
     kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
-    if kind is Nifti2Image and Cifti2Image.path_maybe_image(_PLAIN, (head, _PLAIN))[0]:
-        kind = Cifti2Image  # compressed, which nibabel does not expect
+    kind = Nifti2Image if kind is Cifti2Image else kind  # which leaves the axes as they are
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
-    if kind is None or not issubclass(kind, AnalyzeImage | Cifti2Image):
+    if kind is None or not issubclass(kind, AnalyzeImage):
         raise refused_kind(name, kind)
     return kind
 
 
 def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes:
     """What follows the header up to the data, or (of a pair) to the end of the file."""
-    of_bytes = Nifti2Header if issubclass(kind, Cifti2Image) else kind.header_class
-    header = of_bytes(head[: of_bytes.sizeof_hdr], check=False)
+    header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
     is_single = len(kind.files_types) == 1
     end = int(header["vox_offset"]) if is_single else _HEADER_BYTES + 1
     if not is_single:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from nibabel.analyze import AnalyzeImage
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.cifti2.cifti2 import Cifti2Image
 from nibabel.filebasedimages import FileBasedImage
 from nibabel.spatialimages import SpatialImage
 
@@ -97,7 +98,7 @@ def _open_one(source: object) -> Source:
         return source
     if isinstance(source, (str, os.PathLike)):
         return _from_path(os.fsdecode(source))
-    if isinstance(source, SpatialImage) or cifti.is_cifti(source):
+    if isinstance(source, SpatialImage | Cifti2Image):
         return _from_image(source)
     if isinstance(source, FileBasedImage):
         raise nifti.refused_kind(source.get_filename() or "the image given", type(source))
@@ -120,8 +121,7 @@ def _files_now(path: str) -> tuple[FileState, ...]:
 def _from_image(image: Any) -> Source:
     data, path = image.dataobj, image.get_filename()
     # SPM's reader can hold float32 scaling, with which float64 arithmetic would give other values.
-    is_cifti = cifti.is_cifti(image)
-    of_file = (isinstance(image, AnalyzeImage) or is_cifti) and type(data) is ArrayProxy and data.order == "F"
+    of_file = isinstance(image, AnalyzeImage | Cifti2Image) and type(data) is ArrayProxy and data.order == "F"
     if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
         file = os.path.abspath(data.file_like)
         return _file_source(data.file_like, image, file, _files_now(file))
@@ -129,9 +129,9 @@ def _from_image(image: Any) -> Source:
     with nifti.as_image_error(name):
         one = data if isinstance(data, np.ndarray) else np.asanyarray(data[(slice(0, 1),) * len(data.shape)])
         dtype = np.dtype(np.uint8) if one.dtype == bool else one.dtype
-        if is_cifti:
-            axes, values = cifti.read_axes(name, image, dtype), np.asanyarray(data)
-            values = values.T if axes.by_row else values
+        if (text := cifti.axes_text(image)) is not None:
+            axes = cifti.read_axes(name, image, text, dtype)
+            values = cifti.in_memory(np.asanyarray(data), axes.by_row)
             return ArraySource(**axes.facts, slope=1.0, inter=0.0, files=(), dataobj=values)
         return ArraySource(**nifti.facts_of(name, image, dtype), slope=1.0, inter=0.0, files=(), dataobj=data)
 
@@ -139,8 +139,8 @@ def _from_image(image: Any) -> Source:
 def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...]) -> FileSource:
     nifti.check_path(file, file)
     proxy, kind = image.dataobj, FileSource
-    if cifti.is_cifti(image):
-        axes = cifti.read_axes(name, image, proxy.dtype)
+    if (text := cifti.axes_text(image)) is not None:
+        axes = cifti.read_axes(name, image, text, proxy.dtype)
         facts, kind = axes.facts, RowSource if axes.by_row else FileSource
     else:
         facts = nifti.facts_of(name, image, proxy.dtype)

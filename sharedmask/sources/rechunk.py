@@ -11,7 +11,7 @@ go (``disk``).
     anything else ──> nameless copy ────┘                                   while the next is read
 
 All writing is sequential. A plain file is read once; of anything else the voxels asked for are
-written once more. If all rows fit in memory there is one band, and no copy.
+written once more. If all rows fit in memory there is one band, and no copy. Rows of a file pass as they are.
 """
 
 import contextlib
@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.sources import loader
+from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import Source
+from sharedmask.sources.values import all_finite
 from sharedmask.sources.volumes import Span
 from sharedmask.system import files, process
 from sharedmask.system.threads import Threads
@@ -67,6 +69,8 @@ class Bands:
 
 def cut(source: Source, n_rows: int, memory: int) -> Bands:
     """Bands of at most ``memory`` bytes in all; of few rows where even that is too much."""
+    if isinstance(source, RowSource):
+        return Bands(n_rows, n_rows, source.reading_bytes)
     bands = _bands(source, n_rows, n_rows)
     while bands.rows > _LEAST_ROWS and bands.nbytes > min(memory, _N_BANDS * _BAND_BYTES):
         bands = _bands(source, n_rows, max(bands.rows * 7 // 8, _LEAST_ROWS))
@@ -123,6 +127,8 @@ def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write,
     bool
         Whether all values are finite.
     """
+    if isinstance(source, RowSource):
+        return _as_they_are(source, np.arange(source.n_voxels) if voxels is None else voxels, write)
     n_threads = 1 if source.compressed and bands.is_one else process.n_cpus()
     if bands.is_one:
         rows = np.empty((bands.n_rows, source.n_timepoints), source.dtype)
@@ -137,6 +143,14 @@ def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write,
             part, select = file.part(band)
             finite = loader.load(part, rows, select=select, n_threads=n_threads) and finite
             behind.write(band.start, rows)
+    return finite
+
+
+def _as_they_are(source: RowSource, voxels: Voxels, write: Write) -> bool:
+    finite = True
+    for start, rows in source.blocks(voxels):
+        finite = finite and (rows.dtype.kind != "f" or all_finite(rows))
+        write(start, rows)
     return finite
 
 

@@ -34,7 +34,7 @@ from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Span, Volumes
 from sharedmask.storage import container, disk, memory
-from sharedmask.storage.mapped_file import FileIdentity
+from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
 from sharedmask.system import process, settings
@@ -281,13 +281,22 @@ def fill(
 
 def union_bytes(source: Source, regions: Regions) -> int:
     """What :func:`load_union` takes, its loading included."""
+    if isinstance(source, RowSource) and source.is_mappable:
+        return 0
     n_voxels = len(regions.union)
     return n_voxels * source.n_timepoints * source.dtype.itemsize + loader.buffer_bytes(source, n_voxels)
 
 
 @contextlib.contextmanager
 def load_union(source: Source, voxels: Voxels, shared: bool, budget: MemoryBudget) -> Iterator[Rows]:
-    """The rows of these voxels, for one call; ``shared`` if workers will read them."""
+    """The rows of these voxels, for one call; ``shared`` if workers will read them.
+
+    They are those of the image's own file, if it has rows as they are in memory.
+    """
+    if isinstance(source, RowSource) and source.is_mappable:
+        with source.unchanged(), _mapped(source, shared) as mapped:
+            yield mapped
+        return
     store = memory.choose("auto", container.projected(geometry_of(source, voxels)))[0] if shared else PRIVATE
     owned, rows = load(source, voxels, source.name, budget, store)
     assert isinstance(rows, Rows)
@@ -296,6 +305,25 @@ def load_union(source: Source, voxels: Voxels, shared: bool, budget: MemoryBudge
     finally:
         if owned is not None:
             owned.release()
+
+
+@contextlib.contextmanager
+def _mapped(source: RowSource, shared: bool) -> Iterator[Rows]:
+    layout, finite = source.layout, source.dtype.kind in "iu"
+    assert isinstance(layout, FileLayout)
+    if not shared:
+        shape = source.n_voxels, source.n_timepoints
+        view = map_users_file(layout.path, source.name).at(
+            layout.offset, shape, (source.row_bytes, source.dtype.itemsize), source.dtype
+        )
+        yield Rows(source, np.asarray(view), finite)
+        return
+    owned, held = _in_its_file(source, None, source.name)
+    assert isinstance(held, Rows)
+    try:
+        yield held
+    finally:
+        owned.release()
 
 
 def as_source(held: Held) -> Source:
