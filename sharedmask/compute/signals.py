@@ -83,6 +83,7 @@ def _of_volumes(source: Source, request: Request) -> Signals:
 
 def _of_rows(held: Rows, plan: Plan) -> Signals:
     request, positions = plan.request, held.positions(plan.request.regions)
+    held.will_need(positions)
     if request.function is not None:
         values = _mapped(held, plan, positions)
     elif request.strategy is not None:
@@ -197,7 +198,12 @@ def _gathered(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array
     with _output(shape, conversion.result, shared) as (array, out):
         results = _split(array, request.regions, held.facts)
         arguments = (shared or held.array, held.finite, out, conversion)
-        with _finished_regions(request, items, results) as on_done:
+        with _finished_regions(request, items, results) as tell:
+
+            def on_done(number: int, result: Any) -> None:
+                held.let_go()
+                tell(number, result)
+
             _run(request, kernels.gather, arguments, items, on_done)
     return results
 
@@ -269,6 +275,7 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     ):
 
         def on_done(number: int, _: object) -> None:
+            held.let_go()
             for _ in items[number][1][1:]:
                 tell()
 

@@ -6,6 +6,7 @@ for who needs them. Does not cover: which files are so (``cifti``), mapping them
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,7 +91,7 @@ class RowSource(FileSource):
         """
         most = max(1, _BLOCK_BYTES // self.row_bytes)
         buffer = np.empty((most, self.n_timepoints), self.dtype)
-        with self.unchanged(), self._reader() as read:
+        with self.unchanged(), self._reader(len(wanted) * 2 < self.n_voxels) as read:
             for start in range(0, len(wanted), most):
                 numbers = wanted[start : start + most]
                 rows = buffer[: len(numbers)]
@@ -106,10 +107,12 @@ class RowSource(FileSource):
             raise self.truncated(place + got)
 
     @contextmanager
-    def _reader(self) -> Iterator[_Read]:
-        """Reads at places that ascend."""
+    def _reader(self, few: bool) -> Iterator[_Read]:
+        """Reads at places that ascend; of ``few`` rows nothing is read ahead."""
         if not self.compressed:
             with open_raw(self.file) as file:
+                if few and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 yield lambda place, rows: files.pread_into(file.fileno(), _bytes(rows), self.offset + place)
             return
         with open_stream(self.file, self.name) as stream:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
 
@@ -31,6 +33,7 @@ from sharedmask.typing import Array, Numbers
 Element = ElementTree.Element
 
 _EXTENSION = 32
+_KEPT = 4  # axes that were read last: a file of labels is opened twice, and the runs of a study are alike
 _KINDS = {
     "CIFTI_INDEX_TYPE_BRAIN_MODELS": "elements",
     "CIFTI_INDEX_TYPE_SERIES": "a series",
@@ -81,7 +84,7 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     place = kinds.index("elements")
     along, kind = maps[1 - place], kinds[1 - place]
     with _reading(name):
-        models = _models(name, maps[place])
+        models = replace(_models(maps[place]), name=name)
         labels = _names(along) if kind == "label maps" else None
         seconds = _seconds(along) if kind == "a series" else None
     n_maps = shape[1 - place]
@@ -115,6 +118,7 @@ def _reading(name: str) -> Iterator[None]:
         raise DamagedImageError(f"{said} ({error or type(error).__name__})") from error
 
 
+@lru_cache(maxsize=_KEPT)
 def _index_maps(text: bytes) -> list[Element]:
     """The map of each axis, in the order of the values' axes."""
     matrix = ElementTree.fromstring(text.rstrip(b"\0 \n")).find("Matrix")
@@ -137,8 +141,9 @@ def _check_kinds(name: str, kinds: list[str]) -> None:
         raise ImageError(f"{name} is called a dense series and has no axis of time: it holds {said}")
 
 
-def _models(name: str, axis: Element) -> BrainModels:
-    volume, said, numbers, end = _volume(name, axis), [], list[Numbers](), 0
+@lru_cache(maxsize=_KEPT)
+def _models(axis: Element) -> BrainModels:
+    volume, said, numbers, end = _volume(axis), [], list[Numbers](), 0
     for model in sorted(axis.iterfind("BrainModel"), key=lambda one: int(one.attrib["IndexOffset"])):
         structure, vertices = model.attrib["BrainStructure"], None
         if model.attrib["ModelType"] == "CIFTI_MODEL_TYPE_SURFACE":
@@ -156,10 +161,10 @@ def _models(name: str, axis: Element) -> BrainModels:
         numbers.append(found)
     if not end:
         raise ValueError("there are no elements")
-    return BrainModels.of(said, np.concatenate(numbers), volume, name)
+    return BrainModels.of(said, np.concatenate(numbers), volume, "")
 
 
-def _volume(name: str, axis: Element) -> Grid | None:
+def _volume(axis: Element) -> Grid | None:
     found = axis.find("Volume")
     if found is None:
         return None
@@ -169,14 +174,14 @@ def _volume(name: str, axis: Element) -> Grid | None:
         raise ValueError("the volume has no affine")
     affine = np.array((matrix.text or "").split(), np.float64).reshape(4, 4)
     affine[:3] *= 10.0 ** (int(matrix.get("MeterExponent", -3)) + 3)  # millimetres
-    return Grid((x, y, z), affine, name)
+    return Grid((x, y, z), affine)
 
 
 def _integers(model: Element, name: str) -> Numbers:
     text = model.findtext(name)
     if text is None:
         raise ValueError(f"{model.get('BrainStructure')} has no {name}")
-    return np.array(text.split(), np.intp)
+    return np.fromstring(text, np.intp, sep=" ") if text.strip() else np.empty(0, np.intp)
 
 
 def _voxels(model: Element, volume: Grid | None) -> Numbers:

@@ -237,6 +237,11 @@ def will_need(array: Array) -> None:
     _advise_pages(array, "MADV_WILLNEED")
 
 
+def no_read_ahead(array: Array) -> None:
+    """Have no pages read but those of ``array`` that are looked at, or that :func:`will_need` names."""
+    _advise_pages(array, "MADV_RANDOM")
+
+
 def dont_need(array: Array) -> None:
     """Let go of the pages of ``array``: they do not count as this process's until looked at again.
 

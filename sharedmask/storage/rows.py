@@ -33,7 +33,7 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Span, Volumes
-from sharedmask.storage import container, disk, memory
+from sharedmask.storage import container, disk, mapped_file, memory
 from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
@@ -43,6 +43,7 @@ from sharedmask.typing import Array
 
 STORES = (*memory.KINDS, disk.KIND, "file")
 PRIVATE = "private"
+_MOST_RUNS = 1000  # of rows that are asked for one by one
 _INSTEAD = "store='disk' takes little, and extract() holds the masks' voxels only"
 
 
@@ -61,6 +62,8 @@ class Rows:
     shared: Shared | None = None
     attachment: Attachment | None = None
     """Where they are attached; without it a view could not be made once the owner is gone."""
+    as_they_lie: bool = False
+    """Whether they are looked at in the user's file: it is read while they are, and not before."""
 
     @property
     def stored_view(self) -> Array:
@@ -73,6 +76,25 @@ class Rows:
         """Raise a SourceChangedError if the rows are the user's file, and it was written to."""
         if self.attachment is not None and self.attachment.is_written_to():
             raise SourceChangedError(f"{self.facts.name} changed after it was mapped: open it again")
+
+    def will_need(self, positions: NDArray[np.intp]) -> None:
+        """Have these rows read in the background, where they are in the user's file."""
+        if not self.as_they_lie:
+            return
+        inside = np.zeros(len(self.array), bool)
+        inside[positions] = True
+        wanted = np.flatnonzero(inside)
+        ends = np.append(np.flatnonzero(np.diff(wanted) > 1) + 1, len(wanted))
+        if len(wanted) * 2 > len(self.array) or len(ends) > _MOST_RUNS:
+            mapped_file.will_need(self.array[wanted[0] : wanted[-1] + 1])
+            return
+        for low, high in zip([0, *ends[:-1]], ends, strict=True):
+            mapped_file.will_need(self.array[wanted[low] : wanted[high - 1] + 1])
+
+    def let_go(self) -> None:
+        """Have no more of the user's file count as this process's memory than what is looked at next."""
+        if self.as_they_lie:
+            mapped_file.dont_need(self.array)
 
     def volumes_at(self, span: slice) -> Array:
         """Volumes with true values, (x, y, z, n); a fresh array, 0 where no voxel is held."""
@@ -168,8 +190,10 @@ def attached(attachment: Attachment) -> Held:
     try:
         facts, finite = Facts.from_dict(meta["facts"]), bool(meta["finite"])
         if "rows" in arrays:
-            shared = Shared(handle, "rows")
-            return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment)
+            shared, lies = Shared(handle, "rows"), attachment.file is not None and not attachment.file.ours
+            if lies:
+                mapped_file.no_read_ahead(arrays["rows"])
+            return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment, lies)
         view = attachment.view("volumes").reshape(facts.shape[::-1]).T
         known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
         return MappedVolumes(**known, files=(), dataobj=view, attachment=attachment)
@@ -316,7 +340,8 @@ def _mapped(source: RowSource, shared: bool) -> Iterator[Rows]:
         view = map_users_file(layout.path, source.name).at(
             layout.offset, shape, (source.row_bytes, source.dtype.itemsize), source.dtype
         )
-        yield Rows(source, np.asarray(view), finite)
+        mapped_file.no_read_ahead(view)
+        yield Rows(source, np.asarray(view), finite, as_they_lie=True)
         return
     owned, held = _in_its_file(source, None, source.name)
     assert isinstance(held, Rows)
