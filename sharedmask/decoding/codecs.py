@@ -70,6 +70,10 @@ class Stream:
             done += got
         return done
 
+    def view(self, n_bytes: int) -> memoryview | None:
+        """The next `n_bytes` bytes where they already lie, until the next call; None if they do not."""
+        return None
+
     def take(self, n_bytes: int) -> bytes:
         """The next `n_bytes` bytes, or what is left of them."""
         taken, piece = bytearray(), bytearray(CHUNK)

@@ -74,23 +74,32 @@ class IndexedStream(Stream):
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
+    def view(self, n_bytes: int) -> memoryview | None:
+        self._reach()
+        return self._taken(n_bytes) if self._place + n_bytes <= self._end else None
+
     def _some(self, view: memoryview) -> int:
+        self._reach()
+        if self._plain is not None:
+            return self._plain.readinto(view)
+        piece = self._taken(min(len(view), self._end - self._place))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def _taken(self, n_bytes: int) -> memoryview:
+        """So many bytes of this piece."""
+        at, self._place = self._place - self._begin, self._place + n_bytes
+        return self._piece[at : at + n_bytes]
+
+    def _reach(self) -> None:
+        """The piece with the next byte, if there is one."""
         try:
-            while self._plain is None and self._place >= self._end:
-                if self._next == len(self._points):
-                    return 0
+            while self._plain is None and self._place >= self._end and self._next < len(self._points):
                 self._advance()
         except WrongPieceError:
             self._file.seek(0)
-            self._plain = MemberStream(self._file, GZIP, self._name)
+            self._plain, self._end = MemberStream(self._file, GZIP, self._name), self._place
             self._plain.skip(self._place)
-        if self._plain is not None:
-            return self._plain.readinto(view)
-        at = self._place - self._begin
-        taken = min(len(view), self._end - self._place)
-        view[:taken] = self._piece[at : at + taken]
-        self._place += taken
-        return taken
 
     def _advance(self) -> None:
         """To the next piece; others are decoded meanwhile."""

@@ -9,7 +9,6 @@ blocks that are empty are put before the bits of the piece, so many that the who
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from io import FileIO
 from typing import Protocol
@@ -22,6 +21,7 @@ from sharedmask.decoding.codecs import CHUNK
 from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
+_ALIGNMENT = 16
 TRAILER = struct.Struct("<II")
 
 # Empty blocks, bit by bit: one of the fixed code, 10 bits; one with a code of its own, 91 bits, of which
@@ -97,36 +97,39 @@ class Points:
         )
 
     def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
-        """A piece, verified, at the beginning of a buffer that has room for the largest.
+        """A piece, verified, in a buffer that has room for the largest.
 
         Raises
         ------
         WrongPieceError
         """
-        out = self.decode_unverified(fd, number, buffer)
-        if isal_zlib.crc32(out) != self.crcs[number]:
+        out, crc = self.decode_unverified(fd, number, buffer)
+        if crc != self.crcs[number]:
             raise WrongPieceError
         return out
 
     def buffer(self) -> bytearray:
         """Room for any piece."""
-        return bytearray(int(np.diff(self.starts).max()))
+        return bytearray(int(np.diff(self.starts).max()) + _ALIGNMENT)
 
-    def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> memoryview:
-        out = memoryview(buffer)[: int(self.starts[number + 1] - self.starts[number])]
-        given, done = self._given(fd, number), 0
+    def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> tuple[memoryview, int]:
+        """A piece and its checksum; numbers that are aligned in the data are so in the buffer."""
+        start, stop = self.starts[number : number + 2].tolist()
+        out = memoryview(buffer)[start % _ALIGNMENT :][: stop - start]
+        given, done, crc = self._given(fd, number), 0, 0
         try:
             decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, 15, self._window(number))
             while done < len(out) and not decoder.eof:
                 data = next(given) if decoder.needs_input else b""
                 piece = decoder.decompress(data, min(CHUNK, len(out) - done))
                 out[done : done + len(piece)] = piece
+                crc = isal_zlib.crc32(piece, crc)
                 done += len(piece)
-        except (igzip_lib.IsalError, zlib.error, StopIteration) as error:  # type: ignore[misc]
+        except (igzip_lib.IsalError, isal_zlib.error, StopIteration) as error:  # type: ignore[misc]
             raise WrongPieceError from error
         if done < len(out):
             raise WrongPieceError
-        return out
+        return out, crc
 
     def _given(self, fd: int, number: int) -> Iterator[bytes]:
         """What the decoder is given of a piece, a little at a time: it stays in the processor's cache."""
@@ -140,7 +143,7 @@ class Points:
     def _window(self, number: int) -> bytes:
         start = int(self.ends[number - 1]) if number else 0
         packed = self.windows[start : int(self.ends[number])].tobytes()
-        return zlib.decompress(packed) if packed else b""
+        return isal_zlib.decompress(packed) if packed else b""
 
 
 class Index(Protocol):

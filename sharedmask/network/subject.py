@@ -20,6 +20,7 @@ import numpy as np
 from sharedmask.errors import ConnectomeError, DamagedImageError
 from sharedmask.records import dataclass
 from sharedmask.sources import hdf5
+from sharedmask.sources.volumes import VolumesReader
 from sharedmask.system.process import Lock
 from sharedmask.typing import Array
 
@@ -59,7 +60,7 @@ class Subject:
             yield _Reader(self, stream)
 
 
-class _Reader:
+class _Reader(VolumesReader):
     """Volumes in single precision, less the first one where that would cut off digits."""
 
     def __init__(self, subject: Subject, stream: _Bytes) -> None:

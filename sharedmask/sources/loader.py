@@ -29,9 +29,9 @@ from sharedmask.typing import Array
 
 # Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte
 # values: from 16 volumes on the transposition keeps pace with the decompression.
-_BLOCK_BYTES = 16 * 2**20
+_BLOCK_BYTES = 24 * 2**20
 _BLOCK_VOLUMES = (16, 64)
-_TILE_VOXELS = 512
+_TILE_VOXELS = 2048
 _N_BLOCKS = 2
 
 
@@ -183,8 +183,7 @@ class _Decoder:
             return
         volume = np.empty(self._source.n_voxels, self._source.dtype)
         for selected in block:
-            reader.readinto(volume)
-            np.take(volume, self._select, out=selected, mode="clip")
+            np.take(reader.seen(volume), self._select, out=selected, mode="clip")
 
 
 class _Writer:
@@ -207,20 +206,22 @@ class _Writer:
     def write(self, start: int, block: Array) -> None:
         tiles = [slice(a, a + _TILE_VOXELS) for a in range(0, block.shape[1], _TILE_VOXELS)]
         if self._threads is None:
-            done = [self._write_tiles(start, block, tiles)]
+            done = [self._write_tiles(start, block, block, tiles)]
         else:
-            shares = [tiles[i :: self._n_threads] for i in range(self._n_threads)]
-            done = list(self._threads.map(lambda share: self._write_tiles(start, block, share), shares))
+            shares = [
+                (block[i :: self._n_threads], tiles[i :: self._n_threads]) for i in range(self._n_threads)
+            ]
+            done = list(self._threads.map(lambda share: self._write_tiles(start, block, *share), shares))
         self.finite = self.finite and all(done)
 
-    def _write_tiles(self, start: int, block: Array, tiles: list[slice]) -> bool:
-        finite, floats = True, block.dtype.kind == "f"
-        stop = start + len(block)
+    def _write_tiles(self, start: int, block: Array, volumes: Array, tiles: list[slice]) -> bool:
+        """Whether the ``volumes``, or the true values of the ``tiles``, are finite."""
+        stored = self._conversion is None and block.dtype.kind == "f"
+        finite, stop = not stored or all(map(all_finite, volumes)), start + len(block)
         for tile in tiles:
             values = block[:, tile]
             target = self._rows[tile, start:stop].T
             if self._conversion is None:
-                finite = finite and (not floats or all_finite(values))
                 target[...] = values
             else:
                 finite = convert(values, target, self._conversion) and finite

@@ -129,7 +129,7 @@ def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write,
     """
     if isinstance(source, RowSource):
         return _as_they_are(source, np.arange(source.n_voxels) if voxels is None else voxels, write)
-    n_threads = 1 if source.compressed and bands.is_one else process.n_cpus()
+    n_threads = source.n_writers if bands.is_one else process.n_cpus()
     if bands.is_one:
         rows = np.empty((bands.n_rows, source.n_timepoints), source.dtype)
         finite = loader.load(source, rows, select=voxels, n_threads=n_threads)

@@ -36,7 +36,7 @@ from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.space import Space
 from sharedmask.system import identity
 from sharedmask.system.identity import FileState
-from sharedmask.system.process import cached_property
+from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.typing import Array
 
 _WHILE_READ = "while it was read"
@@ -143,6 +143,16 @@ class Source(Facts, ABC):
     def compressed(self) -> bool:
         """Whether reading means decompressing."""
         return any(codec_of(path) for path in self.paths)
+
+    @property
+    def n_decoders(self) -> int:
+        """Cores that decode it."""
+        return 1
+
+    @property
+    def n_writers(self) -> int:
+        """Threads that keep pace with reading it when they transpose; one does beside one that decodes."""
+        return 1 if self.compressed and self.n_decoders == 1 else n_cpus()
 
     @property
     def layout(self) -> FileLayout | str:
@@ -257,6 +267,10 @@ class FileSource(Source):
     def reading_bytes(self) -> int:
         return 0 if self.points is None else parallel.reading_bytes(self.points)
 
+    @property
+    def n_decoders(self) -> int:
+        return 1 if self.points is None else parallel.n_decoders(self.points)
+
     def volume(self, number: int) -> Array | None:
         """The stored values of one volume, if they can be read without those before."""
         if self.points is None:
@@ -280,13 +294,12 @@ class FileSource(Source):
         with self._opened() as stream:
             if stream.skip(self.offset) < self.offset:
                 raise self.truncated(0)
-            yield VolumeReader(self, partial(self._fill, stream))
+            yield VolumeReader(self, partial(self._fill, stream), partial(self._view, stream))
 
     def _opened(self) -> AbstractContextManager[Stream]:
-        n_threads = 1 if self.points is None else parallel.n_decoders(self.points)
-        if self.points is None or n_threads == 1:
+        if self.points is None or self.n_decoders == 1:
             return open_stream(self.file, self.name)
-        return parallel.open_indexed(self.file, self.name, self.points, 0, n_threads)
+        return parallel.open_indexed(self.file, self.name, self.points, 0, self.n_decoders)
 
     def _fill(self, stream: Stream, rows: Array, remaining: int) -> None:
         got = stream.readinto(rows.view(np.uint8).reshape(-1).data)
@@ -297,6 +310,12 @@ class FileSource(Source):
             rows.byteswap(inplace=True)
         if not remaining:
             stream.finish()
+
+    def _view(self, stream: Stream, remaining: int) -> Array | None:
+        """The next volume where it already lies, if its values can be used there."""
+        aligned = self.offset % self.dtype.alignment == 0 and not self.foreign
+        view = stream.view(self.n_voxels * self.dtype.itemsize) if aligned and remaining else None
+        return None if view is None else np.frombuffer(view, self.dtype)
 
     def truncated(self, found: int) -> DamagedImageError:
         """The error that `found` bytes of image are too few."""

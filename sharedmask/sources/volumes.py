@@ -32,6 +32,11 @@ class VolumesReader(Protocol):
             The volumes are truncated; or their checksum is wrong, which the last volume tells at the latest.
         """
 
+    def seen(self, room: Array, /) -> Array:
+        """The next volume, in ``room``, (n_voxels,), or where it already lies; valid until the next call."""
+        self.readinto(room)
+        return room
+
 
 class Volumes(Protocol):
     """An image as ``loader`` reads it: how large it is, and its volumes one after the other.
@@ -73,11 +78,19 @@ class NamedVolumes(Volumes, Protocol):
     def name(self) -> str: ...
 
 
-class VolumeReader:
-    """Reads the volumes of a source one after the other; `remaining` counts those not read yet."""
+class VolumeReader(VolumesReader):
+    """Reads the volumes of a source one after the other; `remaining` counts those not read yet.
 
-    def __init__(self, source: NamedVolumes, fill: Callable[[Array, int], None]) -> None:
-        self.remaining, self._source, self._fill = source.n_timepoints, source, fill
+    `view`, if given, is told how many are left after a volume and gives it where it already lies, if it does.
+    """
+
+    def __init__(
+        self,
+        source: NamedVolumes,
+        fill: Callable[[Array, int], None],
+        view: Callable[[int], Array | None] | None = None,
+    ) -> None:
+        self.remaining, self._source, self._fill, self._view = source.n_timepoints, source, fill, view
 
     def readinto(self, out: Array) -> None:
         """Fill `out` with the next volumes.
@@ -106,6 +119,13 @@ class VolumeReader:
         self.remaining -= len(rows)
         self._fill(rows, self.remaining)
 
+    def seen(self, room: Array) -> Array:
+        found = None if self._view is None else self._view(self.remaining - 1)
+        if found is None:
+            return super().seen(room)
+        self.remaining -= 1
+        return found
+
 
 @dataclass(frozen=True)
 class Span:
@@ -128,7 +148,7 @@ class Span:
             yield _SpanReader(self)
 
 
-class _SpanReader:
+class _SpanReader(VolumesReader):
     def __init__(self, span: Span) -> None:
         self._span, self._next = span, 0
 

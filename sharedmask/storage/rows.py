@@ -37,7 +37,7 @@ from sharedmask.storage import container, disk, mapped_file, memory
 from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
-from sharedmask.system import process, settings
+from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
@@ -287,19 +287,20 @@ def fill(
     conversion: Conversion | None = None,
     on_volumes: Callable[[int], None] | None = None,
 ) -> bool:
-    """Write the series of ``voxels`` into the rows of ``out``, in one pass; whether all are finite.
-
-    Next to decompression one thread keeps pace with transposing; a plain file is read faster than that.
-    """
+    """Write the series of ``voxels`` into the rows of ``out``, in one pass; whether all are finite."""
     if isinstance(source, RowSource):
         finite = source.load(out, voxels, conversion)
         if on_volumes is not None:
             on_volumes(source.n_timepoints)
         return finite
-    n_threads = 1 if source.compressed else process.n_cpus()
     volumes, select = (source, None) if voxels is None else source.narrowed(voxels)
     return loader.load(
-        volumes, out, select=select, conversion=conversion, n_threads=n_threads, on_volumes=on_volumes
+        volumes,
+        out,
+        select=select,
+        conversion=conversion,
+        n_threads=source.n_writers,
+        on_volumes=on_volumes,
     )
 
 

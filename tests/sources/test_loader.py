@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from sharedmask.errors import ParameterError
 from sharedmask.sources import loader
 from sharedmask.sources.values import Conversion
+from sharedmask.sources.volumes import VolumesReader
 
 LEAST, MOST = loader._BLOCK_VOLUMES
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129, 200]
 
 
-class Volumes:
+class Volumes(VolumesReader):
     """An image in memory, (n_timepoints, n_voxels), that can fail at a volume."""
 
     compressed = False
@@ -284,7 +285,7 @@ def test_an_image_can_be_loaded_again_after_a_failure():
         (1, "u1", 1000, MOST),
         (1, "u1", 10, 10),
         (10**9, "f8", 3, 3),
-        (2**18, "i2", 1000, 32),
+        (2**18, "i2", 1000, 48),
         (0, "i2", 100, MOST),
     ],
 )
