@@ -53,6 +53,10 @@ _INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+LAST_TAKEN = "sharedmask.last_taken"
+"""Key of what is taken for an argument although it stands among the values of an option."""
+
+
 class Yielding(click.Option):
     """A repeatable option that takes one value a time where arguments of its verb would be missing else."""
 
@@ -66,11 +70,22 @@ class Verb(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         self._check_once(args)
         options = [option for option in self.params if getattr(option, "multiple", False)]
-        try:
-            return super().parse_args(ctx, self._spread(args, options))
-        except click.MissingParameter:
-            always = [option for option in options if not isinstance(option, Yielding)]
-            return super().parse_args(ctx, self._spread(args, always))
+        always = [option for option in options if not isinstance(option, Yielding)]
+        spread = self._spread(args, always)
+        for attempt in (self._spread(args, options), spread):
+            with contextlib.suppress(click.MissingParameter):
+                return super().parse_args(ctx, list(attempt))  # which it takes from
+        return super().parse_args(ctx, self._last_taken(ctx, spread, always))
+
+    @staticmethod
+    def _last_taken(ctx: click.Context, spread: list[str], options: Sequence[click.Parameter]) -> list[str]:
+        """With the last of several values of an option as the argument: ``--masks a b BOLD``."""
+        several = {name for option in options for name in option.opts}
+        for place in range(len(spread) - 1, 2, -1):
+            if spread[place - 1] == spread[place - 3] and spread[place - 1] in several:
+                ctx.meta[LAST_TAKEN] = spread[place]
+                return [spread[place], *spread[: place - 1], *spread[place + 1 :]]
+        return spread
 
     @staticmethod
     def _spread(args: list[str], options: Sequence[click.Parameter]) -> list[str]:
@@ -310,7 +325,7 @@ def denoise_of(options: dict[str, Any]) -> Any:
 
 region_options = options(
     click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks."),
-    click.option("--masks", metavar="GLOB", help="Pattern of binary masks; quote it."),
+    click.option("--masks", metavar="GLOB...", multiple=True, help="Patterns of masks, or files."),
     click.option(
         "--atlas",
         metavar="A...",
@@ -381,7 +396,7 @@ def given_regions(options: Mapping[str, Any]) -> Any:
     lut, atlas = options["lut"], options["atlas"]
     if lut and len(lut) != len(atlas):
         raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
-    return list(given[0]) if isinstance(given[0], tuple) else given[0]
+    return given[0][0] if options["masks"] and len(given[0]) == 1 else list(given[0])
 
 
 def is_given(name: str) -> bool:
@@ -397,23 +412,6 @@ def memory_of(no_cache: bool, cache_dir: str | None) -> str | bool | None:
     return False if no_cache else cache_dir
 
 
-def regions_maker(
-    given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None, weighted: bool = False
-) -> Callable[[Any], Any]:
-    """What makes the regions asked for, on the grid that it is given."""
-
-    def regions_on(grid: Any) -> Any:
-        from sharedmask.regions.regions import Regions
-
-        if atlas and weighted:
-            return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
-        if atlas:
-            return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
-        return Regions.from_any(given, grid, resampling_target=target)
-
-    return regions_on
-
-
 def check_form(stat: str | Sequence[str] | None, form: str) -> None:
     """That a file of this ending holds what is asked for.
 
@@ -422,7 +420,9 @@ def check_form(stat: str | Sequence[str] | None, form: str) -> None:
     UsageError
         A statistic is a table, and .npz and .h5 hold the series of all voxels.
     """
-    if stat and form not in ("", ".tsv", ".txt"):
+    from sharedmask.study.tables import TABLES
+
+    if stat and form not in ("", *TABLES):
         stat = stat if isinstance(stat, str) else " ".join(stat)
         raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 import click
 
 from sharedmask.cli.base import (
+    LAST_TAKEN,
     Verb,
     cache_dir_option,
     check_form,
@@ -31,10 +32,16 @@ from sharedmask.cli.base import (
     image_options,
     is_given,
     memory_of,
+    options,
     region_options,
-    regions_maker,
     strategy_of,
     with_settings,
+)
+
+style_options = options(
+    click.option("--no-header", is_flag=True, help="No names in tables."),
+    click.option("--precision", type=click.IntRange(1, 17), metavar="N", help="Digits; default: all."),
+    click.option("--transpose", is_flag=True, help="A row per region instead of a column."),
 )
 
 
@@ -62,8 +69,14 @@ def profiled(path: str | None) -> Iterator[None]:
 @commands.command(cls=Verb)
 @click.argument("images", nargs=-1, required=True, metavar="BOLD...")
 @region_options
-@click.option("-o", "--output", metavar="OUT", help=".tsv, .npz, .h5; - is standard output.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help=".tsv, .csv, .txt, .1D, .npz, .h5; - is standard output, as is nothing if that is no terminal.",
+)
 @click.option("--out-dir", metavar="DIR", help="One file per BOLD, named like it; complete ones are skipped.")
+@style_options
 @folder_options
 @click.option("-j", "--n-jobs", type=int, help="Workers; -1 for all CPUs.  [default: 1]")
 @image_options
@@ -83,7 +96,11 @@ def extract(
     **options: Any,
 ) -> None:
     """Extract the signals of regions from each BOLD, in one pass."""
+    from sharedmask.study.tables import TABLES
+
     given = given_regions(options)
+    if not output and not out_dir and len(images) == 1 and not sys.stdout.isatty():
+        output = "-"
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
         raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
     ending = f".{options['form']}" if out_dir else os.path.splitext(cast(str, output))[1].lower()
@@ -94,20 +111,55 @@ def extract(
             raise click.UsageError(
                 f"--{flag.replace('form', 'format')} is for --out-dir, not for -o {output}"
             )
-    options["denoise"] = denoise_of(options)
-    if options["denoise"] and confounds:
-        raise click.UsageError(
-            "--confounds are tables of your own: leave out --denoise-strategy and its like"
-        )
-    table = bool(options["stat"]) or output == "-" or ending == ".tsv"
+    options["denoise"] = denoised(options, confounds)
+    table = bool(options["stat"]) or output == "-" or ending in TABLES
+    style = style_of(options, table)
     chosen = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z")
-    parts = parts_of(given, table=table, **{name: options[name] for name in chosen})
+    parts = parts_of(given, table=table, style=style, **{name: options[name] for name in chosen})
     with profiled(profile_memory):
         if out_dir:
             study = extract_each(out_dir, list(images), parts, list(confounds), **options)
             echo_study(study, "images")
         else:
             _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
+
+
+def denoised(options: dict[str, Any], confounds: Sequence[str]) -> Any:
+    """What is asked for of fMRIPrep's confounds, taken out of the options; not beside other tables."""
+    denoise = denoise_of(options)
+    if denoise and confounds:
+        raise click.UsageError(
+            "--confounds are tables of your own: leave out --denoise-strategy and its like"
+        )
+    return denoise
+
+
+def style_of(options: dict[str, Any], table: bool) -> Any:
+    """How tables are written, taken out of the options."""
+    from sharedmask.study.tables import Style
+
+    header, precision, transpose = (options.pop(name) for name in ("no_header", "precision", "transpose"))
+    style = Style(not header, precision, transpose)
+    if style != Style() and not table:
+        raise click.UsageError("--no-header, --precision and --transpose are for tables: give --stat")
+    return style
+
+
+def regions_maker(
+    given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None, weighted: bool = False
+) -> Callable[[Any], Any]:
+    """What makes the regions asked for, on the grid that it is given."""
+
+    def regions_on(grid: Any) -> Any:
+        from sharedmask.regions.regions import Regions
+
+        if atlas and weighted:
+            return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
+        if atlas:
+            return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
+        return Regions.from_any(given, grid, resampling_target=target)
+
+    return regions_on
 
 
 def parts_of(
@@ -120,20 +172,23 @@ def parts_of(
     connectivity: Sequence[str] = (),
     fisher_z: bool = False,
     labels: Any = None,
+    style: Any = None,
 ) -> Any:
     """What is written of each image: tables, or the series of all voxels."""
     from sharedmask.compute.connectivity import check_matrices
     from sharedmask.compute.request import checked_strategy, is_weighted
     from sharedmask.study.atlases import Atlas, distinct
     from sharedmask.study.output import Parts
+    from sharedmask.study.tables import Style
 
+    style = style or Style()
     strategy = checked_strategy(strategy_of(stat)) if table else None
     kinds = check_matrices(connectivity, fisher_z, table)
     weighted = is_weighted(strategy)
     if len(atlas) < 2:
         one, names = next(iter(atlas), None), next(iter(lut), None)
         made = {"": regions_maker(masks, one, names, resampling_target, labels, weighted)}
-        return Parts(made, strategy, kinds, fisher_z)
+        return Parts(made, strategy, kinds, fisher_z, style)
     named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
     makers = {
         name: regions_maker(
@@ -145,7 +200,7 @@ def parts_of(
         )
         for name, one in named.items()
     }
-    return Parts(makers, strategy, kinds, fisher_z)
+    return Parts(makers, strategy, kinds, fisher_z, style)
 
 
 def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
@@ -176,6 +231,8 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
         strategy=parts.strategy,
         **(_asked(options, confounds) | (denoising.cleaning if denoising else {})),
     )
+    if asked.source.ndim == 3 and click.get_current_context().meta.get(LAST_TAKEN) == bold:
+        raise click.UsageError(f"Missing argument 'BOLD...': {bold}, the last mask, is one volume")
     regions, start = asked.request.regions, time.monotonic()
     signals = asked.run(options["memory_limit"], options["memory"])
     parts.write(output, signals, open_source(bold).grid, denoising)

@@ -18,6 +18,8 @@ from sharedmask.cli.base import (
     check_form,
     cleaning_options,
     commands,
+    connectivity_options,
+    denoise_options,
     echo_study,
     folder_options,
     given_regions,
@@ -28,7 +30,7 @@ from sharedmask.cli.base import (
     with_settings,
 )
 from sharedmask.cli.cache import tell_cache
-from sharedmask.cli.extract import extract_each, parts_of, profiled
+from sharedmask.cli.extract import denoised, extract_each, parts_of, profiled, style_of, style_options
 from sharedmask.errors import NoInputError
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
@@ -64,6 +66,9 @@ _GIB = 2**30
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
 @image_options
 @cleaning_options
+@denoise_options
+@connectivity_options
+@style_options
 @with_settings
 def run_pipeline(
     images: tuple[str, ...],
@@ -78,6 +83,8 @@ def run_pipeline(
 
     check_form(options["stat"], f".{options['form']}")
     _check_together(options)
+    options["denoise"] = denoised(options, confounds)
+    options["style"] = style_of(options, options["form"] == "tsv")
     chosen, parts = _of_subjects(images, subjects), _chosen_parts(options)
     with (
         settings.using(**_knobs(options)) as knobs,
@@ -171,7 +178,8 @@ def _chosen_parts(options: Mapping[str, Any]) -> Any:
     elif names:
         values = {name: value for value, name in read_lut(next(iter(lut), None)).items()}
         labels = [values[name] for name in _known(names, values)]
-    chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
+    taken = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z", "style")
+    chosen = {name: options[name] for name in taken}
     return parts_of(given, table=options["form"] == "tsv", labels=labels, **chosen)
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from sharedmask.sources.opening import open_source
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import Study, extract_many
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
-from sharedmask.study.tables import series_writer, write_matrix, write_series, write_table
+from sharedmask.study.tables import Style, series_writer, write_matrix, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
@@ -106,7 +106,7 @@ def extract_to(
         on_result=work.keep,
         on_error=work.fail,
         resume=work.private / "complete.jsonl",
-        variant="".join([form, *work.parts.names, *work.parts.measures]),
+        variant="".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words]),
         **options,
     )
 
@@ -146,6 +146,7 @@ class Parts:
     strategy: str | tuple[str, ...] | None
     connectivity: tuple[str, ...] = ()
     fisher_z: bool = False
+    style: Style = field(default_factory=Style)
 
     @classmethod
     def of(cls, masks: Any, strategy: Strategy) -> "Parts":
@@ -212,7 +213,7 @@ class Parts:
                 else:
                     target = next(targets)
                     paths += self._write_matrices(target, table[..., start:stop], part.names)
-                    write_table(target, table[..., start:stop], part.names)
+                    write_table(target, table[..., start:stop], part.names, self.style)
         return paths
 
     def _write_matrices(self, table: Path, signals: Array, names: Sequence[str]) -> list[Path]:

@@ -1,45 +1,99 @@
 """Results to files, whole or not at all.
 
-Covers: tables as TSV, voxel series as NPZ or HDF5. Does not cover: BIDS names and sidecars
+Covers: tables as text, voxel series as NPZ or HDF5. Does not cover: BIDS names and sidecars
 (``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
 import csv
 import errno
-import io
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.sources import hdf5
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
 
 
-def write_table(path: str | os.PathLike[str], signals: Array, names: Sequence[str]) -> None:
-    """One row per volume, one column per region, tab-separated, NaN as ``n/a``; ``-`` is stdout.
+@dataclass(frozen=True)
+class Style:
+    """How a table of signals is written.
+
+    Parameters
+    ----------
+    header : bool
+        Names; ``.txt``, as FSL writes it, never has them, ``.1D`` in a comment.
+    precision : int, optional
+        Significant digits. None: the fewest that read back as the same bits.
+    transpose : bool
+        A row per region, its name first, instead of a column.
+    """
+
+    header: bool = True
+    precision: int | None = None
+    transpose: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """What is not as usual."""
+        return [] if self == Style() else [repr(self)]
+
+    def lines(self, signals: Array, names: Sequence[str], ending: str) -> Iterator[str]:
+        """The rows for a file of this ending."""
+        separator, missing = TABLES[ending]
+        heads = (
+            [_cell(name, separator) for name in columns(names)] if self.header and missing == "n/a" else []
+        )
+        rows = signals.T if self.transpose else signals
+        for number, row in enumerate(rows):
+            if heads and not (number or self.transpose):
+                yield separator.join(heads)
+            named = [heads[number]] if heads and self.transpose else []
+            yield separator.join(
+                [*named, *(missing if value != value else self._text(value) for value in row)]
+            )
+
+    def _text(self, value: Any) -> str:
+        # str of a float of the array's own dtype: the shortest text that reads back as the same bits
+        return str(value) if self.precision is None else f"{value:.{self.precision}g}"
+
+
+TABLES = {".tsv": ("\t", "n/a"), ".csv": (",", "n/a"), ".txt": (" ", "nan"), ".1d": (" ", "nan")}
+"""Endings of tables: what stands between cells, and for a missing number."""
+
+
+def write_table(
+    path: str | os.PathLike[str], signals: Array, names: Sequence[str], style: Style | None = None
+) -> None:
+    """One row per volume, one column per region, NaN as ``n/a``; ``-`` is stdout.
 
     Parameters
     ----------
     path : str or path
+        Its ending tells what stands between cells, see :data:`TABLES`; else they are tabs.
     signals : ndarray, (n_timepoints, n_regions) or (n_regions,)
     names : sequence of str
         Column names.
+    style : Style, optional
     """
+    style, ending = style or Style(), Path(path).suffix.lower()
+    lines = list(style.lines(np.atleast_2d(signals), names, ending if ending in TABLES else ".tsv"))
+    if ending == ".1d" and style.header and not style.transpose:
+        lines.insert(0, "# " + " ".join("_".join(name.split()) for name in names))
+    text = "\n".join([*lines, ""])
     if os.fspath(path) == "-":
-        text = io.StringIO()
-        _write_rows(text, signals, names)
-        _print(text.getvalue())
+        _print(text)
         return
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        _write_rows(file, signals, names)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def _print(text: str) -> None:
@@ -54,16 +108,10 @@ def _print(text: str) -> None:
     bare.flush()
 
 
-def _write_rows(file: IO[str], signals: Array, names: Sequence[str]) -> None:
-    file.write("\t".join(map(_cell, columns(names))) + "\n")
-    for row in np.atleast_2d(signals):
-        # repr of a float of the array's own dtype: the shortest text that reads back as the same bits
-        file.write("\t".join("n/a" if value != value else str(value) for value in row) + "\n")
-
-
-def _cell(name: str) -> str:
-    """A name that begins with a quotation mark in more of them, as readers expect it."""
-    return '"' + name.replace('"', '""') + '"' if name.startswith('"') else name
+def _cell(name: str, separator: str = "\t") -> str:
+    """A name that begins with a quotation mark, or has a separator, in more of them, as readers expect it."""
+    quoted = name.startswith('"') or separator in name
+    return '"' + name.replace('"', '""') + '"' if quoted else name
 
 
 def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ NPZ = ["--out-dir", "OUT", "--format", "npz"]
 WRONG = {
     "extract": ["extract", "b.nii.gz", *ATLAS, "--stat", "mean", "-o", "OUT/z.npz"],
     "extract, h5": ["extract", "b.nii.gz", *ATLAS, "--stat", "mean", "-o", "OUT/z.h5"],
-    "extract, csv": ["extract", "b.nii.gz", *ATLAS, "--stat", "pc1", "-o", "OUT/z.csv"],
+    "extract, mat": ["extract", "b.nii.gz", *ATLAS, "--stat", "pc1", "-o", "OUT/z.mat"],
     "extract many": ["extract", "b.nii.gz", *ATLAS, "--stat", "mean", "--out-dir", "OUT", "--format", "npz"],
     "run": ["run", "b.nii.gz", *ATLAS, "--stat", "mean", "--output-dir", "OUT", "--format", "h5"],
     "submit": ["submit", "--dry-run", "--", "extract", "b.nii.gz", *ATLAS, "--stat=mean", *NPZ],

@@ -77,7 +77,6 @@ def test_a_failure_is_named_and_is_exit_code_1(study):
     "args, message",
     [
         (["sub-00_bold.nii.gz", "sub-01_bold.nii.gz", "-o", "x.tsv"], "--out-dir DIR for any number"),
-        (["sub-00_bold.nii.gz"], "-o OUT for one BOLD"),
         (["sub-00_bold.nii.gz", "-o", "x.tsv", "--out-dir", "out"], "-o OUT for one BOLD"),
     ],
 )
