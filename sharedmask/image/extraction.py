@@ -23,7 +23,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.opening import open_source, warn_of_time
+from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import smoothed
 from sharedmask.spaces.space import Space
@@ -60,6 +60,7 @@ class Extraction:
     ) -> "Extraction":
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
         opened = smoothed(indexed(open_source(source)), smoothing_fwhm)
+        check_signals(opened)
         read, regions = align_to_masks(opened, regions_on(opened.grid))
         request = Request.checked(read, regions, **asked)
         if asked.get("t_r") is None:

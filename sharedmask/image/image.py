@@ -30,7 +30,7 @@ from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
-from sharedmask.sources.opening import open_source, warn_of_time
+from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.spaces.grid import box_of
 from sharedmask.spaces.space import Space
@@ -110,6 +110,7 @@ class SharedImage(Searchlights):
         if store not in ("auto", *rows.STORES):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
         opened = indexed(open_source(source))
+        check_signals(opened)
         warn_of_time(opened)
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)
         self._begin(self._source, name or os.path.basename(self._source.name))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
-from sharedmask.sources.opening import open_source
+from sharedmask.sources.opening import is_surface, open_source
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
 from sharedmask.spaces.brain_models import BrainModels
@@ -38,8 +38,9 @@ from sharedmask.typing import Array, Numbers
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
+_KINDS = r"(\.d?(label|scalar|tseries|func|shape))?"
 _SUFFIX = re.compile(
-    rf"(?<=.)((\.d(label|scalar|tseries))?\.nii({_PACKED})?|\.(img|hdr)({_PACKED})?|\.mg[hz])$", re.IGNORECASE
+    rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
 )
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
@@ -93,6 +94,12 @@ def named_masks(masks: Any) -> dict[str, Any]:
     return dict(
         zip(unique_names(file_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True)
     )
+
+
+def is_label_pair(masks: Any) -> bool:
+    """Whether these are the files of labels of two hemispheres: one atlas."""
+    several = isinstance(masks, (list, tuple)) and len(masks) > 1
+    return several and all((_path(one) or "").lower().endswith((".label.gii", ".annot")) for one in masks)
 
 
 def count_volumes(image: Any) -> int:
@@ -190,7 +197,7 @@ def read_volume(
         return _structure(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
-    elif not isinstance(mask, DataobjImage):
+    elif not isinstance(mask, DataobjImage) and not is_surface(mask) and not is_label_pair(mask):
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = open_source(mask if path is None else _file(path))
@@ -257,7 +264,7 @@ def _require_memory(source: Source, where: str) -> None:
 
 def _file(path: str) -> Any:
     """What to open: formats that only nibabel reads, and reads whole, are fine for a mask."""
-    streamed = re.search(r"\.(nii|img|hdr)$", without_codec(path), re.IGNORECASE)
+    streamed = re.search(r"\.(nii|img|hdr)$", without_codec(path), re.IGNORECASE) or is_surface(path)
     return path if streamed or not Path(path).is_file() else nib.load(path)
 
 

@@ -25,6 +25,7 @@ from sharedmask.regions.masks import (
     ResamplingTarget,
     count_volumes,
     file_stem,
+    is_label_pair,
     label_codes,
     matching,
     moves_the_image,
@@ -252,6 +253,8 @@ class Regions:
         to_masks = moves_the_image(resampling_target)
         if isinstance(masks, Regions):
             return masks if grid is None or to_masks else masks.on(grid)
+        if is_label_pair(masks):
+            return cls.from_labels(masks, grid, resampling_target=resampling_target)
         on = None if resampling_target else grid
         container, keys, items = unpack(masks, on, grid)
         if container == "single" and items[0].names is not None:
@@ -377,7 +380,7 @@ class Regions:
         """
         if weighted and not isinstance(given, Regions):
             return cls.from_maps(given, grid, resampling_target=resampling_target)
-        several = (
+        several = not is_label_pair(given) and (
             isinstance(given, (list, tuple, Mapping, Regions)) or matching(given) or count_volumes(given) > 1
         )
         make = cls.from_any if several else cls.from_labels

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from nibabel.analyze import AnalyzeImage
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.cifti2.cifti2 import Cifti2Image
 from nibabel.filebasedimages import FileBasedImage
+from nibabel.gifti.gifti import GiftiImage
 from nibabel.spatialimages import SpatialImage
 
 from sharedmask import errors
@@ -26,8 +30,11 @@ from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
+from sharedmask.surfaces import freesurfer, gifti
+from sharedmask.surfaces.surface import Later, Surface, structure_of
 from sharedmask.system.files import matches
 from sharedmask.system.identity import FileState
+from sharedmask.typing import Array
 
 
 def open_source(source: object) -> Source:
@@ -84,6 +91,8 @@ def warn_of_time(source: Source) -> None:
 
 def _open(source: object) -> Source:
     if isinstance(source, (list, tuple)):
+        if source and all(isinstance(one, str | os.PathLike) and is_surface(one) for one in source):
+            return _from_surfaces([os.fsdecode(one) for one in source])
         items = [_open_one(item) for item in source]
         return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
     if isinstance(source, str) and (found := matches(source)):
@@ -97,7 +106,10 @@ def _open_one(source: object) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(os.fsdecode(source))
+        path = os.fsdecode(source)
+        return _from_surfaces([path]) if is_surface(path) else _from_path(path)
+    if is_surface(source):
+        return _from_surface_object(source)
     if isinstance(source, SpatialImage | Cifti2Image):
         return _from_image(source)
     if isinstance(source, FileBasedImage):
@@ -112,6 +124,92 @@ def _from_path(name: str) -> Source:
     with nifti.as_image_error(name):
         image = nifti.load(path, name)
         return _file_source(name, image, image.file_map["image"].filename, files)
+
+
+# --- surfaces ------------------------------------------------------------------------------------
+
+
+def is_surface(thing: Any) -> bool:
+    """Whether it is a file of one surface, or an object with values on surfaces, of nibabel or nilearn."""
+    if not isinstance(thing, str | os.PathLike):
+        return isinstance(thing, GiftiImage) or hasattr(getattr(thing, "data", None), "parts")
+    path = os.path.expanduser(os.fsdecode(thing))
+    if path.lower().endswith((".gii", ".annot")):
+        return True
+    with suppress(Exception):  # which reading it will say
+        return freesurfer.is_overlay(path)
+    return False
+
+
+def _from_surfaces(names: Sequence[str]) -> Source:
+    paths = [os.path.abspath(os.path.expanduser(name)) for name in names]
+    for path, name in zip(paths, names, strict=True):
+        nifti.check_path(path, name)
+    files, name = tuple(FileState.now(Path(path)) for path in paths), " and ".join(names)
+    surface = _read_surfaces(name, paths)
+    return _surface_source(name, surface, Later(partial(_values_of, name, paths), surface.values), files)
+
+
+def _read_surfaces(name: str, paths: Sequence[str]) -> Surface:
+    with nifti.as_image_error(name):
+        parts = [_read_surface(path) for path in paths]
+        return parts[0] if len(parts) == 1 else Surface.joined(name, parts)
+
+
+def _read_surface(path: str) -> Surface:
+    if path.lower().endswith(".annot"):
+        return freesurfer.read_annotation(path)
+    return gifti.read(path) if path.lower().endswith(".gii") else freesurfer.read_overlay(path)
+
+
+def _values_of(name: str, paths: Sequence[str]) -> Array:
+    return _read_surfaces(name, paths).values
+
+
+def _from_surface_object(image: Any) -> Source:
+    name = f"{type(image).__name__} in memory"
+    if isinstance(image, GiftiImage):
+        surface = gifti.of_image(image.get_filename() or name, image)
+    else:
+        given = {side: np.asarray(values) for side, values in image.data.parts.items()}
+        parts = {structure_of("", f"cortex_{side}"): one.reshape(len(one), -1) for side, one in given.items()}
+        surface = Surface.of_parts(name, parts, all(one.ndim > 1 for one in given.values()))
+    return _surface_source(name, surface, surface.values, ())
+
+
+def _surface_source(name: str, surface: Surface, values: Any, files: tuple[FileState, ...]) -> ArraySource:
+    affine = np.eye(4)
+    affine.setflags(write=False)
+    return ArraySource(
+        name=name,
+        shape=surface.values.shape,
+        ndim=2 if surface.is_series else 1,
+        dtype=surface.values.dtype,
+        affine=affine,
+        slope=1.0,
+        inter=0.0,
+        t_r=None,
+        t_r_origin=f"neither {name} nor a sidecar gives a repetition time",
+        header=None,
+        models=replace(surface.models, name=name),
+        labels=surface.labels,
+        files=files,
+        dataobj=values,
+    )
+
+
+def check_signals(source: Source) -> None:
+    """Refuse labels where signals are asked for.
+
+    Raises
+    ------
+    ImageError
+    """
+    if source.labels is not None:
+        raise ImageError(f"{source.name} holds labels and no signals: give it as an atlas")
+
+
+# --- images --------------------------------------------------------------------------------------
 
 
 def _files_now(path: str) -> tuple[FileState, ...]:

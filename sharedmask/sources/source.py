@@ -339,6 +339,9 @@ class ArraySource(Source):
             row.reshape(self.shape[:-1], order="F")[...] = next(values)
 
     def _identify(self, digest: blake2b) -> None:
+        if self.files:
+            super()._identify(digest)
+            return
         row = np.empty(self.n_voxels, self.dtype)
         with self.volumes() as reader:
             while reader.remaining:
@@ -346,7 +349,10 @@ class ArraySource(Source):
                 digest.update(row.view(np.uint8).data)
 
     def _digest_content(self, digest: blake2b) -> None:
-        self._identify(digest)
+        if self.files:
+            super()._digest_content(digest)
+        else:
+            self._identify(digest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -409,7 +409,8 @@ def test_files_that_are_not_images(tmp_path):
     (tmp_path / "text.nii.gz").write_text("hello" * 100)
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     (tmp_path / "empty.nii").write_bytes(b"")
-    mesh = nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.ones((3, 3), np.float32))])
+    points = nib.gifti.GiftiDataArray(np.ones((3, 3), np.float32), intent="NIFTI_INTENT_POINTSET")
+    mesh = nib.GiftiImage(darrays=[points])
     nib.save(mesh, tmp_path / "mesh.gii")
     for path in [*tmp_path.iterdir(), tmp_path]:
         with pytest.raises(errors.MaskError) as caught:

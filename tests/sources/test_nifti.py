@@ -107,14 +107,6 @@ def test_other_formats_are_refused_by_name_and_read_as_objects(kind: str) -> Non
     assert "NIfTI" in str(caught.value)
 
 
-def test_surfaces_are_refused(tmp_path: Path) -> None:
-    image = nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(np.ones(3, np.float32))])
-    image.to_filename(tmp_path / "a.func.gii")
-    for given_as in (tmp_path / "a.func.gii", image):
-        with pytest.raises(ImageError, match=r"GiftiImage.*no volume"):
-            open_source(given_as)
-
-
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_values_that_are_no_real_numbers(tmp_path: Path, dtype: Any) -> None:
     image = nib.Nifti1Image(np.zeros((2, 2, 2, 3), dtype), AFFINE)

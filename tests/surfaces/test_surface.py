@@ -1,0 +1,121 @@
+"""Surfaces: GIFTI and FreeSurfer files, a hemisphere or two, and nilearn's images of them."""
+
+import pickle
+
+import numpy as np
+import pytest
+import surface_files as files
+from images import same_bits
+from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
+
+from sharedmask import SharedImage, errors, extract
+from sharedmask.sources.opening import open_source
+
+LEFT, RIGHT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2]), np.array([2, 2, 0, 0, 1, 1, 1, 1, 0, 0])
+
+
+def means(values, labels):
+    kept = np.unique(labels[labels > 0])
+    return np.stack([values[labels == k].astype(float).mean(axis=0) for k in kept], axis=1)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    left, one = files.func(tmp_path / "sub-1_hemi-L_bold.func.gii")
+    right, other = files.func(tmp_path / "sub-1_hemi-R_bold.func.gii", seed=1)
+    return [str(left), str(right)], np.concatenate([one, other])
+
+
+@pytest.mark.parametrize(
+    "encoding", ["GIFTI_ENCODING_ASCII", "GIFTI_ENCODING_B64BIN", "GIFTI_ENCODING_B64GZ"]
+)
+def test_a_hemisphere_in_every_call(tmp_path, encoding):
+    path, values = files.func(tmp_path / "a.func.gii", structure="CortexLeft", encoding=encoding)
+    values = values if encoding != "GIFTI_ENCODING_ASCII" else open_source(path).read()
+    atlas = files.labels(tmp_path / "a.label.gii", LEFT, structure="CortexLeft")
+    np.testing.assert_allclose(extract(path, atlas, strategy="mean"), means(values, LEFT), rtol=1e-6)
+    with SharedImage(path) as image:
+        assert image.space.parts == "CORTEX_LEFT"
+        same_bits(image.mask("CortexLeft"), values.T)
+        assert sorted(image.mask_parallel(atlas)) == ["A1", "V1"]
+        same_bits(image.reduce(LEFT), extract(path, atlas, strategy="mean"))
+
+
+def test_two_hemispheres_are_one_image(tmp_path, pair):
+    paths, values = pair
+    (tmp_path / "sub-1_bold.json").write_text('{"RepetitionTime": 1.5}')
+    source = open_source(paths)
+    assert (source.shape, source.t_r) == ((20, 12), 1.5)
+    assert source.grid.parts == "CORTEX_LEFT, CORTEX_RIGHT"
+    same_bits(source.read(), values)
+    same_bits(pickle.loads(pickle.dumps(source)).read(), values)
+    same_bits(extract(paths, ["CortexRight"])[0], values[10:].T)
+    atlas = [files.labels(tmp_path / f"{side}h.label.gii", one) for side, one in (("l", LEFT), ("r", RIGHT))]
+    both = np.concatenate([LEFT, RIGHT])
+    np.testing.assert_allclose(extract(paths, atlas, strategy="mean"), means(values, both), rtol=1e-6)
+
+
+def test_labels_with_other_names_in_each_hemisphere_stay_apart(tmp_path, pair):
+    paths, values = pair
+    names = ({0: "???", 1: f"{side}_V1", 2: f"{side}_A1"} for side in "LR")
+    atlas = [
+        files.labels(tmp_path / f"{side}h.label.gii", one, next(names))
+        for side, one in (("l", LEFT), ("r", RIGHT))
+    ]
+    with SharedImage(paths) as image:
+        found = image.mask_parallel(atlas)
+    assert list(found) == ["L_V1", "L_A1", "R_V1", "R_A1"]
+    same_bits(found["R_A1"], values[10:][RIGHT == 2].T)
+
+
+@pytest.mark.parametrize(("first", "expected"), [("unknown", ["a", "b"]), ("region", ["region", "a", "b"])])
+def test_annotations(tmp_path, first, expected):
+    path, values = files.func(tmp_path / "lh.func.gii")
+    atlas = files.annotation(tmp_path / "lh.toy.annot", LEFT, [first, "a", "b"])
+    with SharedImage(path) as image:
+        found = image.mask_parallel(atlas)
+    assert list(found) == expected
+    same_bits(found["b"], values[LEFT == 2].T)
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_overlays(tmp_path, ending):
+    values = np.random.default_rng(0).normal(size=(10, 7)).astype("f4")
+    path = files.overlay(tmp_path / f"rh.bold.{ending}", values)
+    mask = files.overlay(tmp_path / f"rh.mask.{ending}", LEFT == 1)
+    assert open_source(path).grid.parts == "CORTEX_RIGHT"
+    same_bits(extract(path, mask), values[LEFT == 1].T)
+
+
+def surface_image(values):
+    coordinates, faces = np.random.default_rng(0).normal(size=(10, 3)), np.array([[0, 1, 2]])
+    mesh = PolyMesh(left=InMemoryMesh(coordinates, faces), right=InMemoryMesh(coordinates, faces))
+    return SurfaceImage(mesh, {"left": values[:10], "right": values[10:]})
+
+
+def test_nilearn_s_images(pair):
+    paths, values = pair
+    both = np.concatenate([LEFT, RIGHT])
+    for atlas in (both, surface_image(both)):
+        got = extract(surface_image(values), atlas, strategy="mean")
+        same_bits(got, extract(paths, both, strategy="mean"))
+
+
+def test_what_is_no_series_of_a_surface_is_refused(tmp_path, pair):
+    atlas = files.labels(tmp_path / "lh.label.gii", LEFT)
+    with pytest.raises(errors.ImageError, match=r"lh\.label\.gii holds labels and no signals"):
+        extract(atlas, LEFT)
+    with pytest.raises(errors.ImageError, match="are of one hemisphere"):
+        extract([pair[0][0], pair[0][0]], LEFT)
+    short = files.func(tmp_path / "rh.func.gii", 5)[0]
+    with pytest.raises(errors.ImageError, match=r"\(10, 12\), \(10, 5\)"):
+        open_source([pair[0][0], str(short)])
+    other = files.func(tmp_path / "lh.func.gii")[0]
+    other.write_bytes(other.read_bytes()[:300])
+    with pytest.raises(errors.ImageError, match=r"lh\.func\.gii cannot be read"):
+        open_source(other)
+    mesh = files.gifti(tmp_path / "lh.surf.gii", np.ones((3, 1), "f4"), "NIFTI_INTENT_POINTSET")
+    with pytest.raises(errors.ImageError, match="is a mesh"):
+        open_source(mesh)
+    with pytest.raises(errors.GridMismatchError, match="7 of 7 vertices"):
+        extract(pair[0][0], files.labels(tmp_path / "L.label.gii", np.ones(7), structure="CortexLeft"))
