@@ -19,6 +19,7 @@ import numpy as np
 from sharedmask import errors
 from sharedmask.errors import EmptyMaskError
 from sharedmask.records import dataclass
+from sharedmask.regions import parcels
 from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
     Container,
@@ -196,6 +197,36 @@ class Regions:
         rows = [RegionRow(k, name, n, m, m / n if n else 0.0, i) for i, (k, name, n, m) in enumerate(columns)]
         absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
         return sorted(rows + absent, key=lambda row: row.index) if absent else rows
+
+    def to_cifti(self, values: Array, kind: parcels.Kind = "series", *, t_r: float | None = None) -> Any:
+        """Values of the regions as a parcellated CIFTI-2 image, of surfaces, voxels or both.
+
+        Parameters
+        ----------
+        values : ndarray
+            (n_timepoints, n_regions), (n_regions, n_regions) or (n_maps, n_regions).
+        kind : {"series", "matrix", "scalars"}
+            To save as ``.ptseries.nii``, ``.pconn.nii``, ``.pscalar.nii``.
+        t_r : float, optional
+            Seconds from one volume of a series to the next.
+
+        Returns
+        -------
+        nibabel.Cifti2Image
+
+        Raises
+        ------
+        ParameterError
+            The shape is not that of so many regions.
+
+        Examples
+        --------
+        >>> from sharedmask import Grid
+        >>> regions = Regions.from_labels(np.arange(4).reshape(4, 1, 1), Grid((4, 1, 1), np.eye(4)))
+        >>> regions.to_cifti(np.ones((10, 3)), t_r=0.8).shape
+        (10, 3)
+        """
+        return parcels.parcellated(self.grid, self.names, self, np.asarray(values), kind, t_r)
 
     def fits(self, grid: Space) -> bool:
         """Whether the regions can be put :meth:`on` ``grid``."""

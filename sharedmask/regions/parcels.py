@@ -1,0 +1,124 @@
+"""Values of regions and of elements as CIFTI-2 images, which wb_command and nibabel read.
+
+Covers: the axes of parcels and of brain models, series, matrices and scalars of regions, series of elements.
+Does not cover: reading such files (``cifti``), tables as text (``tables``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from nibabel.cifti2.cifti2 import Cifti2Image
+from nibabel.cifti2.cifti2_axes import BrainModelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
+
+from sharedmask.errors import ParameterError
+from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.space import Space
+from sharedmask.typing import Array, Numbers
+
+Kind = Literal["series", "matrix", "scalars"]
+_INTENTS = {
+    "series": "ConnParcelSries",
+    "matrix": "ConnParcels",
+    "scalars": "ConnParcelScalr",
+    "dense": "ConnDenseSeries",
+    "maps": "ConnDenseScalar",
+}
+
+
+def parcellated(
+    space: Space, names: Sequence[str], parts: Iterable[Numbers], values: Array, kind: Kind, t_r: float | None
+) -> Cifti2Image:
+    """``values`` of regions, whose places are ``parts`` of ``space``.
+
+    Raises
+    ------
+    ParameterError
+        The shape of the values is not that of so many regions.
+    """
+    if kind not in ("series", "matrix", "scalars"):
+        raise ParameterError(f"kind={kind!r} is none of 'series', 'matrix', 'scalars'")
+    values, n_regions = np.atleast_2d(values), len(names)
+    if values.ndim != 2 or values.shape[1] != n_regions or (kind == "matrix" and len(values) != n_regions):
+        raise ParameterError(f"values of shape {values.shape} are no {kind} of {n_regions} regions")
+    parcels = _parcels(space, names, list(parts))
+    if kind == "matrix":
+        return _image(values, (parcels, parcels), kind)
+    return _image(values, (_along(len(values), kind == "series", t_r), parcels), kind)
+
+
+def dense(models: BrainModels, values: Array, t_r: float | None = None, series: bool = True) -> Cifti2Image:
+    """``values``, (n_timepoints, n_elements), as a dense series, or as maps."""
+    axes = _along(len(values), series, t_r), elements(models)
+    return _image(values, axes, "dense" if series else "maps")
+
+
+def elements(models: BrainModels) -> BrainModelAxis:
+    """nibabel's axis of the elements."""
+    names, vertices, voxels = list[str](), list[Numbers](), list[Array]()
+    for one in models.structures:
+        nothing = np.full(len(one.numbers), -1)
+        names += [one.name] * len(one.numbers)
+        vertices.append(nothing if one.n_vertices is None else one.numbers)
+        voxels.append(
+            _ijk(models, one.numbers) if one.n_vertices is None else np.stack([nothing] * 3, axis=1)
+        )
+    return BrainModelAxis(
+        names, np.concatenate(voxels), np.concatenate(vertices), nvertices=_surfaces(models), **_box(models)
+    )
+
+
+def _parcels(space: Space, names: Sequence[str], parts: list[Numbers]) -> ParcelsAxis:
+    voxels, vertices = np.empty(len(parts), object), np.empty(len(parts), object)
+    for number, part in enumerate(parts):
+        voxels[number], vertices[number] = _places(space, part)
+    surfaces = _surfaces(space) if isinstance(space, BrainModels) else {}
+    return ParcelsAxis(np.array(names, object), voxels, vertices, nvertices=surfaces, **_box(space))
+
+
+def _places(space: Space, part: Numbers) -> tuple[Array, dict[str, Numbers]]:
+    """The voxels, and the vertices of each surface."""
+    if not isinstance(space, BrainModels):
+        return _ijk(space, np.sort(part)), {}
+    voxels, vertices = [np.empty((0, 3), np.intp)], {}
+    for start, one in zip(space.starts, space.structures, strict=False):
+        inside = part[(part >= start) & (part < start + len(one.numbers))] - start
+        if not len(inside):
+            continue
+        found = np.sort(one.numbers[inside])
+        if one.n_vertices is None:
+            voxels.append(_ijk(space, found))
+        else:
+            vertices[one.name] = found
+    return np.concatenate(voxels), vertices
+
+
+def _ijk(space: Space, numbers: Numbers) -> Array:
+    grid = space.volume if isinstance(space, BrainModels) else space
+    assert isinstance(grid, Grid)
+    return np.stack(np.unravel_index(numbers, grid.shape, order="F"), axis=1)
+
+
+def _surfaces(models: BrainModels) -> dict[str, int]:
+    return {one.name: one.n_vertices for one in models.structures if one.n_vertices is not None}
+
+
+def _box(space: Space) -> dict[str, Any]:
+    grid = space.volume if isinstance(space, BrainModels) else space
+    return {"affine": grid.affine, "volume_shape": grid.shape} if isinstance(grid, Grid) else {}
+
+
+def _along(length: int, series: bool, t_r: float | None) -> Any:
+    if series:
+        return SeriesAxis(0, t_r or 1.0, length, "SECOND")
+    return ScalarAxis([f"map {number}" for number in range(1, length + 1)])
+
+
+def _image(values: Array, axes: Any, kind: str) -> Cifti2Image:
+    dtype = values.dtype if values.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+    image = Cifti2Image(np.ascontiguousarray(values, dtype), axes)
+    image.nifti_header.set_intent(_INTENTS[kind])
+    return image
