@@ -299,7 +299,8 @@ connectivity_options = options(
         cls=Yielding,
         multiple=True,
         metavar="KIND...",
-        help="Matrices of the regions' signals: correlation, partial-correlation, covariance, precision.",
+        help="Matrices of the regions' signals: correlation, partial-correlation, covariance, precision; "
+        "at the group level of sharedmask-bids tangent.",
     ),
     click.option("--fisher-z", is_flag=True, help="Of correlations."),
 )

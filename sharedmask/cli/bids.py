@@ -108,7 +108,10 @@ def app(
     if level == "group":
         from sharedmask.study.group import summarise_group
 
-        click.echo("\n".join(map(str, [summarise(out), *summarise_group(out)])))
+        if other := set(options["connectivity"]) - {"tangent"}:
+            raise click.UsageError(f"the group level makes tangent connectivity: leave out {min(other)}")
+        written = summarise_group(out, tangent=bool(options["connectivity"]))
+        click.echo("\n".join(map(str, [summarise(out), *written])))
         return
     chosen = [
         name

@@ -36,7 +36,9 @@ def checked_kinds(kinds: str | Iterable[str]) -> tuple[str, ...]:
     found = [str(kind).replace("-", " ").replace("_", " ") for kind in asked]
     for kind in found:
         if kind == "tangent":
-            raise ParameterError("connectivity 'tangent' is of a group: it has no matrix of one run")
+            raise ParameterError(
+                "connectivity 'tangent' is of a group, whose level writes it: it has no matrix of one run"
+            )
         if kind not in KINDS or found.count(kind) > 1:
             twice = "is asked for twice" if kind in KINDS else f"is none of {', '.join(KINDS)}"
             raise ParameterError(f"connectivity {kind!r} {twice}")

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
 
@@ -35,6 +35,17 @@ from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
 
 OnBatch = Callable[[dict[Any, Array]], object]
+
+
+class Asked(Parameters, total=False):
+    """What :func:`extract` takes by keyword, whatever it gives."""
+
+    smoothing_fwhm: float | None
+    resampling_target: ResamplingTarget
+    memory: Any
+    memory_limit: int | float | str | None
+    batch_size: int | None
+
 
 _HELD_SHARE = 0.5  # of the limit: the union of all masks, for which the image is read once
 _FORMAT = 2  # of what identifies an extraction to those who ask whether it is done
@@ -109,6 +120,35 @@ class Extraction:
             lookup = Lookup(self.source, self.source.fingerprint, self.request)
             results = get_or_compute(cache, lookup, compute)
         return self.request.pack(results)
+
+
+@overload
+def extract(
+    source: Any, masks: Any, *, strategy: str, on_batch: None = None, **parameters: Unpack[Asked]
+) -> Array: ...
+
+
+@overload
+def extract(
+    source: Any,
+    masks: Any,
+    *,
+    strategy: list[str] | tuple[str, ...],
+    on_batch: None = None,
+    **parameters: Unpack[Asked],
+) -> dict[str, Array]: ...
+
+
+@overload
+def extract(
+    source: Any, masks: Any, *, strategy: None = None, on_batch: OnBatch, **parameters: Unpack[Asked]
+) -> dict[Any, tuple[int, ...]]: ...
+
+
+@overload
+def extract(
+    source: Any, masks: Any, *, strategy: Strategy = None, on_batch: None = None, **parameters: Unpack[Asked]
+) -> Any: ...
 
 
 def extract(

@@ -28,11 +28,12 @@ from sharedmask.errors import (
 from sharedmask.image import protocol
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
+from sharedmask.regions import views
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
-from sharedmask.spaces.grid import box_of
+from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.spaces.space import Space
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.indexes import indexed
@@ -203,6 +204,19 @@ class SharedImage(Searchlights):
         store, reason = self.store
         facts = f"{shape} {self.dtype} {format_bytes(self.nbytes)}"
         return f"<SharedImage {self._name} {facts} {store} ({reason}) {state}>"
+
+    def _repr_html_(self) -> str:
+        store, reason = self.store
+        facts = {
+            "shape": " x ".join(map(str, self.shape)),
+            "stored as": f"{self.dtype}, {format_bytes(self.nbytes)}",
+            "repetition time": "unknown" if self.t_r is None else f"{self.t_r:g} s",
+            "lives in": f"{store} ({reason})",
+            "state": "closed" if self._closed else "open" if self._held else "not loaded",
+        }
+        middle = self.frame(self.shape[3] // 2) if self._held and isinstance(self._grid, Grid) else None
+        pictures = "" if middle is None else views.slices_html(middle)
+        return views.facts_html(self._name, facts, pictures)
 
     # --- life ---
 

@@ -39,11 +39,13 @@ from sharedmask.regions.masks import (
     voxels_inside,
     wanted_labels,
 )
+from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
 
 T = TypeVar("T")
+_HEADS = ("index", "name", "n_voxels", "n_voxels_in_mask", "coverage", "column")
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,39 @@ class Regions:
         (10, 3)
         """
         return parcels.parcellated(self.grid, self.names, self, np.asarray(values), kind, t_r)
+
+    def to_dataframe(self, signals: Any = None) -> Any:
+        """The table, or (n_timepoints, n_regions) ``signals`` with the regions as columns, as a data frame.
+
+        Examples
+        --------
+        >>> from sharedmask import Grid
+        >>> regions = Regions.from_labels(np.arange(3).reshape(3, 1, 1), Grid((3, 1, 1), np.eye(4)))
+        >>> regions.to_dataframe()["n_voxels"].tolist()
+        [1, 1]
+        """
+        import pandas as pd
+
+        if signals is None:
+            return pd.DataFrame([vars(row) for row in self.table()], columns=_HEADS)
+        return pd.DataFrame(np.atleast_2d(signals), columns=list(self.names))
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names[:3]) + (", ..." if len(self) > 3 else "")
+        return f"<Regions {len(self)} ({names}) of {len(self.indices)} voxels on {self.grid}>"
+
+    def _repr_html_(self) -> str:
+        from sharedmask.regions import views
+
+        cells = ([row.index, row.name, row.n_voxels] for row in self.table())
+        table = views.rows_html(("label", "name", "voxels"), cells, len(self) + len(self.missing))
+        facts = {"regions": len(self), "voxels": len(self.indices), "grid": self.grid}
+        pictures = ""
+        if isinstance(self.grid, Grid):
+            numbers = np.zeros(self.grid.n_voxels, np.int32)
+            numbers[self.indices] = np.repeat(np.arange(1, len(self) + 1), self.sizes)
+            pictures = views.projections_html(numbers.reshape(self.grid.shape, order="F"))
+        return views.facts_html("Regions", facts, pictures) + table
 
     def fits(self, grid: Space) -> bool:
         """Whether the regions can be put :meth:`on` ``grid``."""

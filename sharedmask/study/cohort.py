@@ -46,6 +46,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
+from sharedmask.study.outcome import Study
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.files import matches
@@ -125,28 +126,6 @@ def _path_of(key: str | Path) -> str:
 def _work(task: Task) -> tuple[str, Any]:
     # Before it is read for its signals: what changes between the two is then done again.
     return task.content(), task.run()
-
-
-@dataclass(frozen=True)
-class Study:
-    """What became of a study's images.
-
-    Attributes
-    ----------
-    results : dict
-        Key -> signals; empty if ``on_result`` took them.
-    errors : dict
-        Key -> the exception that ended it.
-    complete : list
-        Keys of the images that were done now, in order of completion.
-    skipped : list
-        Keys that were complete before.
-    """
-
-    results: dict[Key, Any] = field(default_factory=dict, repr=False)
-    errors: dict[Key, Exception] = field(default_factory=dict)
-    complete: list[Key] = field(default_factory=list)
-    skipped: list[Key] = field(default_factory=list)
 
 
 def extract_many(

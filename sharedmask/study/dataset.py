@@ -35,10 +35,11 @@ from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
-from sharedmask.study.cohort import Study, extract_many, shard_of
+from sharedmask.study.cohort import extract_many, shard_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
+from sharedmask.study.outcome import Study
 from sharedmask.study.summary import LAST, summarise, thumbnail_of, write_quality
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget

@@ -105,7 +105,7 @@ def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class Stack:
-    """Matrices of one kind: of all runs, by one atlas, statistic, measure and way of cleaning.
+    """Tables of one kind: of all runs, by one atlas, statistic, measure and way of cleaning.
 
     Attributes
     ----------
@@ -120,10 +120,12 @@ class Stack:
     paths: tuple[Path, ...]
 
     @classmethod
-    def all(cls, output: str | Path) -> "list[Stack]":
-        """Those that a study's runs have."""
+    def all(
+        cls, output: str | Path, suffix: str = "relmat", extensions: Sequence[str] = (".tsv",)
+    ) -> "list[Stack]":
+        """Those that a study's runs have: matrices, or with ``timeseries`` signals."""
         found: dict[str, list[tuple[str, Path]]] = {}
-        for path in sorted(_outputs(Path(output).expanduser(), "relmat", (".tsv",))):
+        for path in sorted(_outputs(Path(output).expanduser(), suffix, extensions)):
             name = Name.parse(path)
             what = (
                 f"{key}-{value}" for key, value in name.entities.items() if key in (*_WHAT, "space", "meas")
@@ -150,19 +152,56 @@ class Stack:
                 count[there] += 1
                 yield matrix
 
-        with atomic_write(stack) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        self._write_stack(stack, regions, matrices())
+        with np.errstate(invalid="ignore"):
+            return [stack, *_write_mean(mean, total / count, regions)]
+
+    def write_tangent(self, root: Path) -> list[Path]:
+        """Of signals: how each run's covariance differs from the mean of all, by nilearn's ``tangent``.
+
+        Regions are those that every run has. The mean is that of the manifold of covariances.
+
+        Raises
+        ------
+        NoInputError
+            If there is one run only, or no region that all have.
+        """
+        from nilearn.connectome import ConnectivityMeasure
+
+        tables = [_there(path) for path in self.paths]
+        regions = [name for name in tables[0] if all(name in table for table in tables)]
+        if len(tables) < 2 or not regions:
+            raise NoInputError(f"{self.name}: tangent needs several runs with regions that all have")
+        measure = ConnectivityMeasure(kind="tangent", standardize=None)
+        made = measure.fit_transform([np.column_stack([table[name] for name in regions]) for table in tables])
+        stack = root / f"{self.name}_meas-tangent_relmat.npz"
+        self._write_stack(stack, regions, made)
+        return [stack, *_write_mean(stack.with_suffix(".tsv"), measure.mean_, regions)]
+
+    def _write_stack(self, path: Path, regions: Sequence[str], matrices: Iterable[Array]) -> None:
+        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
             for name, texts in (("regions", regions), ("runs", self.runs)):
                 _add(archive, name, [np.asarray(texts)], (len(texts),))
-            _add(archive, "matrices", matrices(), (len(self.paths), len(regions), len(regions)))
-        with np.errstate(invalid="ignore"):
-            values = total / count
-        write_matrix(mean, values, regions)
-        if find_spec("matplotlib") is None:
-            return [stack, mean]
-        picture = mean.with_suffix(".png")
-        with atomic_write(picture) as temporary:
-            temporary.write_bytes(figures.matrix(values, self.name.removeprefix("group_")))
-        return [stack, mean, picture]
+            _add(archive, "matrices", matrices, (len(self.paths), len(regions), len(regions)))
+
+
+def _write_mean(path: Path, values: Array, regions: Sequence[str]) -> list[Path]:
+    """The table, and its picture if matplotlib is installed."""
+    write_matrix(path, values, regions)
+    if find_spec("matplotlib") is None:
+        return [path]
+    picture = path.with_suffix(".png")
+    with atomic_write(picture) as temporary:
+        temporary.write_bytes(
+            figures.matrix(values, path.stem.removeprefix("group_").removesuffix("_relmat"))
+        )
+    return [path, picture]
+
+
+def _there(path: Path) -> dict[str, Array]:
+    """The signals of the regions that have some."""
+    names, signals = read_table(path)
+    return {name: one for name, one in zip(names, signals.T, strict=True) if not np.isnan(one).any()}
 
 
 def _heads(path: Path) -> list[str]:
@@ -198,8 +237,10 @@ def _write_header(member: IO[bytes], part: Array, shape: tuple[int, ...]) -> Non
     np.lib.format.write_array_header_2_0(member, dict(facts))
 
 
-def summarise_group(output: str | Path) -> list[Path]:
+def summarise_group(output: str | Path, *, tangent: bool = False) -> list[Path]:
     """Write the table of regions, and the stacks and means of matrices, as far as runs have them.
+
+    With ``tangent`` also the tangent connectivity of all runs.
 
     Returns
     -------
@@ -208,4 +249,7 @@ def summarise_group(output: str | Path) -> list[Path]:
     """
     root = Path(output).expanduser()
     tables = [summarise_regions(root)] if _tables(root) else []
-    return [*tables, *(path for stack in Stack.all(root) for path in stack.write(root))]
+    written = [*tables, *(path for stack in Stack.all(root) for path in stack.write(root))]
+    for signals in Stack.all(root, "timeseries", (".tsv", ".parquet")) if tangent else ():
+        written += signals.write_tangent(root)
+    return written

@@ -27,8 +27,9 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.space import Space, per_space
-from sharedmask.study.cohort import Study, extract_many
+from sharedmask.study.cohort import extract_many
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
+from sharedmask.study.outcome import Study
 from sharedmask.study.tables import Style, series_writer, write_matrix, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json

@@ -21,7 +21,8 @@ from sharedmask.errors import (
 )
 from sharedmask.image.extraction import Extraction
 from sharedmask.study import cohort, executors
-from sharedmask.study.cohort import Study, Task, extract_many
+from sharedmask.study.cohort import Task, extract_many
+from sharedmask.study.outcome import Study
 
 
 @pytest.fixture

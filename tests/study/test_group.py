@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import atlas
+from nilearn.connectome import ConnectivityMeasure
+from programs import sharedmask_bids
 
 from sharedmask.errors import NoInputError
 from sharedmask.study.analysis import Outputs
@@ -94,3 +96,29 @@ def test_a_study_without_tables_has_no_group(dataset, toy, out, monkeypatch):
     analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False, connectivity=["correlation"]))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert sorted(path.suffix for path in summarise_group(out)) == [".npz", ".tsv", ".tsv"]
+
+
+def test_tangent_connectivity_is_nilearns(dataset, toy, out):
+    analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False), standardize="zscore_sample")
+    tables = [read_table(path) for path in sorted(out.rglob("*_timeseries.tsv"))]
+    signals = [table[:, :6] for _, table in tables]  # the seventh has no voxel
+    measure = ConnectivityMeasure(kind="tangent", standardize=None)
+    expected = measure.fit_transform(signals)
+    ended = sharedmask_bids(dataset, out, "group", "--connectivity", "tangent")
+    assert ended.code == 0, ended.err
+    (stack,) = out.glob("group_*_meas-tangent_relmat.npz")
+    with np.load(stack) as kept:
+        np.testing.assert_allclose(kept["matrices"], expected, rtol=1e-6, atol=1e-9)
+        assert kept["regions"].tolist() == [f"region {number}" for number in range(1, 7)]
+        assert len(kept["runs"]) == 2
+    mean = pd.read_csv(stack.with_suffix(".tsv"), sep="\t", index_col=0)
+    np.testing.assert_allclose(mean, measure.mean_, rtol=1e-6)
+    assert str(stack) in ended.out
+    refused = sharedmask_bids(dataset, out, "group", "--connectivity", "correlation")
+    assert refused.code == 64 and "leave out correlation" in refused.err
+
+
+def test_tangent_needs_several_runs(dataset, toy, out):
+    analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False), filters={"sub": "01"})
+    with pytest.raises(NoInputError, match="several runs"):
+        summarise_group(out, tangent=True)
