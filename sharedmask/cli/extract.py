@@ -211,6 +211,17 @@ def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:
     return asked | {"confounds": confounds or None, "progress": sys.stderr.isatty()}
 
 
+def _check_places(targets: dict[str, Any], parts: Any, confounds: list[str], options: dict[str, Any]) -> None:
+    """Refuse to write over what is read, or where it would be read as an image's sidecar."""
+    from sharedmask.sources.sidecar import own_sidecar, sidecars
+    from sharedmask.study.output import check_places
+
+    beside = (path for image in map(Path, targets) for path in (own_sidecar(image), *sidecars(image)))
+    denoised = bool(options.get("denoise"))
+    written = {image: parts.planned(path, denoised) for image, path in targets.items()}
+    check_places(written, [*targets, *beside, *confounds, *options["lut"]])
+
+
 def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **options: Any) -> None:
     from sharedmask.image.extraction import Extraction
     from sharedmask.sources.opening import open_source
@@ -223,6 +234,8 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
         raise click.UsageError(f"-o - has room for one table, and {parts.count} are asked for")
     if parts.strategy is None:
         series_writer(output)
+    if output != "-":
+        _check_places({bold: output}, parts, confounds, options)
     denoising = options["denoise"] and options["denoise"].of_image(bold)
     asked = Extraction.prepared(
         bold,
@@ -243,9 +256,10 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
 def extract_each(folder: str, images: list[str], parts: Any, confounds: list[str], **options: Any) -> Any:
     """One file per image in ``folder``, with the options of ``extract``; what became of them."""
     from sharedmask.study.executors import on_dask
-    from sharedmask.study.output import extract_to
+    from sharedmask.study.output import extract_to, outputs
     from sharedmask.system.process import effective_n_jobs
 
+    _check_places(outputs(images, folder, f".{options['form']}"), parts, confounds, options)
     asked, dask = _asked(options, confounds), options["dask"]
     n_jobs = asked.pop("n_jobs")
     once = ("store", "denoise", "overwrite", "shard", "memory", "memory_limit", "smoothing_fwhm")

@@ -84,6 +84,9 @@ def _read_file(path: str, where: str) -> dict[str, list[Any]]:
     if rows and _integer(rows[0][0]) is not None:
         return _of_rows(rows, where)
     header, *rows = rows or [[]]
+    if header and not header[-1]:
+        longer = " | ".join(next(row for row in rows if row[-1]))
+        raise MaskError(f"{where}: the row {longer!r} has more cells than the header: {_EXPECTED}")
     if twice := [name for name in _COLUMNS if [cell.lower() for cell in header].count(name) > 1]:
         raise MaskError(f"{where} has the column {twice[0]} more than once: {_EXPECTED}")
     return {name: [row[column] for row in rows] for column, name in enumerate(header)}

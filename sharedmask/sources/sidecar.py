@@ -129,6 +129,12 @@ def sidecars(image: Path) -> Iterator[Path]:
                 yield sidecar
 
 
+def own_sidecar(image: Path) -> Path:
+    """The JSON file of an image's name, whether it is there or not."""
+    stem = re.sub(r"\.[a-z]{3}$", "", without_codec(image.name), flags=re.IGNORECASE)
+    return image.with_name(f"{stem}.json")
+
+
 def _named(image: Path) -> Iterator[Path]:
     """The names of an image: as it is called, in its folder's place, in its own."""
     path = Path(os.path.abspath(image))
@@ -138,8 +144,7 @@ def _named(image: Path) -> Iterator[Path]:
 
 
 def _of(image: Path) -> Iterator[Path]:
-    stem = re.sub(r"\.[a-z]{3}$", "", without_codec(image.name), flags=re.IGNORECASE)
-    if stem and os.path.lexists(own := image.with_name(f"{stem}.json")):
+    if os.path.lexists(own := own_sidecar(image)):
         yield own
     with suppress(ParameterError):
         name = Name.parse(image)

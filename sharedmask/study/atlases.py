@@ -231,7 +231,9 @@ def _name(path: Path) -> str:
         entities = Name.parse(path).entities
         if found := entities.get("atlas") or entities.get("seg"):
             return found
-    return label(image_stem(path))
+    if found := label(image_stem(path)):
+        return found
+    raise ParameterError(f"{path} has no ASCII letter or digit in its name, to name outputs by: rename it")
 
 
 def _lut(path: Path) -> Path | None:

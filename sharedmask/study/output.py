@@ -7,7 +7,7 @@ runs at the same time (``cohort``), how files are written (``tables``).
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -58,6 +58,22 @@ def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, P
         both = [image for image in images if stems[image] == twice[0]]
         raise ParameterError(f"{' and '.join(both[:2])} would both be written to {twice[0]}{form}")
     return {image: Path(folder) / f"{stem}{form}" for image, stem in stems.items()}
+
+
+def check_places(written: Mapping[str, Sequence[Path]], read: Iterable[str | Path]) -> None:
+    """That no file of an image goes where another's goes, or where an input lies.
+
+    Raises
+    ------
+    ParameterError
+        Naming the file, and what it would be written over.
+    """
+    taken = {os.path.realpath(path): "which is read" for path in read}
+    for image, paths in written.items():
+        for path in paths:
+            if found := taken.get(os.path.realpath(path)):
+                raise ParameterError(f"signals of {image} would be written over {path}, {found}")
+            taken[os.path.realpath(path)] = f"as those of {image}"
 
 
 def _stem(image: str) -> str:
@@ -179,6 +195,12 @@ class Parts:
         whole = Path(path)
         return [whole.with_name(f"{whole.stem}{name}{whole.suffix}") for name in self.names]
 
+    def planned(self, path: str | Path, denoised: bool) -> list[Path]:
+        """All that :meth:`write` writes for ``path``."""
+        tables = self.paths(path)
+        matrices = [_matrix(table, name) for table in tables for name in self.measures]
+        return [*tables, *matrices, *(_of_denoising(path) if denoised else ())]
+
     def regions_on(self, grid: Space) -> Regions:
         """The regions of all atlases, one atlas after the other."""
         parts = self._on(grid)
@@ -220,7 +242,7 @@ class Parts:
     def _write_matrices(self, table: Path, signals: Array, names: Sequence[str]) -> list[Path]:
         written = []
         for kind, name in zip(self.connectivity, self.measures, strict=True):
-            path = table.with_name(f"{table.stem}_meas-{name}_relmat.tsv")
+            path = _matrix(table, name)
             write_matrix(path, connectivity(signals, kind, fisher_z=self.fisher_z), names)
             written.append(path)
         return written
@@ -284,9 +306,19 @@ def write_denoising(path: str | Path, denoising: Denoising) -> None:
     """
     if str(path) == "-":
         return
-    write_json(Path(path).with_suffix(".json"), denoising.facts())
+    sidecar, outliers = _of_denoising(path)
+    write_json(sidecar, denoising.facts())
     dropped = np.isin(np.arange(denoising.n_timepoints), denoising.dropped).astype(int)
-    write_table(Path(path).with_name(f"{Path(path).stem}_outliers.tsv"), dropped[:, None], ["outlier"])
+    write_table(outliers, dropped[:, None], ["outlier"])
+
+
+def _of_denoising(path: str | Path) -> tuple[Path, Path]:
+    whole = Path(path)
+    return whole.with_suffix(".json"), whole.with_name(f"{whole.stem}_outliers.tsv")
+
+
+def _matrix(table: Path, name: str) -> Path:
+    return table.with_name(f"{table.stem}_meas-{name}_relmat.tsv")
 
 
 def _each(signals: Any) -> Sequence[Any]:

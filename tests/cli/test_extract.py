@@ -143,6 +143,28 @@ def test_errors_are_one_line_and_a_code(study, args, code, message):
     assert not list(study.glob(".o.*"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ("-o atlas.tsv", "atlas.tsv"),
+        ("-o linked/atlas.tsv", "atlas.tsv"),
+        ("--confounds bold.tsv -o bold.tsv", "bold.tsv"),
+        ("--confounds bold.tsv --out-dir .", "bold.tsv"),
+        ("--denoise-strategy simple --out-dir .", "bold.json"),
+        ("--denoise-strategy simple -o ../{}/bold.tsv", "bold.json"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(study, flags, kept):
+    (study / "linked").symlink_to(".")
+    for name in ("bold.tsv", "bold.json"):
+        (study / name).write_text("{}")
+    before = (study / kept).read_bytes()
+    given = ("bold.nii.gz", "--atlas", "atlas.nii.gz", "--lut", "atlas.tsv")
+    done = sharedmask("extract", *given, *flags.format(study.name).split(), cwd=study)
+    assert (done.returncode, (study / kept).read_bytes()) == (64, before)
+    assert f"{kept}, which is read" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_ctrl_c_is_130_and_leaves_no_output(study):
     big = np.zeros((60, 60, 60, 60), "f4")
     save(study / "big.nii.gz", big)

@@ -271,6 +271,9 @@ def test_labels_without_a_name_in_memory(atlas, tmp_path, nothing, entry):
         (b'index\tname\n1\t"a\n2\tb\n', "a quotation mark opens a cell and does not close it"),
         (b"index\tname\n\ta\n", "the index '' is not an integer"),
         (b"index\tname\n1_0\ta\n", "the index '1_0' is not an integer"),
+        (b"index name\n1 Left Insula\n", "the row '1 . Left . Insula' has more cells than the header"),
+        (b"index\tname\n1\t17\ta\n2\t18\tb\n", "the row '1 . 17 . a' has more cells"),
+        (b"index,name\n1,a\n2,b, left\n", "the row '2 . b . left' has more cells"),
     ],
 )
 @pytest.mark.parametrize("entry", [by_regions, by_masker])

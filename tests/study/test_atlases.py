@@ -8,8 +8,8 @@ import pytest
 from datasets import SPACE, atlas, parcellations, preprocessed
 from images import niimg
 
-from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError
-from sharedmask.study.atlases import find_atlas
+from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError, ParameterError
+from sharedmask.study.atlases import Atlas, find_atlas
 from sharedmask.study.bids import find_runs
 
 
@@ -53,6 +53,13 @@ def test_atlases_of_one_name_are_told_apart_by_desc(tmp_path):
 def test_outputs_are_named_by_all_that_tells_an_atlas(tmp_path, name, entities):
     path = atlas(tmp_path).rename(tmp_path / name)
     assert find_atlas(path).entities == entities
+
+
+@pytest.mark.parametrize("make", [find_atlas, Atlas.at])
+def test_an_atlas_that_outputs_cannot_be_named_by_is_refused(tmp_path, make):
+    path = atlas(tmp_path).rename(tmp_path / "脑.nii.gz")
+    with pytest.raises(ParameterError, match=r"脑\.nii\.gz has no ASCII letter or digit in its name"):
+        make(path)
 
 
 @pytest.mark.parametrize("which", ["image", "lut"])

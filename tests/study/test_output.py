@@ -11,7 +11,7 @@ from images import AFFINE, SHAPE, bold, niimg, random_masks, save, truth
 from sharedmask import extract
 from sharedmask.errors import DamagedImageError, ParameterError
 from sharedmask.regions.regions import Regions
-from sharedmask.study.output import Parts, extract_to, outputs
+from sharedmask.study.output import Parts, check_places, extract_to, outputs
 
 
 @pytest.fixture
@@ -74,6 +74,17 @@ def test_another_form_is_another_output(runs, masks, tmp_path):
 def test_two_images_never_share_a_file(tmp_path):
     with pytest.raises(ParameterError, match=r"a/x\.nii and b/x\.nii\.gz would both be written to x\.tsv"):
         outputs(["a/x.nii", "b/x.nii.gz"], tmp_path, ".tsv")
+
+
+def test_no_file_of_an_image_is_another_image_s(tmp_path):
+    parts = Parts({"": None}, "mean", ("correlation",))
+    names = ["x", "x_meas-correlation_relmat", "x_outliers"]
+    paths = {f"{name}.nii": tmp_path / f"{name}.tsv" for name in names}
+    for name, denoised in (("x_meas-correlation_relmat", False), ("x_outliers", True)):
+        written = {image: parts.planned(paths[image], denoised) for image in ("x.nii", f"{name}.nii")}
+        with pytest.raises(ParameterError, match=rf"{name}\.nii would be written over .*as those of x\.nii"):
+            check_places(written, [])
+    check_places({image: [path] for image, path in paths.items()}, [])
 
 
 def test_unknown_forms_are_refused_before_any_work(runs, masks, tmp_path):
