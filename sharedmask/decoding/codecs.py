@@ -83,6 +83,10 @@ class Stream:
 
     def skip(self, n_bytes: int) -> int:
         """Go past so many bytes; how many there were."""
+        place = self._file.tell()
+        return self._file.seek(min(place + n_bytes, os.fstat(self._file.fileno()).st_size)) - place
+
+    def _read_past(self, n_bytes: int) -> int:
         done, piece = 0, memoryview(bytearray(CHUNK))
         while got := self.readinto(piece[: n_bytes - done]):
             done += got
@@ -103,6 +107,9 @@ class MemberStream(Stream):
         self._codec, self._name = codec, name
         self._decoder, self._input = codec.new(), b""
         self._done = 0
+
+    def skip(self, n_bytes: int) -> int:
+        return self._read_past(n_bytes)
 
     def finish(self) -> None:
         """Read to the end of this member, where its checksum is. Members after it are not the image."""

@@ -50,10 +50,15 @@ class Backing:
             self.rows.origin.check()
 
 
-def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
-    """Map or load the frames of ``source``."""
+def checked_store(asked: str) -> str:
+    """Refuse what is no store."""
     if asked not in STORES:
         raise ParameterError(f"store={asked!r} is none of {', '.join(map(repr, STORES))}")
+    return asked
+
+
+def open_backing(source: Source, asked: str, memory_limit: Any) -> Backing:
+    """Map or load the frames of ``source``, in a store of :func:`checked_store`."""
     layout = source.layout
     if asked in ("auto", "file") and isinstance(layout, FileLayout):
         return _map(source, layout)

@@ -43,6 +43,7 @@ from sharedmask.sources.opening import open_source, warn_of_time
 from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.volumes import VolumeReader
 from sharedmask.spaces.grid import box_of
+from sharedmask.storage.indexes import indexed
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
@@ -160,7 +161,7 @@ def open_frames(source: Any) -> Source:
     """The source of an NFDH5 file, or of an image."""
     if is_nfdh5(source):
         return open_nfdh5(source)
-    opened = open_source(source)
+    opened = indexed(open_source(source))
     box_of(opened.grid, "a data set of frames")
     warn_of_time(opened)
     return opened

@@ -103,7 +103,7 @@ class FrameSequence:
     @property
     def store(self) -> tuple[str, str]:
         """Where the frames live, and why there."""
-        return self._store.backing.store
+        return self._store.store
 
     @property
     def closed(self) -> bool:

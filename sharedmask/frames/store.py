@@ -14,8 +14,9 @@ them (``sequence``).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, ClosedImageError, ParameterError
 from sharedmask.frames import kernels
-from sharedmask.frames.backing import Backing, open_backing
+from sharedmask.frames.backing import Backing, checked_store, open_backing
 from sharedmask.frames.metadata import Metadata
 from sharedmask.records import dataclass
 from sharedmask.sources.nifti import pack_header, unpack_header
-from sharedmask.sources.source import Facts, Source
+from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.storage import mapped_file, memory, segment
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileHandle
@@ -39,6 +40,7 @@ from sharedmask.storage.views import SharedArray
 from sharedmask.system.process import Lock
 from sharedmask.typing import Array
 
+_ALONE = 16  # frames that are decoded by themselves; then loading all costs less
 # What makes a view again, by the names that other processes are told.
 _REOPEN = {"segment": segment.view_of, "file": mapped_file.file_view_of}
 _REOPENED_BY = {reopen: name for name, reopen in _REOPEN.items()}
@@ -62,8 +64,12 @@ class TransformedFrames:
 class FrameStore:
     """All frames of a run; what selections of them share."""
 
-    def __init__(self, facts: Facts, header: Any, metadata: Metadata, backing: Backing) -> None:
-        self.facts, self.header, self.backing = facts, header, backing
+    def __init__(
+        self, facts: Facts, header: Any, metadata: Metadata, load: Callable[[], Backing], alone: int = 0
+    ) -> None:
+        self.facts, self.header = facts, header
+        self._load, self._alone = load, alone  # frames that may yet be decoded before all are loaded
+        self._loading, self._backing = Lock(), None if alone else load()
         self._metadata = metadata
         self._transformed: TransformedFrames | None = None
         self._spill: Spill | None = None
@@ -76,10 +82,27 @@ class FrameStore:
 
     @classmethod
     def open(cls, source: Source, metadata: Metadata, store: str, memory_limit: Any) -> FrameStore:
-        """Map or load the frames of ``source``."""
-        return cls(source, source.header, metadata, open_backing(source, store, memory_limit))
+        """Map or load the frames of ``source``; later, where single frames can be decoded."""
+        load = partial(open_backing, source, checked_store(store), memory_limit)
+        alone = _ALONE if isinstance(source, FileSource) and source.points is not None else 0
+        return cls(source, source.header, metadata, load, alone if store != "file" else 0)
 
     # --- facts ---
+
+    @property
+    def backing(self) -> Backing:
+        """All frames, loaded."""
+        with self._loading:
+            if self._backing is None:
+                self._backing = self._load()
+            return self._backing
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """Where the frames live, and why there."""
+        if self._backing is None:
+            return "index", "a few frames are decoded from their file; for more, all are loaded"
+        return self._backing.store
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -132,10 +155,25 @@ class FrameStore:
 
     def original(self, number: int) -> Array:
         """True values before any transform."""
-        volume = self._usable().rows[number].reshape(self.facts.shape[:3], order=self.backing.order)
+        alone = self._decoded(number)
+        if alone is not None:
+            volume = alone.reshape(self.facts.shape[:3], order="F")
+        else:
+            volume = self._usable().rows[number].reshape(self.facts.shape[:3], order=self.backing.order)
         if not self.facts.is_scaled:
             return np.asanyarray(volume)
         return np.asarray(apply_read_scaling(volume, self.facts.slope, self.facts.inter))
+
+    def _decoded(self, number: int) -> Array | None:
+        """The stored values of a frame, decoded without the others while few are asked for."""
+        if self.closed or self._backing is not None or self._alone < 1:
+            return None
+        assert isinstance(self.facts, FileSource)
+        self._alone -= 1
+        found = self.facts.volume(number)
+        if found is not None:
+            found.flags.writeable = False
+        return found
 
     def stored(self, numbers: NDArray[np.intp]) -> Array | None:
         """The stored values of these frames, (X, Y, Z, k), if a view has them."""
@@ -214,7 +252,8 @@ class FrameStore:
         """Release what this process made; views keep their bytes. Idempotent."""
         with self._lock:
             self.closed = True
-            held = [self.backing.owned, self._spill, *self._segments.values()]
+            owned = None if self._backing is None else self._backing.owned
+            held = [owned, self._spill, *self._segments.values()]
             self._spill, self._segments = None, {}
             for one in held:
                 if one is not None:
@@ -286,7 +325,7 @@ class FrameStore:
         rows = _REOPEN[kind](text, offset, tuple(shape), tuple(strides), dtype)
         header = unpack_header(known["header"], arrays.pop("header").tobytes())
         backing = Backing(rows, known["order"], tuple(known["store"]))
-        store = cls(Facts.from_dict(known["facts"]), header, Metadata.from_arrays(arrays), backing)
+        store = cls(Facts.from_dict(known["facts"]), header, Metadata.from_arrays(arrays), lambda: backing)
         if known["transformed"] is not None:
             store._transformed = TransformedFrames.attach(FileHandle.from_json(known["transformed"]))
         return store

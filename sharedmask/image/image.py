@@ -31,6 +31,7 @@ from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions import views
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources import transform
+from sharedmask.sources.excerpt import excerpt
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.spaces.grid import Grid, box_of
@@ -69,6 +70,9 @@ class SharedImage(Searchlights):
     mask_img : mask, optional
         Keep only the voxels inside it (a brain is about a third of its box). Masks that reach
         outside are refused.
+    volumes : slice, optional
+        Load these consecutive volumes only, as if the run held no others: ``slice(100, 200)``. Of a
+        .nii.gz with an index, and of uncompressed files, nothing else is read.
     store : {"auto", "shm", "memfd", "disk", "file"}
         Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
         that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
@@ -103,6 +107,7 @@ class SharedImage(Searchlights):
         source: Any,
         *,
         mask_img: Any = None,
+        volumes: slice | None = None,
         store: Store = "auto",
         smoothing_fwhm: float | None = None,
         memory_limit: int | float | str | None = None,
@@ -110,7 +115,7 @@ class SharedImage(Searchlights):
     ) -> None:
         if store not in ("auto", *rows.STORES):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
-        opened = indexed(open_source(source))
+        opened = excerpt(indexed(open_source(source)), volumes)
         check_signals(opened)
         warn_of_time(opened)
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)

@@ -5,6 +5,6 @@ cover: decompression (``decoding``), masks (``regions``), parameters (``compute`
 
 From the bottom up::
 
-    volumes  layout  hdf5  values  names  sidecar  nifti  cifti  source  by_row  opening
+    volumes  layout  hdf5  values  names  sidecar  nifti  cifti  source  by_row  opening  excerpt
     transform  loader  rechunk
 """

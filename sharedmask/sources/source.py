@@ -253,6 +253,8 @@ class FileSource(Source):
     foreign: bool = field(repr=False)
     index: Index | None = field(repr=False, default=None, kw_only=True)
     """Where its seek points are kept, if there are any."""
+    whole: tuple[int, int] | None = field(repr=False, default=None, kw_only=True)
+    """Where the volumes of the file begin and how many bytes they are, if these are not all of them."""
 
     @cached_property
     def points(self) -> Points | None:
@@ -289,17 +291,35 @@ class FileSource(Source):
             return "its values are in foreign byte order"
         return FileLayout.aligned(self.file, self.offset, self.dtype, "F")
 
+    def _identify(self, digest: blake2b) -> None:
+        super()._identify(digest)
+        self._tell_place(digest)
+
+    def _digest_content(self, digest: blake2b) -> None:
+        super()._digest_content(digest)
+        self._tell_place(digest)
+
+    def _tell_place(self, digest: blake2b) -> None:
+        if self.whole is not None:
+            digest.update(repr((self.offset, self.whole)).encode())
+
     @contextmanager
     def _volumes(self) -> Iterator[VolumeReader]:
         with self._opened() as stream:
-            if stream.skip(self.offset) < self.offset:
-                raise self.truncated(0)
             yield VolumeReader(self, partial(self._fill, stream), partial(self._view, stream))
 
-    def _opened(self) -> AbstractContextManager[Stream]:
-        if self.points is None or self.n_decoders == 1:
-            return open_stream(self.file, self.name)
-        return parallel.open_indexed(self.file, self.name, self.points, 0, self.n_decoders)
+    @contextmanager
+    def _opened(self) -> Iterator[Stream]:
+        """From the first volume on."""
+        if self.points is not None and (self.n_decoders > 1 or self.whole):
+            points, n_threads = self.points, self.n_decoders
+            with parallel.open_indexed(self.file, self.name, points, self.offset, n_threads) as stream:
+                yield stream
+            return
+        with open_stream(self.file, self.name) as stream:
+            if (found := stream.skip(self.offset)) < self.offset:
+                raise self.truncated(found - self.offset)
+            yield stream
 
     def _fill(self, stream: Stream, rows: Array, remaining: int) -> None:
         got = stream.readinto(rows.view(np.uint8).reshape(-1).data)
@@ -319,7 +339,9 @@ class FileSource(Source):
 
     def truncated(self, found: int) -> DamagedImageError:
         """The error that `found` bytes of image are too few."""
-        wanted = f"its header promises {self.nbytes} bytes of image data"
+        begin, nbytes = self.whole or (self.offset, self.nbytes)
+        found = max(found + self.offset - begin, 0)
+        wanted = f"its header promises {nbytes} bytes of image data"
         return DamagedImageError(f"{self.name} is truncated: {wanted}, {found} were found")
 
 

@@ -1,10 +1,12 @@
 """The store of frames: transformed ones, how other processes find them, what views lead to."""
 
 import gc
+import gzip
 import json
 import os
 import pickle
 
+import gzip_files
 import numpy as np
 import pytest
 from frame_cases import STORES, N, shift
@@ -18,7 +20,8 @@ from sharedmask.errors import (
     DamagedImageError,
     ParameterError,
 )
-from sharedmask.storage import mapped_file
+from sharedmask.sources.opening import open_source
+from sharedmask.storage import indexes, mapped_file
 from sharedmask.storage.mapped_file import FileHandle
 from sharedmask.storage.spill import Spill
 
@@ -162,3 +165,31 @@ def test_views_outlive_the_data_set(run, store):
             use()
     with pytest.raises(ClosedImageError):
         pickle.dumps(ds)
+
+
+def test_a_few_frames_are_decoded_by_an_index(tmp_path, monkeypatch):
+    """Then all are loaded; what is written of them is the same."""
+    pytest.importorskip("rapidgzip")
+    gzip_files.small_pieces(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    path = tmp_path / "run.nii.gz"
+    path.write_bytes(gzip.compress(gzip_files.raw_run(tmp_path), 1))
+    with FrameDataset(path) as plain:
+        expected = np.array(plain[:][0])
+    indexes.make(open_source(path))
+    with FrameDataset(path) as frames:
+        for number in (31, 0, -1, 7):
+            frame = frames[number][0]
+            np.testing.assert_array_equal(frame, expected[..., number])
+            assert not frame.flags.writeable and frames.store[0] == "index"
+        assert "index" in repr(frames)
+        assert len([frame for frame, *_ in frames]) == 60 and frames.store[0] != "index"
+        np.testing.assert_array_equal(frames[:][0], expected)
+    with pytest.raises(ClosedImageError):
+        frames[0]
+    with FrameDataset(path) as frames:
+        frames[3]
+        other = pickle.loads(pickle.dumps(frames))
+        np.testing.assert_array_equal(other[5][0], expected[..., 5])
+    with pytest.raises(ParameterError, match="store="):
+        FrameDataset(path, store="nowhere")
