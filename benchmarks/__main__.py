@@ -16,6 +16,7 @@ _COMMANDS = {
     "core": "time and memory against the bars, in one run",
     "maskers": "the drop-in maskers beside nilearn's, in one run",
     "cohort": "many runs at a time, beside what the cores allow",
+    "study": "a preprocessed data set to tables and matrices, beside nilearn in a joblib loop",
     "sharing": "attaching, publishing, travelling as a handle",
     "disk": "writing the disk store, and what a cold region reads from it",
     "cache": "a result found again against computing it",

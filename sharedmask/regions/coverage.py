@@ -127,13 +127,13 @@ def _picked(
 ) -> list[tuple[int, str, Array, Array | None]]:
     """Label, name, voxels and their weights of the regions in these rows of the table."""
     numbers = {label: number for number, label in enumerate(regions.labels)}
+    held = np.ones(len(regions.indices), bool) if brain is None else np.isin(regions.indices, brain)
     picked = []
     for row in (table[number] for number in rows):
-        number = numbers[row.index]
-        voxels, weights = regions[number], regions.weights
-        inside = slice(None) if brain is None else np.isin(voxels, brain)
-        own = None if weights is None else weights[slice(*regions.offsets[number : number + 2])][inside]
-        picked.append((row.index, row.name, voxels[inside], own))
+        start, stop = regions.offsets[numbers[row.index] :][:2]
+        inside = start + np.flatnonzero(held[start:stop])
+        own = None if regions.weights is None else regions.weights[inside]
+        picked.append((row.index, row.name, regions.indices[inside], own))
     return picked
 
 
