@@ -268,7 +268,7 @@ def check_installed() -> None:
     """
     if lacking := missing():
         raise ParameterError(
-            f"pages need {' and '.join(lacking)}: install sharedmask[report], "
+            f"pages need {' and '.join(lacking)}: install {' and '.join(lacking)}, "
             "or go without (reports=False, --no-reports)"
         )
 

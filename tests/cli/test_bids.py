@@ -172,7 +172,7 @@ def test_what_pages_need_is_looked_for_before_the_first_run(dataset, toy, out, l
     monkeypatch.setitem(sys.modules, lacking, None)
     given = ("--atlases", toy.image)
     assert app(dataset, out, "participant", *given) == 64
-    assert f"pages need {lacking}: install sharedmask[report]" in capsys.readouterr().err
+    assert f"pages need {lacking}: install {lacking}" in capsys.readouterr().err
     assert not list(out.rglob("*_timeseries.tsv"))
     with pytest.warns(SharedMaskWarning, match=rf"study\.html is not written: it needs {lacking}"):
         assert app(dataset, out, "participant", *given, "--no-reports") == 0

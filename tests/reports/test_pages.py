@@ -190,5 +190,5 @@ def test_missing_libraries_are_named(run, tmp_path, monkeypatch):
 
     pages._templates.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(ParameterError, match=r"sharedmask\[report\]"):
+    with pytest.raises(ParameterError, match="install jinja2"):
         run.write(tmp_path / "run.html")

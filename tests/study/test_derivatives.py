@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sharedmask.errors import (
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
+from sharedmask.study.group import summarise_group
 
 
 def test_sidecars_say_where_signals_come_from(dataset, toy, out):
@@ -62,7 +64,9 @@ def test_the_derivatives_are_valid_bids(dataset, toy, out):
     validator = Path(sys.executable).with_name("bids-validator-deno")
     if not validator.exists():
         pytest.skip("bids-validator-deno is not installed")
-    analyse(dataset, out, [toy], PLAIN)
+    everything = replace(PLAIN, connectivity=["correlation"], statistic=["mean", "median"])
+    analyse(dataset, out, [toy], everything, denoise_strategy="simple", detrend=True)
+    summarise_group(out, tangent=True)
     command = [str(validator), "--format", "json", str(out)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     issues = json.loads(answer.stdout)["issues"]["issues"]
