@@ -3,6 +3,11 @@ from .frames.dataset import FrameDataset as FrameDataset
 from .image.coordinator import Coordinator as Coordinator
 from .image.extraction import extract as extract
 from .image.image import SharedImage as SharedImage
+from .maskers.elements import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
+from .maskers.elements import SharedCiftiMasker as SharedCiftiMasker
+from .maskers.elements import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
+from .maskers.elements import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
+from .maskers.elements import SharedSurfaceMasker as SharedSurfaceMasker
 from .maskers.labels import SharedLabelsMasker as SharedLabelsMasker
 from .maskers.maps import SharedMapsMasker as SharedMapsMasker
 from .maskers.multi import SharedMultiMasker as SharedMultiMasker
@@ -31,6 +36,8 @@ __all__ = [
     "MemoryBudget",
     "MemoryMonitor",
     "Regions",
+    "SharedCiftiLabelsMasker",
+    "SharedCiftiMasker",
     "SharedImage",
     "SharedLabelsMasker",
     "SharedMapsMasker",
@@ -40,6 +47,9 @@ __all__ = [
     "SharedMultiNiftiMasker",
     "SharedNiftiMasker",
     "SharedSpheresMasker",
+    "SharedSurfaceLabelsMasker",
+    "SharedSurfaceMapsMasker",
+    "SharedSurfaceMasker",
     "__version__",
     "batch_process",
     "extract",

@@ -5,7 +5,7 @@ Covers: estimators. Does not cover: what is done to an image (``compute``). Priv
 
 From the bottom up::
 
-    _nilearn  base  nifti  labels  maps  spheres  multi  runs
+    _nilearn  base  nifti  labels  maps  spheres  multi  runs  elements
 """
 
 import lazy_loader

@@ -1,3 +1,8 @@
+from .elements import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
+from .elements import SharedCiftiMasker as SharedCiftiMasker
+from .elements import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
+from .elements import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
+from .elements import SharedSurfaceMasker as SharedSurfaceMasker
 from .labels import SharedLabelsMasker as SharedLabelsMasker
 from .maps import SharedMapsMasker as SharedMapsMasker
 from .multi import SharedMultiMasker as SharedMultiMasker
@@ -8,6 +13,8 @@ from .runs import SharedMultiNiftiMasker as SharedMultiNiftiMasker
 from .spheres import SharedSpheresMasker as SharedSpheresMasker
 
 __all__ = [
+    "SharedCiftiLabelsMasker",
+    "SharedCiftiMasker",
     "SharedLabelsMasker",
     "SharedMapsMasker",
     "SharedMultiLabelsMasker",
@@ -16,4 +23,7 @@ __all__ = [
     "SharedMultiNiftiMasker",
     "SharedNiftiMasker",
     "SharedSpheresMasker",
+    "SharedSurfaceLabelsMasker",
+    "SharedSurfaceMapsMasker",
+    "SharedSurfaceMasker",
 ]
