@@ -173,7 +173,7 @@ def _from_surface_object(image: Any) -> Source:
     else:
         given = {side: np.asarray(values) for side, values in image.data.parts.items()}
         parts = {structure_of("", f"cortex_{side}"): one.reshape(len(one), -1) for side, one in given.items()}
-        surface = Surface.of_parts(name, parts, all(one.ndim > 1 for one in given.values()))
+        surface = Surface.of_parts(name, parts, all(one[:1].size > 1 for one in given.values()))
     return _surface_source(name, surface, surface.values, ())
 
 

@@ -9,9 +9,6 @@ from command import called
 from images import same_bits
 
 from sharedmask import FrameDataset, SharedImage, errors, extract, extract_many
-from sharedmask.sources import by_row
-from sharedmask.sources.opening import open_source
-from sharedmask.system.files import pread_into
 
 ATLAS = np.arange(15) % 4
 STORES = ["shm", "memfd", "disk", "file"]
@@ -120,22 +117,6 @@ def test_info_says_what_a_dense_series_is(path):
         in said
     )
     assert "0.8 s" in said
-
-
-def test_one_region_is_read_without_the_others(tmp_path):
-    """What is read of a plain file are the header and the rows asked for."""
-    path = files.dtseries(tmp_path / "run.dtseries.nii", 2000, places=files.whole())
-    source = open_source(path)
-    places = []
-
-    def counted(fd, view, place):
-        places.append((place - source.offset, len(view)))
-        return pread_into(fd, view, place)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_row.files, "pread_into", counted)
-        extract(source, np.isin(np.arange(24), [3, 4, 5, 20]))
-    assert places == [(3 * 8000, 3 * 8000), (20 * 8000, 8000)]
 
 
 def test_rows_of_the_file_are_let_go(path):

@@ -72,8 +72,8 @@ def test_confounds_of_high_variance_are_nilearn_s():
 
 def test_one_map_gives_one_row():
     one = surface(np.arange(40.0))
-    expected = SurfaceLabelsMasker(LABELS).fit().transform(one)
-    got = SharedSurfaceLabelsMasker(LABELS).fit().transform(one)
+    expected = SurfaceLabelsMasker(LABELS, standardize=None).fit().transform(one)
+    got = SharedSurfaceLabelsMasker(LABELS, standardize=None).fit().transform(one)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected)
 

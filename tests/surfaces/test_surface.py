@@ -26,21 +26,6 @@ def pair(tmp_path):
     return [str(left), str(right)], np.concatenate([one, other])
 
 
-@pytest.mark.parametrize(
-    "encoding", ["GIFTI_ENCODING_ASCII", "GIFTI_ENCODING_B64BIN", "GIFTI_ENCODING_B64GZ"]
-)
-def test_a_hemisphere_in_every_call(tmp_path, encoding):
-    path, values = files.func(tmp_path / "a.func.gii", structure="CortexLeft", encoding=encoding)
-    values = values if encoding != "GIFTI_ENCODING_ASCII" else open_source(path).read()
-    atlas = files.labels(tmp_path / "a.label.gii", LEFT, structure="CortexLeft")
-    np.testing.assert_allclose(extract(path, atlas, strategy="mean"), means(values, LEFT), rtol=1e-6)
-    with SharedImage(path) as image:
-        assert image.space.parts == "CORTEX_LEFT"
-        same_bits(image.mask("CortexLeft"), values.T)
-        assert sorted(image.mask_parallel(atlas)) == ["A1", "V1"]
-        same_bits(image.reduce(LEFT), extract(path, atlas, strategy="mean"))
-
-
 def test_two_hemispheres_are_one_image(tmp_path, pair):
     paths, values = pair
     (tmp_path / "sub-1_bold.json").write_text('{"RepetitionTime": 1.5}')
@@ -66,25 +51,6 @@ def test_labels_with_other_names_in_each_hemisphere_stay_apart(tmp_path, pair):
         found = image.mask_parallel(atlas)
     assert list(found) == ["L_V1", "L_A1", "R_V1", "R_A1"]
     same_bits(found["R_A1"], values[10:][RIGHT == 2].T)
-
-
-@pytest.mark.parametrize(("first", "expected"), [("unknown", ["a", "b"]), ("region", ["region", "a", "b"])])
-def test_annotations(tmp_path, first, expected):
-    path, values = files.func(tmp_path / "lh.func.gii")
-    atlas = files.annotation(tmp_path / "lh.toy.annot", LEFT, [first, "a", "b"])
-    with SharedImage(path) as image:
-        found = image.mask_parallel(atlas)
-    assert list(found) == expected
-    same_bits(found["b"], values[LEFT == 2].T)
-
-
-@pytest.mark.parametrize("ending", ["mgh", "mgz"])
-def test_overlays(tmp_path, ending):
-    values = np.random.default_rng(0).normal(size=(10, 7)).astype("f4")
-    path = files.overlay(tmp_path / f"rh.bold.{ending}", values)
-    mask = files.overlay(tmp_path / f"rh.mask.{ending}", LEFT == 1)
-    assert open_source(path).grid.parts == "CORTEX_RIGHT"
-    same_bits(extract(path, mask), values[LEFT == 1].T)
 
 
 def surface_image(values):

@@ -1,0 +1,30 @@
+"""FreeSurfer's annotations and overlays."""
+
+import numpy as np
+import pytest
+import surface_files as files
+from images import same_bits
+
+from sharedmask import SharedImage, extract
+from sharedmask.sources.opening import open_source
+
+LEFT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2])
+
+
+@pytest.mark.parametrize(("first", "expected"), [("unknown", ["a", "b"]), ("region", ["region", "a", "b"])])
+def test_annotations(tmp_path, first, expected):
+    path, values = files.func(tmp_path / "lh.func.gii")
+    atlas = files.annotation(tmp_path / "lh.toy.annot", LEFT, [first, "a", "b"])
+    with SharedImage(path) as image:
+        found = image.mask_parallel(atlas)
+    assert list(found) == expected
+    same_bits(found["b"], values[LEFT == 2].T)
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_overlays(tmp_path, ending):
+    values = np.random.default_rng(0).normal(size=(10, 7)).astype("f4")
+    path = files.overlay(tmp_path / f"rh.bold.{ending}", values)
+    mask = files.overlay(tmp_path / f"rh.mask.{ending}", LEFT == 1)
+    assert open_source(path).grid.parts == "CORTEX_RIGHT"
+    same_bits(extract(path, mask), values[LEFT == 1].T)
