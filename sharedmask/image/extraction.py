@@ -67,10 +67,11 @@ class Extraction:
         regions_on: Callable[[Space], Regions],
         smoothing_fwhm: float | None = None,
         store: Store | None = None,
+        index: bool = False,
         **asked: Any,
     ) -> "Extraction":
         """Refuse what can be refused; ``asked`` goes to :meth:`Request.checked`."""
-        opened = smoothed(indexed(open_source(source)), smoothing_fwhm)
+        opened = smoothed(indexed(open_source(source), index), smoothing_fwhm)
         check_signals(opened)
         read, regions = align_to_masks(opened, regions_on(opened.grid))
         request = Request.checked(read, regions, **asked)
@@ -162,6 +163,7 @@ def extract(
     memory_limit: int | float | str | None = None,
     batch_size: int | None = None,
     on_batch: OnBatch | None = None,
+    index: bool = False,
     **parameters: Unpack[Parameters],
 ) -> Any:
     """The signals of masks, in one pass over the image, which is never held.
@@ -194,6 +196,8 @@ def extract(
         Called with ``{key: signals}``, batch after batch; then no signals are kept. The image is
         read once if the union of the masks fits in memory, else once per batch. What it raises
         ends the call.
+    index : bool
+        Make the index of a .nii.gz that has none, as ``sharedmask index`` does; it is used in any case.
 
     Other parameters are those of :meth:`SharedImage.mask_parallel`.
 
@@ -218,6 +222,7 @@ def extract(
             source,
             lambda grid: regions_of(masks, grid, strategy, resampling_target),
             smoothing_fwhm,
+            index=index,
             strategy=strategy,
             **parameters,
         )

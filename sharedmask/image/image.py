@@ -73,6 +73,8 @@ class SharedImage(Searchlights):
     volumes : slice, optional
         Load these consecutive volumes only, as if the run held no others: ``slice(100, 200)``. Of a
         .nii.gz with an index, and of uncompressed files, nothing else is read.
+    index : bool
+        Make the index of a .nii.gz that has none, as ``sharedmask index`` does; it is used in any case.
     store : {"auto", "shm", "memfd", "disk", "file"}
         Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
         that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
@@ -108,6 +110,7 @@ class SharedImage(Searchlights):
         *,
         mask_img: Any = None,
         volumes: slice | None = None,
+        index: bool = False,
         store: Store = "auto",
         smoothing_fwhm: float | None = None,
         memory_limit: int | float | str | None = None,
@@ -115,7 +118,7 @@ class SharedImage(Searchlights):
     ) -> None:
         if store not in ("auto", *rows.STORES):
             raise ParameterError(f"store={store!r} is none of 'auto', {', '.join(map(repr, rows.STORES))}")
-        opened = excerpt(indexed(open_source(source)), volumes)
+        opened = excerpt(indexed(open_source(source), index), volumes)
         check_signals(opened)
         warn_of_time(opened)
         self._source: Source | None = transform.smoothed(opened, smoothing_fwhm)

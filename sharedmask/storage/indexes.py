@@ -32,9 +32,23 @@ _EDGE = 64 * 1024
 _LIMIT = 2**30
 
 
-def indexed(source: Source) -> Source:
-    """The image, with its seek points where they are kept."""
-    return replace(source, index=_Kept()) if isinstance(source, FileSource) else source
+def indexed(source: Source, make_one: bool = False) -> Source:
+    """The image, with its seek points where they are kept.
+
+    If ``make_one`` they are looked for where there are none; an image that can have none is as it was.
+
+    Raises
+    ------
+    ParameterError
+        rapidgzip is not installed.
+    """
+    if not isinstance(source, FileSource):
+        return source
+    found = replace(source, index=_Kept())
+    if not make_one or codec_of(source.file) is not GZIP or found.points is not None:
+        return found
+    _made(source, beside=False)
+    return replace(found)  # which looks again
 
 
 class _Kept:
@@ -62,6 +76,15 @@ def make(source: Source, *, beside: bool = False) -> Path:
     """
     if not isinstance(source, FileSource) or codec_of(source.file) is not GZIP:
         raise ImageError(f"{source.name} needs no index: it is no gzip file")
+    path = _made(source, beside)
+    if path is None:
+        _read_all(source)
+        raise ImageError(f"{source.name} has no index: it is not one gzip member that holds the image alone")
+    return path
+
+
+def _made(source: FileSource, beside: bool) -> Path | None:
+    """Where the points are kept now; None if there are none."""
     kept = _folder()
     with open_raw(source.file) as file:
         key = _key(file)
@@ -71,8 +94,7 @@ def make(source: Source, *, beside: bool = False) -> Path:
     with source.unchanged():
         points = search.found(source.file, source.name, source.offset + source.nbytes)
     if points is None:
-        _read_all(source)
-        raise ImageError(f"{source.name} has no index: it is not one gzip member that holds the image alone")
+        return None
     arrays = to_arrays(points)
     if not beside:
         kept.path.parent.mkdir(parents=True, exist_ok=True)

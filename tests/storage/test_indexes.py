@@ -9,7 +9,7 @@ import pytest
 from gzip_files import small_pieces
 from source_files import gz, read, save, signal, wrong_crc
 
-from sharedmask import SharedImage
+from sharedmask import SharedImage, extract
 from sharedmask.decoding.points import to_arrays
 from sharedmask.errors import ClosedImageError, DamagedImageError, ImageError, SegmentError
 from sharedmask.sources.opening import open_source
@@ -138,3 +138,24 @@ def test_the_folder_is_bounded(run, tmp_path, monkeypatch):
     run.write_bytes(gzip.compress(gzip.decompress(run.read_bytes()), 6))
     second = indexes.make(open_source(run))
     assert os.listdir(second.parent) == [second.name] and first != second
+
+
+@pytest.mark.parametrize("call", ["extract", "load"])
+def test_made_on_request(call, run, tmp_path):
+    mask = np.ones((20, 21, 22), bool)
+    expected = signal((20, 21, 22, 40))[mask].T
+
+    def signals(path):
+        if call == "extract":
+            return extract(path, [mask], index=True)[0]
+        with SharedImage(path, index=True) as image:
+            return np.array(image.mask(mask))
+
+    assert points_of(run) is None
+    for _ in range(2):
+        np.testing.assert_array_equal(signals(run), expected)
+        assert points_of(run) is not None
+    several = gz(tmp_path / "several.nii.gz", run.read_bytes() + gzip.compress(b""))
+    np.testing.assert_array_equal(signals(several), expected)
+    assert points_of(several) is None
+    np.testing.assert_array_equal(signals(tmp_path / "run.nii"), expected)
