@@ -94,13 +94,14 @@ class Metadata:
 
     def select(self, chosen: Any) -> "Metadata":
         """The fields of the frames that ``chosen`` indexes."""
-        affines = self.motion_affines
-        return replace(
-            self,
-            numbers=self.numbers[chosen],
-            motion_affines=None if affines is None else affines[chosen],
-            per_frame={name: values[chosen] for name, values in self.per_frame.items()},
-        )
+        affines, *values = self.at(chosen)
+        per_frame = dict(zip(self.per_frame, values, strict=True))
+        return replace(self, numbers=self.numbers[chosen], motion_affines=affines, per_frame=per_frame)
+
+    def at(self, chosen: Any) -> tuple[Any, ...]:
+        """Motion and the other fields of the frames that ``chosen`` indexes."""
+        affines = None if self.motion_affines is None else self.motion_affines[chosen]
+        return affines, *(values[chosen] for values in self.per_frame.values())
 
     def is_close_to(self, other: "Metadata") -> bool:
         """Whether both say the same, up to rounding; the frames' numbers do not count."""

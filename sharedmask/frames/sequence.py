@@ -161,8 +161,7 @@ class FrameSequence:
         chosen = self._chosen(index)
         number = self._numbers[chosen]
         data = self._store.frame(int(number)) if isinstance(chosen, int) else self._block(number)
-        metadata = self._store.metadata.select(number)
-        return data, metadata.motion_affines, *metadata.per_frame.values()
+        return data, *self._store.metadata.at(number)
 
     def _block(self, numbers: NDArray[np.intp]) -> Array:
         view = self._store.view(numbers)
@@ -185,8 +184,7 @@ class FrameSequence:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         metadata = self._metadata
         for place, frame in enumerate(self.frames()):
-            known = metadata.select(place)
-            yield frame, known.motion_affines, *known.per_frame.values()
+            yield frame, *metadata.at(place)
 
     def frames(self, *, progress: Progress = None) -> Iterator[Array]:
         """The frames one after the other, the next being read meanwhile.

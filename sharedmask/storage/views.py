@@ -26,6 +26,7 @@ class Origin(ABC):
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self._bytes = np.frombuffer(buffer, np.uint8)
+        self._start = self._bytes.ctypes.data
 
     @property
     @abstractmethod
@@ -38,11 +39,8 @@ class Origin(ABC):
 
     def place(self, array: Array) -> int | None:
         """Where the first element of ``array`` lies in the bytes; None if it is not a view of them."""
-        low, high = np.lib.array_utils.byte_bounds(array)
-        start = self._bytes.ctypes.data
-        if low < start or high > start + len(self._bytes):
-            return None
-        return int(array.ctypes.data) - start
+        offset = int(array.ctypes.data) - self._start
+        return offset if 0 <= offset < len(self._bytes) + (not array.size) else None
 
     def at(
         self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]

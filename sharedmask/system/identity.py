@@ -5,10 +5,9 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 """
 
 import os
-from dataclasses import replace
 from hashlib import file_digest
 from io import FileIO
-from typing import Any, Self
+from typing import Self
 
 from sharedmask.errors import MissingFileError
 from sharedmask.records import dataclass
@@ -54,31 +53,36 @@ class FileState:
         MissingFileError
         """
         try:
-            return cls(os.fspath(path), **_read(path, by_inode=settings.current().fingerprint == "stat"))
+            return cls(os.fspath(path), *_read(path, by_inode=settings.current().fingerprint == "stat"))
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} does not exist") from error
 
     def has_changed(self) -> bool:
         """Whether the path leads to another file now, to none, or the file was written to."""
         now = self._now()
-        return now is None or now != self
+        return now is None or now != self._known
 
     def is_written_to(self) -> bool:
         """Whether the file was written to in its place; one that was replaced or removed was not."""
         now = self._now()
-        return now is not None and now.ino == self.ino and now != self
+        return now is not None and now[0] == self.ino and now != self._known
 
-    def _now(self) -> Self | None:
+    @property
+    def _known(self) -> tuple[int, int, int, int]:
+        return self.ino, self.nbytes, self.mtime_ns, self.ctime_ns
+
+    def _now(self) -> tuple[int, int, int, int] | None:
         try:
-            return replace(self, **_read(self.path, by_inode=bool(self.ino)))
+            return _read(self.path, by_inode=bool(self.ino))
         except OSError:
             return None
 
 
-def _read(path: str | os.PathLike[str], by_inode: bool) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str], by_inode: bool) -> tuple[int, int, int, int]:
+    """Inode, size and times."""
     facts = os.stat(path)
     ino, ctime_ns = (facts.st_ino, facts.st_ctime_ns) if by_inode else (0, 0)
-    return {"ino": ino, "nbytes": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ctime_ns": ctime_ns}
+    return ino, facts.st_size, facts.st_mtime_ns, ctime_ns
 
 
 def fingerprint(file: FileIO) -> bytes:
