@@ -5,6 +5,7 @@ begins and ends as others do.
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -149,6 +150,7 @@ if __name__ == "__main__":
         cli = importlib.import_module("sharedmask.cli")
         for verb in pkgutil.iter_modules(cli.__path__):
             importlib.import_module(f"{cli.__name__}.{verb.name}")
+    gc.freeze()  # what all have in common is not looked through, and so not copied, at the end of each
     with socket.socket(fileno=int(sys.argv[1])) as to:
         fds = _serve(to)
     if fds is not None:
