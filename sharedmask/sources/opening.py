@@ -77,9 +77,10 @@ def open_source(source: object) -> Source:
 
 def _told(source: Source) -> Source:
     """With the repetition time that its sidecars tell."""
-    if not source.is_series or not source.paths:
+    if not source.is_series:
         return source
-    time = RepetitionTime(source.t_r, source.t_r_origin).told_of(source.name, source.paths[0])
+    time = RepetitionTime(source.t_r, source.t_r_origin)
+    time = time.told_of(source.name, source.paths[0]) if source.paths else time.checked(source.name)
     return replace(source, t_r=time.seconds, t_r_origin=time.origin, t_r_doubt=time.doubt)
 
 

@@ -15,8 +15,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
@@ -28,6 +31,8 @@ from sharedmask.system.files import dangling
 DESCRIPTION = "dataset_description.json"
 """The file that marks the root of a data set."""
 _KEY = "RepetitionTime"
+_EACH = "VolumeTiming"  # when each volume begins, which BIDS has instead
+_LONG = 400.0  # seconds; more than that is a repetition time in milliseconds
 # Two that differ by less are one, rounded twice.
 _SAME = 1e-3
 
@@ -49,18 +54,37 @@ class RepetitionTime:
                 found = read_json(path)
             except (OSError, SharedMaskError) as error:
                 return _unknown(name, str(error))
-            if _KEY in found:
-                return self._beside(name, path, found[_KEY])
-        return self
+            if _KEY in found or _EACH in found:
+                return self._beside(name, path, found).checked(name)
+        return self.checked(name)
 
-    def _beside(self, name: str, path: Path, told: Any) -> "RepetitionTime":
-        seconds = positive(told)
+    def _beside(self, name: str, path: Path, found: dict[str, Any]) -> "RepetitionTime":
+        seconds = positive(found[_KEY]) if _KEY in found else _step(found[_EACH])
+        if seconds is None and _KEY in found:
+            said = f"{path} says {_KEY}: {json.dumps(found[_KEY])[:80]}"
+            return _unknown(name, f"{said}, which is no positive number")
         if seconds is None:
-            return _unknown(name, f"{path} says {_KEY}: {json.dumps(told)}, which is no positive number")
+            return _unknown(name, f"{path} says {_EACH}, by which its volumes are not evenly spaced")
         if self.seconds is None or math.isclose(self.seconds, seconds, rel_tol=_SAME):
             return RepetitionTime(seconds, str(path))
         said = f"{name} has two repetition times: {self.seconds:g} s in its header, {seconds:g} s in {path}"
         return RepetitionTime(seconds, str(path), f"{said}; the sidecar's is taken")
+
+    def checked(self, name: str) -> "RepetitionTime":
+        """With a doubt if it is longer than those of any scan."""
+        if self.seconds is None or self.seconds < _LONG or self.doubt:
+            return self
+        said = f"{name} has a repetition time of {self.seconds:g} s, of {self.origin}"
+        return replace(self, doubt=f"{said}: it may be in milliseconds, t_r gives another")
+
+
+def _step(times: Any) -> float | None:
+    """The seconds from one volume to the next, if they begin at even times."""
+    begins = [finite(time) for time in times] if isinstance(times, list) else []
+    if len(begins) < 2 or None in begins:
+        return None
+    steps = np.diff(np.asarray(begins, np.float64))
+    return positive(float(steps.mean())) if np.allclose(steps, steps.mean(), rtol=_SAME) else None
 
 
 def _unknown(name: str, why: str) -> RepetitionTime:
@@ -99,7 +123,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{path} cannot be read: {why}") from error
 
 
 def fetched(path: Path) -> Path:

@@ -24,10 +24,10 @@ from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
 from sharedmask.system.process import cached_property
 
-# Those of BIDS 1.11 and of TemplateFlow that images of the whole brain are in.
+# Those of BIDS 1.11 and of TemplateFlow for images of the whole brain, that no study is called after.
 _TEMPLATE = re.compile(
     r"(?<![A-Za-z0-9])(MNI152NLin20(?:09[a-c]|06)(?:Sym|Asym)|MNI152NLin6(?:Sym|Asym)|MNI152Lin|MNI305|MNIColin27"
-    r"|MNIPediatricAsym|MNIInfant|IXI549Space|ICBM452\w+|OASIS30ANTs|NKI|UNCInfant\w*|WHS)(?![A-Za-z0-9])"
+    r"|MNIPediatricAsym|MNIInfant|IXI549Space|ICBM452\w+|OASIS30ANTs|UNCInfant\w*)(?![A-Za-z0-9])"
 )
 _FOLDER = re.compile(r"(?:tpl|space)-([a-zA-Z0-9+]+)")
 # Spaces of one head each: another subject's is another space, though it has the same name.

@@ -163,7 +163,9 @@ class Manifest:
             self.t_r, self.origin = float(given), "given"
         elif self.source is not None:
             self.t_r = self.source.t_r
-            self.origin = "of " + self.source.t_r_origin.removeprefix(f"{self.run.root}{os.sep}")
+            # Sidecars are named without the ".." that the root may have.
+            root = f"{os.path.abspath(self.run.root)}{os.sep}"
+            self.origin = "of " + self.source.t_r_origin.removeprefix(root)
         if self.t_r is not None:
             self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"
         _ = self.run.sidecar  # one that cannot be read ends this run

@@ -191,6 +191,45 @@ def test_two_that_agree_or_of_which_one_is_none(tmp_path, header, sidecar):
     assert (source.t_r, source.t_r_doubt) == (sidecar, "")
 
 
+@pytest.mark.parametrize(
+    ("facts", "t_r", "doubt"),
+    [
+        ({"VolumeTiming": [0, 2.5, 5, 7.5]}, 2.5, ""),
+        ({"VolumeTiming": [1, 4.0, 7.0005]}, 3.00025, "two repetition times: 2.5 s in its header, 3.00025 s"),
+        ({"VolumeTiming": [0, 2.5], "RepetitionTime": 2.5}, 2.5, ""),
+        ({"VolumeTiming": [0, 2.5, 5, 9]}, None, "VolumeTiming, by which its volumes are not evenly spaced"),
+        ({"VolumeTiming": [0]}, None, "not evenly spaced"),
+        ({"VolumeTiming": "2.5"}, None, "not evenly spaced"),
+        ({"VolumeTiming": [5, 2.5, 0]}, None, "not evenly spaced"),
+        ({"RepetitionTime": "2.5"}, None, "no positive number"),
+    ],
+)
+def test_the_times_of_volumes_tell_it_too(tmp_path, facts, t_r, doubt):
+    path = run_with(tmp_path / "run.nii", 2.5)
+    tell(tmp_path / "run.json", **facts)
+    source = open_source(path)
+    assert (
+        source.t_r == pytest.approx(t_r)
+        and doubt in source.t_r_doubt
+        and bool(doubt) == bool(source.t_r_doubt)
+    )
+
+
+@pytest.mark.parametrize(
+    "given", [Path, nib.load, lambda path: nib.Nifti1Image.from_bytes(path.read_bytes())]
+)
+@pytest.mark.parametrize("place", ["header", "sidecar"])
+def test_milliseconds_without_a_word_are_doubted(tmp_path, given, place):
+    path = run_with(tmp_path / "run.nii", 720 if place == "header" else 0)
+    if place == "sidecar":
+        tell(tmp_path / "run.json", RepetitionTime=720)
+    source = open_source(given(path))
+    if source.paths or place == "header":
+        assert source.t_r == 720 and "720 s, of" in source.t_r_doubt and "milliseconds" in source.t_r_doubt
+    else:
+        assert source.t_r is None
+
+
 BROKEN = {
     "empty": (b"", "cannot be read"),
     "no JSON": (b"{not json", "cannot be read"),

@@ -96,6 +96,12 @@ def test_an_atlas_has_a_space(tmp_path, place, sidecar, space):
     assert find_atlas(path).space == space
 
 
+@pytest.mark.parametrize("folder", ["NKI", "WHS", "my_MNI"])
+def test_a_folder_that_may_be_called_after_a_study_tells_no_space(tmp_path, folder):
+    path = atlas(tmp_path / folder)
+    assert find_atlas(path.rename(path.with_name("custom.nii.gz"))).space is None
+
+
 def test_another_space_and_another_head_are_refused_by_name(tmp_path):
     (run,) = find_runs(preprocessed(tmp_path / "in", subjects=("01",)))
     path = atlas(tmp_path)

@@ -144,8 +144,8 @@ def test_changed_coverage_is_another_result(dataset, toy, out):
     assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=True)).complete) == 2
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("what", ["data set", "output", "both", "copy"])
+@pytest.mark.some(3)
+@pytest.mark.parametrize("what", ["data set", "output", "both", "copy", "named from the output"])
 def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
     assert len(analyse("fmriprep", "out", [toy], PLAIN).complete) == 2
@@ -158,6 +158,9 @@ def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypa
     if what in ("output", "both"):
         out = out.rename(far / "results")
     monkeypatch.chdir("/")
+    if what == "named from the output":
+        monkeypatch.chdir(out)
+        dataset, out = "../fmriprep", "."
     again = analyse(dataset, out, [toy], PLAIN)
     assert len(again.skipped) == 2 and again.complete == []
 
