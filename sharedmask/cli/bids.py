@@ -140,33 +140,29 @@ def _filter_file(path: str | None) -> dict[str, Any]:
 def _atlases(
     dataset: str, given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]
 ) -> list[Any]:
-    """The atlases by file, or by name: those in the runs' space and nearest to the size of their voxels."""
+    """The atlases by file, or by name: those in the runs' space; each run takes the nearest resolution."""
     from sharedmask.study.atlases import find_atlas
 
     if not given:
         raise click.UsageError("--atlases: give at least one")
     if all(Path(name).is_file() for name in given):
         return [find_atlas(name) for name in given]
-    space, size = _of_runs(dataset, filters)
-    found = [find_atlas(name, folders, space, size) for name in given]
+    found = [find_atlas(name, folders, _space_of_runs(dataset, filters)) for name in given]
     for name, atlas in zip(given, found, strict=True):
         if not Path(name).is_file():
-            click.echo(f"sharedmask: atlas {name}: {atlas.image}", err=True)
+            for image in atlas.resolutions or (atlas.image,):
+                click.echo(f"sharedmask: atlas {name}: {image}", err=True)
     return found
 
 
-def _of_runs(dataset: str, filters: dict[str, Any]) -> tuple[str | None, float | None]:
-    """Their space, if they have one, and the size of the first one's voxels."""
-    from sharedmask.sources.opening import open_source
-    from sharedmask.study.atlases import size_of
+def _space_of_runs(dataset: str, filters: dict[str, Any]) -> str | None:
+    """Their space, if they have one."""
     from sharedmask.study.bids import find_runs, space_of
 
-    spaces, size = set[str | None](), None
+    spaces = set[str | None]()
     with suppress(SharedMaskError, OSError):  # which the study will say itself
-        runs = find_runs(dataset, filters)
-        spaces = {space_of(run.name) for run in runs}
-        size = size_of(open_source(str(runs[0].bold)).grid)
-    return (spaces.pop() if len(spaces) == 1 else None), size
+        spaces = {space_of(run.name) for run in find_runs(dataset, filters)}
+    return spaces.pop() if len(spaces) == 1 else None
 
 
 def _participants(

@@ -5,7 +5,7 @@ cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -158,6 +158,15 @@ class Analysis:
                     f"atlas {atlas.image}: its space is not known ({where}); no run's is compared with it"
                 )
         return said
+
+    @cached_property
+    def near(self) -> "Callable[[Space], Analysis]":
+        """The same with atlases in the resolutions nearest to an image's."""
+        if not any(len(atlas.resolutions) > 1 for atlas in self.atlases):
+            return lambda space: self
+        return per_space(
+            lambda space: replace(self, atlases=tuple(atlas.nearest(space) for atlas in self.atlases))
+        )
 
     @cached_property
     def regions_on(self) -> Callable[[Space], list[Regions]]:

@@ -41,6 +41,21 @@ class Atlas:
     image: Path
     name: str
     lut: Path | None
+    resolutions: tuple[Path, ...] = ()
+    """Images of it that differ in their resolution only, where there are several."""
+
+    def nearest(self, space: Space) -> "Atlas":
+        """The atlas in the resolution that is nearest to that of an image.
+
+        Raises
+        ------
+        MissingFileError
+            If that file is not there.
+        """
+        if len(self.resolutions) < 2:
+            return self
+        image = _nearest(self.resolutions, size_of(space))[0]
+        return Atlas(_with_content(fetched(image)), self.name, _lut(image))
 
     @classmethod
     def at(cls, path: str | Path, lut: str | Path | None = None) -> "Atlas":
@@ -143,7 +158,8 @@ def find_atlas(
     space : str, optional
         Which of several images of that name: its ``tpl-`` or ``space-`` entity.
     voxel_size : float, optional
-        Of those that are left, the one whose resolution is nearest; mm.
+        Of those that are left, the one whose resolution is nearest; mm. Without it those that differ in
+        nothing else go together, and each run takes its own.
 
     Raises
     ------
@@ -165,6 +181,8 @@ def find_atlas(
             matching = [image for image in matching if Atlas(image, name, None).space == space]
         if voxel_size is not None and len(matching) > 1:
             matching = _nearest(matching, voxel_size)
+        if len(matching) > 1 and voxel_size is None and len(set(map(_without_resolution, matching))) == 1:
+            return Atlas(matching[0], _name(matching[0]), _lut(matching[0]), tuple(matching))
         if len(matching) > 1:
             raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
         for image in matching:
@@ -184,6 +202,10 @@ def _images(folder: str | Path) -> list[Path]:
     endings = tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS)
     every = sorted(Path(folder).expanduser().absolute().rglob("*_dseg.nii*"))
     return [path for path in every if path.name.endswith(endings)]
+
+
+def _without_resolution(image: Path) -> tuple[Path, str]:
+    return image.parent, str(Name.parse(image).replace(res=None, extension=""))
 
 
 def _is_called(image: Path, name: str, words: str) -> bool:

@@ -334,7 +334,7 @@ class _Work:
         self, manifest: Manifest, signals: Mapping[str, Array], matrices: dict[str, Array]
     ) -> list[Path]:
         """The tables of each atlas; ``matrices`` gets those that the page shows."""
-        run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
+        run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
         assert coverage is not None
         every = [
             (statistic, *part)
@@ -359,7 +359,7 @@ class _Work:
         return written
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
-        run, analysis, coverage = manifest.run, self.study.analysis, manifest.coverage
+        run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
         assert coverage is not None
         parts = coverage.share([np.atleast_2d(series) for series in signals])
         desc, facts = analysis.desc(run), manifest.facts()

@@ -196,6 +196,8 @@ class Manifest:
         )
 
     def _space(self) -> None:
+        if self.source is not None:
+            self.analysis = self.analysis.near(self.source.grid)
         for atlas in self.analysis.atlases:
             named = "labels without names" if atlas.lut is None else f"names of {atlas.lut}"
             space = "space not known" if atlas.space is None else f"space {atlas.space}"

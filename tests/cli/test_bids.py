@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -45,7 +46,11 @@ def test_the_app(dataset, toy, out, capsys):
     ]
 
 
-def test_an_atlas_by_name_is_the_one_nearest_to_the_runs(dataset, toy, out, capsys):
+def test_an_atlas_by_name_is_the_one_nearest_to_each_run(dataset, toy, out, capsys):
+    for path in (dataset / "sub-02").rglob("*.nii.gz"):  # twice as large
+        image = nib.load(path)
+        values, affine = np.asanyarray(image.dataobj), image.affine @ np.diag([2.0, 2, 2, 1])
+        save(path, values, affine=affine, **({"t_r": 2.0} if values.ndim == 4 else {}))
     for resolution, factor in (("1", 0.5), ("2", 1.0), ("3", 2.0)):
         image = nib.load(toy.image)
         affine = image.affine @ np.diag([factor] * 3 + [1])
@@ -56,9 +61,10 @@ def test_an_atlas_by_name_is_the_one_nearest_to_the_runs(dataset, toy, out, caps
     assert app(dataset, out, "participant", *given) == 0
     taken = toy.image.with_name(toy.image.name.replace("_atlas-Toy", "_atlas-Toy_res-2"))
     assert f"atlas Toy: {taken}\n" in capsys.readouterr().err
-    told = json.loads(signals(out).with_suffix(".json").read_text())
-    assert told["AtlasFile"] == str(taken)
-    assert told["AtlasDigest"] == f"sha256:{hashlib.sha256(taken.read_bytes()).hexdigest()}"
+    for subject, image in (("01", taken), ("02", Path(str(taken).replace("_res-2", "_res-3")))):
+        told = json.loads(signals(out, subject).with_suffix(".json").read_text())
+        assert told["AtlasFile"] == str(image)
+        assert told["AtlasDigest"] == f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
 
 
 def test_pages_show_memory_and_parameters(dataset, toy, out, tmp_path):
