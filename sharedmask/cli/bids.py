@@ -50,11 +50,18 @@ def main() -> None:
 @click.option("-t", "--task-id", "--task-label", "task", multiple=True, metavar="L...")
 @click.option("--run-label", "run", multiple=True, metavar="L...")
 @click.option("--space", multiple=True, metavar="L...", help="As MNI152NLin2009cAsym.")
+@click.option(
+    "--file-format",
+    type=click.Choice(["nifti", "cifti"]),
+    default="nifti",
+    show_default=True,
+    help="cifti: ..._bold.dtseries.nii, without pages.",
+)
 @click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
 @click.option(
     "--atlases", multiple=True, metavar="A...", help="Label images, or names as Schaefer2018:400,7."
 )
-@click.option("--atlases-dir", multiple=True, metavar="DIR", help="Of ..._atlas-A_dseg.nii.gz.")
+@click.option("--atlases-dir", multiple=True, metavar="DIR", help="Of ..._atlas-A_dseg.nii.gz, .dlabel.nii.")
 @click.option(
     "--stat",
     cls=Yielding,
@@ -90,6 +97,7 @@ def app(
     atlases: tuple[str, ...],
     atlases_dir: tuple[str, ...],
     bids_filter_file: str | None,
+    file_format: str,
     output_layout: str,
     sub: tuple[str, ...],
     ses: tuple[str, ...],
@@ -124,6 +132,7 @@ def app(
     typed = {"sub": sub, "ses": ses, "task": task, "run": run, "space": space}
     # What is typed wins over the file.
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
+    filters |= {} if file_format == "nifti" else {"file_format": file_format}
     _participants(bids_dir, out, _atlases(bids_dir, atlases, atlases_dir, filters), filters, **options)
 
 

@@ -150,7 +150,7 @@ class Analysis:
         """What was found missing of the atlases."""
         said = []
         for atlas in self.atlases:
-            if atlas.lut is None:
+            if atlas.lut is None and not atlas.image.name.lower().endswith(".dlabel.nii"):
                 said.append(f"atlas {atlas.image} has no table of names beside it: its labels are the names")
             if atlas.space is None:
                 where = "no tpl- or space- in its name or its folder, no SpatialReference in a sidecar"

@@ -199,8 +199,8 @@ def _templateflow(space: str | None) -> list[Path]:
 
 
 def _images(folder: str | Path) -> list[Path]:
-    endings = tuple(f"_dseg{extension}" for extension in IMAGE_EXTENSIONS)
-    every = sorted(Path(folder).expanduser().absolute().rglob("*_dseg.nii*"))
+    endings = tuple(f"_dseg{extension}" for extension in (*IMAGE_EXTENSIONS, ".dlabel.nii"))
+    every = sorted(Path(folder).expanduser().absolute().rglob("*_dseg.*nii*"))
     return [path for path in every if path.name.endswith(endings)]
 
 

@@ -20,6 +20,8 @@ from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, 
 from sharedmask.system.files import dangling
 from sharedmask.system.process import cached_property
 
+FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}
+"""Extensions of runs: volumes, or dense series of grayordinates."""
 _LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
 NATIVE = "native"
 """The space of a run whose name and sidecar tell none: that of its scanner."""
@@ -170,7 +172,8 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     filters : mapping, optional
         Entity -> the values wanted, one or several, with or without ``sub-`` before them;
         ``participant`` and ``session`` stand for ``sub`` and ``ses``. The default for ``desc``
-        is ``preproc``.
+        is ``preproc``. ``file_format``, which is no entity, is one of :data:`FILE_FORMATS`: dense series
+        have no default for ``desc``.
 
     Raises
     ------
@@ -182,10 +185,13 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     root = Path(root).expanduser().absolute()
     _check_dataset(root)
     runs = [Run(root, path, name) for path, name in _images(root) if isinstance(name, Name)]
-    runs = [run for run in runs if run.name.suffix == "bold"]
+    filters = dict(filters or {})
+    extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
+    runs = [run for run in runs if run.name.suffix == "bold" and run.name.extension in extensions]
     if not runs:
-        raise NoInputError(f"{root} holds no ..._bold.nii.gz below sub-*/[ses-*/]func")
-    for key, wanted in {"desc": "preproc", **_by_entity(filters or {})}.items():
+        raise NoInputError(f"{root} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
+    usual = {"desc": "preproc"} if file_format == "nifti" else {}
+    for key, wanted in {**usual, **_by_entity(filters)}.items():
         values = [_without_key(key, value) for value in _several(wanted)]
         left = [run for run in runs if any(same(key, run.name.entities.get(key), value) for value in values)]
         if not left:

@@ -135,13 +135,16 @@ class Manifest:
     def _image(self) -> None:
         self.rows["bold"] = self._name(self.run.bold)
         self.source = source = open_source(str(self.run.bold))
-        shape = " x ".join(map(str, source.shape[:3]))
-        self.rows["bold"] += f": {shape} voxels, {source.n_timepoints} volumes of {source.dtype}"
+        shape, what = " x ".join(map(str, source.grid.shape)), "elements" if source.models else "voxels"
+        self.rows["bold"] += f": {shape} {what}, {source.n_timepoints} volumes of {source.dtype}"
         if self.analysis.outputs.connectivity and source.n_timepoints < 2:
             raise ParameterError(f"connectivity needs several volumes: {self.run.bold.name} has one")
 
     def _mask(self) -> None:
         self.rows["mask"] = "not found"
+        if self.source is not None and self.source.models is not None:
+            self.rows["mask"] = "not needed: the medial wall is none of the elements"
+            return
         mask = self.run.mask
         if mask is None:
             self.notes.append("no brain mask was found: coverage counts every voxel of the image")

@@ -1,0 +1,57 @@
+"""BIDS data sets of dense series: which runs and atlases are meant, what is written of them."""
+
+import json
+import sys
+
+import cifti_files as files
+import numpy as np
+import pytest
+
+from sharedmask.cli.bids import main
+from sharedmask.errors import NoInputError
+from sharedmask.study.bids import find_runs
+
+STEM = "sub-01_task-rest_space-fsLR_den-91k"
+NAMED = "sub-01_task-rest_space-fsLR_atlas-Toy_den-91k"
+VALUES = np.array([1, 1, 0, 2, 2, 2, 0, 1, 3, 3, 0, 0, 2, 0, 1])
+
+
+@pytest.fixture
+def study(tmp_path):
+    func = tmp_path / "prep" / "sub-01" / "func"
+    func.mkdir(parents=True)
+    (tmp_path / "prep" / "dataset_description.json").write_text(json.dumps({"Name": "Preprocessed"}))
+    files.dtseries(func / f"{STEM}_bold.dtseries.nii", 30)
+    (func / f"{STEM}_bold.json").write_text('{"RepetitionTime": 0.8}')
+    atlas = tmp_path / "atlases" / "atlas-Toy_space-fsLR_den-91k_dseg.dlabel.nii"
+    atlas.parent.mkdir()
+    files.save(atlas, VALUES[None].astype("f4"), files.labels(), files.models())
+    return tmp_path, func / f"{STEM}_bold.dtseries.nii"
+
+
+def test_signals_of_a_data_set_of_dense_series(study, monkeypatch):
+    folder, bold = study
+    asked = ["--file-format", "cifti", "--atlases", "Toy", "--atlases-dir", folder / "atlases"]
+    args = ["sharedmask-bids", folder / "prep", folder / "out", "participant", *asked]
+    monkeypatch.setattr(sys, "argv", list(map(str, args)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found = folder / "out" / "sub-01" / "func"
+    table = np.genfromtxt(found / f"{NAMED}_stat-mean_timeseries.tsv", names=True)
+    assert table.dtype.names == ("V1", "A1", "M1")
+    true = files.truth(bold)
+    for name, label in (("V1", 1), ("A1", 2), ("M1", 3)):
+        np.testing.assert_allclose(
+            table[name], true[:, label == VALUES].astype(float).mean(axis=1), rtol=1e-6
+        )
+    sidecar = json.loads((found / f"{NAMED}_stat-mean_timeseries.json").read_text())
+    assert (sidecar["RepetitionTime"], sidecar["Space"]) == (0.8, "fsLR")
+    assert not list((folder / "out").glob("sub-*.html"))
+
+
+def test_volumes_and_dense_series_are_told_apart(study):
+    folder, bold = study
+    assert [run.bold for run in find_runs(folder / "prep", {"file_format": "cifti"})] == [bold]
+    with pytest.raises(NoInputError, match=r"_bold\.nii\.gz"):
+        find_runs(folder / "prep")
