@@ -26,6 +26,7 @@ from sharedmask.errors import DatasetError, MissingFileError, ParameterError, Sh
 from sharedmask.records import dataclass
 from sharedmask.sources.names import Name, same
 from sharedmask.system import inputs
+from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import dangling
 
 DESCRIPTION = "dataset_description.json"
@@ -35,6 +36,9 @@ _EACH = "VolumeTiming"  # when each volume begins, which BIDS has instead
 _LONG = 400.0  # seconds; more than that is a repetition time in milliseconds
 # Two that differ by less are one, rounded twice.
 _SAME = 1e-3
+# Bytes of a sidecar that are read without asking, and those that a byte of it takes when it is parsed.
+_SMALL = 2**20
+_PARSED = 24
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,12 @@ def read_json(path: Path) -> dict[str, Any]:
         Also of a link to nothing, as DataLad leaves for a file that it has not got yet.
     DatasetError
         If it is no JSON object in UTF-8, with or without a mark of byte order.
+    MemoryLimitError
+        It is longer than people write, and does not fit in what may be used.
     """
     try:
-        return inputs.read_json(fetched(path), "utf-8-sig")
+        _check_room(fetched(path))
+        return inputs.read_json(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
     except FileNotFoundError:
@@ -125,6 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path} cannot be read: {why}") from error
+
+
+def _check_room(path: Path) -> None:
+    nbytes = os.stat(path).st_size
+    if nbytes > _SMALL:
+        MemoryBudget.here().require(f"reading {path}", nbytes * _PARSED)
 
 
 def fetched(path: Path) -> Path:

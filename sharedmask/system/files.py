@@ -23,7 +23,7 @@ from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
 from sharedmask.system import locks, process, settings
 from sharedmask.system.locks import OPEN
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what is read names itself
 _swept: set[tuple[int, int]] = set()
 
 DISK_FOLDER = "sharedmask-disk-"
@@ -237,8 +237,8 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.filename is None and error.errno in _FULL
-        if is_full or error.filename == os.fspath(temporary):
+        is_ours = error.filename is None and error.errno in _OF_WRITING
+        if is_ours or error.filename == os.fspath(temporary):
             error.filename = os.fspath(path)
         raise
 

@@ -4,10 +4,12 @@ Covers: pipes and devices in the place of a file, the size of texts, JSON of any
 is read (``settings``, ``bids``, ``lut`` and others), images (``codecs``), our own files (``files``).
 """
 
+import contextlib
 import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from io import FileIO
 from typing import Any
 
@@ -22,11 +24,35 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     OSError
         Naming it: it is a pipe or a device, which may have no end, or never begin.
     """
-    file = FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "a pipe, a socket or a device, which is no file", os.fspath(path))
     return file
+
+
+class _Named(FileIO):
+    """A file whose errors, such as that of a failing disk, name it."""
+
+    def readinto(self, buffer: Any, /) -> Any:
+        with self._named():
+            return super().readinto(buffer)
+
+    def read(self, size: int | None = -1, /) -> Any:
+        with self._named():
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> Any:
+        with self._named():
+            return super().readall()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or os.fspath(self.name)
+            raise
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

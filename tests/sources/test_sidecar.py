@@ -17,9 +17,10 @@ from nilearn.signal import clean
 
 from sharedmask import FrameDataset, SharedImage, extract, extract_many
 from sharedmask.cli.info import info
-from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.errors import MemoryLimitError, ParameterError, SharedMaskWarning
 from sharedmask.sources.opening import open_source
-from sharedmask.sources.sidecar import sidecars
+from sharedmask.sources.sidecar import read_json, sidecars
+from sharedmask.system.budget import within
 
 STEM = "sub-01_task-rest_run-1_space-MNI_desc-preproc_bold"
 T_R = 2.0
@@ -435,3 +436,11 @@ def test_where_it_is_from_is_told(root, entry, capsys):
         info([str(bold_of(root))], standalone_mode=False)
         (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("repetition time"))
         assert row.removeprefix("repetition time").strip() == f"2 s: {sidecar}"
+
+
+def test_a_sidecar_that_does_not_fit_is_not_read(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"RepetitionTime": 2, "Comment": "x" * 2**21}))
+    with within("40M"), pytest.raises(MemoryLimitError, match=r"reading .*run\.json needs 48"):
+        read_json(tmp_path / "run.json")
+    with within("60M"):
+        assert read_json(tmp_path / "run.json")["RepetitionTime"] == 2

@@ -52,3 +52,15 @@ def test_a_table_with_one_row_of_a_million_cells_is_none(tmp_path):
     (tmp_path / "a.tsv").write_text("\t".join("x" * 100_000) + "\n" + "1\n" * 10_000)
     with pytest.raises(MaskError, match="10001 rows, and one of them has 100000 cells"):
         read_lut(tmp_path / "a.tsv")
+
+
+def test_what_a_disk_says_of_a_file_names_it(tmp_path):
+    path = tmp_path / "run.nii.gz"
+    path.write_bytes(b"x")
+    with inputs.opened_regular(path) as file:
+        folder = os.open(tmp_path, os.O_RDONLY)  # which cannot be read
+        os.dup2(folder, file.fileno())
+        os.close(folder)
+        for read in (file.read, file.readall, lambda: file.readinto(bytearray(3))):
+            with pytest.raises(IsADirectoryError, match=r"run\.nii\.gz"):
+                read()
