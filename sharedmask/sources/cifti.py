@@ -33,6 +33,7 @@ from sharedmask.typing import Array, Numbers
 Element = ElementTree.Element
 
 _EXTENSION = 32
+_MOST_PLACES = 2**27  # vertices of a surface, voxels of a box: for each of them there is a number in memory
 _KEPT = 4  # axes that were read last: a file of labels is opened twice, and the runs of a study are alike
 _KINDS = {
     "CIFTI_INDEX_TYPE_BRAIN_MODELS": "elements",
@@ -149,7 +150,7 @@ def _models(axis: Element) -> BrainModels:
         if model.attrib["ModelType"] == "CIFTI_MODEL_TYPE_SURFACE":
             vertices = int(model.attrib["SurfaceNumberOfVertices"])
             found = _integers(model, "VertexIndices")
-            fits = bool(np.all((found >= 0) & (found < vertices)))
+            fits = vertices <= _MOST_PLACES and bool(np.all((found >= 0) & (found < vertices)))
         else:
             found = _voxels(model, volume)
             fits = bool(np.all(found >= 0))
@@ -169,6 +170,8 @@ def _volume(axis: Element) -> Grid | None:
     if found is None:
         return None
     x, y, z = (int(size) for size in found.attrib["VolumeDimensions"].split(","))
+    if min(x, y, z) < 1 or x * y * z > _MOST_PLACES:
+        raise ValueError(f"a volume of {x} x {y} x {z} voxels")
     matrix = found.find("TransformationMatrixVoxelIndicesIJKtoXYZ")
     if matrix is None:
         raise ValueError("the volume has no affine")

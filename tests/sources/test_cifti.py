@@ -144,6 +144,12 @@ def test_a_damaged_header_is_refused(tmp_path):
         (b'IndexCount="7"', b'IndexCount="6"'),
         (b'IndexOffset="7"', b'IndexOffset="6"'),
         (b"0 1 3 4 7 8 11", b"0 1 3 4 7 8 12"),
+        (b'SurfaceNumberOfVertices="12"', b'SurfaceNumberOfVertices="999999999999"'),
+        (b'VolumeDimensions="4,3,2"', b'VolumeDimensions="4000,3000,2000"'),
+        (b'VolumeDimensions="4,3,2"', b'VolumeDimensions="4,3,1"'),
+        (b'VolumeDimensions="4,3,2"', b'VolumeDimensions="4,3"'),
+        (b'AppliesToMatrixDimension="1"', b'AppliesToMatrixDimension="2"'),
+        (b'NumberOfSeriesPoints="20"', b'SeriesUnit="20"'),
     ],
 )
 def test_axes_that_do_not_fit_are_refused(tmp_path, old, new):
