@@ -11,6 +11,7 @@ from importlib import import_module
 _COMMANDS = {
     "experiment": "every way to mask one run with many regions, in time and memory",
     "limits": "what masking costs beside what nothing can be faster than",
+    "decode": "one .nii.gz decoded, with and without an index, on more and more cores",
     "scaling": "how the cost grows with masks, voxels, volumes, jobs and images",
     "kernels": "array functions beside a copy, against the stored ratios",
     "core": "time and memory against the bars, in one run",
