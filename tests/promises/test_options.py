@@ -44,6 +44,10 @@ _IMAGES = {
     "--memory-limit": NO_ROOM,
     "--log-memory": ("--log-memory",),
     "--profile-memory": ("--profile-memory", "mem.dat"),
+    "--no-header": ("--no-header",),
+    "--precision": ("--precision", "3"),
+    "--transpose": ("--transpose",),
+    "--connectivity": ("--connectivity", "covariance"),
 }
 DECODING = "test_how_many_cores_decode"
 
@@ -73,6 +77,8 @@ def of_images(verb, one):
         "--confounds": (one, (*one, "--confounds", "c.tsv", *(("c.tsv",) if verb == "run" else ()))),
         "--t-r": ((*one, *FILTER), (*one, *FILTER, "--t-r", "3")),
         "--profile": ((*one, *NO_ROOM), (*one, *NO_ROOM, "--profile", "small")),
+        "--fisher-z": "test_extract_writes_matrices_beside_its_tables",
+        **dict.fromkeys(DENOISING, "test_flags_of_denoising_are_its_parameters"),
     }
 
 
@@ -97,8 +103,6 @@ OPTIONS = {
         **of_images("extract", TABLE),
         "--output": (TABLE, (*TABLE[:-1], "other.tsv")),
         "--out-dir": (TABLE, FOLDER),
-        **dict.fromkeys(("--connectivity", "--fisher-z"), "test_extract_writes_matrices_beside_its_tables"),
-        **dict.fromkeys(DENOISING, "test_flags_of_denoising_are_its_parameters"),
     },
     "run": {
         **of_images("run", RUN),

@@ -3,10 +3,9 @@
 import re
 
 import numpy as np
-import pytest
-from images import AFFINE, SHAPE, bold, niimg, save
+from images import AFFINE, SHAPE, bold, save
 
-from sharedmask import Grid, Regions, SharedImage, extract_many
+from sharedmask import Grid, Regions, SharedImage
 
 LUT = {1: "a <b>", 99: "gone"}
 REGIONS = Regions.from_labels(np.arange(210).reshape(SHAPE) % 60, Grid(SHAPE, AFFINE), lut=LUT)
@@ -33,13 +32,8 @@ def test_without_matplotlib_there_are_no_pictures(monkeypatch):
     assert "data:image" not in REGIONS._repr_html_() and "a &lt;b&gt;" in REGIONS._repr_html_()
 
 
-def test_data_frames(tmp_path):
+def test_data_frames():
     table = REGIONS.to_dataframe()
     assert len(table) == 60 and table.set_index("index").loc[99, "n_voxels"] == 0
     signals = np.random.default_rng(0).normal(size=(4, 59))
     assert REGIONS.to_dataframe(signals)["a <b>"].tolist() == signals[:, 0].tolist()
-    good = save(tmp_path / "good.nii", bold())
-    with pytest.warns(match="1 of 2 images failed"):
-        study = extract_many({"x": good, "y": niimg(bold()[:3])}, REGIONS)
-    frame = study.to_dataframe().set_index("image")
-    assert frame.loc["x", "state"] == "complete" and "grid" in frame.loc["y", "error"]
