@@ -12,6 +12,7 @@ from sharedmask.errors import ParameterError
 _LINES = "\x00-\x1f\x7f\x85\u2028\u2029"
 _NOT_IN_COLUMNS = re.compile(f"[{_LINES}]")
 _NOT_IN_MEMBERS = re.compile(rf"[/{_LINES}]|^\.$")
+_OF_MEMBERS = ".npy"  # numpy reads an array by its name with or without it
 
 
 def columns(names: Iterable[str]) -> tuple[str, ...]:
@@ -43,18 +44,22 @@ def members(names: Iterable[str]) -> tuple[str, ...]:
     >>> members(["L/IFG", "R"])
     ('L_IFG', 'R')
     """
-    return _distinct(names, _NOT_IN_MEMBERS, "_", "name")
+    return _distinct(names, _NOT_IN_MEMBERS, "_", "name", _OF_MEMBERS)
 
 
-def _distinct(names: Iterable[str], wrong: re.Pattern[str], instead: str, what: str) -> tuple[str, ...]:
+def _distinct(
+    names: Iterable[str], wrong: re.Pattern[str], instead: str, what: str, ending: str = ""
+) -> tuple[str, ...]:
     written: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for name in names:
         text = wrong.sub(instead, name)
         if not text.strip():
             raise ParameterError(f"{name!r} is no name that can be written: give it another")
-        if text in written:
+        first = taken.setdefault(text.removesuffix(ending), name)
+        if text in written or first != name:
             raise ParameterError(
-                f"{written[text]!r} and {name!r} would both be written by the {what} {text!r}: rename one"
+                f"{first!r} and {name!r} would both be written by the {what} {text!r}: rename one"
             )
         written[text] = name
     return tuple(written)

@@ -21,7 +21,7 @@ from sharedmask.regions.regions import RegionRow, Regions
 from sharedmask.reports import figures
 from sharedmask.reports.quality import FD_THRESHOLD, Quality, as_texts
 from sharedmask.sources.source import Facts
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import atomic_write, legible
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -250,7 +250,7 @@ def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
 def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
     page = _templates().get_template(template).render(context)
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(legible(page), encoding="utf-8")
 
 
 def missing() -> list[str]:

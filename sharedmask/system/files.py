@@ -10,6 +10,7 @@ import errno
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -209,7 +210,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        text = legible(json.dumps(facts, indent=2, ensure_ascii=False), r"\\x{:02x}")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def legible(text: str, other: str = r"\x{:02x}") -> str:
+    """``text`` with names of files in UTF-8 whatever the locale; bytes that are not, as ``other``."""
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda byte: other.format(ord(byte[0]) - 0xDC00), whole)
 
 
 def readable(path: str | os.PathLike[str]) -> str:

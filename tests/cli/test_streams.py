@@ -1,5 +1,6 @@
 """Every verb with standard streams that are closed, and with names of files in any locale."""
 
+import json
 import os
 import subprocess
 import sys
@@ -81,7 +82,8 @@ of_every_name = pytest.mark.parametrize("name", [LATIN, JAPANESE], ids=["Latin-1
 
 def call(study, locale, *arguments):
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
-    line = [sys.executable, "-W", "error", "-m", "sharedmask", *arguments]
+    program = () if arguments[0] == "-c" else ("-W", "error", "-m", "sharedmask")
+    line = [sys.executable, *program, *arguments]
     return subprocess.run(line, cwd=study, env=environ | locale, capture_output=True, timeout=120)
 
 
@@ -143,6 +145,25 @@ def test_images_of_any_name_have_outputs_named_like_them(study, locale, name):
         assert os.path.exists(os.fsencode(study) + b"/out/" + name + b"_bold.tsv")
     (failure,) = (study / "out/.sharedmask/failed").iterdir()
     assert os.fsencode(failure.name).startswith(b"bad_" + name)
+
+
+@pytest.mark.some(1)
+@in_every_locale
+@of_every_name
+def test_data_sets_and_atlases_of_any_name_are_named_in_sidecars_and_pages(study, locale, name):
+    preprocessed(study / "fmriprep", subjects=("01",))
+    there = os.fsencode(study) + b"/" + name
+    os.rename(study / "fmriprep", there)
+    image = os.fsencode(atlas(study)).replace(b"Toy_dseg", b"Toy_" + name)
+    os.rename(atlas(study), image)
+    options = [there, "out", "participant", "--atlases", image, "--no-reports"]
+    for complete in (b"1 runs complete, 0 were", b"0 runs complete, 1 were"):
+        done = call(study, locale, "-c", "from sharedmask.cli.bids import main; main()", *options)
+        assert done.returncode == 0 and complete in done.stdout, done
+    (sidecar,) = (study / "out").rglob("*_timeseries.json")
+    shown = f"Toy_{SHOWN[name]}.nii.gz"
+    assert json.loads(sidecar.read_text(encoding="utf-8"))["AtlasFile"].endswith(shown)
+    assert shown in (study / "out" / "study.html").read_text(encoding="utf-8")
 
 
 @in_every_locale

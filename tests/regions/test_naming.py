@@ -121,6 +121,14 @@ def test_names_that_would_become_one_are_refused_before_the_pass(study, way, for
     assert not out.exists()
 
 
+def test_numpy_reads_an_array_by_its_name_with_and_without_an_ending():
+    for names in (("a", "b", "a.npy"), ("a.npy", "b", "a")):
+        with pytest.raises(ParameterError, match=r"would both be written by the name"):
+            members(names)
+    assert members(["a.npy", "b.npy"]) == columns(["a.npy", "b.npy"]) == ("a.npy", "b.npy")
+    assert columns(["a", "a.npy"]) == ("a", "a.npy")
+
+
 @pytest.mark.parametrize("names", [("a/b", "a_b"), ("a\0b", "a/b"), ("a\nb", "a_b")])
 def test_lesions_that_would_become_one_are_refused_before_any_is_mapped(tmp_path, names):
     mapper = FunctionalNetworkMapper().fit(write(tmp_path / "c.h5", series()))
