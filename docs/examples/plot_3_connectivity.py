@@ -37,4 +37,4 @@ plt.show()
 # %%
 # What region L01 goes with.
 plotting.plot_stat_map(index_img(maps, 0), threshold=0.3, title="L01")
-plotting.show()
+plt.show()

@@ -36,7 +36,8 @@ mapper = FunctionalNetworkMapper(method="boes").fit(folder / "connectome.h5")
 maps = mapper.transform(lesions)
 
 # %%
+import matplotlib.pyplot as plt
 from nilearn import plotting
 
 plotting.plot_stat_map(maps["L01"].rmap, threshold=0.3, title="L01, mean r of eight subjects")
-plotting.show()
+plt.show()
