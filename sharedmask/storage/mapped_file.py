@@ -230,11 +230,41 @@ def file_view_of(
 
 
 _PAGE = mmap.PAGESIZE
+_READ_BYTES = 2 * 2**20
+_PLACES = 64
+"""Of a file, that are looked at to know whether it is in memory."""
 
 
 def will_need(array: Array) -> None:
     """Have the pages of ``array``, a contiguous view of a map, read in the background."""
     _advise_pages(array, "MADV_WILLNEED")
+
+
+def read_through(path: str | os.PathLike[str], room: int) -> None:
+    """Have a file in the page cache, read once from its begin to its end, if it is not and there is room.
+
+    Pages that are looked at here and there are read one by one, and the kernel reads only a few megabytes
+    ahead, whatever it is advised.
+    """
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size > room or _is_cached(file.fileno()):
+            return
+        piece = memoryview(bytearray(_READ_BYTES))
+        while file.readinto(piece):
+            pass
+
+
+def _is_cached(fd: int) -> bool:
+    """Whether some places of the file, here and there, are in memory."""
+    size = os.fstat(fd).st_size
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        for place in range(0, size, max(1, size // _PLACES)):
+            os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
+    except OSError:  # it would have to wait, or the file system cannot tell
+        return False
+    return True
 
 
 def no_read_ahead(array: Array) -> None:

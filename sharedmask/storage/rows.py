@@ -62,8 +62,8 @@ class Rows:
     shared: Shared | None = None
     attachment: Attachment | None = None
     """Where they are attached; without it a view could not be made once the owner is gone."""
-    as_they_lie: bool = False
-    """Whether they are looked at in the user's file: it is read while they are, and not before."""
+    as_they_lie: str | None = None
+    """The user's file, if they are looked at in it: it is read while they are, and not before."""
 
     @property
     def stored_view(self) -> Array:
@@ -79,21 +79,21 @@ class Rows:
 
     def will_need(self, positions: NDArray[np.intp]) -> None:
         """Have these rows read in the background, where they are in the user's file."""
-        if not self.as_they_lie:
+        if self.as_they_lie is None:
             return
         inside = np.zeros(len(self.array), bool)
         inside[positions] = True
         wanted = np.flatnonzero(inside)
         ends = np.append(np.flatnonzero(np.diff(wanted) > 1) + 1, len(wanted))
         if len(wanted) * 2 > len(self.array) or len(ends) > _MOST_RUNS:
-            mapped_file.will_need(self.array[wanted[0] : wanted[-1] + 1])
+            mapped_file.read_through(self.as_they_lie, MemoryBudget.here().limit // 2)
             return
         for low, high in zip([0, *ends[:-1]], ends, strict=True):
             mapped_file.will_need(self.array[wanted[low] : wanted[high - 1] + 1])
 
     def let_go(self) -> None:
         """Have no more of the user's file count as this process's memory than what is looked at next."""
-        if self.as_they_lie:
+        if self.as_they_lie is not None:
             mapped_file.dont_need(self.array)
 
     def volumes_at(self, span: slice) -> Array:
@@ -190,8 +190,9 @@ def attached(attachment: Attachment) -> Held:
     try:
         facts, finite = Facts.from_dict(meta["facts"]), bool(meta["finite"])
         if "rows" in arrays:
-            shared, lies = Shared(handle, "rows"), attachment.file is not None and not attachment.file.ours
-            if lies:
+            file = attachment.file
+            shared, lies = Shared(handle, "rows"), None if file is None or file.ours else file.path
+            if lies is not None:
                 mapped_file.no_read_ahead(arrays["rows"])
             return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment, lies)
         view = attachment.view("volumes").reshape(facts.shape[::-1]).T
@@ -342,7 +343,7 @@ def _mapped(source: RowSource, shared: bool) -> Iterator[Rows]:
             layout.offset, shape, (source.row_bytes, source.dtype.itemsize), source.dtype
         )
         mapped_file.no_read_ahead(view)
-        yield Rows(source, np.asarray(view), finite, as_they_lie=True)
+        yield Rows(source, np.asarray(view), finite, as_they_lie=layout.path)
         return
     owned, held = _in_its_file(source, None, source.name)
     assert isinstance(held, Rows)

@@ -16,7 +16,7 @@ from sharedmask import SharedImage
 from sharedmask.errors import AttachError, ImageError, MemoryLimitError, ParameterError
 from sharedmask.sources import loader
 from sharedmask.sources.values import Conversion
-from sharedmask.storage import rows
+from sharedmask.storage import mapped_file, rows
 from sharedmask.storage.mapped_file import FileIdentity
 
 MASKS = random_masks(3)
@@ -214,3 +214,18 @@ def test_a_pipe_in_the_place_of_the_file_does_not_block(path):
             "import sys; from sharedmask import SharedImage; SharedImage.attach(sys.argv[1])", handle
         )
     assert "is no file" in done.stderr
+
+
+CASES = [(5000, False, True), (5000, True, False), (4999, False, False)]
+
+
+@pytest.mark.parametrize(("room", "cached", "is_read"), CASES)
+def test_a_file_is_read_through_if_it_is_not_in_memory_and_there_is_room(
+    tmp_path, monkeypatch, room, cached, is_read
+):
+    path, taken = tmp_path / "file", []
+    path.write_bytes(bytes(5000))
+    monkeypatch.setattr(mapped_file, "_is_cached", lambda fd: cached)
+    monkeypatch.setattr(mapped_file, "bytearray", lambda n: taken.append(n) or bytearray(n), raising=False)
+    mapped_file.read_through(path, room)
+    assert bool(taken) == is_read
