@@ -6,6 +6,7 @@ written (``study``).
 """
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -78,7 +79,12 @@ class Quality:
 
     @classmethod
     def of(cls, values: Array, kept: NDArray[np.bool_], confounds: Path | None) -> "Quality":
-        """With what the run's table of confounds has; one that cannot be read has nothing."""
+        """With what the run's table of confounds has; one that cannot be read has nothing.
+
+        What is not finite is NaN.
+        """
+        if values.dtype.kind == "f":
+            values = np.where(np.isfinite(values), values, np.nan)
         found: dict[str, Array] = {}
         if confounds is not None:
             with contextlib.suppress(SharedMaskError, OSError):
@@ -160,11 +166,11 @@ def kept_of(n_timepoints: int, kept: Array | None) -> NDArray[np.bool_]:
 
 
 def as_texts(measures: Mapping[str, float]) -> dict[str, str]:
-    """For a table: four digits, whole numbers as such, ``n/a`` for NaN."""
+    """For a table: four digits, whole numbers as such, ``n/a`` for what is not finite."""
     return {name: _text(value) for name, value in measures.items()}
 
 
 def _text(value: float) -> str:
-    if value != value:
+    if not math.isfinite(value):
         return "n/a"
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"

@@ -46,7 +46,12 @@ def test_measures_are_described_and_true(tmp_path):
     assert found["tsnr"] == pytest.approx(np.median(VALUES.mean(0) / VALUES.std(0)))
     assert found["global_signal"] == pytest.approx(VALUES.mean())
     assert (found["n_volumes"], found["n_kept"]) == (60, 55)
-    assert as_texts({"a": np.nan, "b": 3.0, "c": 0.123456}) == {"a": "n/a", "b": "3", "c": "0.1235"}
+    assert as_texts({"a": np.nan, "d": -np.inf, "b": 3.0, "c": 0.123456}) == {
+        "a": "n/a",
+        "d": "n/a",
+        "b": "3",
+        "c": "0.1235",
+    }
 
 
 @pytest.mark.parametrize("text", ['nonsense\n"', "framewise_displacement\n1\n2\n", None])
@@ -63,3 +68,13 @@ def test_probes_are_spread_over_the_brain():
     probes = probes_of(brain)
     assert len(np.unique(probes)) == N_PROBES and probes[0] == 10 and probes[-1] == 99_999
     assert probes_of(brain[:7]).tolist() == brain[:7].tolist()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_voxel_that_is_not_finite_ends_no_run(wrong):
+    values = np.random.default_rng(0).normal(1000, 10, (12, 5)).astype("f4")
+    whole = Quality.of(values[:, 1:], np.ones(12, bool), None)
+    values[3, 0] = wrong
+    quality = Quality.of(values, np.ones(12, bool), None)
+    assert quality.tsnr == whole.tsnr
+    assert as_texts(quality.measures())["global_signal"] == "n/a"
