@@ -246,6 +246,7 @@ class Denoise:
                 components = self.components or ("high_pass",)  # of none nilearn warns
                 confounds, kept = load_confounds(str(image), components, **asked)
         except Exception as error:
+            named_columns(file)  # which says what is no number, and where
             text = " ".join(str(error).split())
             raise ParameterError(f"{file} does not serve the denoising strategy {self}: {text}") from error
         return [confounds] if self.components else [], kept

@@ -168,3 +168,22 @@ def test_what_gives_other_numbers_has_other_words():
     ways = [*WAYS, *(Denoise(**asked) for asked in more)]
     assert len({"".join(way.words) for way in ways}) == len(ways)
     assert "".join(Denoise("ica_aroma").words) == "denoiseicaaroma" and set(COMPONENTS) > {"motion", "scrub"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda text: text.replace("\n", "\nabc", 1), r"'abc.*' in row 0, column 'trans_x' is not a number"),
+        (lambda text: text.replace("\n", "\n1,0", 1), r"row 0, column 'trans_x' .* a point, not a comma"),
+        (lambda text: None, r"cannot be read as a table of confounds: .*directory"),
+    ],
+)
+def test_what_is_no_number_in_a_table_is_named(tmp_path, spoil, said):
+    path = run_of(tmp_path, "sub-01_task-rest")
+    table = confounds_of(path, "sub-01_task-rest")
+    content = spoil(table.read_text())
+    table.unlink()
+    table.mkdir() if content is None else table.write_text(content)
+    with pytest.raises(ParameterError, match=said) as caught:
+        Denoise("simple").of_image(path)
+    assert str(table) in str(caught.value)
