@@ -123,9 +123,11 @@ def _spec(module: ModuleType) -> Any:
 
 
 def _stamp(spec: Any) -> tuple[int, int, int] | None:
-    with contextlib.suppress(OSError, TypeError, ValueError):
-        found = os.stat(spec.origin if spec else "")
-        return found.st_mtime_ns, found.st_ino, found.st_size
+    origin = getattr(spec, "origin", None)
+    if isinstance(origin, str):
+        with contextlib.suppress(OSError, ValueError):
+            found = os.stat(origin)
+            return found.st_mtime_ns, found.st_ino, found.st_size
     return None
 
 

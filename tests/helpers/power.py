@@ -95,6 +95,7 @@ def frames(data, out):
     convert(min((data / "runs").glob("*.nii.gz")), out / "run.h5", compression="gzip")
 
 
+SUMMARY = "group_qc.tsv"
 WORKS = {work.__name__: work for work in (tables, bids, network, disk, frames)}
 
 
@@ -116,6 +117,8 @@ def _is_whole(path, other):
         return path.read_text().rstrip().endswith("</html>")
     if path.suffix == ".json":
         return json.loads(path.read_text()).keys() == json.loads(other.read_text()).keys()
+    if path.name == SUMMARY:  # of the runs that are done so far
+        return path.read_text().endswith("\n") and _lines(path) <= _lines(other)
     if path.suffix != ".h5":
         return path.read_bytes() == other.read_bytes()
     import numpy as np
@@ -124,6 +127,10 @@ def _is_whole(path, other):
 
     with FrameDataset(path) as one, FrameDataset(other) as two:
         return np.array_equal(one.dataobj, two.dataobj)
+
+
+def _lines(path):
+    return set(path.read_text().splitlines())
 
 
 def _records(out):
@@ -136,7 +143,9 @@ def _records(out):
 def missing(out, reference):
     """What a whole run leaves and this one did not."""
     names = [{path.relative_to(top) for path in top.rglob("*.*")} for top in (reference, out)]
-    return [f"missing: {name}" for name in names[0] - names[1]]
+    found = [f"missing: {name}" for name in names[0] - names[1]]
+    rows = [_lines(top / SUMMARY) if (top / SUMMARY).exists() else set() for top in (reference, out)]
+    return found + [f"missing in {SUMMARY}: {line}" for line in rows[0] - rows[1]]
 
 
 # --- the power goes ---

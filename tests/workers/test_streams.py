@@ -142,6 +142,17 @@ def test_callbacks_find_the_callers_generators(image, n_jobs):
     assert found == np.random.RandomState(0).rand(N_ITEMS).tolist()
 
 
+@calls
+def test_the_other_one_of_a_pair_of_normal_numbers_stays_with_its_item(image, call):
+    """A generator draws two at once and keeps one, which the next item must not find."""
+    found = [
+        call(image, lambda _: (np.random.randn(), random.gauss(0, 1)), n_jobs=n_jobs, random_state=0)
+        for n_jobs in JOBS
+    ]
+    assert found[0] == found[1] == found[2]
+    assert len({one for pair in found[0] for one in pair}) == 2 * N_ITEMS
+
+
 def test_a_function_that_seeds_itself_is_left_alone(image):
     def seeded(signals):
         np.random.seed(int(signals.sum()) % 1000)
