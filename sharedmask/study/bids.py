@@ -8,6 +8,7 @@ with masks and confounds beside it. No index is kept: a study is a few thousand 
 one that the data set gives it, wherever links lead.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -206,14 +207,25 @@ def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
     root = Path(root).expanduser().absolute()
     strays = {path: name for path, name in _images(root) if isinstance(name, str)}
-    return strays | {path: f"{path} {dangling(path)}" for path in _folders(root) if dangling(path)}
+    folders = list(_folders(root))
+    lost = {path: f"{path} {dangling(path)}" for path in folders if dangling(path)}
+    return strays | lost | {path: f"{path} may not be looked into" for path in folders if _is_closed(path)}
+
+
+def _is_closed(folder: Path) -> bool:
+    return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies there; nothing of a folder that may not be looked into."""
+    return [] if _is_closed(folder) else sorted(folder.iterdir())
 
 
 def _folders(root: Path) -> Iterator[Path]:
     """Those of subjects, sessions and runs, whether they are there or not."""
     for parent in (root, *root.glob("sub-*"), *root.glob("sub-*/ses-*")):
         if parent.is_dir():
-            yield from (path for path in parent.iterdir() if path.name.startswith(("sub-", "ses-", "func")))
+            yield from (path for path in _listed(parent) if path.name.startswith(("sub-", "ses-", "func")))
 
 
 def joined(values: set[str]) -> str:
@@ -238,7 +250,7 @@ def _images(root: Path) -> Iterator[tuple[Path, Name | str]]:
     """Images in folders of runs: each with its name, or with why it has none."""
     for pattern in ("sub-*/func", "sub-*/ses-*/func"):
         for folder in sorted(filter(Path.is_dir, root.glob(pattern))):  # links to nothing are no folders
-            for path in sorted(folder.iterdir()):
+            for path in _listed(folder):
                 if path.name.endswith(IMAGE_EXTENSIONS) and not path.name.startswith("."):
                     yield path, _name(root, path)
 

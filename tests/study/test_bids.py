@@ -1,6 +1,7 @@
 """BIDS trees: which images are runs, and what lies beside them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,19 @@ def test_filters_take_numbers_and_what_is_not_there(tmp_path, wanted):
     run_of(root, "sub-01_task-rest_run-2_echo-1")
     (run,) = find_runs(root, wanted)
     assert run.name.entities["run"] == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("closed", ["sub-02", "sub-02/func"])
+def test_a_folder_that_may_not_be_looked_into_is_left_out_and_said(tmp_path, closed):
+    root = preprocessed(tmp_path / "in")
+    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (root / closed).chmod(0)
+    os.seteuid(65534)
+    try:
+        runs, strays = find_runs(root), find_strays(root)
+    finally:
+        os.seteuid(0)
+    assert [run.name.entities["sub"] for run in runs] == ["01"]
+    assert strays == {root / closed: f"{root / closed} may not be looked into"}
