@@ -434,6 +434,7 @@ def test_functions_get_the_same_signals(encoding, write):
         "resampled_anat_moved.nii",
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*may be in milliseconds")  # what two of these files say
 @pytest.mark.parametrize("path", ["caller", "threads", "processes", "mask_img", "extract", "iter_masks"])
 def test_files_of_others(name, path, write):
     assert_exact(PATHS[path], write(Encoding(name, lambda _: NIBABEL_DATA / name)))
