@@ -9,7 +9,8 @@ messages say (each is written where the fact is known) nor exit codes (``base``)
     ├── ImageError (ValueError)            an image of a kind that cannot be served
     │   ├── DamagedImageError (OSError)    truncated, wrong checksum, or not what its name says
     │   │   └── SourceChangedError         written to, or replaced, since it was opened
-    │   └── MissingFileError (FileNotFoundError)
+    │   ├── MissingFileError (FileNotFoundError)
+    │   └── RemoteError (OSError)          a server refuses an image, or cannot be reached
     ├── MaskError (ValueError)             a mask, atlas or look-up table that cannot be used
     │   ├── EmptyMaskError
     │   ├── GridMismatchError
@@ -50,6 +51,10 @@ class SourceChangedError(DamagedImageError):
 
 class MissingFileError(FileNotFoundError, ImageError):
     """There is no such file, or a pattern matches none."""
+
+
+class RemoteError(OSError, ImageError):
+    """A server refuses a file, or cannot be reached however often it is tried."""
 
 
 class MaskError(SharedMaskError, ValueError):

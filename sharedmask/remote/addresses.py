@@ -1,0 +1,60 @@
+"""Addresses: paths that are URLs.
+
+Covers: telling them from paths of this machine, writing them in full, what of them may be shown. Does not cover:
+what is there (``objects``).
+
+A URL that went through ``pathlib.Path`` has lost a slash, ``https:/host/name``, and is one all the same: so the
+names of what lies beside it are made as those of files are.
+"""
+
+import os
+import re
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]+(.*)", re.DOTALL)  # one letter would be a drive
+_HTTP = ("http", "https")
+
+Path = str | os.PathLike[str]
+
+
+def url_of(path: Path) -> str | None:
+    """The URL in full, or None of what is a path of this machine.
+
+    Examples
+    --------
+    >>> url_of("s3:/bucket/sub-01_bold.nii.gz"), url_of("/data/sub-01_bold.nii.gz")
+    ('s3://bucket/sub-01_bold.nii.gz', None)
+    """
+    found = _URL.fullmatch(os.fsdecode(path))
+    if found is None:
+        return None
+    rest = found[2].replace("\\", "/") if os.sep == "\\" else found[2]
+    return f"{found[1].lower()}://{rest}"
+
+
+def is_http(url: str) -> bool:
+    """Whether the standard library speaks its protocol."""
+    return url.partition(":")[0] in _HTTP
+
+
+def absolute(path: Path) -> str:
+    """The path as it is meant now, wherever the caller is later; a URL as it is."""
+    return url_of(path) or os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+
+
+def named(path: Path) -> str:
+    """The path without what is no part of the file's name: the query of a URL, and who asks.
+
+    Examples
+    --------
+    >>> named("https://me:secret@host/a.nii.gz?X-Amz-Signature=f00")
+    'https://host/a.nii.gz'
+    """
+    url = url_of(path)
+    if url is None:
+        return os.fsdecode(path)
+    scheme, _, rest = url.partition("://")
+    if not is_http(url):
+        return url
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, name = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{name}"

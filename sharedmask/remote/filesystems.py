@@ -1,0 +1,138 @@
+"""File systems of fsspec: objects by ``s3://`` and all other protocols that it knows.
+
+Covers: finding the file system, anonymous access to S3, fetching blocks beside each other. Does not cover: HTTP
+(``http``), reading ahead (``objects``).
+
+Credentials and servers are found as fsspec finds them: its configuration, the variables and files of AWS.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
+from sharedmask.remote.patience import Patience
+from sharedmask.remote.version import Version
+
+_BLOCK = 2**20
+_AT_ONCE = 6  # requests beside each other, so that their waits are not one after the other
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+_FINAL = (PermissionError, FileNotFoundError, IsADirectoryError)
+
+
+class FsspecServer:
+    """One object and the way to it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = self.name = url
+        try:
+            self._files, self._path = _opened(url)
+        except (ImportError, ValueError) as error:
+            raise RemoteError(f"{url} cannot be opened: {error}; `pip install sharedmask[remote]`") from error
+        self._stopped = Event()
+
+    def head(self, most: int) -> tuple[Version, bytes]:
+        """What the object is, and its first bytes, at ``most`` so many."""
+        version = self._version()
+        end = most if version.nbytes is None else min(most, version.nbytes)
+        return version, self._fetch(0, end) if end else b""
+
+    def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]:
+        """The bytes from ``place`` on, block by block; several are under way at a time."""
+        if version.nbytes is None:
+            raise RemoteError(f"{self.name}: its server does not tell how long it is")
+        ahead = deque[Future[bytes]]()
+        starts = iter(range(place, version.nbytes, _BLOCK))
+        with ThreadPoolExecutor(_AT_ONCE, "sharedmask-remote") as threads:
+            try:
+                while True:
+                    while len(ahead) < _AT_ONCE and (start := next(starts, None)) is not None:
+                        ahead.append(threads.submit(self._fetch, start, min(start + _BLOCK, version.nbytes)))
+                    if not ahead:
+                        break
+                    yield ahead.popleft().result()
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+        version.check(self._version(), self.name)
+
+    def interrupt(self) -> None:
+        """No block is begun any more."""
+        self._stopped.set()
+
+    def listed(self) -> list[str] | None:
+        """Names in a folder."""
+        with contextlib.suppress(OSError, NotImplementedError):
+            found = self._files.ls(self._path.rstrip("/"), detail=False)
+            return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+        return None
+
+    def _version(self) -> Version:
+        with self._errors():
+            facts = self._patiently(lambda: self._fresh().info(self._path))
+        if facts.get("type") == "directory":
+            raise RemoteError(f"{self.name} is a directory; give a file")
+        when = next((str(facts[name]) for name in _TIMES if facts.get(name)), "")
+        size = facts.get("size")
+        return Version(None if size is None else int(size), str(facts.get("ETag") or ""), when)
+
+    def _fresh(self) -> Any:
+        self._files.invalidate_cache(self._path.rpartition("/")[0])
+        return self._files
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        if self._stopped.is_set():
+            return b""
+        with self._errors():
+            return bytes(self._patiently(lambda: self._exactly(start, end)))
+
+    def _exactly(self, start: int, end: int) -> bytes:
+        found: bytes = self._files.cat_file(self._path, start=start, end=end)
+        if len(found) < end - start:
+            raise ConnectionError(f"bytes {start} to {end} were asked for, {len(found)} came")
+        return found
+
+    def _patiently(self, work: Any) -> Any:
+        tries = Patience(self._stopped)
+        while True:
+            try:
+                return work()
+            except _FINAL:
+                raise
+            except OSError as error:
+                tries.wait(error)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SharedMaskError:
+            raise
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{self.name} does not exist") from error
+        except Exception as error:  # libraries of servers have errors of their own
+            said = str(error) or type(error).__name__
+            raise RemoteError(f"{self.name} cannot be read: {said}") from error
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(url, **_options(url))
+    return files, str(path)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Public buckets need no account: who has none asks without."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    from fsspec.config import conf
+
+    if conf.get("s3") or os.environ.get("AWS_ACCESS_KEY_ID"):
+        return {}
+    import botocore.session
+
+    return {} if botocore.session.Session().get_credentials() else {"anon": True}

@@ -1,0 +1,235 @@
+"""HTTP: objects by ``http://`` and ``https://``, read forward over one connection.
+
+Covers: requests by the standard library (proxies and certificates are those of the environment), byte ranges and
+servers without them, which answers pass by, going on at the byte where a connection broke, pages that list a
+folder. Does not cover: other protocols (``filesystems``), reading ahead (``objects``).
+"""
+
+import contextlib
+import os
+import socket
+from base64 import b64encode
+from collections.abc import Generator, Iterator
+from email.utils import parsedate_to_datetime
+from html.parser import HTMLParser
+from http.client import HTTPException, HTTPResponse
+from threading import Event
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.request import Request, urlopen
+
+from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
+from sharedmask.remote import patience
+from sharedmask.remote.addresses import named
+from sharedmask.remote.patience import Patience
+from sharedmask.remote.version import Version
+
+_PIECE = 256 * 1024  # of what is taken from a connection at once
+_GONE = (404, 410)
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_NO_SUCH_RANGE = 416
+_PARTIAL = 206
+_BROKEN = (OSError, HTTPException)
+
+
+class _PassingError(RemoteError):
+    """An answer after which the same may be asked again, in so many seconds."""
+
+    after = 0.0
+
+
+class HttpServer:
+    """One object and the way to it."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.name = url, named(url)
+        self._response: HTTPResponse | None = None
+        self._stopped = Event()
+
+    def head(self, most: int) -> tuple[Version, bytes]:
+        """What the object is, and its first bytes, at ``most`` so many."""
+        tries = Patience(self._stopped)
+        while True:
+            try:
+                with self._from(0, most) as (version, response):
+                    taken = response.read(most)
+                if len(taken) == min(most, version.nbytes or 0) or version.nbytes is None:
+                    return version, taken
+                error: Exception = self._cut(len(taken), version)
+            except _BROKEN as failure:
+                error = self._passing(failure)
+            tries.wait(error, getattr(error, "after", 0.0))
+
+    def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]:
+        """The bytes of that version from ``place`` on, piece by piece, however often the line is cut."""
+        tries = Patience(self._stopped)
+        while version.nbytes is None or place < version.nbytes:
+            try:
+                with self._from(place) as (now, response):
+                    version.check(now, self.name)
+                    while piece := response.read1(_PIECE):
+                        place += len(piece)
+                        tries.progress()
+                        yield piece
+                if version.nbytes is None:
+                    return
+                error: Exception = self._cut(place, version)
+            except _BROKEN as failure:
+                error = self._passing(failure)
+            if version.nbytes is None or place < version.nbytes:
+                tries.wait(error, getattr(error, "after", 0.0))
+
+    def interrupt(self) -> None:
+        """Let another thread that waits for bytes come back at once."""
+        self._stopped.set()
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            with socket.socket(fileno=os.dup(self._response.fileno())) as line:  # type: ignore[union-attr]
+                line.shutdown(socket.SHUT_RDWR)
+
+    def listed(self) -> list[str] | None:
+        """Names in a folder, if the server has a page that lists them."""
+        try:
+            with _ask(self.url.rstrip("/") + "/", {}) as response:
+                if "text/html" not in response.headers.get("Content-Type", ""):
+                    return None
+                return _links(response.url, response.read(_PIECE * 64).decode("utf-8", "replace"))
+        except _BROKEN:
+            return None
+
+    # --- one request -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _from(self, place: int, most: int | None = None) -> Iterator[tuple[Version, HTTPResponse]]:
+        """What answers now, and its bytes from ``place`` on; a server without ranges sends those before too."""
+        last = "" if most is None else place + most - 1
+        try:
+            response = _ask(self.url, {"Range": f"bytes={place}-{last}"})
+        except HTTPError as error:
+            with error:
+                if error.code == _NO_SUCH_RANGE and not place:  # of nothing there is no first byte
+                    response = _ask(self.url, {})
+                else:
+                    raise self._refusal(error) from error
+        with response:
+            self._response = response
+            yield self._version(response, place), response
+
+    def _version(self, response: HTTPResponse, place: int) -> Version:
+        told, headers = response.headers.get("Content-Length"), response.headers
+        length = int(told) if told is not None and told.isdigit() else None
+        if response.status == _PARTIAL:
+            span, _, whole = headers.get("Content-Range", "").removeprefix("bytes").strip().partition("/")
+            if span.partition("-")[0] != str(place):
+                raise RemoteError(f"{self.name}: bytes from {place} on were asked for, {span or 'others'} came")
+            length = int(whole) if whole.isdigit() else None
+        else:
+            self._skip(response, place)
+        return Version(length, headers.get("ETag", ""), headers.get("Last-Modified", ""))
+
+    def _skip(self, response: HTTPResponse, left: int) -> None:
+        while left and (piece := response.read1(min(left, _PIECE))):
+            left -= len(piece)
+        if left:
+            raise _PassingError(f"{self.name}: the line was cut {left} bytes before the place to go on at")
+
+    # --- what becomes of failures ----------------------------------------------------------------
+
+    def _cut(self, place: int, version: Version) -> _PassingError:
+        return _PassingError(f"{self.name} ended after {place} of {version.nbytes} bytes")
+
+    def _refusal(self, error: HTTPError) -> OSError:
+        said = f"{self.name}: the server answered {error.code} {error.reason}"
+        if error.code in _GONE:
+            return MissingFileError(f"{self.name} does not exist: {error.code} {error.reason}")
+        if error.code not in _PASSING:
+            return RemoteError(said)
+        passing = _PassingError(said)
+        passing.after = _seconds(error.headers.get("Retry-After", ""))
+        return passing
+
+    def _passing(self, failure: BaseException) -> RemoteError:
+        """A failure that may pass by, in words; others are raised."""
+        if isinstance(failure, _PassingError):
+            return failure
+        if isinstance(failure, SharedMaskError):
+            raise failure
+        reason = failure.reason if isinstance(failure, URLError) else failure
+        if isinstance(reason, TimeoutError):
+            reason = f"nothing came for {patience.TIMEOUT:g} s"
+        error = RemoteError(f"{self.name} cannot be read: {reason or type(failure).__name__}")
+        if _is_final(failure):
+            raise error from failure
+        error.__cause__ = failure
+        return error
+
+
+def _is_final(failure: BaseException) -> bool:
+    """Whether trying again is of no use: the host has no such name, or shows a wrong certificate."""
+    import ssl
+
+    reason = getattr(failure, "reason", failure)
+    return isinstance(reason, ssl.SSLCertVerificationError) or (
+        isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
+    )
+
+
+def _seconds(told: str) -> float:
+    """What ``Retry-After`` says: seconds, or a date."""
+    if told.isdigit():
+        return float(told)
+    with contextlib.suppress(TypeError, ValueError):
+        from datetime import UTC, datetime
+
+        return max((parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds(), 0.0)
+    return 0.0
+
+
+def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    place = quote(parts.path, safe="/%:@!$&'()*+,;=~")
+    request = Request(
+        parts._replace(netloc=host, path=place, fragment="").geturl(),
+        headers={"Accept-Encoding": "identity", "User-Agent": "sharedmask", **headers},
+    )
+    if user:  # never sent on to where the server leads
+        secret = b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    for name, value in _configured(parts.scheme).items():
+        request.add_unredirected_header(name, value)
+    response: HTTPResponse = urlopen(request, timeout=patience.TIMEOUT)
+    return response
+
+
+def _configured(scheme: str) -> dict[str, str]:
+    """Headers that the user's configuration of fsspec has for such servers, as tokens are given there."""
+    told: Any = f"FSSPEC_{scheme.upper()}"
+    if not any(name.startswith(told) for name in os.environ) and not os.path.isdir(
+        os.environ.get("FSSPEC_CONFIG_DIR", os.path.expanduser("~/.config/fsspec"))
+    ):
+        return {}
+    try:
+        from fsspec.config import conf
+    except ImportError:
+        return {}
+    options = conf.get(scheme, {})
+    return dict(options.get("headers") or options.get("client_kwargs", {}).get("headers") or {})
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
+
+
+def _links(folder: str, page: str) -> list[str]:
+    """Names of what a page links to directly below the folder."""
+    reader = _Links()
+    reader.feed(page)
+    places = {urljoin(folder, link).partition("?")[0].partition("#")[0] for link in reader.found}
+    below = {place.removeprefix(folder).rstrip("/") for place in places if place.startswith(folder)}
+    return sorted(unquote(name) for name in below if name and "/" not in name)

@@ -1,0 +1,198 @@
+"""Objects on servers: what one is, its bytes as a file that is read forward, what lies beside it.
+
+Covers: telling versions apart, reading ahead in a thread while the caller decodes. Does not cover: how bytes come
+(``http``, ``filesystems``), what they mean.
+
+Who opens an image asks for its first bytes several times (magic, header): these are kept for the objects that were
+looked at last, with what the server said, and what is read later is of that version or an error.
+"""
+
+import contextlib
+import functools
+import io
+import queue
+import threading
+from collections.abc import Generator
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+from sharedmask.errors import MissingFileError, RemoteError
+from sharedmask.remote.addresses import is_http, named
+from sharedmask.remote.filesystems import FsspecServer
+from sharedmask.remote.http import HttpServer
+from sharedmask.remote.version import Version
+
+_HEAD = 64 * 1024
+_KEPT = 16  # heads
+_AHEAD = 24  # pieces that wait to be decoded, of 256 KiB by HTTP
+_WAIT, _WAITS = 0.1, 20
+
+
+class Server(Protocol):
+    """The way to one object."""
+
+    name: str
+
+    def head(self, most: int) -> tuple[Version, bytes]: ...
+    def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]: ...
+    def interrupt(self) -> None: ...
+    def listed(self) -> list[str] | None: ...
+
+
+class Head(NamedTuple):
+    """What an object was when it was last asked for, and its first bytes."""
+
+    version: Version
+    content: bytes
+
+    @property
+    def identity(self) -> str:
+        """What is another one when the object is; of its first bytes where the server tells nothing."""
+        version = self.version
+        told = (version.nbytes, version.etag, version.modified)
+        known = version.etag or version.modified
+        return repr(told if known else (*told, blake2b(self.content, digest_size=16).hexdigest()))
+
+
+_heads: dict[str, Head] = {}
+
+
+def _server(url: str) -> Server:
+    return HttpServer(url) if is_http(url) else FsspecServer(url)
+
+
+def look(url: str) -> Head:
+    """Ask the server what the object is now.
+
+    Raises
+    ------
+    MissingFileError
+        There is none.
+    RemoteError
+        The server refuses it, or cannot be reached.
+    """
+    head = Head(*_server(url).head(_HEAD))
+    _heads.pop(url, None)
+    _heads[url] = head
+    with contextlib.suppress(RuntimeError):  # another thread does the same
+        for oldest in list(_heads)[:-_KEPT]:
+            _heads.pop(oldest, None)
+    return head
+
+
+def exists(url: str) -> bool:
+    """Whether there is such an object, that may be read."""
+    try:
+        look(url)
+    except (MissingFileError, RemoteError):
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=256)
+def listed(url: str) -> tuple[str, ...] | None:
+    """Names in a folder; None where the server tells none. Asked once."""
+    found = _server(url).listed()
+    return None if found is None else tuple(found)
+
+
+class RemoteFile(io.RawIOBase):
+    """The bytes of an object from the first on, of the version that was last looked at.
+
+    Raises
+    ------
+    SourceChangedError
+        Where they would be of another one.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.name = url, named(url)
+        self._server = _server(url)
+        head = _heads.get(url) or look(url)
+        self.version = head.version
+        self._piece = memoryview(head.content)
+        self._place = len(head.content)
+        self._ahead: _Ahead | None = None
+
+    @property
+    def identity(self) -> bytes:
+        """Where it is, and what tells it from others there; the server is asked anew."""
+        return f"{self.name} {look(self.url).identity}".encode()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        if not len(self._piece):
+            self._piece = self._next()
+        n = min(len(view), len(self._piece))
+        view[:n], self._piece = self._piece[:n], self._piece[n:]
+        return n
+
+    def _next(self) -> memoryview:
+        if self.version.nbytes is not None and self._place >= self.version.nbytes:
+            return memoryview(b"")
+        if self._ahead is None:
+            self._ahead = _Ahead(self._server, self._place, self.version)
+        piece = self._ahead.take()
+        self._place += len(piece)
+        return memoryview(piece)
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+        super().close()
+
+
+class _Ahead:
+    """The pieces of an object, fetched by a thread while those before are decoded."""
+
+    def __init__(self, server: Server, place: int, version: Version) -> None:
+        self._server, self._stopped = server, False
+        self._pieces = server.blocks(place, version)
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+        self._last: bytes | BaseException | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._fetch, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads are allowed: who reads waits for the server
+            self._thread = None
+
+    def take(self) -> bytes:
+        """The next piece; empty at the end."""
+        if self._thread is None:
+            return next(self._pieces, b"")
+        if self._last is None:
+            found = self._queue.get()
+            if isinstance(found, bytes) and found:
+                return found
+            self._last = found
+        if isinstance(self._last, BaseException):
+            raise self._last
+        return b""
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._thread is None:
+            return
+        for _ in range(_WAITS):  # one that looks for a host ends with that
+            self._server.interrupt()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
+            self._thread.join(_WAIT)
+            if not self._thread.is_alive():
+                return
+
+    def _fetch(self) -> None:
+        try:
+            with contextlib.closing(self._pieces) as pieces:
+                for piece in pieces:
+                    if self._stopped:
+                        return
+                    self._queue.put(piece)
+            self._queue.put(b"")
+        except BaseException as error:
+            self._queue.put(error)
