@@ -11,6 +11,7 @@ import click
 
 from sharedmask.cli.base import commands, with_settings
 from sharedmask.errors import ParameterError
+from sharedmask.remote.addresses import absolute
 
 
 @commands.command()
@@ -40,7 +41,7 @@ def serve(
         signal.signal(number, lambda *_: coordinator.stop())
     with coordinator:
         for image in images:
-            coordinator.open(os.path.abspath(os.path.expanduser(image)))
+            coordinator.open(absolute(image))
         click.echo(f"serving, pid {os.getpid()}, images loaded: {len(images)}")
         sys.stdout.flush()
         coordinator.wait()

@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from io import FileIO
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from isal import igzip_lib
 
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.remote.addresses import named, url_of
 from sharedmask.system import inputs
 
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
@@ -38,12 +39,14 @@ CODECS = {**ENDINGS, ".mgz": GZIP}
 
 
 def codec_of(path: str | Path) -> Codec | None:
-    return CODECS.get(os.path.splitext(path)[1].lower())
+    return CODECS.get(os.path.splitext(named(path))[1].lower())
 
 
-def most_bytes(path: str) -> float:
-    """How many bytes the file's data can be at most."""
-    codec, size = codec_of(path), os.path.getsize(path)
+def most_bytes(path: str, size: int) -> float:
+    """How many bytes the data of a file of that size can be at most; of unknown size, any number."""
+    codec = codec_of(path)
+    if size < 0:
+        return math.inf
     return size if codec is None else size * _GZIP_RATIO if codec is GZIP else math.inf
 
 
@@ -60,7 +63,7 @@ def without_codec(path: str) -> str:
 class Stream:
     """A plain file, read forward."""
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: RawIOBase) -> None:
         self._file = file
 
     def readinto(self, view: memoryview) -> int:
@@ -102,7 +105,7 @@ class Stream:
 class MemberStream(Stream):
     """Concatenated gzip or bzip2 members, decompressed piece by piece; the decoder compares checksums."""
 
-    def __init__(self, file: FileIO, codec: Codec, name: str) -> None:
+    def __init__(self, file: RawIOBase, codec: Codec, name: str) -> None:
         super().__init__(file)
         self._codec, self._name = codec, name
         self._decoder, self._input = codec.new(), b""
@@ -154,8 +157,13 @@ class MemberStream(Stream):
         return True
 
 
-def open_raw(path: str | Path) -> FileIO:
-    """The file, which a pipe or a device is not: nobody may ever write to a pipe."""
+def open_raw(path: str | Path) -> RawIOBase:
+    """The file, here or on its server."""
+    return open_file(path) if url_of(path) is None else inputs.opened(path)
+
+
+def open_file(path: str | Path) -> FileIO:
+    """A file of this machine, which a pipe or a device is not: nobody may ever write to a pipe."""
     try:
         return inputs.opened_regular(path)
     except FileNotFoundError as error:

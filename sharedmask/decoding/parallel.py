@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import FileIO
 from multiprocessing import current_process, parent_process
 
-from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_raw
+from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_file
 from sharedmask.decoding.points import Points, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
@@ -123,7 +123,7 @@ class IndexedStream(Stream):
 @contextmanager
 def open_indexed(path: str, name: str, points: Points, place: int, n_threads: int) -> Iterator[Stream]:
     """The data of a file from the byte ``place`` on."""
-    with open_raw(path) as file:
+    with open_file(path) as file:
         stream = IndexedStream(file, points, name, place, n_threads)
         try:
             yield stream

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sharedmask.decoding.codecs import open_raw
+from sharedmask.decoding.codecs import open_file
 from sharedmask.decoding.points import TRAILER, Points, WrongPieceError, trailer
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
@@ -62,7 +62,7 @@ def found(path: str, name: str, nbytes: int) -> Points | None:
         import rapidgzip
     except ImportError as error:
         raise ParameterError("indexes need rapidgzip: pip install 'sharedmask[index]'") from error
-    with open_raw(path) as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= TRAILER.size or trailer(file)[1] != nbytes % 2**32:
             return None

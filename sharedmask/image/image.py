@@ -30,6 +30,7 @@ from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions import views
 from sharedmask.regions.fit import brain_voxels
+from sharedmask.remote.addresses import absolute
 from sharedmask.sources import transform
 from sharedmask.sources.excerpt import excerpt
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
@@ -41,7 +42,7 @@ from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Held, geometry_of
 from sharedmask.storage.segment import Handle
-from sharedmask.system import monitor
+from sharedmask.system import inputs, monitor
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.monitor import MemoryReport
 from sharedmask.system.process import Lock
@@ -399,8 +400,8 @@ class SharedImage(Searchlights):
         SharedMaskError
             What loading it raises, there or here.
         """
-        path = os.path.abspath(os.path.expanduser(os.fspath(source)))
-        asked = {"path": path} if os.path.exists(path) else {"name": os.fspath(source)}
+        path = absolute(source)
+        asked = {"path": path} if inputs.exists(path) else {"name": os.fspath(source)}
         if "name" in asked and os.sep in asked["name"]:
             raise MissingFileError(f"{asked['name']} does not exist")
         lease = protocol.connect()

@@ -26,6 +26,7 @@ from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
 from sharedmask.regions.regions import Regions
+from sharedmask.remote.addresses import absolute
 from sharedmask.sources.source import Facts
 from sharedmask.spaces.space import Space
 from sharedmask.storage.rows import Held, Series, as_source
@@ -391,7 +392,7 @@ def _on_one_grid(held: Held, request: Request) -> tuple[Series, Request]:
 def _absolute(given: Any) -> Any:
     """Paths as they are meant now: they are opened later, wherever the caller is then."""
     if isinstance(given, str | os.PathLike):
-        return os.path.abspath(os.path.expanduser(given))
+        return absolute(given)
     if isinstance(given, list | tuple):
         return [_absolute(one) for one in given]
     if type(given) is dict:

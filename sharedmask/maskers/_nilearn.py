@@ -12,7 +12,6 @@ Three functions have the names and the arguments of those of nilearn that they r
 names of nilearn that are not public, and that sharedmask knows, are imported here or listed in ``PRIVATE``.
 """
 
-import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ from sharedmask.compute.confounds import read_confounds
 from sharedmask.compute.plan import Plan, plan_for
 from sharedmask.compute.request import Request
 from sharedmask.compute.signals import by_volume, run
-from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.errors import ParameterError, RemoteError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
 from sharedmask.records import dataclass
@@ -80,9 +79,12 @@ def as_niimg(imgs: Any) -> Any:
         return imgs.as_nifti()
     if imgs is None or _is_niimg(imgs):
         return imgs
-    with contextlib.suppress(SharedMaskError, OSError):
+    try:
         return SourceNifti.of(indexed(open_source(imgs)))
-    return imgs
+    except RemoteError:
+        raise
+    except (SharedMaskError, OSError):
+        return imgs
 
 
 def _is_niimg(imgs: Any) -> bool:
@@ -440,7 +442,7 @@ def _extract_spheres(
 ) -> tuple[Array, None]:
     grid, inside = grid_of(reference), None
     if wanted.mask_img is not None:
-        mask = check_niimg(wanted.mask_img, ensure_ndim=3)
+        mask = check_niimg(as_niimg(wanted.mask_img), ensure_ndim=3)
         moved = resample_img(
             mask, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest"
         )

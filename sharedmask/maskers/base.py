@@ -9,6 +9,7 @@ back are nilearn's.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from sharedmask.errors import ParameterError
 from sharedmask.image.niimg import SourceNifti
 from sharedmask.maskers._nilearn import STAND_INS, as_niimg, read_tables
+from sharedmask.remote.addresses import url_of
 
 Masker = TypeVar("Masker", bound=type)
 
@@ -105,12 +107,12 @@ class SharedMasker(TransformerMixin):
         """
         check_clean_args(self.clean_args)
         image = self._opened(imgs)
-        if self.reports and self._can_wait(image):
-            with self._as_if(reports=False):
-                super().fit(image, y)
+        waits = self.reports and self._can_wait(image)
+        with self._as_if(**self._remote(), **({"reports": False} if waits else {})):
+            super().fit(image, y)
+        if waits:
             self._report_later(image)
         else:
-            super().fit(image, y)
             self._own_report_volume()
         return self
 
@@ -153,6 +155,12 @@ class SharedMasker(TransformerMixin):
         lent = shallow_copy(self)
         lent.mask_img = deepcopy(self.mask_img)
         return super(SharedMasker, lent)._load_mask(imgs)
+
+    def _remote(self) -> dict[str, Any]:
+        """Masks and atlases on a server, which nilearn looks for on this machine, as images."""
+        given = ((name, getattr(self, name, None)) for name in ("mask_img", "labels_img", "maps_img"))
+        paths = ((name, one) for name, one in given if isinstance(one, str | os.PathLike))
+        return {name: as_niimg(one) for name, one in paths if url_of(one)}
 
     @contextmanager
     def _as_if(self, **parameters: Any) -> Iterator[None]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
+from sharedmask.remote.addresses import named
 from sharedmask.sources.opening import is_surface, open_source
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
@@ -70,7 +71,7 @@ def _path(thing: Any) -> str | None:
 def file_stem(thing: Any) -> str | None:
     """The file's name without its image suffix; None if there is no file."""
     path = _path(thing.get_filename() if isinstance(thing, DataobjImage) else thing)
-    return None if path is None else _SUFFIX.sub("", readable(Path(path).name))
+    return None if path is None else _SUFFIX.sub("", readable(Path(named(path)).name))
 
 
 def matching(masks: Any) -> dict[str, str]:
@@ -264,7 +265,7 @@ def _require_memory(source: Source, where: str) -> None:
 
 def _file(path: str) -> Any:
     """What to open: formats that only nibabel reads, and reads whole, are fine for a mask."""
-    streamed = re.search(r"\.(nii|img|hdr)$", without_codec(path), re.IGNORECASE) or is_surface(path)
+    streamed = re.search(r"\.(nii|img|hdr)$", without_codec(named(path)), re.IGNORECASE) or is_surface(path)
     return path if streamed or not Path(path).is_file() else nib.load(path)
 
 

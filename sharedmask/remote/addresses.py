@@ -1,10 +1,10 @@
 """Addresses: paths that are URLs.
 
-Covers: telling them from paths of this machine, writing them in full, what of them may be shown. Does not cover:
-what is there (``objects``).
+Covers: telling them from paths of this machine, writing them in full, what of them may be shown. Does not
+cover: what is there (``objects``).
 
-A URL that went through ``pathlib.Path`` has lost a slash, ``https:/host/name``, and is one all the same: so the
-names of what lies beside it are made as those of files are.
+A URL that went through ``pathlib.Path`` has lost a slash, ``https:/host/name``, and is one all the same: so
+the names of what lies beside it are made as those of files are.
 """
 
 import os
@@ -41,6 +41,14 @@ def absolute(path: Path) -> str:
     return url_of(path) or os.path.abspath(os.path.expanduser(os.fsdecode(path)))
 
 
+def without_query(path: Path) -> str:
+    """The path without the query of a URL, which is no part of a file's name."""
+    url = url_of(path)
+    if url is None or not is_http(url):
+        return url or os.fsdecode(path)
+    return re.split(r"[?#]", url, maxsplit=1)[0]
+
+
 def named(path: Path) -> str:
     """The path without what is no part of the file's name: the query of a URL, and who asks.
 
@@ -49,12 +57,4 @@ def named(path: Path) -> str:
     >>> named("https://me:secret@host/a.nii.gz?X-Amz-Signature=f00")
     'https://host/a.nii.gz'
     """
-    url = url_of(path)
-    if url is None:
-        return os.fsdecode(path)
-    scheme, _, rest = url.partition("://")
-    if not is_http(url):
-        return url
-    place = re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, name = place.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{name}"
+    return re.sub(r"(?<=^http://)[^/]*@|(?<=^https://)[^/]*@", "", without_query(path))

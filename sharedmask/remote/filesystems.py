@@ -1,7 +1,7 @@
 """File systems of fsspec: objects by ``s3://`` and all other protocols that it knows.
 
-Covers: finding the file system, anonymous access to S3, fetching blocks beside each other. Does not cover: HTTP
-(``http``), reading ahead (``objects``).
+Covers: finding the file system, anonymous access to S3, fetching blocks beside each other. Does not cover:
+HTTP (``http``), reading ahead (``objects``).
 
 Credentials and servers are found as fsspec finds them: its configuration, the variables and files of AWS.
 """

@@ -1,8 +1,8 @@
 """HTTP: objects by ``http://`` and ``https://``, read forward over one connection.
 
-Covers: requests by the standard library (proxies and certificates are those of the environment), byte ranges and
-servers without them, which answers pass by, going on at the byte where a connection broke, pages that list a
-folder. Does not cover: other protocols (``filesystems``), reading ahead (``objects``).
+Covers: requests by the standard library (proxies and certificates are those of the environment), byte
+ranges and servers without them, which answers pass by, going on at the byte where a connection broke, pages
+that list a folder. Does not cover: other protocols (``filesystems``), reading ahead (``objects``).
 """
 
 import contextlib
@@ -84,7 +84,8 @@ class HttpServer:
         """Let another thread that waits for bytes come back at once."""
         self._stopped.set()
         with contextlib.suppress(AttributeError, OSError, ValueError):
-            with socket.socket(fileno=os.dup(self._response.fileno())) as line:  # type: ignore[union-attr]
+            line = socket.socket(fileno=os.dup(self._response.fileno()))  # type: ignore[union-attr]
+            with line:
                 line.shutdown(socket.SHUT_RDWR)
 
     def listed(self) -> list[str] | None:
@@ -101,7 +102,7 @@ class HttpServer:
 
     @contextlib.contextmanager
     def _from(self, place: int, most: int | None = None) -> Iterator[tuple[Version, HTTPResponse]]:
-        """What answers now, and its bytes from ``place`` on; a server without ranges sends those before too."""
+        """What answers now, and its bytes from ``place`` on; those before are passed over."""
         last = "" if most is None else place + most - 1
         try:
             response = _ask(self.url, {"Range": f"bytes={place}-{last}"})
@@ -121,7 +122,7 @@ class HttpServer:
         if response.status == _PARTIAL:
             span, _, whole = headers.get("Content-Range", "").removeprefix("bytes").strip().partition("/")
             if span.partition("-")[0] != str(place):
-                raise RemoteError(f"{self.name}: bytes from {place} on were asked for, {span or 'others'} came")
+                raise RemoteError(f"{self.name}: byte {place} was asked for, {span or 'others'} came")
             length = int(whole) if whole.isdigit() else None
         else:
             self._skip(response, place)

@@ -1,10 +1,10 @@
 """Objects on servers: what one is, its bytes as a file that is read forward, what lies beside it.
 
-Covers: telling versions apart, reading ahead in a thread while the caller decodes. Does not cover: how bytes come
-(``http``, ``filesystems``), what they mean.
+Covers: telling versions apart, reading ahead in a thread while the caller decodes. Does not cover: how
+bytes come (``http``, ``filesystems``), what they mean.
 
-Who opens an image asks for its first bytes several times (magic, header): these are kept for the objects that were
-looked at last, with what the server said, and what is read later is of that version or an error.
+Who opens an image asks for its first bytes several times (magic, header): these are kept for the objects
+that were looked at last, with what the server said, and what is read later is of that version or an error.
 """
 
 import contextlib
@@ -18,8 +18,6 @@ from typing import NamedTuple, Protocol
 
 from sharedmask.errors import MissingFileError, RemoteError
 from sharedmask.remote.addresses import is_http, named
-from sharedmask.remote.filesystems import FsspecServer
-from sharedmask.remote.http import HttpServer
 from sharedmask.remote.version import Version
 
 _HEAD = 64 * 1024
@@ -58,7 +56,14 @@ _heads: dict[str, Head] = {}
 
 
 def _server(url: str) -> Server:
-    return HttpServer(url) if is_http(url) else FsspecServer(url)
+    # Here, because who reads files of this machine need not wait for them.
+    if is_http(url):
+        from sharedmask.remote.http import HttpServer
+
+        return HttpServer(url)
+    from sharedmask.remote.filesystems import FsspecServer
+
+    return FsspecServer(url)
 
 
 def look(url: str) -> Head:

@@ -1,7 +1,7 @@
 """Patience: what is tried again after a server or a line failed, and when no more.
 
-Covers: how long nothing may come, pauses that grow, how often. Does not cover: which failures pass by (``http``,
-``filesystems``).
+Covers: how long nothing may come, pauses that grow, how often. Does not cover: which failures pass by
+(``http``, ``filesystems``).
 """
 
 import random
@@ -30,7 +30,7 @@ class Patience:
         self._in_a_row = 0
 
     def wait(self, error: Exception, asked: float = 0.0) -> None:
-        """Sleep before the next try, as long as the server ``asked`` for; raise ``error`` if there is none."""
+        """Sleep before the next try, as long as the server ``asked``; raise ``error`` if there is none."""
         self._in_a_row += 1
         self._in_all += 1
         pause = PAUSE * 2 ** (self._in_a_row - 1) * random.uniform(0.75, 1.25)

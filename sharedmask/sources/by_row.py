@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from sharedmask.decoding.codecs import open_raw, open_stream
+from sharedmask.decoding.codecs import open_file, open_stream
 from sharedmask.records import dataclass
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import FileSource
@@ -109,8 +109,8 @@ class RowSource(FileSource):
     @contextmanager
     def _reader(self, few: bool) -> Iterator[_Read]:
         """Reads at places that ascend; of ``few`` rows nothing is read ahead."""
-        if not self.compressed:
-            with open_raw(self.file) as file:
+        if not self.compressed and not self.is_remote:
+            with open_file(self.file) as file:
                 if few and hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 yield lambda place, rows: files.pread_into(file.fileno(), _bytes(rows), self.offset + place)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import named
 
 # The order of BIDS 1.11; "stat" and "meas" are of no standard yet, and stand where XCP-D writes the first.
 _ORDER = (
@@ -98,6 +99,6 @@ def camel(text: str) -> str:
 
 def image_stem(path: str | Path) -> str:
     """A file's name without the extension of an image; other dots belong to the name."""
-    name = Path(path).name
+    name = Path(named(path)).name
     extension = next((ending for ending in IMAGE_EXTENSIONS if name.lower().endswith(ending)), "")
     return name[: len(name) - len(extension)]

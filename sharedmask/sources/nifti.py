@@ -28,6 +28,7 @@ from nibabel.wrapstruct import WrapStructError
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.remote.addresses import named, url_of
 from sharedmask.sources.sidecar import positive
 from sharedmask.system import files
 
@@ -57,11 +58,11 @@ def as_image_error(name: str) -> Iterator[None]:
 
 def check_path(path: str, name: str) -> None:
     """Refuse what is no file, or compressed in a way that is not supported."""
-    if not os.path.exists(path):
+    if url_of(path) is None and not os.path.exists(path):
         raise MissingFileError(f"{name} {files.dangling(path) or 'does not exist'}")
     if os.path.isdir(path):
         raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
-    if path.lower().endswith(".zst"):
+    if named(path).lower().endswith(".zst"):
         raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
 
 
@@ -91,7 +92,7 @@ def load(path: str, name: str) -> Any:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
         head += _read_extensions(stream, kind, head, name)
-    file_map = kind.filespec_to_file_map(path)
+    file_map = kind.filespec_to_file_map(named(path))
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
         file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
@@ -107,7 +108,8 @@ def _read_head(stream: Stream) -> bytes:
 
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
-    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(path, (head, meta))[0]), None)
+    told = named(path), (head, Path(named(meta)).as_posix())  # nibabel writes names so
+    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(*told)[0]), None)
     kind = Nifti2Image if kind is Cifti2Image else kind  # which leaves the axes as they are
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
@@ -138,7 +140,7 @@ def _read_affines(path: str) -> bytes:
 
 
 def _is_pair(path: str) -> bool:
-    return re.search(r"\.(img|hdr)$", without_codec(path), re.IGNORECASE) is not None
+    return re.search(r"\.(img|hdr)$", without_codec(named(path)), re.IGNORECASE) is not None
 
 
 def _header_path(path: str) -> str:
@@ -179,12 +181,12 @@ def facts_of(name: str, image: Any, dtype: np.dtype[Any]) -> dict[str, Any]:
     }
 
 
-def files_of(path: str) -> tuple[Path, ...]:
+def files_of(path: str) -> tuple[str, ...]:
     """The file with the voxels, then its header and (of SPM's Analyze) its affine: what there may be."""
     if not _is_pair(path):
-        return (Path(path),)
+        return (path,)
     file_map = Spm99AnalyzeImage.filespec_to_file_map(path)
-    return tuple(Path(str(file_map[key].filename)) for key in ("image", "header", "mat"))
+    return tuple(str(file_map[key].filename) for key in ("image", "header", "mat"))
 
 
 def _time(name: str, header: Any) -> dict[str, Any]:

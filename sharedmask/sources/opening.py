@@ -26,14 +26,16 @@ from nibabel.spatialimages import SpatialImage
 from sharedmask import errors
 from sharedmask.decoding.codecs import most_bytes
 from sharedmask.errors import ImageError
+from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.surfaces import freesurfer, gifti
 from sharedmask.surfaces.surface import Later, Surface, structure_of
+from sharedmask.system import inputs
 from sharedmask.system.files import matches
-from sharedmask.system.identity import FileState
+from sharedmask.system.identity import FileState, state_of
 from sharedmask.typing import Array
 
 
@@ -119,12 +121,12 @@ def _open_one(source: object) -> Source:
 
 
 def _from_path(name: str) -> Source:
-    path = os.path.abspath(os.path.expanduser(name))
+    path, name = absolute(name), named(name)
     nifti.check_path(path, name)
     files = _files_now(path)  # before the header is read: what changes later is seen
     with nifti.as_image_error(name):
         image = nifti.load(path, name)
-        return _file_source(name, image, image.file_map["image"].filename, files)
+        return _file_source(name, image, nifti.files_of(path)[0], files)
 
 
 # --- surfaces ------------------------------------------------------------------------------------
@@ -135,6 +137,8 @@ def is_surface(thing: Any) -> bool:
     if not isinstance(thing, str | os.PathLike):
         return isinstance(thing, GiftiImage) or hasattr(getattr(thing, "data", None), "parts")
     path = os.path.expanduser(os.fsdecode(thing))
+    if url_of(path):
+        return False
     if path.lower().endswith((".gii", ".annot")):
         return True
     with suppress(Exception):  # which reading it will say
@@ -214,7 +218,7 @@ def check_signals(source: Source) -> None:
 
 
 def _files_now(path: str) -> tuple[FileState, ...]:
-    return tuple(FileState.now(one) for one in nifti.files_of(path) if one.exists())
+    return tuple(state_of(one) for one in nifti.files_of(path) if one == path or inputs.exists(one))
 
 
 def _from_image(image: Any) -> Source:
@@ -245,7 +249,7 @@ def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...])
         facts = nifti.facts_of(name, image, proxy.dtype)
     facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
     source = kind(**facts, file=file, offset=int(proxy.offset), foreign=not proxy.dtype.isnative)
-    if (most := most_bytes(file) - source.offset) < source.nbytes:
+    if (most := most_bytes(file, files[0].nbytes) - source.offset) < source.nbytes:
         raise source.truncated(max(int(most), 0))
     return source
 

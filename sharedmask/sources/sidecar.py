@@ -24,6 +24,7 @@ import numpy as np
 from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import named, url_of
 from sharedmask.sources.names import Name, same
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
@@ -70,9 +71,10 @@ class RepetitionTime:
         if seconds is None:
             return _unknown(name, f"{path} says {_EACH}, by which its volumes are not evenly spaced")
         if self.seconds is None or math.isclose(self.seconds, seconds, rel_tol=_SAME):
-            return RepetitionTime(seconds, str(path))
-        said = f"{name} has two repetition times: {self.seconds:g} s in its header, {seconds:g} s in {path}"
-        return RepetitionTime(seconds, str(path), f"{said}; the sidecar's is taken")
+            return RepetitionTime(seconds, named(path))
+        there = f"{self.seconds:g} s in its header, {seconds:g} s in {named(path)}"
+        said = f"{name} has two repetition times: {there}"
+        return RepetitionTime(seconds, named(path), f"{said}; the sidecar's is taken")
 
     def checked(self, name: str) -> "RepetitionTime":
         """With a doubt if it is longer than those of any scan."""
@@ -175,6 +177,9 @@ def own_sidecar(image: Path) -> Path:
 
 def _named(image: Path) -> Iterator[Path]:
     """The names of an image: as it is called, in its folder's place, in its own."""
+    if url_of(image):
+        yield image
+        return
     path = Path(os.path.abspath(image))
     yield path
     yield Path(os.path.realpath(path.parent), path.name)
@@ -182,7 +187,7 @@ def _named(image: Path) -> Iterator[Path]:
 
 
 def _of(image: Path) -> Iterator[Path]:
-    if os.path.lexists(own := own_sidecar(image)):
+    if _is_there(own := own_sidecar(image)):
         yield own
     with suppress(ParameterError):
         name = Name.parse(image)
@@ -192,8 +197,8 @@ def _of(image: Path) -> Iterator[Path]:
 
 def _folders(image: Path) -> list[Path]:
     """From an image's own up to the root of its data set: the one that has a description, or subjects."""
-    parents = list(image.parents)
-    described = (n for n, folder in enumerate(parents) if os.path.lexists(folder / DESCRIPTION))
+    parents = _parents(image)
+    described = (n for n, folder in enumerate(parents) if _is_there(folder / DESCRIPTION))
     subjects = (n + 1 for n, folder in enumerate(parents[:-1]) if folder.name.startswith("sub-"))
     return parents[: next(described, next(subjects, 0)) + 1]
 
@@ -202,10 +207,21 @@ def _telling(folder: Path, image: Name) -> list[Path]:
     """Those in a folder that tell of ``image``; the one with most entities, the nearest, first."""
     found = []
     with suppress(OSError):  # a folder above may be one that others may not list
-        for entry in os.listdir(folder):
-            if (name := _parsed(entry, image.suffix)) and _tells_of(image, name):
-                found.append((len(name.entities), entry))
+        for path in inputs.listed(folder) or ():
+            if (name := _parsed(path.name, image.suffix)) and _tells_of(image, name):
+                found.append((len(name.entities), path.name))
     return [folder / entry for _, entry in sorted(found, reverse=True)]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file, or a link of that name."""
+    return inputs.exists(path) if url_of(path) else os.path.lexists(path)
+
+
+def _parents(image: Path) -> list[Path]:
+    """The folders above an image; of one on a server, those that have names there."""
+    parents = list(image.parents)
+    return [one for one in parents if len(one.parts) > 1] if url_of(image) else parents
 
 
 def _tells_of(image: Name, sidecar: Name) -> bool:

@@ -9,37 +9,38 @@ in what layout (``loader``), applying the scaling (``values``), masks (``regions
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field, fields
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.decoding import parallel
-from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_raw, open_stream
+from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_file, open_raw, open_stream
 from sharedmask.decoding.points import Index, Points
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import without_query
 from sharedmask.sources import nifti
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.volumes import VolumeReader, Volumes
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.space import Space
-from sharedmask.system import identity
+from sharedmask.system import identity, inputs
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property, n_cpus
 from sharedmask.typing import Array
 
 _WHILE_READ = "while it was read"
+Kind = Literal["fingerprint", "content"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +134,16 @@ class Source(Facts, ABC):
     @property
     def paths(self) -> tuple[Path, ...]:
         """Of its files, the one with the voxels first; none of an image in memory."""
-        return tuple(Path(file.path) for file in self.files)
+        return tuple(Path(without_query(file.path)) for file in self.files)
 
     def narrowed(self, select: NDArray[np.intp]) -> tuple[Volumes, NDArray[np.intp]]:
         """The volumes to read for the voxels ``select``, and their numbers there."""
         return self, select
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a file of it lies on a server."""
+        return any(file.is_remote for file in self.files)
 
     @property
     def compressed(self) -> bool:
@@ -171,29 +177,24 @@ class Source(Facts, ABC):
         For files: see :func:`sharedmask.system.identity.fingerprint`. For an image in memory: of all its
         values, which it reads.
         """
-        return self._digest(self._identify)
+        return self._digest("fingerprint")
 
     @property
     def content(self) -> str:
         """Digest of all that its files hold, wherever they are and whenever they were written; reads them."""
-        return self._digest(self._digest_content)
+        return self._digest("content")
 
-    def _digest(self, of: Callable[[blake2b], None]) -> str:
+    def _digest(self, kind: Kind) -> str:
         digest = blake2b(digest_size=20)
         facts = (self.shape, self.dtype.str, self.slope, self.inter, self.affine.tolist())
         digest.update(repr(facts).encode() + (self.models.identity if self.models else b""))
-        of(digest)
+        self._feed(digest, kind)
         return digest.hexdigest()
 
-    def _identify(self, digest: blake2b) -> None:
-        for path in self.paths:
-            with open_raw(path) as file:
-                digest.update(identity.fingerprint(file))
-
-    def _digest_content(self, digest: blake2b) -> None:
-        for path in self.paths:
-            with open_raw(path) as file:
-                digest.update(identity.content(file))
+    def _feed(self, digest: blake2b, kind: Kind) -> None:
+        for one in self.files:
+            with open_raw(one.path) as file:
+                digest.update(getattr(identity, kind)(file))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -215,7 +216,7 @@ class Source(Facts, ABC):
     def check(self, when: str = "after it was opened: open it again") -> None:
         """Raise a SourceChangedError if a file is not what it was when the image was opened."""
         changed = [file.path for file in self.files if file.has_changed()]
-        if changed and not os.path.exists(changed[0]):
+        if changed and not inputs.exists(changed[0]):
             raise MissingFileError(f"{changed[0]} does not exist")
         if changed:
             raise SourceChangedError(f"{self.name} changed {when}")
@@ -259,9 +260,9 @@ class FileSource(Source):
     @cached_property
     def points(self) -> Points | None:
         """Where decoding can begin, if that is known."""
-        if self.index is None or codec_of(self.file) is not GZIP:
+        if self.index is None or self.is_remote or codec_of(self.file) is not GZIP:
             return None
-        with open_raw(self.file) as file:
+        with open_file(self.file) as file:
             points = self.index.find(file)
         return points if points is not None and points.nbytes >= self.offset + self.nbytes else None
 
@@ -287,6 +288,8 @@ class FileSource(Source):
     def layout(self) -> FileLayout | str:
         if self.compressed:
             return "it is compressed"
+        if self.is_remote:
+            return "it lies on a server"
         if self.foreign:
             return "its values are in foreign byte order"
         return FileLayout.aligned(self.file, self.offset, self.dtype, "F")
@@ -360,21 +363,15 @@ class ArraySource(Source):
         for row in rows:
             row.reshape(self.shape[:-1], order="F")[...] = next(values)
 
-    def _identify(self, digest: blake2b) -> None:
+    def _feed(self, digest: blake2b, kind: Kind) -> None:
         if self.files:
-            super()._identify(digest)
+            super()._feed(digest, kind)
             return
         row = np.empty(self.n_voxels, self.dtype)
         with self.volumes() as reader:
             while reader.remaining:
                 reader.readinto(row)
                 digest.update(row.view(np.uint8).data)
-
-    def _digest_content(self, digest: blake2b) -> None:
-        if self.files:
-            super()._digest_content(digest)
-        else:
-            self._identify(digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,10 +394,6 @@ class SeriesSource(Source):
             if not self.raw:
                 row[...] = apply_read_scaling(stored, item.slope, item.inter)
 
-    def _identify(self, digest: blake2b) -> None:
+    def _feed(self, digest: blake2b, kind: Kind) -> None:
         for item in self.items:
-            digest.update(item.fingerprint.encode())
-
-    def _digest_content(self, digest: blake2b) -> None:
-        for item in self.items:
-            digest.update(item.content.encode())
+            digest.update(getattr(item, kind).encode())

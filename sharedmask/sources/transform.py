@@ -30,7 +30,7 @@ from nibabel.volumeutils import apply_read_scaling
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.source import Source
+from sharedmask.sources.source import Kind, Source
 from sharedmask.sources.values import all_finite
 from sharedmask.sources.volumes import VolumeReader
 from sharedmask.spaces.grid import Grid, box_of
@@ -94,11 +94,8 @@ class Step(Source):
         of = self.source
         return of.n_voxels * (of.dtype.itemsize + of.scaled_dtype.itemsize * of.is_scaled)
 
-    def _identify(self, digest: blake2b) -> None:
-        digest.update(f"{self._description} {self.source.fingerprint}".encode())
-
-    def _digest_content(self, digest: blake2b) -> None:
-        digest.update(f"{self._description} {self.source.content}".encode())
+    def _feed(self, digest: blake2b, kind: Kind) -> None:
+        digest.update(f"{self._description} {getattr(self.source, kind)}".encode())
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sharedmask.decoding import search
-from sharedmask.decoding.codecs import GZIP, codec_of, open_raw
+from sharedmask.decoding.codecs import GZIP, codec_of, open_file
 from sharedmask.decoding.points import Points, to_arrays
 from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
@@ -76,6 +76,8 @@ def make(source: Source, *, beside: bool = False) -> Path:
     """
     if not isinstance(source, FileSource) or codec_of(source.file) is not GZIP:
         raise ImageError(f"{source.name} needs no index: it is no gzip file")
+    if source.is_remote:
+        raise ImageError(f"{source.name} lies on a server: indexes are kept of files of this machine")
     path = _made(source, beside)
     if path is None:
         _read_all(source)
@@ -86,7 +88,7 @@ def make(source: Source, *, beside: bool = False) -> Path:
 def _made(source: FileSource, beside: bool) -> Path | None:
     """Where the points are kept now; None if there are none."""
     kept = _folder()
-    with open_raw(source.file) as file:
+    with open_file(source.file) as file:
         key = _key(file)
     path = Path(source.file + BESIDE) if beside else kept.path / kept.name(key)
     if beside:

@@ -16,7 +16,6 @@ Everything but the work itself happens in the caller: callbacks are called here,
 import contextlib
 import errno
 import logging
-import os
 import re
 import time
 import warnings
@@ -43,6 +42,7 @@ from sharedmask.image.image import Store
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
+from sharedmask.remote.addresses import absolute, named
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
@@ -89,12 +89,12 @@ class Task:
     @property
     def name(self) -> str:
         """Its key in a journal: a path that is seen from everywhere, if the key is one."""
-        return _path_of(self.key) if self.is_file else str(self.key)
+        return _path_of(self.key) if self.is_file else named(str(self.key))
 
     @property
     def is_file(self) -> bool:
         """Whether its key is the path of its image."""
-        paths = map(str, self.asked.source.paths)
+        paths = [file.path for file in self.asked.source.files if not file.is_remote]
         return isinstance(self.key, str | Path) and _path_of(self.key) in paths
 
     @cached_property
@@ -120,7 +120,7 @@ class Task:
 
 
 def _path_of(key: str | Path) -> str:
-    return os.path.abspath(os.path.expanduser(key))
+    return absolute(key)
 
 
 def _work(task: Task) -> tuple[str, Any]:

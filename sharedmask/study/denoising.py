@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sharedmask.compute.confounds import named_columns
 from sharedmask.errors import MissingFileError, ParameterError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import absolute, without_query
 from sharedmask.sources.names import Name
 from sharedmask.sources.opening import open_source
 from sharedmask.study.bids import Run
@@ -228,7 +229,7 @@ class Denoise:
         n_timepoints : int, optional
             Default: of the image.
         """
-        path = Path(bold).expanduser().absolute()
+        path = Path(without_query(absolute(bold)))
         run = Run(path.parent, path, Name.parse(path))
         return self.load(run, n_timepoints or open_source(str(path)).n_timepoints)
 

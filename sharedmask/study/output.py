@@ -24,6 +24,7 @@ from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
+from sharedmask.remote.addresses import absolute, named
 from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.space import Space, per_space
@@ -77,7 +78,7 @@ def check_places(written: Mapping[str, Sequence[Path]], read: Iterable[str | Pat
 
 
 def _stem(image: str) -> str:
-    name = os.path.basename(image)
+    name = os.path.basename(named(image))
     ending = next((end for end in _EXTENSIONS if name.endswith(end)), os.path.splitext(name)[1])
     return name.removesuffix(ending)
 
@@ -291,11 +292,11 @@ class OutputFolder:
     def keep(self, key: str, signals: Any) -> list[Path]:
         denoising = None if self.denoisings is None else self.denoisings.pop(key)
         written = self.parts.write(self.paths[key], signals, open_source(key).grid, denoising)
-        self.failures.remove(os.path.abspath(key))
+        self.failures.remove(named(absolute(key)))
         return written
 
     def fail(self, key: str, error: Exception) -> None:
-        self.failures.add(os.path.abspath(key), error)
+        self.failures.add(named(absolute(key)), error)
 
 
 def write_denoising(path: str | Path, denoising: Denoising) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
+from sharedmask.remote.addresses import url_of
 from sharedmask.system import locks, process, settings
 from sharedmask.system.locks import OPEN
 
@@ -119,6 +120,8 @@ def matches(text: str) -> list[str]:
         It matches none.
     """
     pattern = os.path.expanduser(text)
+    if url_of(text):
+        return []
     if not glob.has_magic(text) or os.path.lexists(pattern):
         return []
     if found := sorted(glob.glob(pattern, recursive=True)):

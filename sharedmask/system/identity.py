@@ -6,11 +6,13 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 
 import os
 from hashlib import file_digest
-from io import FileIO
+from io import FileIO, RawIOBase
 from typing import Self
 
 from sharedmask.errors import MissingFileError
 from sharedmask.records import dataclass
+from sharedmask.remote import objects
+from sharedmask.remote.addresses import url_of
 from sharedmask.system import settings
 
 _EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
@@ -40,6 +42,11 @@ class FileState:
     nbytes: int
     mtime_ns: int
     ctime_ns: int
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on a server."""
+        return False
 
     @classmethod
     def now(cls, path: str | os.PathLike[str]) -> Self:
@@ -85,14 +92,53 @@ def _read(path: str | os.PathLike[str], by_inode: bool) -> tuple[int, int, int, 
     return ino, facts.st_size, facts.st_mtime_ns, ctime_ns
 
 
-def fingerprint(file: FileIO) -> bytes:
+@dataclass(frozen=True)
+class ObjectState(FileState):
+    """An object on a server as it was at one moment, by what its server says of it."""
+
+    tag: str
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """What it is now."""
+        head = objects.look(url)
+        size = head.version.nbytes
+        return cls(url, 0, -1 if size is None else size, 0, 0, head.identity)
+
+    def _now(self) -> Self | None:
+        try:
+            return self.of(self.path)
+        except MissingFileError:
+            return None
+
+
+def state_of(path: str | os.PathLike[str]) -> FileState:
+    """What a file is, here or on its server; of unknown size, -1 bytes.
+
+    Raises
+    ------
+    MissingFileError
+    """
+    url = url_of(path)
+    return FileState.now(path) if url is None else ObjectState.of(url)
+
+
+def fingerprint(file: RawIOBase) -> bytes:
     """Bytes that are others when the file is another one, or was written to.
 
-    By default of its real path, inode, size, times and first and last 64 KiB; with the setting
-    ``fingerprint="content"`` of all that it holds, wherever it is.
+    By default of its real path, inode, size, times and first and last 64 KiB; of an object on a server, of
+    its address, tag, size and time; with the setting ``fingerprint="content"`` of all that it holds,
+    wherever it is.
     """
     if settings.current().fingerprint == "content":
         return content(file)
+    if isinstance(file, objects.RemoteFile):
+        return file.identity
+    assert isinstance(file, FileIO)
     facts = os.fstat(file.fileno())
     times = facts.st_mtime_ns, facts.st_ctime_ns
     said = repr((os.path.realpath(file.name), facts.st_ino, facts.st_size, *times)).encode()
@@ -101,6 +147,6 @@ def fingerprint(file: FileIO) -> bytes:
     return said + first + file.read(_EDGE)
 
 
-def content(file: FileIO) -> bytes:
+def content(file: RawIOBase) -> bytes:
     """Digest of all that the file holds, wherever it is and whenever it was written."""
-    return file_digest(file, "blake2b").digest()
+    return file_digest(file, "blake2b").digest()  # type: ignore[arg-type]

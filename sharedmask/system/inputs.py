@@ -1,7 +1,8 @@
 """Files that others wrote: opened only if they are files, and read whole only if they are small.
 
-Covers: pipes and devices in the place of a file, the size of texts, JSON of any depth. Does not cover: what
-is read (``settings``, ``bids``, ``lut`` and others), images (``codecs``), our own files (``files``).
+Covers: pipes and devices in the place of a file, files on servers, the size of texts, JSON of any depth.
+Does not cover: what is read (``settings``, ``bids``, ``lut`` and others), images (``codecs``), our own
+files (``files``).
 """
 
 import contextlib
@@ -10,10 +11,33 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from io import FileIO
+from io import BufferedReader, FileIO, RawIOBase
+from pathlib import Path
 from typing import Any
 
+from sharedmask.remote import objects
+from sharedmask.remote.addresses import url_of
+
 _TEXT_BYTES = 64 * 2**20
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file, here or on its server."""
+    url = url_of(path)
+    return os.path.exists(path) if url is None else objects.exists(url)
+
+
+def listed(folder: Path) -> list[Path] | None:
+    """What is in a folder, sorted; None where its server tells nobody."""
+    url = url_of(folder)
+    names = os.listdir(folder) if url is None else objects.listed(url)
+    return None if names is None else [folder / name for name in sorted(names)]
+
+
+def opened(path: str | os.PathLike[str]) -> RawIOBase:
+    """The file, here or on its server, to be read forward; as :func:`opened_regular`."""
+    url = url_of(path)
+    return opened_regular(path) if url is None else objects.RemoteFile(url)
 
 
 def opened_regular(path: str | os.PathLike[str]) -> FileIO:
@@ -63,8 +87,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     OSError
         Naming the file: it is none, or larger than any that people write.
     """
-    with opened_regular(path) as file:
-        content = file.read(min(os.fstat(file.fileno()).st_size, _TEXT_BYTES) + 1)
+    if (url := url_of(path)) is not None:
+        objects.look(url)
+    with opened(path) as file, BufferedReader(file) as buffered:
+        size = _TEXT_BYTES if url else os.fstat(file.fileno()).st_size
+        content = buffered.read(min(size, _TEXT_BYTES) + 1)
     if len(content) > _TEXT_BYTES:
         raise OSError(errno.EFBIG, f"more than {_TEXT_BYTES >> 20} MiB of text", os.fspath(path))
     return content

@@ -1,0 +1,18 @@
+import pytest
+from servers import serving
+
+from sharedmask.remote import objects, patience
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Pauses that tests can wait for, and nothing known of other servers."""
+    monkeypatch.setattr(patience, "PAUSE", 0.001)
+    objects._heads.clear()
+    objects.listed.cache_clear()
+
+
+@pytest.fixture
+def server():
+    with serving() as served:
+        yield served

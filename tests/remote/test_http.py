@@ -1,0 +1,182 @@
+"""Objects by HTTP: byte for byte whatever becomes of the line, or an error with its address."""
+
+import random
+import time
+
+import pytest
+
+from sharedmask.errors import MissingFileError, RemoteError, SourceChangedError
+from sharedmask.remote import http, patience
+from sharedmask.remote.objects import RemoteFile, look
+
+CONTENT = random.Random(5).randbytes(1_000_000)
+
+
+def read(url):
+    with RemoteFile(url) as file:
+        return file.readall()
+
+
+@pytest.fixture
+def url(server):
+    server.files["a.bin"] = CONTENT
+    return f"{server.url}/a.bin"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("told", [("etags", "dates"), ("etags",), ("dates",), ()])
+def test_bytes_are_the_objects(server, url, ranges, told):
+    server.ranges, server.etags, server.dates = ranges, "etags" in told, "dates" in told
+    assert read(url) == CONTENT
+
+
+def test_of_unknown_length(server, url):
+    server.ranges = server.lengths = False
+    assert look(url).version.nbytes is None
+    assert read(url) == CONTENT
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"y" * 65536, b"z" * 65537])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_small_ones(server, ranges, content):
+    server.files["small"], server.ranges = content, ranges
+    assert read(f"{server.url}/small") == content
+
+
+@pytest.mark.parametrize(("ranges", "resets"), [(True, True), (True, False), (False, False)])
+def test_line_cut_twenty_times(server, url, ranges, resets):
+    server.ranges, server.resets = ranges, resets
+    look(url)
+    places = random.Random(3)
+    server.cuts = [places.randint(1, 40_000) for _ in range(20)]
+    if not ranges:  # each answer begins anew, and comes further than the last
+        server.cuts = sorted(places.randint(70_000, 900_000) for _ in range(20))
+    assert read(url) == CONTENT
+    assert not server.cuts
+    assert ranges is (server.bytes_sent < 1.6 * len(CONTENT))
+
+
+def test_a_line_that_is_always_cut_is_given_up(server, url, monkeypatch):
+    look(url)
+    server.cuts = [0] * 50
+    with pytest.raises(RemoteError, match=r"a\.bin ended after 65536 of 1000000 bytes"):
+        read(url)
+    assert len(server.cuts) == 50 - patience.TRIES
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
+def test_answers_that_pass_by(server, url, code):
+    server.answers = [(code, {})] * 3
+    assert read(url) == CONTENT
+
+
+def test_as_long_as_the_server_asks(server, url, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(http.Patience, "wait", lambda self, error, asked=0.0: pauses.append(asked))
+    server.answers = [(429, {"Retry-After": "7"}), (503, {})]
+    assert read(url) == CONTENT
+    assert pauses == [7.0, 0.0]
+
+
+def test_one_that_stays_busy(server, url):
+    server.answers = [(503, {})] * 50
+    with pytest.raises(RemoteError, match=r"a\.bin: the server answered 503"):
+        read(url)
+    assert len(server.requests) == patience.TRIES
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 451])
+def test_refusals_are_not_asked_again(server, url, code):
+    server.answers = [(code, {})]
+    with pytest.raises(RemoteError, match=rf"http://127\.0\.0\.1:\d+/a\.bin: the server answered {code}"):
+        read(url)
+    assert len(server.requests) == 1
+
+
+def test_what_is_not_there(server):
+    with pytest.raises(MissingFileError, match="none does not exist: 404"):
+        read(f"{server.url}/none")
+
+
+def test_a_host_that_is_not_there():
+    with pytest.raises(RemoteError, match=r"http://nowhere\.invalid/a cannot be read"):
+        read("http://nowhere.invalid/a")
+
+
+def test_a_server_that_is_not_there(server, url):
+    with pytest.raises(RemoteError, match="refused"):
+        read("http://127.0.0.1:1/a")
+
+
+def test_a_line_that_stalls(server, url, monkeypatch):
+    look(url)
+    monkeypatch.setattr(patience, "TIMEOUT", 0.2)
+    server.stalls = [100_000, 1]
+    assert read(url) == CONTENT
+    assert not server.stalls
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("told", [("etags",), ("dates",), ()])
+def test_another_object_in_the_place_of_the_first(server, url, ranges, told):
+    server.ranges, server.etags, server.dates = ranges, "etags" in told, "dates" in told
+    look(url)
+    server.cuts = [200_000]
+
+    def replaced(_, sent):
+        server.files["a.bin"] = CONTENT[::-1] if told == ("etags",) else CONTENT[::-1] + b"longer"
+
+    server.after = replaced
+    with pytest.raises(SourceChangedError, match=r"a\.bin changed while it was read"):
+        read(url)
+
+
+def test_another_object_since_it_was_looked_at(server, url):
+    look(url)
+    server.files["a.bin"] = CONTENT[::-1]
+    with pytest.raises(SourceChangedError):
+        read(url)
+
+
+def test_what_is_read_no_further_leaves_nothing(server, url):
+    server.files["a.bin"] = CONTENT * 20
+    server.stalls = [19_000_000]
+    with RemoteFile(url) as file:
+        assert file.read(200_000) == CONTENT[:65536]  # what is known already
+        assert file.read(10)
+        start = time.monotonic()
+    assert time.monotonic() - start < 5
+
+
+def test_who_asks_is_no_part_of_the_name(server, url):
+    asked = url.replace("http://", "http://me:secret@") + "?signature=f00"
+    server.answers = [(403, {})]
+    with pytest.raises(RemoteError) as told:
+        read(asked)
+    assert "secret" not in str(told.value)
+    assert "f00" not in str(told.value)
+    assert server.requests[0][1]["Authorization"] == "Basic bWU6c2VjcmV0"
+    assert server.requests[0][0] == "/a.bin?signature=f00"
+
+
+def test_who_asks_is_not_told_to_others(server, url):
+    server.answers = [(302, {"Location": f"{server.url}/a.bin"})]
+    assert (
+        look(url.replace("http://", "http://me:secret@").replace("a.bin", "b.bin")).content == CONTENT[:65536]
+    )
+    assert "Authorization" in server.requests[0][1]
+    assert "Authorization" not in server.requests[1][1]
+
+
+def test_names_with_other_letters(server):
+    server.files["sub%20a/%C3%BC.bin"] = CONTENT
+    assert read(f"{server.url}/sub a/ü.bin") == CONTENT
+
+
+def test_a_page_that_lists(server, url):
+    server.listing = True
+    server.files |= {"sub-01/b.bin": b"", "sub-01/func/c.bin": b""}
+    assert http.HttpServer(f"{server.url}/sub-01").listed() == ["b.bin", "func"]
+    server.listing = False
+    assert http.HttpServer(f"{server.url}/sub-01").listed() is None
