@@ -1,6 +1,9 @@
-"""Files that lie on a server: read as files are, forward, and nothing of them is kept on a disk.
+"""Files on servers: read forward as files are, and nothing of them is kept on a disk.
 
-From the bottom up: ``addresses`` (what is a URL), ``patience`` (what is tried again, and when no more),
-``http`` and ``filesystems`` (the two ways to a server's bytes), ``objects`` (one object: what it is, its
-bytes as a file, what lies beside it).
+Covers: which paths are URLs, HTTP and the file systems of fsspec, going on where a line was cut, telling
+another object from the first. Does not cover: what the bytes mean (``decoding``, ``sources``).
+
+From the bottom up::
+
+    addresses  patience  version  http  filesystems  objects
 """

@@ -3,7 +3,7 @@
 Covers: telling them from paths of this machine, writing them in full, what of them may be shown. Does not
 cover: what is there (``objects``).
 
-A URL that went through ``pathlib.Path`` has lost a slash, ``https:/host/name``, and is one all the same: so
+A URL that went through a ``Path`` has lost a slash, ``https:/host/name``, and is one all the same: so
 the names of what lies beside it are made as those of files are.
 """
 

@@ -53,11 +53,13 @@ class FsspecServer:
                     while len(ahead) < _AT_ONCE and (start := next(starts, None)) is not None:
                         ahead.append(threads.submit(self._fetch, start, min(start + _BLOCK, version.nbytes)))
                     if not ahead:
-                        break
-                    yield ahead.popleft().result()
+                        return
+                    block = ahead.popleft().result()
+                    if not ahead:  # before the last one is believed
+                        version.check(self._version(), self.name)
+                    yield block
             finally:
                 threads.shutdown(wait=True, cancel_futures=True)
-        version.check(self._version(), self.name)
 
     def interrupt(self) -> None:
         """No block is begun any more."""

@@ -197,17 +197,18 @@ def _of(image: Path) -> Iterator[Path]:
 
 def _folders(image: Path) -> list[Path]:
     """From an image's own up to the root of its data set: the one that has a description, or subjects."""
-    parents = _parents(image)
-    described = (n for n, folder in enumerate(parents) if _is_there(folder / DESCRIPTION))
+    parents, is_remote = list(image.parents), url_of(image) is not None
+    described = (n for n, folder in enumerate(parents) if os.path.lexists(folder / DESCRIPTION))
     subjects = (n + 1 for n, folder in enumerate(parents[:-1]) if folder.name.startswith("sub-"))
-    return parents[: next(described, next(subjects, 0)) + 1]
+    last = next(subjects, 0)  # of names a server need not be asked
+    return parents[: (last if is_remote else next(described, last)) + 1]
 
 
 def _telling(folder: Path, image: Name) -> list[Path]:
     """Those in a folder that tell of ``image``; the one with most entities, the nearest, first."""
     found = []
     with suppress(OSError):  # a folder above may be one that others may not list
-        for path in inputs.listed(folder) or ():
+        for path in _listed(folder, image):
             if (name := _parsed(path.name, image.suffix)) and _tells_of(image, name):
                 found.append((len(name.entities), path.name))
     return [folder / entry for _, entry in sorted(found, reverse=True)]
@@ -218,10 +219,14 @@ def _is_there(path: Path) -> bool:
     return inputs.exists(path) if url_of(path) else os.path.lexists(path)
 
 
-def _parents(image: Path) -> list[Path]:
-    """The folders above an image; of one on a server, those that have names there."""
-    parents = list(image.parents)
-    return [one for one in parents if len(one.parts) > 1] if url_of(image) else parents
+def _listed(folder: Path, image: Name) -> list[Path]:
+    """What is in a folder; on a server that lists none, what is likely to be."""
+    if (listed := inputs.listed(folder)) is not None:
+        return listed
+    of_task = {key: value for key, value in image.entities.items() if key not in ("sub", "ses")}
+    task_alone = {key: value for key, value in of_task.items() if key == "task"}
+    names = dict.fromkeys(str(Name(told, image.suffix, ".json")) for told in (of_task, task_alone))
+    return [folder / name for name in names if inputs.exists(folder / name)]
 
 
 def _tells_of(image: Name, sidecar: Name) -> bool:

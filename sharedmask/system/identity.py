@@ -149,4 +149,4 @@ def fingerprint(file: RawIOBase) -> bytes:
 
 def content(file: RawIOBase) -> bytes:
     """Digest of all that the file holds, wherever it is and whenever it was written."""
-    return file_digest(file, "blake2b").digest()  # type: ignore[arg-type]
+    return file_digest(file, "blake2b").digest()

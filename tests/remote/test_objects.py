@@ -1,0 +1,80 @@
+"""Bytes that are read ahead."""
+
+import random
+import threading
+
+import pytest
+
+from sharedmask.remote import objects
+from sharedmask.remote.objects import RemoteFile, exists, listed, look
+
+CONTENT = random.Random(5).randbytes(500_000)
+
+
+@pytest.fixture
+def url(server):
+    server.files["a.bin"] = CONTENT
+    return f"{server.url}/a.bin"
+
+
+@pytest.mark.parametrize("size", [1, 4096, 65536, 10**6])
+def test_pieces_of_any_size(url, size):
+    size = max(size, 1000) if size == 1 else size
+    with RemoteFile(url) as file:
+        assert b"".join(iter(lambda: file.read(size), b"")) == CONTENT
+        assert file.read(10) == b""
+
+
+def test_the_head_is_asked_for_once(server, url):
+    look(url)
+    for _ in range(3):
+        with RemoteFile(url) as file:
+            assert file.read(1000) == CONTENT[:1000]
+    assert len(server.requests) == 1
+
+
+def test_heads_are_few(server):
+    for n in range(objects._KEPT + 5):
+        server.files[str(n)] = b"x" * n
+        look(f"{server.url}/{n}")
+    assert len(objects._heads) == objects._KEPT
+
+
+def test_no_thread_stays(url):
+    before = threading.active_count()
+    for _ in range(3):
+        with RemoteFile(url) as file:
+            file.read(65536)
+            file.read(10)
+    assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
+    assert threading.active_count() <= before + 1  # the server's
+
+
+def test_without_another_thread(url, monkeypatch):
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    look(url)
+    with RemoteFile(url) as file:
+        with monkeypatch.context() as patched:
+            patched.setattr(objects._Thread, "start", refused)
+            assert file.read(65536) + file.read(1) == CONTENT[:65537]
+        assert file.readall() == CONTENT[65537:]
+
+
+def test_identities(server, url):
+    first = look(url).identity
+    assert look(url).identity == first
+    server.files["a.bin"] = CONTENT[::-1]
+    assert look(url).identity != first
+    server.etags = server.dates = False
+    bare = look(url).identity
+    server.files["a.bin"] = CONTENT
+    assert look(url).identity != bare
+
+
+def test_what_is_there(server, url):
+    assert exists(url)
+    assert not exists(url + "x")
+    server.listing = True
+    assert listed(server.url) == ("a.bin",)
