@@ -112,7 +112,10 @@ def _is_own(name: str) -> bool:
     module = sys.modules.get(name)
     if not isinstance(module, ModuleType) or name in ("__main__", *sys.builtin_module_names):
         return False
-    origin = getattr(_spec(module), "origin", None)
+    try:
+        origin = getattr(_spec(module), "origin", None)
+    except AttributeError:  # what cffi puts among the modules has nothing in it
+        return False
     return origin != "frozen" and not (origin or "").startswith(_INSTALLED)
 
 
