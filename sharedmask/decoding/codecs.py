@@ -86,6 +86,8 @@ class Stream:
 
     def skip(self, n_bytes: int) -> int:
         """Go past so many bytes; how many there were."""
+        if not isinstance(self._file, FileIO):  # of a server nothing is passed over unread
+            return self._read_past(n_bytes)
         place = self._file.tell()
         return self._file.seek(min(place + n_bytes, os.fstat(self._file.fileno()).st_size)) - place
 

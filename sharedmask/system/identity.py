@@ -109,11 +109,11 @@ class ObjectState(FileState):
         size = head.version.nbytes
         return cls(url, 0, -1 if size is None else size, 0, 0, head.identity)
 
-    def _now(self) -> Self | None:
+    def has_changed(self) -> bool:
         try:
-            return self.of(self.path)
+            return self.of(self.path) != self
         except MissingFileError:
-            return None
+            return True
 
 
 def state_of(path: str | os.PathLike[str]) -> FileState:
