@@ -294,15 +294,8 @@ class FileSource(Source):
             return "its values are in foreign byte order"
         return FileLayout.aligned(self.file, self.offset, self.dtype, "F")
 
-    def _identify(self, digest: blake2b) -> None:
-        super()._identify(digest)
-        self._tell_place(digest)
-
-    def _digest_content(self, digest: blake2b) -> None:
-        super()._digest_content(digest)
-        self._tell_place(digest)
-
-    def _tell_place(self, digest: blake2b) -> None:
+    def _feed(self, digest: blake2b, kind: Kind) -> None:
+        super()._feed(digest, kind)
         if self.whole is not None:
             digest.update(repr((self.offset, self.whole)).encode())
 
