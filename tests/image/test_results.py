@@ -376,13 +376,18 @@ def test_every_parameter_is_in_the_key_unless_it_only_says_how():
     }
     only_how = set(PERTURBED) - changing
     assert only_how == {"n_jobs", "prefer", "progress", "on_result"}
-    assert results.HOW - only_how == {"label", "operation"}  # which no caller gives
+    assert results.HOW - only_how == {
+        "label",
+        "operation",
+        "given",
+    }  # no caller gives them, or no result is kept
 
 
 # Where each argument that is no parameter of a request shows in the key; None: nowhere, because no
 # number depends on it. A new argument belongs here, and in the key if numbers depend on it.
 ARGUMENTS = {
     "source": "fingerprint",
+    "volumes": "fingerprint",
     "smoothing_fwhm": "fingerprint",
     "masks": "regions",
     "labels_img": "regions",
@@ -392,6 +397,7 @@ ARGUMENTS = {
     "memory": None,
     "memory_limit": None,
     "store": None,
+    "index": None,
     "name": None,
     "batch_size": None,
     "on_batch": None,
