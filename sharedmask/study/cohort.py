@@ -234,7 +234,7 @@ def extract_many(
         if both := [name for name in _PER_IMAGE if asked.get(name) is not None]:
             raise ParameterError(f"{both[0]} and denoise are two answers to one question: give one")
         asked |= Denoisings.of(denoise, keyed).parameters
-    cleans = any(asked.get(name) is not None for name in _CLEANING)
+    cleans = any(asked.get(name) is not None and asked[name] is not False for name in _CLEANING)
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
     journal = _journal(resume, on_result, overwrite)

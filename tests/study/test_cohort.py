@@ -191,6 +191,18 @@ def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, paramet
         extract_many(runs, masks, **parameters)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "cleans"),
+    [({}, False), ({"detrend": False, "low_pass": None}, False), ({"detrend": True}, True)],
+)
+def test_what_cleans_is_imported_by_workers_that_clean(runs, masks, parameters, cleans, monkeypatch):
+    """Which takes as long as two runs; the command line says of each parameter what it is."""
+    told, engine = [], cohort.engine
+    monkeypatch.setattr(cohort, "engine", lambda *a: told.append(a[2]) or engine(*a))
+    extract_many(runs, masks, n_jobs=1, **parameters)
+    assert told == [cleans]
+
+
 def test_a_study_says_what_became_of_it_not_the_signals(runs, masks):
     said = repr(extract_many(runs, masks, strategy="mean"))
     assert "results" not in said
