@@ -17,7 +17,7 @@ from sharedmask.storage.registry import publish, reap
 from sharedmask.study.tables import write_series, write_table
 from sharedmask.system import files
 
-N_FAULTS = {"bids": 90, "network": 90}  # of some 350 and 500, in equal steps; of other works all
+N_FAULTS = {"bids": 40, "network": 40}  # of some 350 and 500, in equal steps; of other works all
 VALUES = np.arange(12.0).reshape(4, 3)
 WRITES = {name: ERRORS[name] for name in ("write", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate")}
 WRITES |= {name: ERRORS[name] for name in ("link", "rename", "replace", "posix_fallocate", "open", "mmap")}
