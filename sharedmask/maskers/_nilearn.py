@@ -80,7 +80,8 @@ def as_niimg(imgs: Any) -> Any:
     if imgs is None or _is_niimg(imgs):
         return imgs
     try:
-        return SourceNifti.of(indexed(open_source(imgs)))
+        source = open_source(imgs)
+        return SourceNifti.of(indexed(source)) if len(source.shape) == 4 else imgs  # else of a surface
     except RemoteError:
         raise
     except (SharedMaskError, OSError):
