@@ -18,15 +18,12 @@ import io
 import os
 import pickle
 import random
-import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
@@ -39,8 +36,7 @@ Root = tuple[int, Name]
 
 _BYTES = 16
 _KEY_BYTES = 32
-_MT19937_WORDS = 624
-_MT19937_BYTES = 4 * (_MT19937_WORDS + 1)
+_MT19937_BYTES = 4 * (624 + 1)
 
 
 # --- kinds of generators -------------------------------------------------------------------------
@@ -73,29 +69,12 @@ class _Kind:
         return (self.look or self.draw)(generator) != since
 
 
-class _Key(ISeedSequence):
-    """Seeds bit generators with what is random already, and not in need of mixing."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
-        n_bytes = n_words * np.dtype(dtype).itemsize
-        return np.frombuffer(hashlib.shake_128(self._key).digest(n_bytes), dtype)
-
-
-def _seeds(key: bytes) -> Any:  # what NumPy's types do not say it takes
-    return _Key(key)
-
-
 def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
-    bits, seeds = generator._bit_generator, _seeds(key)
-    if isinstance(bits, np.random.MT19937):
-        generator.seed(0)  # forgets the other one of a pair of normal numbers, and stands before its words
-        words = np.random.PCG64(seeds).random_raw(_MT19937_WORDS // 2).tobytes()
-        ctypes.memmove(bits.ctypes.state_address, words, len(words))
-    else:  # of a newer kind, which is seeded when it is made
-        fresh = np.random.RandomState(type(bits)(seeds))
+    try:
+        generator.seed(np.frombuffer(key, np.uint32))
+    except TypeError:  # of a newer kind, which is seeded when it is made
+        kind = generator.get_state(legacy=False)["bit_generator"]
+        fresh = np.random.RandomState(getattr(np.random, kind)(_number(key)))
         generator.set_state(fresh.get_state(legacy=False))
 
 
@@ -106,28 +85,13 @@ def _look_at_legacy(generator: np.random.RandomState) -> bytes:
     return pickle.dumps(generator.get_state(legacy=False))
 
 
-def _look_at_random(generator: random.Random) -> bytes:
-    """Its place among its 624 words, and those: what begins the object after what all objects have."""
-    return ctypes.string_at(id(generator) + object.__basicsize__, _MT19937_BYTES)
-
-
-def _can_look_at_random() -> bool:
-    """Whether this Python has them there."""
-    if sys.implementation.name != "cpython":
-        return False
-    probe = random.Random(0)
-    probe.random()
-    *words, place = probe.getstate()[1]
-    return _look_at_random(probe) == struct.pack("=i624I", place, *words)
-
-
 def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
     def restore(generator: Any, state: Any) -> None:
         bits_of(generator).state = state
 
     def seed(generator: Any, key: bytes) -> None:
         bits = bits_of(generator)
-        bits.state = bits.__class__(_seeds(key)).state
+        bits.state = bits.__class__(_number(key)).state
 
     return _Kind(
         type,
@@ -159,7 +123,6 @@ _KINDS = [
         lambda generator, state: generator.setstate(state),
         lambda generator, key: generator.seed(_number(key)),
         lambda generator: generator.randbytes(_BYTES),
-        _look_at_random if _can_look_at_random() else None,
     ),
     _Kind(
         np.random.RandomState,
@@ -353,19 +316,16 @@ class Streams:
         self._seek()
         streams, numbers = ItemStreams(self.roots, self._held), self.numbers(n_items)
 
-        def stream(place: int) -> contextlib.AbstractContextManager[None]:
-            return streams.item(numbers[place], self.drawn)
-
         @contextlib.contextmanager
-        def stream_in_between(place: int) -> Iterator[None]:
-            with self._restored(), stream(place):
+        def stream(place: int) -> Iterator[None]:
+            with (
+                self._restored() if self._watched else contextlib.nullcontext(),
+                streams.item(numbers[place], self.drawn),
+            ):
                 yield
 
-        if self._watched:
-            yield stream_in_between
-        else:
-            with self._restored():
-                yield stream
+        with contextlib.nullcontext() if self._watched else self._restored():
+            yield stream
 
     @property
     def _held(self) -> list[Any]:
