@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sharedmask.workers.streams import Streams
     from sharedmask.workers.worker import Item, Kernel
 
-_CLEANING_MODULES = ("nilearn.signal",)
+CLEANING_MODULES = ("nilearn.signal",)
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work
 
 
@@ -168,7 +168,7 @@ def _run(
     """Where the arguments can go: shared ones to processes, arrays to threads."""
     from sharedmask.workers import pool
 
-    preload = _CLEANING_MODULES if request.cleaning.needed else ()
+    preload = CLEANING_MODULES if request.cleaning.needed else ()
     if any(isinstance(argument, Shared) for argument in arguments):
         return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload, streams)
     # Threads that nobody asked for would draw random numbers as it comes.

@@ -8,6 +8,8 @@ meant (``regions``). Cleaning is nilearn's.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -103,17 +105,13 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
             (n_elements,) of an image without time.
         """
         check_is_fitted(self, "space_")
-        image = SharedImage.attach(imgs) if isinstance(imgs, Handle) else imgs
-        opened = image if isinstance(image, SharedImage) else open_source(image)
-        space = opened.space if isinstance(opened, SharedImage) else opened.grid
-        signals = self._signals(opened, self._regions_on(space))
-        if self.high_variance_confounds:
-            found = high_variance_confounds(self._voxels(opened, _masked(None, space), None))
-            confounds = [
-                found,
-                *(confounds if isinstance(confounds, list) else [confounds] * (confounds is not None)),
-            ]
-        cleaned = self._cleaned(np.atleast_2d(signals), opened.t_r, confounds, sample_mask)
+        with _opened(imgs) as (image, space):
+            signals, t_r = self._signals(image, self._regions_on(space)), image.t_r
+            if self.high_variance_confounds:
+                found = high_variance_confounds(self._voxels(image, _masked(None, space), None))
+                given = confounds if isinstance(confounds, list) else [confounds] * (confounds is not None)
+                confounds = [found, *given]
+        cleaned = self._cleaned(np.atleast_2d(signals), t_r, confounds, sample_mask)
         return cleaned if signals.ndim > 1 else cleaned[0]
 
     def _cleaned(self, signals: Array, t_r: float | None, confounds: Any, sample_mask: Any) -> Array:
@@ -156,18 +154,28 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
         return hasattr(self, "space_")
 
 
+@contextmanager
+def _opened(imgs: Any) -> Iterator[tuple[Any, Space]]:
+    """An image, and where its elements are; one that is attached for this is let go of."""
+    if isinstance(imgs, Handle):
+        with SharedImage.attach(imgs) as image:
+            yield image, image.space
+    elif isinstance(imgs, SharedImage):
+        yield imgs, imgs.space
+    else:
+        source = open_source(imgs)
+        yield source, source.grid
+
+
 def _space_of(thing: Any) -> Space | None:
     """Of what has one: arrays and names of structures have none."""
-    if isinstance(thing, SharedImage | Regions):
-        return thing.space if isinstance(thing, SharedImage) else thing.grid
+    if isinstance(thing, Regions):
+        return thing.grid
     if thing is None or isinstance(thing, np.ndarray):
         return None
-    if isinstance(thing, Handle):
-        return SharedImage.attach(thing).space
     try:
-        return open_source(thing).grid
-    except MaskError:
-        raise
+        with _opened(thing) as (_, space):
+            return space
     except FileNotFoundError:
         return None  # the name of a structure
 

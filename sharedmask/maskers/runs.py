@@ -14,6 +14,7 @@ from typing import Any
 from nilearn.maskers import MultiNiftiLabelsMasker, MultiNiftiMapsMasker, MultiNiftiMasker
 from sklearn.utils.validation import check_is_fitted
 
+from sharedmask.compute.signals import CLEANING_MODULES
 from sharedmask.maskers._nilearn import Given, as_niimg, require_niimg
 from sharedmask.maskers.base import Masker, documented
 from sharedmask.maskers.labels import SharedLabelsMasker
@@ -26,7 +27,6 @@ from sharedmask.workers import pool
 
 _COPIES = 6  # of a run's signals while they are cleaned, as float64
 _RUN_BYTES = 80 * 2**20  # of a worker and its buffers
-_PRELOAD = ("nilearn.signal",)
 
 
 class ManyRuns:
@@ -73,7 +73,7 @@ class ManyRuns:
         )
         jobs = min(effective_n_jobs(n_jobs), len(runs), self._fitting(runs))
         if jobs > 1 and pool.can_start_processes() and settings.current().shared_memory:
-            made = pool.run_processes(_signals, (self,), calls, jobs, None, _PRELOAD)
+            made = pool.run_processes(_signals, (self,), calls, jobs, None, CLEANING_MODULES)
         else:
             made = [_signals(self, *call) for call in calls]
         if made:
@@ -105,8 +105,9 @@ def _signals(masker: Any, run: Given, confounds: Any, sample_mask: Any) -> tuple
 
 def _with_jobs(masker: Masker) -> Masker:
     """The class with ``n_jobs`` besides the parameters of the masker of one run, and nilearn's defaults."""
-    one: Any = masker.__mro__[2]
-    nilearns = inspect.signature(masker.__mro__[4]).parameters
+    bases: tuple[Any, ...] = masker.__bases__
+    _, one, of_nilearn = bases
+    nilearns = inspect.signature(of_nilearn).parameters
     own = inspect.signature(one.__init__).parameters.values()
     known = [given.replace(default=nilearns.get(given.name, given).default) for given in own]
     jobs = inspect.Parameter("n_jobs", inspect.Parameter.KEYWORD_ONLY, default=1, annotation="int | None")

@@ -151,10 +151,6 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
 
-class _Thread(threading.Thread):
-    """One that reads ahead."""
-
-
 class _Ahead:
     """The pieces of an object, fetched by a thread while those before are decoded."""
 
@@ -163,7 +159,7 @@ class _Ahead:
         self._pieces = server.blocks(place, version)
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
         self._last: bytes | BaseException | None = None
-        self._thread: threading.Thread | None = _Thread(target=self._fetch, daemon=True)
+        self._thread: threading.Thread | None = threading.Thread(target=self._fetch, daemon=True)
         try:
             self._thread.start()
         except RuntimeError:  # no more threads are allowed: who reads waits for the server

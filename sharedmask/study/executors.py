@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from sharedmask.compute.signals import CLEANING_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import monitor, process, settings
@@ -18,7 +19,7 @@ from sharedmask.workers import pool
 _AHEAD = 64
 # What the workers' template imports, once for all of them.
 EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
-CLEANING = (*EXTRACTING, "nilearn.signal")
+CLEANING = (*EXTRACTING, *CLEANING_MODULES)
 
 
 @dataclass(frozen=True)

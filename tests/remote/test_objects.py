@@ -2,6 +2,7 @@
 
 import random
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,13 +52,14 @@ def test_no_thread_stays(url):
 
 
 def test_without_another_thread(url, monkeypatch):
-    def refused(self):
-        raise RuntimeError("can't start new thread")
+    class Refused(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
 
     look(url)
     with RemoteFile(url) as file:
         with monkeypatch.context() as patched:
-            patched.setattr(objects._Thread, "start", refused)
+            patched.setattr(objects, "threading", SimpleNamespace(Thread=Refused))
             assert file.read(65536) + file.read(1) == CONTENT[:65537]
         assert file.readall() == CONTENT[65537:]
 
