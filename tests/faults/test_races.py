@@ -171,6 +171,8 @@ RACE = '''
             reap()
             time.sleep(rng.random() * 0.002)
 
+    started = []
+
     def start(role, seed):
         pid = os.fork()
         if pid == 0:
@@ -185,6 +187,7 @@ RACE = '''
                 violation(f"{role.__name__}: {error!r}")
             finally:
                 os._exit(1)
+        started.append(pid)
         return pid
 
     def kill(pid, how):
@@ -193,6 +196,13 @@ RACE = '''
         except ProcessLookupError:  # it has no group of its own yet
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+    def lives(group):
+        try:
+            os.killpg(group, 0)
+        except OSError:
+            return False
+        return True
 
     roles = [owner] * 4 + [reader] * 2 + [reaper] * 2
     running = {start(role, seed): role for seed, role in enumerate(roles)}
@@ -219,6 +229,10 @@ RACE = '''
         drain()
     for pid in running:
         kill(pid, os.killpg)
+    # Whom a killed process had begun has what was locked until it is gone, and nobody waits for it.
+    last = time.monotonic() + 10
+    while any(map(lives, started)) and time.monotonic() < last:
+        time.sleep(0.01)
     drain()
     reap()
     counts = {}
