@@ -48,7 +48,7 @@ from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
 
-_IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_bold.tsv\n*_qc.*\n"
+_IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
 _PICTURED_VOLUMES = 10
 
 
