@@ -1,8 +1,14 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2024.10"]
+# ///
 """What can be run by name: ``nox -l`` lists it, ``nox -s NAME -- ARGUMENTS`` runs it."""
+
+from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "tests"]
+nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 
 
@@ -17,21 +23,21 @@ def tests(session):
     _pytest(session)
 
 
-@nox.session(name="long")
+@nox.session(name="long", default=False)
 def long_ones(session):
     """Those that it leaves out: kills at every call, forks, races, nilearn's parameters in pairs."""
     session.install("-e", ".[dev]")
     _pytest(session, "-m", "long")
 
 
-@nox.session
+@nox.session(default=False)
 def faults(session):
     """Kills at every call, forks, races, no room, forgeries."""
     session.install("-e", ".[dev]")
     _pytest(session, "tests/faults")
 
 
-@nox.session
+@nox.session(default=False)
 def equality(session):
     """Equal to nibabel and nilearn, the long cases too."""
     session.install("-e", ".[dev]")
@@ -49,7 +55,27 @@ def lint(session):
     session.run("lint-imports")
 
 
-@nox.session
+@nox.session(default=False)
+def review(session):
+    """What Scientific Python asks of a repository, its workflows, and how it is cited."""
+    session.install("sp-repo-review[cli]", "zizmor", "cffconvert")
+    session.run("repo-review", ".")
+    session.run("zizmor", "--offline", "--quiet", ".")
+    session.run("cffconvert", "--validate", "-i", "CITATION.cff")
+
+
+@nox.session(default=False)
+def dist(session):
+    """What is released, in dist: as it would be shown, and installed from nothing but itself."""
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    files = sorted(map(str, Path("dist").glob("sharedmask-*")))
+    session.run("twine", "check", "--strict", *files)
+    session.install(*(name for name in files if name.endswith(".whl")))
+    session.run("sharedmask", "demo", env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session(default=False)
 def docs(session):
     """Links, commands and examples in the documents and docstrings; the site, in docs/_build."""
     session.install("-e", ".[dev,docs]")
@@ -57,14 +83,14 @@ def docs(session):
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build", env={"MPLBACKEND": "agg"})
 
 
-@nox.session(name="bench-kernels")
+@nox.session(name="bench-kernels", default=False)
 def bench_kernels(session):
     """Array functions beside a copy, against the stored ratios."""
     session.install("-e", ".[dev]")
     session.run("python", "-m", "benchmarks", "kernels")
 
 
-@nox.session
+@nox.session(default=False)
 @nox.parametrize("which", ["newest", "pre-release"])
 def nilearn(session, which):
     """Maskers and equality with a nilearn that is newer than ours."""
@@ -73,7 +99,11 @@ def nilearn(session, which):
     _pytest(session, "tests/maskers", "tests/contracts/test_masker.py", "tests/equality")
 
 
-@nox.session
+@nox.session(default=False)
 def lowest(session):
     """The lowest versions that the requirements name, as ``.ci/lowest`` installs and tries them."""
     session.run(".ci/lowest", external=True)
+
+
+if __name__ == "__main__":
+    nox.main()

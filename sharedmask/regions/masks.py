@@ -178,7 +178,7 @@ def _reading(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise errors.MissingFileError(f"{where}: {error}") from error
     except Exception as error:  # nibabel's readers of other formats raise whatever their bytes lead to
-        raise MaskError(f"{where} cannot be read: {error or type(error).__name__}") from error
+        raise MaskError(f"{where} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def read_volume(

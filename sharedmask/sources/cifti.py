@@ -116,7 +116,7 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except (ElementTree.ParseError, KeyError, ValueError, TypeError) as error:
         said = f"{name}: the axes in its header, which are XML, are damaged"
-        raise DamagedImageError(f"{said} ({error or type(error).__name__})") from error
+        raise DamagedImageError(f"{said} ({str(error) or type(error).__name__})") from error
 
 
 @lru_cache(maxsize=_KEPT)

@@ -20,7 +20,7 @@ PACKAGE = Path(sharedmask.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem != "__main__"
+    if path.stem not in ("__main__", "_build")
 )
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 

@@ -37,6 +37,7 @@ def sources():
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text()
         for path in PACKAGE.rglob("*.py")
+        if path.name != "_build.py"  # which builds write
     }
 
 
@@ -217,3 +218,18 @@ def test_no_pickle_or_eval_of_files():
         assert not called & ({"eval", "exec"} | forks), module
         if not module.startswith("workers."):
             assert not any("pickle" in name for name in called), module
+
+
+def test_a_folder_without_git_has_one_version():
+    build = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["version"]
+    assert f'"{build["fallback-version"]}"' in (PACKAGE / "_version.py").read_text()
+
+
+def test_what_workflows_run_is_in_the_noxfile():
+    root = PACKAGE.parent
+    text = "".join(path.read_text() for path in (root / ".github/workflows").glob("*.yml"))
+    lists = ", ".join(re.findall(r"session: \[(.*)\]", text)).split(", ")
+    run = {*re.findall(r"nox -s \"?([a-z-]+)", text), *lists}
+    assert len(run) > 5
+    there = re.findall(r"^def (\w+)\(session|name=\"([\w-]+)\"", (root / "noxfile.py").read_text(), re.M)
+    assert run <= {name for names in there for name in names}
