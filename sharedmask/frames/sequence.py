@@ -169,13 +169,12 @@ class FrameSequence:
 
     def _chosen(self, index: Index) -> int | NDArray[np.intp]:
         """The place, or the places, that ``index`` means among these frames."""
-        places = np.arange(len(self))
         try:
             if isinstance(index, slice):
-                return places[index]
+                return np.arange(len(self))[index]
             if isinstance(index, (list, np.ndarray)) and np.ndim(index) == 1:
-                return places[np.asarray(index) if len(index) else []]
-            return int(places[as_index(index)])  # type: ignore[arg-type]
+                return np.arange(len(self))[np.asarray(index) if len(index) else []]
+            return range(len(self))[as_index(index)]  # type: ignore[arg-type]
         except (IndexError, TypeError) as error:
             raise FrameIndexError(
                 f"{self._store.label} has {len(self)} frames, no {index!r}: {error}"

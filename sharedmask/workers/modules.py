@@ -113,9 +113,13 @@ def _is_own(name: str) -> bool:
     if not isinstance(module, ModuleType) or name in ("__main__", *sys.builtin_module_names):
         return False
     try:
-        origin = getattr(_spec(module), "origin", None)
+        spec = _spec(module)
     except AttributeError:  # what cffi puts among the modules has nothing in it
         return False
+    parent = name.rpartition(".")[0]
+    if spec is None and parent in sys.modules:  # made by its parent, as pyexpat.errors is
+        return _is_own(parent)
+    origin = getattr(spec, "origin", None)
     return origin != "frozen" and not (origin or "").startswith(_INSTALLED)
 
 

@@ -18,12 +18,15 @@ import io
 import os
 import pickle
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
@@ -36,7 +39,8 @@ Root = tuple[int, Name]
 
 _BYTES = 16
 _KEY_BYTES = 32
-_MT19937_BYTES = 4 * (624 + 1)
+_MT19937_WORDS = 624
+_MT19937_BYTES = 4 * (_MT19937_WORDS + 1)
 
 
 # --- kinds of generators -------------------------------------------------------------------------
@@ -69,12 +73,29 @@ class _Kind:
         return (self.look or self.draw)(generator) != since
 
 
+class _Key(ISeedSequence):
+    """Seeds bit generators with what is random already, and not in need of mixing."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        n_bytes = n_words * np.dtype(dtype).itemsize
+        return np.frombuffer(hashlib.shake_128(self._key).digest(n_bytes), dtype)
+
+
+def _seeds(key: bytes) -> Any:  # what NumPy's types do not say it takes
+    return _Key(key)
+
+
 def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
-    try:
-        generator.seed(np.frombuffer(key, np.uint32))
-    except TypeError:  # of a newer kind, which is seeded when it is made
-        kind = generator.get_state(legacy=False)["bit_generator"]
-        fresh = np.random.RandomState(getattr(np.random, kind)(_number(key)))
+    bits, seeds = generator._bit_generator, _seeds(key)
+    if isinstance(bits, np.random.MT19937):
+        generator.seed(0)  # forgets the other one of a pair of normal numbers, and stands before its words
+        words = np.random.PCG64(seeds).random_raw(_MT19937_WORDS // 2).tobytes()
+        ctypes.memmove(bits.ctypes.state_address, words, len(words))
+    else:  # of a newer kind, which is seeded when it is made
+        fresh = np.random.RandomState(type(bits)(seeds))
         generator.set_state(fresh.get_state(legacy=False))
 
 
@@ -85,13 +106,30 @@ def _look_at_legacy(generator: np.random.RandomState) -> bytes:
     return pickle.dumps(generator.get_state(legacy=False))
 
 
+def _look_at_random(generator: random.Random) -> bytes:
+    """Its place among its 624 words, and those: what begins the object after what all objects have."""
+    if type(generator) is not random.Random:  # it may have others of its own
+        return pickle.dumps(generator.getstate())
+    return ctypes.string_at(id(generator) + object.__basicsize__, _MT19937_BYTES)
+
+
+def _can_look_at_random() -> bool:
+    """Whether this Python has them there."""
+    if sys.implementation.name != "cpython":
+        return False
+    probe = random.Random(0)
+    probe.random()
+    *words, place = probe.getstate()[1]
+    return _look_at_random(probe) == struct.pack("=i624I", place, *words)
+
+
 def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
     def restore(generator: Any, state: Any) -> None:
         bits_of(generator).state = state
 
     def seed(generator: Any, key: bytes) -> None:
         bits = bits_of(generator)
-        bits.state = bits.__class__(_number(key)).state
+        bits.state = bits.__class__(_seeds(key)).state
 
     return _Kind(
         type,
@@ -123,6 +161,7 @@ _KINDS = [
         lambda generator, state: generator.setstate(state),
         lambda generator, key: generator.seed(_number(key)),
         lambda generator: generator.randbytes(_BYTES),
+        _look_at_random if _can_look_at_random() else None,
     ),
     _Kind(
         np.random.RandomState,
@@ -145,7 +184,10 @@ _KINDS = [
 ]
 
 
-_HELD = tuple(kind.type for kind in _KINDS)
+@functools.lru_cache(1024)
+def _is_generator(kind: Any) -> bool:
+    """Whether its instances have streams; kept, as classes of NumPy's take long to be asked."""
+    return issubclass(kind, tuple(one.type for one in _KINDS)) and not issubclass(kind, random.SystemRandom)
 
 
 def _torch_kind(torch: Any) -> _Kind:
@@ -173,7 +215,7 @@ def _globals() -> dict[Name, Any]:
         found["torch"] = torch.default_generator
     for module in own_modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, _HELD) and not isinstance(value, random.SystemRandom):
+            if _is_generator(type(value)):
                 found[f"{module.__name__}:{name}"] = value
     return found
 
@@ -316,16 +358,19 @@ class Streams:
         self._seek()
         streams, numbers = ItemStreams(self.roots, self._held), self.numbers(n_items)
 
+        def stream(place: int) -> contextlib.AbstractContextManager[None]:
+            return streams.item(numbers[place], self.drawn)
+
         @contextlib.contextmanager
-        def stream(place: int) -> Iterator[None]:
-            with (
-                self._restored() if self._watched else contextlib.nullcontext(),
-                streams.item(numbers[place], self.drawn),
-            ):
+        def stream_in_between(place: int) -> Iterator[None]:
+            with self._restored(), stream(place):
                 yield
 
-        with contextlib.nullcontext() if self._watched else self._restored():
-            yield stream
+        if self._watched:
+            yield stream_in_between
+        else:
+            with self._restored():
+                yield stream
 
     @property
     def _held(self) -> list[Any]:
@@ -394,9 +439,10 @@ def _pickler() -> Any:
             self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
 
         def reducer_override(self, met: Any) -> Any:
+            if not _is_generator(type(met)):
+                return super().reducer_override(met)
             bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
-            known = isinstance(met, random.SystemRandom) or any(bits is one for one in self._bits)
-            if known or not isinstance(met, _HELD):
+            if any(bits is one for one in self._bits):
                 return super().reducer_override(met)
             self._bits.append(bits)
             self.held.append(met)

@@ -101,7 +101,11 @@ if __name__ == "__main__":
         if tool == "dask":
             from distributed import Client, LocalCluster
             options = dict(n_workers=1, threads_per_worker=1, dashboard_address=None)
+            def left_alone():  # by Dask's own thread, which draws when it measures what it has
+                import dask.sizeof, random
+                dask.sizeof.random = random.Random()
             with LocalCluster(processes=method == "nanny", **options) as cluster, Client(cluster) as client:
+                client.run(left_alone)
                 return client.submit(compared).result()
         if tool == "prefork":  # of a process that has workers of its own; without standard streams
             answers(2)
