@@ -17,6 +17,7 @@ from sharedmask.errors import SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.storage import memory, registry
 from sharedmask.storage.registry import OwnedSegment
+from sharedmask.system import process
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
@@ -120,5 +121,5 @@ def _choice() -> Finding:
 
 def _limit() -> Finding:
     budget = MemoryBudget.here()
-    cpus = len(os.sched_getaffinity(0))
+    cpus = process.n_cpus()
     return Finding("limits", True, f"{format_bytes(budget.limit)} ({budget.reason}), {cpus} CPUs")

@@ -12,6 +12,7 @@ import click
 from sharedmask.cli.base import commands, with_settings
 from sharedmask.errors import ParameterError
 from sharedmask.remote.addresses import absolute
+from sharedmask.system import platform
 
 
 @commands.command()
@@ -37,7 +38,7 @@ def serve(
     if replace:
         protocol.end()
     coordinator = Coordinator(memory_limit=memory_limit, idle=_seconds(idle), store=store)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in platform.signals("SIGTERM", "SIGINT", "SIGHUP"):
         signal.signal(number, lambda *_: coordinator.stop())
     with coordinator:
         for image in images:

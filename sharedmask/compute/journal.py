@@ -5,7 +5,6 @@ run that failed. Does not cover: what the inputs are (``cohort``, ``output``), t
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
-from sharedmask.system import locks
+from sharedmask.system import locks, platform
 from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import read_json
 
@@ -125,7 +124,7 @@ class Journal:
         line = json.dumps(facts, separators=(",", ":")) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | platform.OPEN, 0o666)
         try:
             self._lock(fd)
             # A process that was killed may have left half a line.
@@ -144,7 +143,7 @@ class Journal:
 
     def _lock(self, fd: int) -> None:
         try:
-            locks.lock(fd, fcntl.LOCK_EX)
+            locks.lock(fd, locks.EXCLUSIVE)
         except LockError as error:
             if self.path not in _unlocked:
                 _unlocked.add(self.path)
@@ -166,7 +165,7 @@ def _sum(path: str, settle: bool = False) -> str:
     try:
         with open(path, "rb", buffering=0) as file:
             if settle:
-                os.fsync(file.fileno())
+                platform.sync(file.fileno())
             facts = os.fstat(file.fileno())
             return f"{facts.st_size}-{file_digest(file, 'blake2b').hexdigest()[:32]}"
     except OSError:
@@ -184,16 +183,16 @@ def _is_whole(path: str, was: str) -> bool:
 
 def _settle_folder(folder: str) -> None:
     with contextlib.suppress(OSError):  # not every file system has this for directories
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = platform.open_folder(folder)
         try:
-            os.fsync(fd)
+            platform.sync_folder(fd)
         finally:
             locks.close(fd)
 
 
 def _ends_a_line(fd: int) -> bool:
     size = os.fstat(fd).st_size
-    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
+    return size == 0 or platform.pread(fd, 1, size - 1) == b"\n"
 
 
 def _read(path: Path) -> Iterator[Entry]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sharedmask.decoding.codecs import CHUNK
 from sharedmask.records import dataclass
+from sharedmask.system import platform
 from sharedmask.typing import Array
 
 _ALIGNMENT = 16
@@ -134,9 +135,9 @@ class Points:
     def _given(self, fd: int, number: int) -> Iterator[bytes]:
         """What the decoder is given of a piece, a little at a time: it stays in the processor's cache."""
         first, place, end = int(self.bits[number]), int(self.bits[number]) // 8 + 1, self.bits[number + 1]
-        begun = f"{os.pread(fd, 1, place - 1)[0]:08b}"[::-1][first % 8 :]
+        begun = f"{platform.pread(fd, 1, place - 1)[0]:08b}"[::-1][first % 8 :]
         yield _packed(_FILLERS[first % 8] + begun)
-        while data := os.pread(fd, min(CHUNK, max(-(-int(end) // 8) - place, 0)), place):
+        while data := platform.pread(fd, min(CHUNK, max(-(-int(end) // 8) - place, 0)), place):
             yield data
             place += len(data)
 
@@ -156,7 +157,7 @@ class Index(Protocol):
 def trailer(file: FileIO) -> tuple[int, int]:
     """The checksum of the data, and their size modulo 2**32."""
     size = os.fstat(file.fileno()).st_size
-    crc, nbytes = TRAILER.unpack(os.pread(file.fileno(), TRAILER.size, size - TRAILER.size))
+    crc, nbytes = TRAILER.unpack(platform.pread(file.fileno(), TRAILER.size, size - TRAILER.size))
     return crc, nbytes
 
 

@@ -10,7 +10,6 @@ numbers do not depend on that.
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import struct
@@ -36,7 +35,7 @@ from sharedmask.records import dataclass
 from sharedmask.sources.source import Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
-from sharedmask.system import files, locks, settings
+from sharedmask.system import files, locks, platform, settings
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -282,7 +281,7 @@ class Cache:
         """Remove all entries and the counts, and nothing else; returns the number of entries."""
         removed = sum(self._kept.remove(entry.name) for entry in self._kept.entries())
         with self._counting(os.O_RDONLY) as fd:
-            if fd is not None and os.pread(fd, 8, 0) == _COUNTS_MAGIC:
+            if fd is not None and platform.pread(fd, 8, 0) == _COUNTS_MAGIC:
                 (self.folder / "counts").unlink(missing_ok=True)
         return removed
 
@@ -303,7 +302,7 @@ class Cache:
             self._count(damaged=1)
             raise
         finally:
-            locks.lock(fd, fcntl.LOCK_UN)  # what is mapped stays, whether or not the entry goes
+            locks.lock(fd, locks.NONE)  # what is mapped stays, whether or not the entry goes
 
     @contextlib.contextmanager
     def _turn(self, key: str) -> Iterator[tuple[bool, list[Array] | None]]:
@@ -360,24 +359,24 @@ class Cache:
             with contextlib.suppress(OSError):
                 if self.folder.is_dir():
                     folder = stack.enter_context(self._kept.opened())
-                    fd = os.open("counts", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+                    fd = platform.open_at(folder, "counts", flags | platform.NOFOLLOW, 0o666)
                     stack.callback(locks.close, fd)
-                    locks.lock(fd, fcntl.LOCK_EX)
+                    locks.lock(fd, locks.EXCLUSIVE)
             yield fd
 
     def _count(self, **more: int) -> None:
         with self._counting(os.O_RDWR | os.O_CREAT) as fd, contextlib.suppress(OSError):
-            if fd is not None and os.pread(fd, 8, 0) in (b"", _COUNTS_MAGIC):
+            if fd is not None and platform.pread(fd, 8, 0) in (b"", _COUNTS_MAGIC):
                 now = _read_counts(fd)
                 added = (getattr(now, field.name) + more.get(field.name, 0) for field in fields(Counts))
-                os.pwrite(fd, _COUNTS.pack(_COUNTS_MAGIC, *added), 0)
+                platform.pwrite(fd, _COUNTS.pack(_COUNTS_MAGIC, *added), 0)
 
 
 _told: set[Path] = set()
 
 
 def _read_counts(fd: int | None) -> Counts:
-    content = b"" if fd is None else os.pread(fd, _COUNTS.size, 0)
+    content = b"" if fd is None else platform.pread(fd, _COUNTS.size, 0)
     if len(content) < _COUNTS.size or not content.startswith(_COUNTS_MAGIC):
         return Counts()
     return Counts(*_COUNTS.unpack(content)[1:])

@@ -6,7 +6,6 @@ for who needs them. Does not cover: which files are so (``cifti``), mapping them
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import FileSource
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import VolumeReader
-from sharedmask.system import files
+from sharedmask.system import files, platform
 from sharedmask.typing import Array, Numbers
 
 _BLOCK_BYTES = 2**20
@@ -111,8 +110,8 @@ class RowSource(FileSource):
         """Reads at places that ascend; of ``few`` rows nothing is read ahead."""
         if not self.compressed and not self.is_remote:
             with open_file(self.file) as file:
-                if few and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                if few:
+                    platform.advise_file(file.fileno(), 0, 0, "POSIX_FADV_RANDOM")
                 yield lambda place, rows: files.pread_into(file.fileno(), _bytes(rows), self.offset + place)
             return
         with open_stream(self.file, self.name) as stream:

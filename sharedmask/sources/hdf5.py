@@ -31,6 +31,7 @@ from isal import igzip_lib, isal_zlib
 from sharedmask.decoding.codecs import Codec, MemberStream, Stream
 from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
+from sharedmask.system import platform
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import at_fork
 from sharedmask.typing import Array
@@ -102,7 +103,7 @@ def _endless_heap(path: Path) -> int | None:
     with open(path, "rb", buffering=0) as file:
         nbytes = os.fstat(file.fileno()).st_size
         for first in sorted({0, max(nbytes - _ENDS_BYTES, 0)}):
-            data = os.pread(file.fileno(), _ENDS_BYTES, first)
+            data = platform.pread(file.fileno(), _ENDS_BYTES, first)
             for found in re.finditer(_HEAP, data):
                 if not _ends(data, found.start()):
                     return first + found.start()

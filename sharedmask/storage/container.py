@@ -26,7 +26,7 @@ import numpy as np
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage.views import DTYPE
-from sharedmask.system import files
+from sharedmask.system import files, platform
 from sharedmask.typing import Array
 
 T = TypeVar("T")
@@ -108,8 +108,8 @@ def parse_header(buffer: mmap.mmap | bytes) -> tuple[dict[str, Any], int]:
 
 def read_header(fd: int) -> tuple[dict[str, Any], int]:
     """The same of a file."""
-    page = os.pread(fd, _PAGE, 0)
-    return parse_header(os.pread(fd, _header_bytes(page, os.fstat(fd).st_size), 0))
+    page = platform.pread(fd, _PAGE, 0)
+    return parse_header(platform.pread(fd, _header_bytes(page, os.fstat(fd).st_size), 0))
 
 
 def _header_bytes(start: bytes, nbytes: int) -> int:

@@ -11,7 +11,6 @@ uses it holds a shared lock on it for as long as its map exists.
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -29,8 +28,9 @@ from sharedmask.storage.container import Geometry
 from sharedmask.storage.kept import KeptFolder
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.segment import ExternalArrays
-from sharedmask.system import files, locks, settings
+from sharedmask.system import files, locks, platform, settings
 from sharedmask.system.files import DISK_FOLDER, spill_folder
+from sharedmask.system.platform import Folder
 from sharedmask.system.units import format_bytes
 from sharedmask.system.usage import nameless_bytes
 from sharedmask.typing import Array
@@ -50,7 +50,7 @@ _DIRTY_BYTES = 256 * 2**20
 
 def directory() -> Path:
     """Where this user's files are: a directory of our own, so that the one around it may hold anything."""
-    return spill_folder() / f"{DISK_FOLDER}{os.geteuid()}"
+    return spill_folder() / f"{DISK_FOLDER}{platform.user_name()}"
 
 
 def _folder() -> KeptFolder:
@@ -58,7 +58,7 @@ def _folder() -> KeptFolder:
 
 
 @contextlib.contextmanager
-def _opened() -> Iterator[int]:
+def _opened() -> Iterator[Folder]:
     path = directory()
     if not path.parent.is_dir():
         raise SegmentError(f"the directory for images on disk {path.parent} does not exist")
@@ -132,7 +132,7 @@ def _complete(using: contextlib.ExitStack, key: str, geometry: Geometry, fd: int
         raise AttachError("its arrays are others")
     mine = os.dup(fd)
     using.callback(locks.close, mine)
-    locks.lock(mine, fcntl.LOCK_SH)  # a lock that is a file goes with the first of them
+    locks.lock(mine, locks.SHARED)  # a lock that is a file goes with the first of them
     return mine
 
 
@@ -146,14 +146,14 @@ def _build(
     layout, path = container.layout(geometry), directory() / _folder().name(key)
     _make_room(layout.nbytes, layout.nbytes + copied, label)
     with disk_full_as_segment_error(label, layout.nbytes), files.atomic_write(path) as temporary:
-        fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(temporary, os.O_RDWR | platform.OPEN)
         using.callback(locks.close, fd)
-        os.posix_fallocate(fd, 0, layout.nbytes)
+        platform.reserve(fd, 0, layout.nbytes)
         meta = {**fill(_Writer(fd, layout.specs).write), "label": label[-_LABEL_LENGTH:]}
         facts = {"token": key, "arrays": layout.specs, "meta": meta}
         files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
-        os.fchmod(fd, 0o400)
-        locks.lock(fd, fcntl.LOCK_SH)
+        platform.set_mode(fd, 0o400)
+        locks.lock(fd, locks.SHARED)
     return fd
 
 
@@ -191,11 +191,11 @@ class _Writer:
         files.pwrite_all(self._fd, piece, place)
         self._dirty += len(piece)
         if self._dirty >= _DIRTY_BYTES:
-            os.fdatasync(self._fd)
+            platform.sync_data(self._fd)
             self._dirty = 0
-        elif hasattr(os, "posix_fadvise"):
+        else:
             # On Linux this starts writing; what is written already may leave the page cache.
-            os.posix_fadvise(self._fd, place, len(piece), os.POSIX_FADV_DONTNEED)
+            platform.advise_file(self._fd, place, len(piece), "POSIX_FADV_DONTNEED")
 
 
 # --- room ----------------------------------------------------------------------------------------
@@ -251,9 +251,9 @@ def scratch(label: str, nbytes: int, reserve: bool) -> int:
     try:
         with disk_full_as_segment_error(label, nbytes):
             if reserve:
-                os.posix_fallocate(fd, 0, nbytes)
+                platform.reserve(fd, 0, nbytes)
             else:
-                os.truncate(fd, nbytes)
+                os.ftruncate(fd, nbytes)
     except BaseException:
         locks.close(fd)
         raise
@@ -277,5 +277,4 @@ def _make_room(nbytes: int, on_disk: int, label: str) -> None:
 
 
 def _free() -> int:
-    facts = os.statvfs(directory())
-    return facts.f_bavail * facts.f_frsize
+    return platform.free_disk(directory())

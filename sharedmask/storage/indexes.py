@@ -23,7 +23,7 @@ from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
 from sharedmask.storage.kept import KeptFolder
-from sharedmask.system import files, locks, settings
+from sharedmask.system import files, locks, platform, settings
 from sharedmask.typing import Array
 
 BESIDE = ".gzi"
@@ -129,7 +129,7 @@ def _check_ours(path: Path) -> None:
 
 def _beside(file: FileIO) -> Points | None:
     try:
-        fd = os.open(f"{file.name!s}{BESIDE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(f"{file.name!s}{BESIDE}", os.O_RDONLY | platform.OPEN | platform.NOT_WAITING)
     except OSError:
         return None
     try:
@@ -171,5 +171,5 @@ def _key(file: FileIO) -> str:
     size = os.fstat(file.fileno()).st_size
     digest = blake2b(str(size).encode(), digest_size=20)
     for place in (0, max(size - _EDGE, 0)):
-        digest.update(os.pread(file.fileno(), _EDGE, place))
+        digest.update(platform.pread(file.fileno(), _EDGE, place))
     return digest.hexdigest()

@@ -14,7 +14,6 @@ and first bytes are ours.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -25,9 +24,10 @@ from typing import NamedTuple, TypeVar
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import container
-from sharedmask.system import files, locks
+from sharedmask.system import files, locks, platform
 from sharedmask.system.files import opened_ours, private_directory
 from sharedmask.system.locks import is_free, is_named, locked, opened_locked
+from sharedmask.system.platform import Folder
 
 T = TypeVar("T")
 _OURS = (container.OURS, b"smresult")  # the second is that of results before containers
@@ -60,7 +60,7 @@ class KeptFolder:
     def name(self, key: str) -> str:
         return f"{self.prefix}{key}.{self.suffix}"
 
-    def opened(self) -> contextlib.AbstractContextManager[int]:
+    def opened(self) -> contextlib.AbstractContextManager[Folder]:
         """A descriptor of the directory, made if it is missing.
 
         Raises
@@ -70,7 +70,7 @@ class KeptFolder:
         """
         return private_directory(self.path, self.what, self.refused)
 
-    def find(self, folder: int, name: str, read: Callable[[int], T]) -> T | None:
+    def find(self, folder: Folder, name: str, read: Callable[[int], T]) -> T | None:
         """What ``read`` makes of the file; None if there is none, or one that it refused, which is removed.
 
         Parameters
@@ -84,7 +84,7 @@ class KeptFolder:
             A file of that name is none of ours.
         """
         try:
-            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: locks.lock(fd, fcntl.LOCK_SH))
+            fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: locks.lock(fd, locks.SHARED))
         except FileNotFoundError:
             return None
         try:
@@ -94,17 +94,17 @@ class KeptFolder:
         except AttachError as error:
             _log.warning("%s is damaged, and is made again: %s", self.path / name, error)
             if is_named(folder, name, fd):
-                os.unlink(name, dir_fd=folder)
+                platform.unlink_at(folder, name)
             return None
         else:
             with contextlib.suppress(OSError):  # where nothing can be written, nothing is removed either
-                os.utime(fd)
+                platform.touch_at(folder, name, fd)
             return found
         finally:
             locks.close(fd)
 
     @contextlib.contextmanager
-    def turn(self, key: str) -> Iterator[int]:
+    def turn(self, key: str) -> Iterator[Folder]:
         """Our turn to make the file of ``key``, and the directory; others wait."""
         with self.opened() as folder, locked(folder, f"{self.prefix}{key}.lock", self.path):
             yield folder
@@ -135,7 +135,7 @@ class KeptFolder:
         with self.opened() as folder, opened_ours(folder, name, _OURS) as fd:
             if fd is None or not is_free(fd) or not is_named(folder, name, fd):
                 return False
-            os.unlink(name, dir_fd=folder)
+            platform.unlink_at(folder, name)
         _log.info("%s removed from %s", name, self.path)
         return True
 
@@ -167,9 +167,9 @@ class KeptFolder:
             return files.sweep(self.path) + [name for name in locks if _remove_lock(folder, name)]
 
 
-def _remove_lock(folder: int, name: str) -> bool:
+def _remove_lock(folder: Folder, name: str) -> bool:
     with opened_ours(folder, name) as fd:
         if fd is None or os.fstat(fd).st_size or not is_free(fd) or not is_named(folder, name, fd):
             return False
-        os.unlink(name, dir_fd=folder)
+        platform.unlink_at(folder, name)
         return True

@@ -5,7 +5,6 @@ Covers: the advice. Does not cover: what is mapped (``mapped_file``, ``segment``
 A page of a file is read when it is first looked at, and the kernel may drop it again.
 """
 
-import fcntl
 import json
 import mmap
 import os
@@ -21,11 +20,11 @@ from sharedmask.errors import AttachError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
-from sharedmask.system import locks, process
+from sharedmask.system import locks, platform, process
 from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_OPEN = os.O_RDONLY | platform.NOT_WAITING
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class FileIdentity(FileState):
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise AttachError(f"{self.path} is no file")
-        if self.ours and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
+        if self.ours and not platform.is_private(facts, 0o077):
             raise AttachError(f"{self.path} is open to other users")
         if FileIdentity.of(self.path, fd, ours=self.ours) != self:
             raise AttachError(f"{self.path} is another file now, or has changed, since it was shared")
@@ -105,21 +104,21 @@ def map_file(identity: FileIdentity) -> mmap.mmap:
     """
     kept = identity.ours and not identity.is_nameless
     try:
-        fd = os.open(identity.path, _OPEN | (os.O_NOFOLLOW if kept else 0))
+        fd = platform.open_again(identity.path, _OPEN | (platform.NOFOLLOW if kept else 0))
     except OSError as error:
         raise AttachError(f"{identity.path} cannot be opened: {error.strerror}") from error
     try:
         if kept:
-            locks.lock(fd, fcntl.LOCK_SH)
+            locks.lock(fd, locks.SHARED)
         identity.check(fd)
-        buffer = mmap.mmap(fd, identity.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+        buffer = mmap.mmap(fd, identity.nbytes, access=mmap.ACCESS_READ)
     except BaseException:
         locks.close(fd)
         raise
     locks.leave_to(buffer, fd)
-    if kept and hasattr(mmap, "MADV_RANDOM"):
+    if kept:
         # Rows are picked out here and there: what the kernel reads ahead is mostly not wanted.
-        buffer.madvise(mmap.MADV_RANDOM)
+        platform.advise(buffer, "MADV_RANDOM")
     _maps[buffer] = identity
     return buffer
 
@@ -257,14 +256,7 @@ def read_through(path: str | os.PathLike[str], room: int) -> None:
 def _is_cached(fd: int) -> bool:
     """Whether some places of the file, here and there, are in memory."""
     size = os.fstat(fd).st_size
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    try:
-        for place in range(0, size, max(1, size // _PLACES)):
-            os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
-    except OSError:  # it would have to wait, or the file system cannot tell
-        return False
-    return True
+    return all(platform.is_cached(fd, place) for place in range(0, size, max(1, size // _PLACES)))
 
 
 def no_read_ahead(array: Array) -> None:
@@ -285,9 +277,9 @@ def _advise_pages(array: Array, advice: str) -> None:
     while isinstance(buffer, np.ndarray):
         buffer = buffer.base
     mapped = buffer.obj if isinstance(buffer, memoryview) else None
-    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, advice):
+    if not isinstance(mapped, mmap.mmap):
         return
     low, high = np.lib.array_utils.byte_bounds(array)
     first = np.frombuffer(buffer, np.uint8).ctypes.data
     start = (low - first) // _PAGE * _PAGE
-    mapped.madvise(getattr(mmap, advice), start, high - first - start)
+    platform.advise(mapped, advice, start, high - first - start)

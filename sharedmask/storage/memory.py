@@ -7,28 +7,27 @@ owns them and what happens when the owner dies (``registry``).
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
-from multiprocessing import resource_tracker, shared_memory, spawn
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 
 from sharedmask.errors import AttachError, SegmentError
-from sharedmask.system import locks
+from sharedmask.system import locks, platform
 from sharedmask.system.limits import explained
+from sharedmask.system.platform import fcntl
 from sharedmask.system.units import format_bytes
 
-SHM = Path("/dev/shm")
+SHM = Path(platform.SHM)
 NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
 
 _RESERVE_BYTES = 64 * 2**20
 _BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 _MFD_NOEXEC_SEAL = 0x8  # not in Python's os before 3.13
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if hasattr(fcntl, "F_SEAL_WRITE") else 0
-_OPEN = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_OPEN = platform.OPEN | platform.NOT_WAITING
 
 
 class Store(ABC):
@@ -82,7 +81,7 @@ class Named(Store):
         self._tracked = _tracker_runs() and self._make_tracked()
         if not self._tracked:
             try:
-                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | platform.OPEN
                 locks.close(os.open(SHM / self.name, flags, 0o600))
             except OSError as error:
                 size = f"{format_bytes(self.nbytes)} in {SHM}"
@@ -94,7 +93,7 @@ class Named(Store):
         try:
             # The standard object creates, no more: its map could not be closed while arrays look at it,
             # a plain one lives exactly as long as its last view.
-            shared_memory.SharedMemory(self.name, create=True, size=self.nbytes).close()
+            platform.shared_memory().SharedMemory(self.name, create=True, size=self.nbytes).close()
         except FileExistsError:
             return False
         except Exception:
@@ -104,7 +103,7 @@ class Named(Store):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        fd = os.open(SHM / self.name, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(SHM / self.name, os.O_RDWR | platform.OPEN)
         try:
             yield fd
         finally:
@@ -141,6 +140,11 @@ def _tracker_runs() -> bool:
     return False
 
 
+def _seals() -> int:
+    """After which nobody changes the bytes or their number."""
+    return int(fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+
+
 class Memfd(Store):
     """Anonymous memory, reached through the owner's descriptor: nothing to unlink, nothing to leave."""
 
@@ -167,7 +171,7 @@ class Memfd(Store):
 
     def seal(self) -> None:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _seals() | fcntl.F_SEAL_SEAL)
         except OSError as error:
             raise SegmentError(
                 f"{self.name} cannot be sealed, another process still maps it for writing "
@@ -192,7 +196,7 @@ def _reserve(fd: int, nbytes: int, kind: str) -> None:
     try:
         os.ftruncate(fd, nbytes)
         for start in range(0, nbytes, _RESERVE_BYTES):
-            os.posix_fallocate(fd, start, min(_RESERVE_BYTES, nbytes - start))
+            platform.reserve(fd, start, min(_RESERVE_BYTES, nbytes - start))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise SegmentError(f"{format_bytes(nbytes)} cannot be reserved: {explained(error)}") from error
@@ -207,15 +211,14 @@ def _reserve(fd: int, nbytes: int, kind: str) -> None:
 def free_bytes() -> int | None:
     """Room in the file system of named shared memory; None where that cannot be told."""
     with contextlib.suppress(OSError):
-        facts = os.statvfs(SHM)
-        return facts.f_bavail * facts.f_frsize
+        return platform.free_disk(SHM)
     return None
 
 
 @cache
 def has_memfd() -> bool:
     """Whether this system has sealed anonymous memory that others can open."""
-    return hasattr(os, "memfd_create") and bool(_SEALS) and Path("/proc/self/fd").is_dir()
+    return platform.has_memfd()
 
 
 def choose(asked: str, nbytes: int) -> tuple[str, str]:
@@ -246,7 +249,7 @@ def open_shm(name: str, label: str, writable: bool) -> int:
     would unlink the segment of a living owner when this process exits."""
     access = os.O_RDWR if writable else os.O_RDONLY
     try:
-        return os.open(SHM / name, access | os.O_NOFOLLOW | _OPEN)
+        return os.open(SHM / name, access | platform.NOFOLLOW | _OPEN)
     except FileNotFoundError as error:
         raise AttachError(f"the shared image {label} is gone: {error.strerror}") from error
 
@@ -277,7 +280,7 @@ def is_sealed(fd: int) -> bool:
     """Whether anonymous memory can neither shrink nor change."""
     needed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
     with contextlib.suppress(OSError):
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & needed == needed
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & needed == needed)
     return False
 
 

@@ -8,7 +8,6 @@ the kernel's (flock): it falls when the owner dies in whatever way, and with it 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -34,9 +33,10 @@ from sharedmask.storage.segment import (
     attach,
     segment_name,
 )
-from sharedmask.system import files, locks, process
+from sharedmask.system import files, locks, platform, process
 from sharedmask.system.files import opened_ours, private_directory
 from sharedmask.system.locks import is_free, is_named
+from sharedmask.system.platform import Folder
 from sharedmask.typing import Array
 
 _RECORD_BYTES = 64 * 1024
@@ -51,13 +51,12 @@ def directory() -> Path:
     chosen = os.environ.get("SHAREDMASK_DIR")
     if chosen:
         return Path(chosen)
-    shm = Path("/dev/shm")
-    parent = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
-    return parent / f"sharedmask-{os.geteuid()}"
+    parent = memory.SHM if os.access(memory.SHM, os.W_OK) else Path(tempfile.gettempdir())
+    return parent / f"sharedmask-{platform.user_name()}"
 
 
 @contextlib.contextmanager
-def _open_directory() -> Iterator[int]:
+def _open_directory() -> Iterator[Folder]:
     """A descriptor of the registry directory, which must be ours and nobody else's."""
     with private_directory(directory(), "the registry (SHAREDMASK_DIR names another one)") as folder:
         yield folder
@@ -85,11 +84,11 @@ class Record:
             fresh = f"{self.name}.{secrets.token_hex(4)}"
             fd = _locked_file(folder, fresh, content)
             try:
-                os.rename(fresh, self.name, src_dir_fd=folder, dst_dir_fd=folder)
+                platform.replace_at(folder, fresh, self.name)
             except BaseException:
                 locks.close(fd)
                 with contextlib.suppress(OSError):
-                    os.unlink(fresh, dir_fd=folder)
+                    platform.unlink_at(folder, fresh)
                 raise
             before, self._fd, self.content = self._fd, fd, content
             locks.close(before)
@@ -103,7 +102,7 @@ class Record:
 
     def remove(self) -> None:
         with contextlib.suppress(OSError), _open_directory() as folder:
-            os.unlink(self.name, dir_fd=folder)
+            platform.unlink_at(folder, self.name)
         self.forget()
 
     def forget(self) -> None:
@@ -120,21 +119,21 @@ def _checked_content(content: str) -> str:
     return content
 
 
-def _locked_file(folder: int, name: str, content: str) -> int:
+def _locked_file(folder: Folder, name: str, content: str) -> int:
     """Create a file that is complete and locked before anybody can see it."""
     fd = files.nameless(folder)
     if fd is None:
         return _named_file(folder, name, content)
     try:
         _lock_and_fill(fd, content)
-        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+        platform.link_at(fd, folder, name)
     except BaseException:
         locks.close(fd)
         raise
     return fd
 
 
-def _named_file(folder: int, name: str, content: str) -> int:
+def _named_file(folder: Folder, name: str, content: str) -> int:
     """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
     return locks.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
@@ -142,7 +141,7 @@ def _named_file(folder: int, name: str, content: str) -> int:
 
 def _lock_and_fill(fd: int, content: str) -> None:
     try:
-        locks.lock(fd, fcntl.LOCK_EX)
+        locks.lock(fd, locks.EXCLUSIVE)
         os.write(fd, content.encode())
     except LockError as error:
         said = "its file system has no locks: SHAREDMASK_DIR names another folder"
@@ -383,7 +382,7 @@ def claimed_by(role: str) -> tuple[int, int] | None:
         if fd is None or is_free(fd):
             return None
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            facts = json.loads(os.pread(fd, _RECORD_BYTES, 0))
+            facts = json.loads(platform.pread(fd, _RECORD_BYTES, 0))
             return int(facts["pid"]), int(facts["started"])
         return None
 
@@ -395,10 +394,10 @@ def socket_address(role: str) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{role}{_SOCKET_SUFFIX}"
 
 
-def _remove_claim(folder: int, role: str) -> None:
+def _remove_claim(folder: Folder, role: str) -> None:
     for suffix in (_SOCKET_SUFFIX, _CLAIM_SUFFIX):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(role + suffix, dir_fd=folder)
+            platform.unlink_at(folder, role + suffix)
 
 
 def reap() -> list[str]:
@@ -417,7 +416,7 @@ def reap() -> list[str]:
     return removed
 
 
-def _reap_claim(folder: int, name: str) -> None:
+def _reap_claim(folder: Folder, name: str) -> None:
     with opened_ours(folder, name) as fd:
         if fd is not None and is_free(fd) and is_named(folder, name, fd):
             _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
@@ -435,17 +434,17 @@ def _is_record(name: str) -> bool:
     return bool(TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
 
 
-def _reap_record(folder: int, name: str) -> list[str]:
+def _reap_record(folder: Folder, name: str) -> list[str]:
     with opened_ours(folder, name) as fd:
         if fd is None or not is_free(fd) or not is_named(folder, name, fd):
             return []
         segment = segment_name(name[:32])
         removed = [segment] if memory.remove(segment) else []
-        os.unlink(name, dir_fd=folder)
+        platform.unlink_at(folder, name)
         return removed
 
 
-def _read(folder: int, name: str) -> Published | None:
+def _read(folder: Folder, name: str) -> Published | None:
     """What the record says; None if its owner is dead or it is none of ours."""
     with opened_ours(folder, name) as fd:
         if fd is None:

@@ -38,7 +38,7 @@ from sharedmask.storage.container import (
 )
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
-from sharedmask.system import locks
+from sharedmask.system import locks, platform
 from sharedmask.system.limits import explained
 from sharedmask.system.process import boot_id, pid_namespace, start_time
 from sharedmask.system.units import format_bytes
@@ -123,7 +123,7 @@ class Segment:
             with self.store.opened() as fd:
                 self._map = mmap.mmap(fd, nbytes)
             # A child forked while this is filled would hold the bytes and keep them from being sealed.
-            _advise(self._map, "MADV_DONTFORK")
+            platform.advise(self._map, "MADV_DONTFORK")
         except BaseException as error:
             self.store.release()
             if isinstance(error, OSError):
@@ -145,7 +145,7 @@ class Segment:
         size = self._layout.header_bytes
         self._map[:size] = header(facts, size)
         if writable:
-            _advise(self._map, "MADV_DOFORK")  # a result is an array like any other
+            platform.advise(self._map, "MADV_DOFORK")  # a result is an array like any other
         else:
             del self._map
             self.store.seal()
@@ -180,7 +180,7 @@ class Segment:
             nbytes=self.store.nbytes,
             dev=self.store.facts.st_dev,
             ino=self.store.facts.st_ino,
-            uid=os.geteuid(),
+            uid=platform.user_id(),
             host=socket.gethostname(),
             boot_id=boot_id(),
             pid_ns=pid_namespace(),
@@ -192,11 +192,6 @@ class Segment:
         )
 
 
-def _advise(buffer: mmap.mmap, advice: str) -> None:
-    if hasattr(mmap, advice):  # Linux
-        buffer.madvise(getattr(mmap, advice))
-
-
 def _redirect_to_devnull(name: str) -> None:
     """Point all descriptors of a segment to nothing.
 
@@ -204,9 +199,9 @@ def _redirect_to_devnull(name: str) -> None:
     map's feet would have the map close another file later, under the same number.
     """
     with contextlib.suppress(FileNotFoundError), open(os.devnull, "rb") as nothing:
-        for fd in map(int, os.listdir("/proc/self/fd")):
+        for fd in platform.open_descriptors():
             with contextlib.suppress(OSError):
-                if name in os.readlink(f"/proc/self/fd/{fd}"):
+                if name in platform.path_of(fd):
                     os.dup2(nothing.fileno(), fd, inheritable=False)
 
 
@@ -296,8 +291,8 @@ def _check_handle(handle: Handle) -> None:
         raise AttachError(f"not the name of a segment: {handle.name!r}")
     if handle.boot_id != boot_id():  # names of hosts differ between containers of one machine
         raise AttachError(f"{handle.label} was shared on {handle.host}, before a restart or elsewhere")
-    if handle.uid != os.geteuid():
-        raise AttachError(f"{handle.label} belongs to user {handle.uid}, not to {os.geteuid()}")
+    if handle.uid != platform.user_id():
+        raise AttachError(f"{handle.label} belongs to user {handle.uid}, not to {platform.user_id()}")
     if handle.store == "memfd":
         _check_owner(handle)
 
@@ -319,8 +314,7 @@ def _map(handle: Handle, writable: bool) -> mmap.mmap:
         fd = memory.open_memfd(handle.name, handle.pid, handle.fd, handle.label, writable)
     try:
         _check_file(handle, fd, writable)
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return mmap.mmap(fd, handle.nbytes, mmap.MAP_SHARED, protection)
+        return mmap.mmap(fd, handle.nbytes, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
     finally:
         locks.close(fd)
 

@@ -14,7 +14,7 @@ import numpy as np
 from sharedmask.storage import container, disk
 from sharedmask.storage.mapped_file import FileHandle, FileIdentity, attach_file
 from sharedmask.storage.views import SharedArray
-from sharedmask.system import locks, process
+from sharedmask.system import locks, platform, process
 from sharedmask.system.files import pwrite_all
 from sharedmask.typing import Array
 
@@ -43,7 +43,7 @@ class Spill:
         self._fd = disk.scratch(label, self._layout.nbytes, reserve)
         self._closed = weakref.finalize(self, locks.close, self._fd)
         token, size = secrets.token_hex(16), self._layout.header_bytes
-        os.pwrite(self._fd, container.header({"token": token, "arrays": self._layout.specs}, size), 0)
+        platform.pwrite(self._fd, container.header({"token": token, "arrays": self._layout.specs}, size), 0)
         identity = FileIdentity.of(f"/proc/{os.getpid()}/fd/{self._fd}", self._fd, ours=True)
         self.handle = FileHandle(identity, label, token, process.boot_id())
 

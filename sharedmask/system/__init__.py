@@ -1,10 +1,10 @@
 """What this machine is, what of it may be used, its files and processes.
 
-Covers: amounts of memory, limits and budgets, settings, what others wrote, files written whole,
-tables of text. Does not cover: images.
+Covers: what the platform has, amounts of memory, limits and budgets, settings, what others wrote, files
+written whole, tables of text. Does not cover: images.
 
 From the bottom up::
 
-    inputs  units  limits  threads  process  settings  identity  locks
+    platform  inputs  units  limits  threads  process  settings  identity  locks
     files  usage  budget  delimited  monitor
 """

@@ -22,8 +22,9 @@ from typing import Any
 
 from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
 from sharedmask.remote.addresses import url_of
-from sharedmask.system import locks, process, settings
+from sharedmask.system import locks, platform, process, settings
 from sharedmask.system.locks import OPEN
+from sharedmask.system.platform import Folder
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what is read names itself
 _swept: set[tuple[int, int]] = set()
@@ -40,8 +41,8 @@ def spill_folder() -> Path:
 
 
 @contextlib.contextmanager
-def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[int]:
-    """A descriptor of the directory ``path``, made if it is missing; ``what`` names it in messages.
+def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[Folder]:
+    """The directory ``path``, open, made if it is missing; ``what`` names it in messages.
 
     Of the permissions of others, it must have none that are in ``refused``. An error about a name in it, or
     a file that has none yet, tells the whole path.
@@ -54,36 +55,36 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[i
     try:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = platform.open_folder(path, platform.NOFOLLOW)
     except OSError as error:
         raise SegmentError(f"{what} {path} cannot be used: {error.strerror}") from error
     try:
-        facts = os.fstat(fd)
-        if facts.st_uid != os.geteuid() or facts.st_mode & refused:
+        facts = os.stat(folder)
+        if not platform.is_private(facts, refused):
             mode = stat.S_IMODE(facts.st_mode)
             raise SegmentError(f"{what} {path} must be private: uid {facts.st_uid}, mode {mode:o}")
-        yield fd
+        yield folder
     except OSError as error:
         if isinstance(error.filename, str) and not _is_elsewhere(error.filename):
-            name = "" if error.filename.startswith("/") else error.filename
+            name = "" if os.path.isabs(error.filename) else error.filename
             error.filename, error.filename2 = os.path.normpath(path / name), None
         raise
     finally:
-        locks.close(fd)
+        locks.close(folder)
 
 
 def _is_elsewhere(name: str) -> bool:
-    return name.startswith("/") and not name.startswith("/proc/self/fd/")
+    return os.path.isabs(name) and not name.startswith("/proc/self/fd/")
 
 
 # --- files of ours -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def opened_ours(folder: int, name: str, magic: bytes | tuple[bytes, ...] = b"") -> Iterator[int | None]:
+def opened_ours(folder: Folder, name: str, magic: bytes | tuple[bytes, ...] = b"") -> Iterator[int | None]:
     """A descriptor of a regular file of this user's that begins so; None if it is another, or gone."""
     try:
-        fd = os.open(name, os.O_RDONLY | OPEN, dir_fd=folder)
+        fd = platform.open_at(folder, name, os.O_RDONLY | OPEN)
     except OSError:
         yield None
         return
@@ -96,9 +97,9 @@ def opened_ours(folder: int, name: str, magic: bytes | tuple[bytes, ...] = b"") 
 def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:
     """Whether the file is regular, this user's, and begins so, or is empty."""
     facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+    if not stat.S_ISREG(facts.st_mode) or not platform.is_private(facts):
         return False
-    return not facts.st_size or not magic or os.pread(fd, 64, 0).startswith(magic)
+    return not facts.st_size or not magic or platform.pread(fd, 64, 0).startswith(magic)
 
 
 def dangling(path: str | os.PathLike[str]) -> str:
@@ -129,25 +130,24 @@ def matches(text: str) -> list[str]:
     raise MissingFileError(f"no file matches {text}")
 
 
-def nameless(folder: int, mode: int = 0o600) -> int | None:
+def nameless(folder: Folder, mode: int = 0o600) -> int | None:
     """A new file in the directory that has no name yet; None where that is impossible."""
     try:
-        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=folder)
-    except (AttributeError, OSError) as error:
-        unsupported = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-        if isinstance(error, OSError) and error.errno not in unsupported:
+        return platform.open_nameless(folder, mode)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
             raise
         return None
 
 
 def scratch(path: str | os.PathLike[str]) -> int:
     """A new file in a directory that never has a name, or, where that is impossible, none any more."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = platform.open_folder(path)
     try:
         fd = nameless(folder)
         if fd is None:
             fd, name = _named(folder, 0o600)
-            os.unlink(name, dir_fd=folder)
+            platform.unlink_at(folder, name)
         return fd
     finally:
         locks.close(folder)
@@ -157,14 +157,14 @@ def pwrite_all(fd: int, data: memoryview | bytes, place: int) -> None:
     """Write all of ``data``, bytes, at ``place``."""
     left = memoryview(data)
     while left:
-        done = os.pwrite(fd, left, place)
+        done = platform.pwrite(fd, left, place)
         left, place = left[done:], place + done
 
 
 def pread_into(fd: int, view: memoryview, place: int) -> int:
     """Fill ``view`` from ``place`` on; the number of bytes read, fewer only where the file ends."""
     done = 0
-    while done < len(view) and (got := os.preadv(fd, [view[done:]], place + done)):
+    while done < len(view) and (got := platform.pread_into(fd, view[done:], place + done)):
         done += got
     return done
 
@@ -195,7 +195,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _passed_on(path) as temporary:
             yield temporary
         return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = platform.open_folder(path.parent)
     try:
         _sweep_once(folder)
         with _about(path):
@@ -204,8 +204,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         draft = _named_draft(folder, path, fd, name) if name else _nameless_draft(folder, path, fd)
         with draft as temporary, _naming(path, temporary):
             yield temporary
-        with contextlib.suppress(OSError):  # not every file system has this for directories
-            os.fsync(folder)
+        platform.sync_folder(folder)
     finally:
         locks.close(folder)
 
@@ -276,27 +275,27 @@ def _passed_on(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _nameless_draft(folder: int, path: Path, fd: int) -> Iterator[Path]:
+def _nameless_draft(folder: Folder, path: Path, fd: int) -> Iterator[Path]:
     try:
         yield Path(f"/proc/self/fd/{fd}")
         with _about(path):
             os.fsync(fd)
             try:
-                _link(fd, folder, path.name)
+                platform.link_at(fd, folder, path.name)
             except FileExistsError:
                 name = process.named_file(".tmp")
-                _link(fd, folder, name)
+                platform.link_at(fd, folder, name)
                 _rename(folder, name, path.name)
     except BaseException:
         if not settings.current().cleanup_temporary:
-            _link(fd, folder, _half_written(path))
+            platform.link_at(fd, folder, _half_written(path))
         raise
     finally:
         locks.close(fd)
 
 
 @contextlib.contextmanager
-def _named_draft(folder: int, path: Path, fd: int, name: str) -> Iterator[Path]:
+def _named_draft(folder: Folder, path: Path, fd: int, name: str) -> Iterator[Path]:
     try:
         yield path.with_name(name)
         with _about(path):
@@ -305,23 +304,19 @@ def _named_draft(folder: int, path: Path, fd: int, name: str) -> Iterator[Path]:
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             if settings.current().cleanup_temporary:
-                os.unlink(name, dir_fd=folder)
+                platform.unlink_at(folder, name)
             else:
-                os.rename(name, _half_written(path), src_dir_fd=folder, dst_dir_fd=folder)
+                platform.replace_at(folder, name, _half_written(path))
         raise
     finally:
         locks.close(fd)
 
 
-def _link(fd: int, folder: int, name: str) -> None:
-    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
-
-
-def _rename(folder: int, name: str, final: str) -> None:
+def _rename(folder: Folder, name: str, final: str) -> None:
     try:
-        os.replace(name, final, src_dir_fd=folder, dst_dir_fd=folder)
+        platform.replace_at(folder, name, final)
     except OSError:
-        os.unlink(name, dir_fd=folder)
+        platform.unlink_at(folder, name)
         raise
 
 
@@ -332,9 +327,9 @@ def _half_written(path: Path) -> str:
     return name
 
 
-def _named(folder: int, mode: int) -> tuple[int, str]:
+def _named(folder: Folder, mode: int) -> tuple[int, str]:
     name = process.named_file(".tmp")
-    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | OPEN, mode, dir_fd=folder), name
+    return platform.open_at(folder, name, os.O_CREAT | os.O_EXCL | os.O_RDWR | OPEN, mode), name
 
 
 # --- what killed writers left --------------------------------------------------------------------
@@ -342,23 +337,23 @@ def _named(folder: int, mode: int) -> tuple[int, str]:
 
 def sweep(path: str | os.PathLike[str]) -> list[str]:
     """Remove what killed writers left half written in a directory; the paths of what was removed."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = platform.open_folder(path)
     try:
         return [os.path.join(path, name) for name in _sweep(folder)]
     finally:
         locks.close(folder)
 
 
-def _sweep_once(folder: int) -> None:
+def _sweep_once(folder: Folder) -> None:
     """Once per process and directory: there may be a great many files in it, and as many to write."""
-    facts = os.fstat(folder)
+    facts = os.stat(folder)
     if (facts.st_dev, facts.st_ino) not in _swept:
         _swept.add((facts.st_dev, facts.st_ino))
         with contextlib.suppress(OSError):
             _sweep(folder)
 
 
-def _sweep(folder: int) -> list[str]:
+def _sweep(folder: Folder) -> list[str]:
     return [name for name in os.listdir(folder) if _is_of_the_dead(name) and _remove_ours(folder, name)]
 
 
@@ -367,8 +362,8 @@ def _is_of_the_dead(name: str) -> bool:
     return owner is not None and process.start_time(owner[0]) != owner[1]
 
 
-def _remove_ours(folder: int, name: str) -> bool:
+def _remove_ours(folder: Folder, name: str) -> bool:
     with opened_ours(folder, name) as fd:
         if fd is not None:
-            os.unlink(name, dir_fd=folder)
+            platform.unlink_at(folder, name)
         return fd is not None

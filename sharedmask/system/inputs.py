@@ -17,6 +17,7 @@ from typing import Any
 
 from sharedmask.remote import objects
 from sharedmask.remote.addresses import url_of
+from sharedmask.system import platform
 
 _TEXT_BYTES = 64 * 2**20
 
@@ -48,7 +49,7 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     OSError
         Naming it: it is a pipe or a device, which may have no end, or never begin.
     """
-    file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "a pipe, a socket or a device, which is no file", os.fspath(path))

@@ -9,12 +9,13 @@ import errno
 import functools
 import os
 import re
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sharedmask.records import dataclass
+from sharedmask.system import platform
+from sharedmask.system.platform import resource
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MIB = 2**20
@@ -43,14 +44,19 @@ def capacity() -> int:
 def descriptors_left() -> int:
     """How many files this process may still open (``ulimit -n``)."""
     try:
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
+        files = _most_files()
+        return _NO_LIMIT if files is None else files - len(platform.open_descriptors())
     except OSError as error:
         return 0 if error.errno == errno.EMFILE else _NO_LIMIT
 
 
+def _most_files() -> int | None:
+    return None if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def explained(error: OSError) -> str:
     """What the system said, and the limit behind it where there is one."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _most_files()
     behind = {
         errno.EMFILE: f"a process may have {files} open: `ulimit -n`",
         errno.EAGAIN: "processes and threads are limited: `ulimit -u`, or pids.max of a control group",
@@ -175,6 +181,8 @@ def _count(variable: str) -> int:
 
 def _process_limits() -> Iterator[Limit]:
     """``ulimit -v`` and ``ulimit -d``, less what this process has mapped already."""
+    if resource is None:
+        return
     for kind, mapped, name in (
         (resource.RLIMIT_AS, "VmSize", "address space (RLIMIT_AS)"),
         (resource.RLIMIT_DATA, "VmData", "private memory (RLIMIT_DATA)"),

@@ -1,7 +1,8 @@
 """Locks on files, by whatever means their file system has, and files that are there to be locked.
 
-Covers: flock, the locks of ``fcntl``, files that say who holds a lock; waiting for one, and making sure that
-what was locked still has its name. Does not cover: locks between threads (``process``), what is locked.
+Covers: flock, the locks of ``fcntl`` and of Windows, files that say who holds a lock; waiting for one, and
+making sure that what was locked still has its name. Does not cover: locks between threads (``process``), what
+is locked.
 
 All of them are locks of an open file: they last until the last descriptor of it is closed in the process that
 took them, or until that process ends, in whatever way. Whoever uses ``close`` leaves no file that was one.
@@ -9,7 +10,6 @@ took them, or until that process ends, in whatever way. Whoever uses ``close`` l
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import random
@@ -21,10 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sharedmask.errors import LockError
-from sharedmask.system import process
+from sharedmask.system import platform, process
+from sharedmask.system.platform import Folder, fcntl, msvcrt
 
-OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+OPEN = platform.OPEN | platform.NOFOLLOW | platform.NOT_WAITING
 """Flags for files of ours: no link is followed, nothing is waited for."""
+
+SHARED, EXCLUSIVE, AT_ONCE, NONE = 1, 2, 4, 8
+"""What can be asked of :func:`lock`: the numbers of flock."""
 
 _PATIENCE = 10.0  # seconds after which a wait for a lock is said
 _MISSING = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
@@ -35,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def lock(fd: int, how: int) -> None:
-    """What ``fcntl.flock`` does, by the first means that the file system has.
+    """What ``fcntl.flock`` does, by the first means that the system and the file system have.
 
     Raises
     ------
@@ -44,21 +48,26 @@ def lock(fd: int, how: int) -> None:
     LockError
         It has no locks, and files that would be some cannot be made.
     """
-    for take in (fcntl.flock, _lock_description, _lock_by_file):
+    for take in (_lock_byte,) if fcntl is None else (fcntl.flock, _lock_description, _lock_by_file):
         try:
-            return take(fd, how)
+            take(fd, how)
+            return
         except OSError as error:
             if error.errno not in _MISSING:
                 raise
-    path = os.readlink(f"/proc/self/fd/{fd}")
+    path = "a file"
+    with contextlib.suppress(OSError):
+        path = platform.path_of(fd)
     raise LockError(f"{path} cannot be locked: its file system has no locks; use another one")
 
 
-def close(fd: int) -> None:
+def close(fd: Folder) -> None:
     """Close a descriptor and end its lock, unless others share it.
 
     It is closed whatever the system reports of that; and all that is to last was on the disk before.
     """
+    if isinstance(fd, str):  # a directory where those have no descriptors
+        return
     _drop(fd)
     with contextlib.suppress(OSError):
         os.close(fd)
@@ -75,7 +84,7 @@ def leave_to(holder: object, fd: int) -> None:
 def is_free(fd: int) -> bool:
     """Whether nobody holds a lock on the file; if so we hold it now."""
     try:
-        lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(fd, EXCLUSIVE | AT_ONCE)
     except BlockingIOError:
         return False
     return True
@@ -86,10 +95,10 @@ def is_free(fd: int) -> bool:
 
 def _lock_description(fd: int, how: int) -> None:
     """A lock of the open file, as flock's is, and not of the process, which closing any descriptor ends."""
-    kinds = {fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
-    wish = struct.pack("hhqqi4x", kinds[how & ~fcntl.LOCK_NB], os.SEEK_SET, 0, 0, 0)
+    kinds = {EXCLUSIVE: fcntl.F_WRLCK, SHARED: fcntl.F_RDLCK, NONE: fcntl.F_UNLCK}
+    wish = struct.pack("hhqqi4x", kinds[how & ~AT_ONCE], os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK if how & fcntl.LOCK_NB else fcntl.F_OFD_SETLKW, wish)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK if how & AT_ONCE else fcntl.F_OFD_SETLKW, wish)
     except AttributeError as error:  # a system without them
         raise OSError(errno.ENOSYS, "no such locks") from error
     except OSError as error:
@@ -97,6 +106,32 @@ def _lock_description(fd: int, how: int) -> None:
         if error.errno in _TAKEN:
             raise BlockingIOError(errno.EAGAIN, "locked") from error
         raise
+
+
+# --- Windows -------------------------------------------------------------------------------------
+#
+# There a byte of a file is locked, here one that no file of ours has. Who reads needs no lock: what somebody
+# has open cannot be removed.
+
+_BYTE = 2**31 - 2
+
+
+def _lock_byte(fd: int, how: int) -> None:
+    if msvcrt is None:
+        raise OSError(errno.ENOSYS, "no such locks")
+    if how & SHARED:
+        return
+    while not _changed_byte(fd, msvcrt.LK_UNLCK if how & NONE else msvcrt.LK_NBLCK) and not how & NONE:
+        if how & AT_ONCE:
+            raise BlockingIOError(errno.EAGAIN, "locked")
+        time.sleep(_PAUSE)
+
+
+def _changed_byte(fd: int, how: int) -> bool:
+    with platform.at(fd, _BYTE), contextlib.suppress(OSError):
+        msvcrt.locking(fd, how, 1)
+        return True
+    return False
 
 
 # --- without any lock of the kernel's ------------------------------------------------------------
@@ -113,17 +148,18 @@ _held: dict[int, Path] = {}
 def _lock_by_file(fd: int, how: int) -> None:
     _drop(fd)
     tries = 0
-    while how & ~fcntl.LOCK_NB != fcntl.LOCK_UN and not _is_taken_by_file(fd, bool(how & fcntl.LOCK_EX)):
+    while how & ~AT_ONCE != NONE and not _is_taken_by_file(fd, bool(how & EXCLUSIVE)):
         tries += 1
-        if how & fcntl.LOCK_NB and tries == _TRIES:
+        if how & AT_ONCE and tries == _TRIES:
             raise BlockingIOError(errno.EAGAIN, "locked")
         time.sleep(random.uniform(0, _PAUSE) * min(tries, 10))
 
 
 def _is_taken_by_file(fd: int, exclusive: bool) -> bool:
-    facts, folder = os.fstat(fd), Path(os.readlink(f"/proc/self/fd/{fd}")).parent
-    mine = folder / process.named_file(f"-{facts.st_ino}{'x' if exclusive else 's'}.lock")
+    facts = os.fstat(fd)
     try:
+        folder = Path(platform.path_of(fd)).parent
+        mine = folder / process.named_file(f"-{facts.st_ino}{'x' if exclusive else 's'}.lock")
         close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN, 0o600))
     except OSError as error:
         raise OSError(errno.ENOLCK, "no file can be made that would be a lock") from error
@@ -190,16 +226,16 @@ process.at_fork(in_child=_held.clear)
 # --- files that are locked -----------------------------------------------------------------------
 
 
-def is_named(folder: int | None, name: str, fd: int) -> bool:
+def is_named(folder: Folder | None, name: str, fd: int) -> bool:
     """Whether ``name`` in the directory ``folder`` is the file behind ``fd``."""
     try:
-        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        named = platform.stat_at(folder, name)
     except FileNotFoundError:
         return False
     return os.path.samestat(named, os.fstat(fd))
 
 
-def opened_locked(folder: int, name: str, flags: int, take: Callable[[int], None]) -> int:
+def opened_locked(folder: Folder, name: str, flags: int, take: Callable[[int], None]) -> int:
     """A descriptor of the file ``name``, on which ``take`` waited for a lock.
 
     1. A holds the lock, B waits for it.
@@ -207,7 +243,7 @@ def opened_locked(folder: int, name: str, flags: int, take: Callable[[int], None
     3. B gets the lock of a file that has not this name any more, and tries again, behind C.
     """
     while True:
-        fd = os.open(name, flags | OPEN, 0o600, dir_fd=folder)
+        fd = platform.open_at(folder, name, flags | OPEN)
         try:
             take(fd)
             if is_named(folder, name, fd):
@@ -230,7 +266,7 @@ def _said_after(seconds: float, *said: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterator[None]:
+def locked(folder: Folder, name: str, path: str | os.PathLike[str] = "") -> Iterator[None]:
     """The lock file ``name``, made if it is missing, in our hands; it is gone afterwards.
 
     A wait of more than a few seconds is logged, with the ``path`` of the directory.
@@ -239,14 +275,14 @@ def locked(folder: int, name: str, path: str | os.PathLike[str] = "") -> Iterato
     def wait(fd: int) -> None:
         if not is_free(fd):
             with _said_after(_PATIENCE, "another process holds %s: waiting for it", os.path.join(path, name)):
-                lock(fd, fcntl.LOCK_EX)
+                lock(fd, EXCLUSIVE)
 
     fd = opened_locked(folder, name, os.O_CREAT | os.O_RDWR, wait)
     try:
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
+            platform.unlink_at(folder, name)
         with contextlib.suppress(OSError):
-            lock(fd, fcntl.LOCK_UN)  # closing is not enough if the process was forked
+            lock(fd, NONE)  # closing is not enough if the process was forked
         close(fd)

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sharedmask.errors import ParameterError, WorkerError
+from sharedmask.system import platform
 from sharedmask.system.limits import cpu_quota
 
 _NAMED = re.compile(r"\.sharedmask-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}(?:\.tmp|-\d+[xs]\.lock)")
@@ -80,8 +81,8 @@ def n_cpus() -> int:
     Those that it may run on, the time that its control groups leave it, and ``LOKY_MAX_CPU_COUNT``.
     """
     found = [os.cpu_count() or 1]
-    with contextlib.suppress(AttributeError):
-        found.append(len(os.sched_getaffinity(0)))
+    if cpus := platform.cpus():
+        found.append(len(cpus))
     if (quota := cpu_quota()) is not None:
         found.append(math.ceil(quota))
     with contextlib.suppress(KeyError, ValueError):

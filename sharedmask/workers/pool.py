@@ -20,13 +20,14 @@ from multiprocessing import connection, current_process
 from typing import Any
 
 from sharedmask.errors import WorkerError
+from sharedmask.system.platform import rights
 from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
 from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.modules import Modules
 from sharedmask.workers.streams import Name, Root, Streams, undisturbed
 from sharedmask.workers.surroundings import Surroundings
-from sharedmask.workers.template import CannotStartError, Child, Template, ended, rights
+from sharedmask.workers.template import CannotStartError, Child, Template, ended
 from sharedmask.workers.worker import Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.records import dataclass
+from sharedmask.system import platform
 from sharedmask.system.process import cached_property
 from sharedmask.workers.failure import dumps_by_value
 
@@ -69,7 +70,7 @@ class Surroundings:
             dict(np.geterr()),  # type: ignore[arg-type]
             dict(np.get_printoptions()),
             sys.getrecursionlimit(),
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(),
+            platform.cpus(),
             bytes(multiprocessing.current_process().authkey),
         )
 

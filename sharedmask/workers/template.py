@@ -27,11 +27,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing import connection, spawn, util
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
 from sharedmask.system.limits import explained
+from sharedmask.system.platform import rights
 from sharedmask.system.process import Lock
 from sharedmask.workers.surroundings import ONE_THREAD
 
@@ -146,11 +147,6 @@ def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen
 
 def _python() -> str:
     return os.fsdecode(spawn.get_executable() or "")
-
-
-def rights() -> tuple[Any, ...]:
-    """Whose files this process may read and write; what it starts keeps those of that moment."""
-    return os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
 
 
 class Child:

@@ -152,7 +152,7 @@ KILLED = """
             return call(*args, **options)
         return wrapped
 
-    for name in ("open", "pwrite", "posix_fallocate", "fdatasync", "fchmod", "rename", "unlink"):
+    for name in ("open", "pwrite", "posix_fallocate", "fdatasync", "fchmod", "replace", "unlink"):
         setattr(os, name, dying(getattr(os, name)))
     with SharedImage(sys.argv[1], store="disk", memory_limit="64M") as image:
         image.load()

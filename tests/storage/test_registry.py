@@ -326,12 +326,12 @@ def descriptors():
     return sorted(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize(("call", "of"), [("rename", "registry"), ("unlink", "sharedmask-")])
+@pytest.mark.parametrize(("call", "of"), [("replace", "registry"), ("unlink", "sharedmask-")])
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_a_name_that_cannot_be_removed_or_replaced_holds_no_descriptor(call, of, error, registry_dir):
     OwnedSegment("image", GEOMETRY, "shm").release()  # what is opened once
     before = descriptors()
-    if call == "rename":
+    if call == "replace":
         owned = OwnedSegment("image", GEOMETRY, "shm")
         with failing(call, error, of=of), pytest.raises(OSError, match=r"error|space"):
             owned.share({})
