@@ -1,11 +1,14 @@
 """Names of BIDS files: entities, suffix, extension.
 
-Covers: entities and their order, which values are the same, labels. Does not cover: which files there are
-(``bids``), what outputs are called (``derivatives``).
+Covers: entities and their order, which values are the same, labels, the names in a folder. Does not cover:
+which of them are runs (``bids``), what outputs are called (``derivatives``).
 """
 
+import os
 import re
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ class Name:
         ParameterError
             If it is no BIDS name.
         """
-        stem, dot, extension = Path(path).name.partition(".")
+        stem, dot, extension = os.path.basename(os.fspath(path)).partition(".")
         *parts, suffix = stem.split("_")
         found = [match for part in parts if (match := _PART.fullmatch(part))]
         entities = {match[1]: match[2] for match in found}
@@ -71,12 +74,47 @@ class Name:
         )
 
     def __str__(self) -> str:
-        keys = sorted(self.entities, key=lambda key: (_rank(key), key))
+        keys = sorted(self.entities, key=_place)
         return "_".join([*(f"{key}-{self.entities[key]}" for key in keys), self.suffix]) + self.extension
 
 
-def _rank(key: str) -> int:
-    return ENTITIES.index(key) if key in ENTITIES else ENTITIES.index("desc")
+_RANKS = {key: rank for rank, key in enumerate(ENTITIES)}
+
+
+def _place(key: str) -> tuple[int, str]:
+    return _RANKS.get(key, _RANKS["desc"]), key
+
+
+# A folder that is changed twice within one tick of a file server's clock has one time for both.
+_TICK = 2.0
+
+
+def names_in(folder: str, endings: tuple[str, ...]) -> tuple[tuple[str, Name], ...]:
+    """Files in a folder that end so and have a name, sorted; one may be a suffix without entities.
+
+    A folder is listed again if it was changed: one above many runs is asked for each of them.
+    """
+    facts = os.stat(folder)
+    is_settled = abs(time.time() - facts.st_mtime) > _TICK
+    listed = _listed if is_settled else _listed.__wrapped__
+    return listed(folder, endings, (facts.st_dev, facts.st_ino, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: str, endings: tuple[str, ...], _: object) -> tuple[tuple[str, Name], ...]:
+    found = ((entry, parsed_name(entry)) for entry in sorted(os.listdir(folder)) if entry.endswith(endings))
+    return tuple((entry, name) for entry, name in found if name is not None)
+
+
+def parsed_name(entry: str) -> Name | None:
+    """The parts of a file's name, which may be a suffix without entities; None if it is no BIDS name."""
+    stem, dot, extension = entry.partition(".")
+    if _SUFFIX.fullmatch(stem):
+        return Name({}, stem, dot + extension)
+    try:
+        return Name.parse(entry)
+    except ParameterError:
+        return None
 
 
 def same(key: str, one: str | None, other: str | None) -> bool:

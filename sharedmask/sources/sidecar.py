@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named, url_of
-from sharedmask.sources.names import Name, same
+from sharedmask.sources.names import Name, names_in, parsed_name, same
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import dangling
@@ -161,7 +161,7 @@ def fetched(path: Path) -> Path:
 def sidecars(image: Path) -> Iterator[Path]:
     """The JSON files that tell of an image, whether they are there or links to nothing; the nearest first."""
     seen = set[str]()
-    for path in _named(image):
+    for path in dict.fromkeys(_named(image)):
         for sidecar in _of(path):
             real = os.path.realpath(sidecar)
             if real not in seen:
@@ -208,9 +208,9 @@ def _telling(folder: Path, image: Name) -> list[Path]:
     """Those in a folder that tell of ``image``; the one with most entities, the nearest, first."""
     found = []
     with suppress(OSError):  # a folder above may be one that others may not list
-        for path in _listed(folder, image):
-            if (name := _parsed(path.name, image.suffix)) and _tells_of(image, name):
-                found.append((len(name.entities), path.name))
+        for entry, name in _listed(folder, image):
+            if (name.suffix, name.extension) == (image.suffix, ".json") and _tells_of(image, name):
+                found.append((len(name.entities), entry))
     return [folder / entry for _, entry in sorted(found, reverse=True)]
 
 
@@ -219,26 +219,19 @@ def _is_there(path: Path) -> bool:
     return inputs.exists(path) if url_of(path) else os.path.lexists(path)
 
 
-def _listed(folder: Path, image: Name) -> list[Path]:
-    """What is in a folder; on a server that lists none, what is likely to be."""
-    if (listed := inputs.listed(folder)) is not None:
-        return listed
+def _listed(folder: Path, image: Name) -> Iterable[tuple[str, Name]]:
+    """The sidecars in a folder; on a server that lists none, what is likely to be."""
+    if url_of(folder) is None:
+        return names_in(os.fspath(folder), (f"{image.suffix}.json",))
     of_task = {key: value for key, value in image.entities.items() if key not in ("sub", "ses")}
     task_alone = {key: value for key, value in of_task.items() if key == "task"}
-    names = dict.fromkeys(str(Name(told, image.suffix, ".json")) for told in (of_task, task_alone))
-    return [folder / name for name in names if inputs.exists(folder / name)]
+    likely = {
+        str(name): name for told in (of_task, task_alone) for name in [Name(told, image.suffix, ".json")]
+    }
+    if (listed := inputs.listed(folder)) is None:
+        return [(entry, name) for entry, name in likely.items() if inputs.exists(folder / entry)]
+    return [(path.name, name) for path in listed if (name := parsed_name(path.name)) is not None]
 
 
 def _tells_of(image: Name, sidecar: Name) -> bool:
     return all(same(key, image.entities.get(key), value) for key, value in sidecar.entities.items())
-
-
-def _parsed(entry: str, suffix: str) -> Name | None:
-    if not entry.endswith(f"{suffix}.json"):
-        return None
-    if entry == f"{suffix}.json":
-        return Name({}, suffix, ".json")
-    with suppress(ParameterError):
-        name = Name.parse(entry)
-        return name if (name.suffix, name.extension) == (suffix, ".json") else None
-    return None

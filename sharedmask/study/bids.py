@@ -4,19 +4,20 @@ Covers: which images are runs, their masks, confounds, sidecars and spaces, foun
 cover: names (``names``), atlases (``atlases``), writing (``derivatives``), reading images (``source``).
 
 The tree is read as fMRIPrep and its peers write it: ``sub-X[/ses-Y]/func/..._desc-preproc_bold.nii.gz``
-with masks and confounds beside it. No index is kept: a study is a few thousand names. A file's name is the
+with masks and confounds beside it. It is walked once, and no index is kept. A file's name is the
 one that the data set gives it, wherever links lead.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, same
+from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system.files import dangling
 from sharedmask.system.process import cached_property
@@ -26,6 +27,7 @@ FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}
 _LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
 NATIVE = "native"
 """The space of a run whose name and sidecar tell none: that of its scanner."""
+_BESIDE = (*IMAGE_EXTENSIONS, ".tsv")
 # Masks and confounds are of the head in the scanner, whichever of its images was preprocessed.
 _SAME_HEAD = {"echo", "part"}
 
@@ -44,6 +46,17 @@ class Run:
     root: Path
     bold: Path
     name: Name
+
+    @classmethod
+    def of(cls, root: Path, bold: str | Path) -> "Run":
+        """The run of this image.
+
+        Raises
+        ------
+        ParameterError
+            The image has no BIDS name.
+        """
+        return cls(root, Path(bold), Name.parse(bold))
 
     @property
     def key(self) -> str:
@@ -108,11 +121,11 @@ class Run:
     def _beside(self, wanted: Name, extensions: Sequence[str], exact: Set[str] = frozenset()) -> Path | None:
         """The file of this run with these entities and this suffix that is nearest by its other ones."""
         ranked: dict[tuple[int, ...], list[Path]] = {}
-        for path, name in self._neighbours:
+        for entry, name in names_in(os.fspath(self.bold.parent), _BESIDE):
             if name.suffix == wanted.suffix and name.extension in extensions:
                 rank = self._distance(name, wanted.entities, exact)
                 if rank is not None:
-                    ranked.setdefault(rank, []).append(path)
+                    ranked.setdefault(rank, []).append(self.bold.with_name(entry))
         if not ranked:
             return None
         nearest = ranked[min(ranked)]
@@ -134,14 +147,6 @@ class Run:
             return None
         literal = sum(own.get(key) == value for key, value in theirs.items())
         return len(other), len(lacking), -literal, int(name.extension != self.name.extension)
-
-    @cached_property
-    def _neighbours(self) -> tuple[tuple[Path, Name], ...]:
-        found = []
-        for path in sorted(self.bold.parent.iterdir()):
-            with suppress(ParameterError):
-                found.append((path, Name.parse(path)))
-        return tuple(found)
 
 
 def space_of(name: Name) -> str | None:
@@ -185,47 +190,68 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     """
     root = Path(root).expanduser().absolute()
     _check_dataset(root)
-    runs = [Run(root, path, name) for path, name in _images(root) if isinstance(name, Name)]
+    runs = [(path, name) for path, name in _images(root) if isinstance(name, Name)]
     filters = dict(filters or {})
     extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
-    runs = [run for run in runs if run.name.suffix == "bold" and run.name.extension in extensions]
+    runs = [run for run in runs if run[1].suffix == "bold" and run[1].extension in extensions]
     if not runs:
         raise NoInputError(f"{root} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
     usual = {"desc": "preproc"} if file_format == "nifti" else {}
     for key, wanted in {**usual, **_by_entity(filters)}.items():
         values = [_without_key(key, value) for value in _several(wanted)]
-        left = [run for run in runs if any(same(key, run.name.entities.get(key), value) for value in values)]
+        left = [
+            (path, name)
+            for path, name in runs
+            if any(same(key, name.entities.get(key), value) for value in values)
+        ]
         if not left:
-            there = {run.name.entities[key] for run in runs if key in run.name.entities}
+            there = {name.entities[key] for _, name in runs if key in name.entities}
             asked = "|".join(sorted(map(str, values)))
             raise NoInputError(f"no run of {root} has {key}-{asked}; there are: {joined(there)}")
         runs = left
-    return sorted(runs, key=lambda run: str(run.bold))
+    return [Run(root, Path(path), name) for path, name in sorted(runs, key=itemgetter(0))]
 
 
 def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
     root = Path(root).expanduser().absolute()
-    strays = {path: name for path, name in _images(root) if isinstance(name, str)}
-    folders = list(_folders(root))
-    lost = {path: f"{path} {dangling(path)}" for path in folders if dangling(path)}
-    return strays | lost | {path: f"{path} may not be looked into" for path in folders if _is_closed(path)}
+    strays = {Path(path): name for path, name in _images(root) if isinstance(name, str)}
+    for folder in map(Path, _folders(root)):
+        if said := dangling(folder):
+            strays[folder] = f"{folder} {said}"
+        elif _is_closed(folder):
+            strays[folder] = f"{folder} may not be looked into"
+    return strays
 
 
-def _is_closed(folder: Path) -> bool:
-    return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+def _is_closed(folder: str | Path) -> bool:
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
 
 
-def _listed(folder: Path) -> list[Path]:
-    """What lies there; nothing of a folder that may not be looked into."""
-    return [] if _is_closed(folder) else sorted(folder.iterdir())
+def _listed(folder: str | Path) -> list[str]:
+    """What lies there; nothing of what is no folder, or may not be looked into."""
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) and not _is_closed(folder) else []
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def _within(folder: str | Path, prefix: str) -> list[str]:
+    """The folders in it whose names begin so."""
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        return sorted(entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir())
+    return []
+
+
+def _parents(root: Path) -> Iterator[str]:
+    """The folders of subjects and of sessions."""
+    for subject in _within(root, "sub-"):
+        yield subject
+        yield from _within(subject, "ses-")
+
+
+def _folders(root: Path) -> Iterator[str]:
     """Those of subjects, sessions and runs, whether they are there or not."""
-    for parent in (root, *root.glob("sub-*"), *root.glob("sub-*/ses-*")):
-        if parent.is_dir():
-            yield from (path for path in _listed(parent) if path.name.startswith(("sub-", "ses-", "func")))
+    for parent in (os.fspath(root), *_parents(root)):
+        names = (name for name in _listed(parent) if name.startswith(("sub-", "ses-", "func")))
+        yield from (os.path.join(parent, name) for name in names)
 
 
 def joined(values: set[str]) -> str:
@@ -246,22 +272,23 @@ def _check_dataset(root: Path) -> None:
         raise DatasetError(f"{description} cannot be read: it has no Name") from None
 
 
-def _images(root: Path) -> Iterator[tuple[Path, Name | str]]:
+def _images(root: Path) -> Iterator[tuple[str, Name | str]]:
     """Images in folders of runs: each with its name, or with why it has none."""
-    for pattern in ("sub-*/func", "sub-*/ses-*/func"):
-        for folder in sorted(filter(Path.is_dir, root.glob(pattern))):  # links to nothing are no folders
-            for path in _listed(folder):
-                if path.name.endswith(IMAGE_EXTENSIONS) and not path.name.startswith("."):
-                    yield path, _name(root, path)
+    for parent in _parents(root):
+        parts = os.path.relpath(parent, root).split(os.sep)
+        for entry in _listed(folder := os.path.join(parent, "func")):
+            if entry.endswith(IMAGE_EXTENSIONS) and not entry.startswith("."):
+                yield (path := os.path.join(folder, entry)), _name(path, parts)
 
 
-def _name(root: Path, path: Path) -> Name | str:
+def _name(path: str, parts: Sequence[str]) -> Name | str:
+    """The name of an image below folders of these names."""
     try:
         name = Name.parse(path)
     except ParameterError as error:
         return str(error)
     for key in ("sub", "ses"):
-        there = [part for part in path.relative_to(root).parts[:-1] if part.startswith(f"{key}-")]
+        there = [part for part in parts if part.startswith(f"{key}-")]
         if there != [f"{key}-{name.entities[key]}" for key in (key,) if key in name.entities]:
             return f"{path} lies in the folder {joined(set(there))}, which its name does not tell"
     return name

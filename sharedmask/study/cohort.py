@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +269,10 @@ def _keyed(sources: Any) -> dict[Key, Any]:
     return dict(enumerate(items))
 
 
-def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dict[str, Any]]:
-    """The parameters of each image alone, taken out of ``asked``."""
-    each: dict[Key, dict[str, Any]] = {key: {} for key in keyed}
-    for name in (*_PER_IMAGE, "t_r", "probes"):
-        if callable(asked.get(name)):
-            own = asked.pop(name)
-            for key in keyed:
-                each[key][name] = own
+def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> Callable[[Key], dict[str, Any]]:
+    """The parameters of each image alone, by its key; taken out of ``asked``."""
+    names = [name for name in (*_PER_IMAGE, "t_r", "probes") if callable(asked.get(name))]
+    own = {name: asked.pop(name) for name in names}
     for name in _PER_IMAGE:
         given = asked.pop(name, None)
         if given is None:
@@ -287,9 +284,12 @@ def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> dict[Key, dic
             given = dict(zip(keyed, given, strict=True))
         if lacking := [key for key in keyed if key not in given]:
             raise ParameterError(f"{name}: none for {lacking[0]} and {len(lacking) - 1} more images")
-        for key in keyed:
-            each[key][name] = given[key]
-    return each
+        own[name] = partial(_entry, given)
+    return lambda key: {name: get(key) for name, get in own.items()}
+
+
+def _entry(given: Mapping[Key, Any], key: Key) -> Any:
+    return given[key](key) if callable(given[key]) else given[key]
 
 
 def shard_of(keys: list[Key], shard: str | None) -> list[Key]:
@@ -322,7 +322,7 @@ class _Preparer:
     def __init__(
         self,
         keyed: Mapping[Key, Any],
-        each: Mapping[Key, Mapping[str, Any]],
+        each: Callable[[Key], dict[str, Any]],
         masks: Any,
         asked: Mapping[str, Any],
         budget: MemoryBudget,
@@ -342,8 +342,7 @@ class _Preparer:
         def regions_on(grid: Space) -> Regions:
             return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
-        given = self._each[key]
-        own = {name: one(key) if callable(one) else one for name, one in given.items()}
+        own = self._each(key)
         with within(self._memory_limit):
             asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from sharedmask.typing import Array, Numbers
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
 _PICTURED_VOLUMES = 10
+_SECONDS = 0.5  # from one look at the memory of all processes to the next
 
 
 def analyse(
@@ -98,13 +100,13 @@ def analyse(
     if study.analysis.outputs.reports:
         pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
-    watch = MemoryMonitor() if executor is None else None
+    watch = MemoryMonitor(interval=_SECONDS) if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
     work = _Work(study, stop_on_first_crash, watch, limit)
     work.begin()
     with watch or contextlib.nullcontext():
         done = extract_many(
-            {key: run.bold for key, run in study.runs.items()},
+            study.paths,
             work.regions,
             strategy=study.analysis.outputs.statistics or None,
             on_result=work.keep,
@@ -152,7 +154,7 @@ def draw_manifests(
     Parameters are those of :func:`analyse`.
     """
     study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
-    for key in shard_of(list(study.runs), shard):
+    for key in shard_of(list(study.paths), shard):
         yield study.manifest(key)
 
 
@@ -162,7 +164,8 @@ class _Survey:
 
     analysis: Analysis
     derivatives: Derivatives
-    runs: Mapping[str, Run]
+    paths: Mapping[str, str]
+    """Of the runs' images, by what the runs are called; there may be very many."""
     clashes: Mapping[Path, str]
     notes: tuple[str, ...]
     """Of the study as a whole."""
@@ -187,10 +190,12 @@ class _Survey:
             filters = {"desc": SMOOTH_AROMA, **(filters or {})}
         derivatives = Derivatives.at(output, dataset)
         runs = find_runs(dataset, filters)
-        planned = {run.bold: derivatives.planned(run, analysis) for run in runs}
-        found = clashes(planned)
+        found: dict[Path, str] = {}
+        for _, beside in groupby(runs, key=lambda run: run.bold.parent):  # others have folders of their own
+            if len(several := list(beside)) > 1:
+                found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
         # Of two that would be written to the same files neither is; each goes by its file's name.
-        keys = {run.bold.name if run.bold in found else analysis.key(run): run for run in runs}
+        keys = {run.bold.name if run.bold in found else analysis.key(run): str(run.bold) for run in runs}
         strays = find_strays(dataset).values()
         notes = (*analysis.notes, *(f"left out: {why}" for why in strays))
         study = cls(analysis, derivatives, keys, found, notes)
@@ -204,8 +209,11 @@ class _Survey:
         names = [(atlas.entities, atlas.lut is not None) for atlas in self.analysis.atlases]
         return repr((self.analysis.outputs, names, self.analysis.steps))
 
+    def run(self, key: str) -> Run:
+        return Run.of(self.derivatives.source, self.paths[key])
+
     def manifest(self, key: str) -> Manifest:
-        run = self.runs[key]
+        run = self.run(key)
         drawn = Manifest.draw(run, self.analysis, self.derivatives)
         if run.bold in self.clashes:
             drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))
@@ -270,7 +278,8 @@ class _Work:
         Its problems are raised.
         """
         if key not in self._begun or self._begun[key][1].coverage is None:
-            begun = time.time() if self.watch is None else self.watch.sample().time
+            shown = self.watch is not None and self.study.analysis.outputs.reports
+            begun = self.watch.sample().time if self.watch and shown else time.time()
             manifest = self.study.manifest(key)
             manifest.check()
             self._begun[key] = begun, manifest

@@ -353,10 +353,13 @@ class Denoisings:
     asked : Denoise
     images : mapping
         Key -> path.
+    kept : bool
+        Whether what was taken out of an image is asked for, by :meth:`pop`.
     """
 
     asked: Denoise
     images: Mapping[Any, Any]
+    kept: bool = True
     _loaded: dict[Any, Denoising] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -368,12 +371,13 @@ class Denoisings:
             return given
         asked = Denoise.of(given)  # type: ignore[arg-type]
         assert asked is not None
-        return cls(asked, images)
+        return cls(asked, images, kept=False)
 
     @property
     def parameters(self) -> dict[str, Callable[[Any], Any]]:
         """As those of :func:`sharedmask.extract_many`: functions of the key."""
-        return {"confounds": self.confounds, "sample_mask": lambda key: self._loaded[key].sample_mask}
+        loaded = self._loaded.__getitem__ if self.kept else self._loaded.pop
+        return {"confounds": self.confounds, "sample_mask": lambda key: loaded(key).sample_mask}
 
     def confounds(self, key: Any) -> NDArray[np.float64] | None:
         """Those of an image; they are not kept."""

@@ -27,7 +27,7 @@ from sharedmask.system.threads import start
 from sharedmask.system.units import format_bytes, parse_bytes
 
 _log = logging.getLogger("sharedmask.monitor")
-_MOST_SAMPLES = 20_000
+_MOST_SAMPLES = 5_000
 
 
 @dataclass(frozen=True)
