@@ -119,7 +119,8 @@ class FrameDataset(FrameSequence):
 
         Parameters
         ----------
-        source : as for the class
+        source : what the class takes
+            The run.
         gradients : array, (N, 4) or (4, N), or path of a table, optional
             Direction and b of each volume; :func:`sharedmask.frames.acquisition.checked_gradients`.
         bvec_file, bval_file : path, optional
@@ -162,7 +163,18 @@ class FrameDataset(FrameSequence):
         return self._from_store(self._store, np.flatnonzero(~low), is_selection=False)
 
     def shells(self, gap: float = 100.0) -> list[tuple[float, Array]]:
-        """The median b of each shell, and its frames; b-values closer than ``gap`` go together."""
+        """The median b of each shell, and its frames.
+
+        Parameters
+        ----------
+        gap : float
+            Those closer than this go together.
+
+        Returns
+        -------
+        list of (float, ndarray)
+            The median b of each shell, and the numbers of its frames.
+        """
         if "gradients" not in self.per_frame:
             raise ParameterError(f"{self._store.label} has no gradients: open it with FrameDataset.diffusion")
         return acquisition.shells(self.per_frame["gradients"][:, 3], gap)
@@ -181,13 +193,21 @@ class FrameDataset(FrameSequence):
 
         Parameters
         ----------
-        source : as for the class
+        source : what the class takes
+            The run.
         midframe : array, (N,), optional
             Default: of ``FrameTimesStart`` and ``FrameDuration`` in the sidecars, by BIDS inheritance.
         total_duration : float, optional
             The end of the last frame; given with ``midframe``.
         temporal_file : path, optional
             A JSON file, instead of the sidecars.
+        **options
+            As for the class.
+
+        Returns
+        -------
+        FrameDataset
+            ``ds[i]`` is frame, motion affine and middle; ``ds.overall["total_duration"]``.
 
         Raises
         ------
@@ -260,6 +280,11 @@ class FrameDataset(FrameSequence):
         on_result : callable, optional
             Called with (index, result), in order of completion.
 
+        Returns
+        -------
+        list
+            What ``func`` returned of each frame.
+
         Raises
         ------
         WorkerError
@@ -289,7 +314,19 @@ class FrameDataset(FrameSequence):
 
     @classmethod
     def from_filename(cls, filename: str | os.PathLike[str], **options: Any) -> FrameDataset:
-        """The data set in an NFDH5 file, whatever the file is called; ``options`` as for the class.
+        """The data set in an NFDH5 file, whatever the file is called.
+
+        Parameters
+        ----------
+        filename : str or path
+            An HDF5 file as :meth:`to_filename` or nifreeze writes it.
+        **options
+            As for the class.
+
+        Returns
+        -------
+        FrameDataset
+            One that reads frames of the file when they are asked for.
 
         Raises
         ------
@@ -313,9 +350,9 @@ class FrameDataset(FrameSequence):
         ----------
         filename : str or path
             ``.h5`` is appended where it is missing.
-        compression, compression_opts
-            h5py's, such as ``"gzip", 1``: each frame is one chunk. Uncompressed frames can be mapped
-            as they are.
+        compression, compression_opts : str and object, optional
+            As h5py has them, such as ``"gzip", 1``: each frame is one chunk. Uncompressed frames can be
+            mapped as they are.
         version : {1, 2}
             1: the frames' axis last, as nifreeze writes and reads it. 2: first.
 
@@ -344,7 +381,15 @@ class FrameDataset(FrameSequence):
     def to_nifti(self, filename: str | os.PathLike[str] | None = None) -> Any:
         """Write the frames as they are now, true values, to a ``.nii`` or ``.nii.gz``, one at a time.
 
-        Without a name an image of all frames in memory is returned.
+        Parameters
+        ----------
+        filename : str or path, optional
+            Without a name an image of all frames in memory is returned.
+
+        Returns
+        -------
+        Path or nibabel.Nifti1Image
+            Of the file, or the image.
 
         Raises
         ------

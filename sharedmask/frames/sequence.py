@@ -107,6 +107,7 @@ class FrameSequence:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return self._store.closed
 
     @property
@@ -195,6 +196,11 @@ class FrameSequence:
         ----------
         progress : bool or callable, optional
             True draws a bar; a function is called with (done, total).
+
+        Yields
+        ------
+        ndarray, (X, Y, Z)
+            A read-only frame.
         """
         store, numbers = self._store, self._numbers.tolist()
         with progress_to(progress, len(numbers), "frame") as tell:
@@ -213,6 +219,12 @@ class FrameSequence:
         Parameters
         ----------
         index : slice, mask, or list of increasing numbers
+            Of the frames that are kept.
+
+        Returns
+        -------
+        FrameDataset
+            The frames that were asked for.
         """
         chosen = self._chosen(index)
         if isinstance(chosen, int) or not len(chosen) or np.any(np.diff(chosen) <= 0):
@@ -220,11 +232,33 @@ class FrameSequence:
         return self._from_store(self._store, self._numbers[chosen])
 
     def original_index(self, index: int) -> int:
-        """Which frame of the original run frame ``index`` of this data set is."""
+        """Which frame of the original run a frame of this data set is.
+
+        Parameters
+        ----------
+        index : int
+            A frame's number here.
+
+        Returns
+        -------
+        int
+            Its number in the run.
+        """
         return int(self._store.metadata.numbers[self._numbers[self._place(index)]])
 
     def original(self, index: int) -> Array:
-        """Frame ``index`` of this data set as it was before any transform, (X, Y, Z)."""
+        """A frame as it was before any transform.
+
+        Parameters
+        ----------
+        index : int
+            A frame's number here.
+
+        Returns
+        -------
+        ndarray, (X, Y, Z)
+            True values.
+        """
         return self._store.original(int(self._numbers[self._place(index)]))
 
     def set_transform(self, index: int, affine: Any, *, order: int = 3) -> None:
@@ -237,6 +271,7 @@ class FrameSequence:
         Parameters
         ----------
         index : int
+            The frame's number.
         affine : array, (4, 4)
             From a place in the result to its place in the original frame, in millimetres.
         order : int
@@ -253,10 +288,15 @@ class FrameSequence:
     # --- sums ---
 
     def sum(self) -> NDArray[np.float64]:
-        """The sum of all frames, (X, Y, Z), added up in their order, one frame at a time.
+        """The sum of all frames, added up in their order, one frame at a time.
 
         Integers of up to 32 bits have exact sums, so the sum of most of a run is that of the whole
         run minus that of the frames left out; the numbers are the same.
+
+        Returns
+        -------
+        ndarray, (X, Y, Z), float64
+            Of true values.
         """
         store, all_of_them = self._store, np.arange(self._store.facts.n_timepoints)
         left_out = np.setdiff1d(all_of_them, self._numbers)
@@ -267,11 +307,29 @@ class FrameSequence:
         return store.total - kernels.total(self._from_store(store, left_out).frames(), self.shape3d)
 
     def mean(self) -> NDArray[np.float64]:
-        """The mean frame, (X, Y, Z): :meth:`sum` divided by the number of frames."""
+        """The mean frame: :meth:`sum` divided by the number of frames.
+
+        Returns
+        -------
+        ndarray, (X, Y, Z), float64
+            Of true values.
+        """
         return self.sum() / len(self)
 
     def reduce(self, func: Callable[..., T], initial: T) -> T:
-        """``func(state, frame, affine, *per_frame)`` of all frames in turn, ``state`` its last result.
+        """Go through all frames in turn with a state.
+
+        Parameters
+        ----------
+        func : callable
+            ``func(state, frame, affine, *per_frame)`` gives the next state.
+        initial : object
+            The first state.
+
+        Returns
+        -------
+        object
+            The last state.
 
         Examples
         --------
@@ -294,15 +352,23 @@ class FrameSequence:
         Parameters
         ----------
         design : array, (N, k)
+            A row for each frame.
 
         Returns
         -------
-        ndarray, (X, Y, Z, k)
+        ndarray, (X, Y, Z, k), float64
+            A coefficient of each column.
         """
         return kernels.coefficients(self.frames(), len(self), self.shape3d, design)
 
     def materialise(self) -> Array:
-        """All frames in one fresh array, (X, Y, Z, N), volume after volume in memory."""
+        """All frames in one fresh array, volume after volume in memory.
+
+        Returns
+        -------
+        ndarray, (X, Y, Z, N)
+            True values.
+        """
         return self._store.copy(self._numbers)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -317,17 +383,24 @@ class FrameSequence:
         Yields
         ------
         (index, frame, training)
+            A frame's number, the frame, (X, Y, Z), and a FrameDataset.
         """
         self._check_folds(len(self))
         for index in range(len(self)):
             yield index, self[index][0], self.select(np.arange(len(self)) != index)
 
     def k_fold(self, k: int) -> Iterator[tuple[NDArray[np.intp], Self, Self]]:
-        """``k`` runs of neighbouring frames in turn, and the data set of all others; nothing is copied.
+        """Neighbouring frames in turn, and the data set of all others; nothing is copied.
+
+        Parameters
+        ----------
+        k : int
+            How many.
 
         Yields
         ------
         (indices, test, training)
+            Numbers of frames, and two FrameDatasets.
         """
         self._check_folds(k)
         for part in np.array_split(np.arange(len(self)), k):

@@ -6,7 +6,7 @@ Does not cover: many images (``study``), volumes as a data set (``frames``).
 
 From the bottom up::
 
-    results  niimg  protocol  glm  operations  relations  searchlight  image  extraction  coordinator
+    facts  results  niimg  protocol  glm  operations  relations  searchlight  image  extraction  coordinator
 """
 
 import lazy_loader

@@ -248,7 +248,20 @@ class Coordinator:
     # --- images ---
 
     def find(self, name: str, client: int = 0) -> str | None:
-        """The handle, as JSON, of an image already asked for, by its name; None if there is none."""
+        """An image already asked for, by its name.
+
+        Parameters
+        ----------
+        name : str
+            What ``sharedmask ls`` calls it.
+        client : int
+            Who asks and holds the image from now on; 0: nobody.
+
+        Returns
+        -------
+        str or None
+            Its handle as JSON; None if there is none.
+        """
         with self._lock:
             held = next((held for held in self._images.values() if held.image.name == name), None)
             if held is None:
@@ -257,7 +270,19 @@ class Coordinator:
         return self._handle(held)
 
     def open(self, path: str, client: int = 0) -> str:
-        """The handle, as JSON, of the image at an absolute path.
+        """The image at a path, loaded if it is not.
+
+        Parameters
+        ----------
+        path : str
+            Absolute.
+        client : int
+            Who asks and holds the image from now on; 0: nobody.
+
+        Returns
+        -------
+        str
+            Its handle as JSON.
 
         Raises
         ------
@@ -353,7 +378,18 @@ class Coordinator:
         return bool(leaving)
 
     def drop(self, name: str) -> int:
-        """Close the images of this name; clients keep what they have. How many there were."""
+        """Close the images of a name; clients keep what they have.
+
+        Parameters
+        ----------
+        name : str
+            What ``sharedmask ls`` calls them.
+
+        Returns
+        -------
+        int
+            How many there were.
+        """
         with self._lock:
             leaving = [held for held in self._images.values() if held.image.name == name and held.loaded]
             for held in leaving:
@@ -363,7 +399,13 @@ class Coordinator:
         return len(leaving)
 
     def images(self) -> list[dict[str, Any]]:
-        """Segment, name and number of clients of each image held."""
+        """What is held.
+
+        Returns
+        -------
+        list of dict
+            Segment (``token``), ``name`` and number of ``clients`` of each image.
+        """
         with self._lock:
             loaded = [(held, len(held.clients)) for held in self._images.values() if held.loaded]
         return [

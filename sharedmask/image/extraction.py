@@ -198,8 +198,8 @@ def extract(
         ends the call.
     index : bool
         Make the index of a .nii.gz that has none, as ``sharedmask index`` does; it is used in any case.
-
-    Other parameters are those of :meth:`SharedImage.mask_parallel`.
+    **parameters
+        Those of :meth:`SharedImage.mask_parallel`.
 
     Returns
     -------

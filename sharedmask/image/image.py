@@ -36,7 +36,6 @@ from sharedmask.sources.excerpt import excerpt
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.spaces.grid import Grid, box_of
-from sharedmask.spaces.space import Space
 from sharedmask.storage import container, registry, rows, segment
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
@@ -150,46 +149,6 @@ class SharedImage(Searchlights):
     # --- facts ---
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(x, y, z, n_timepoints), or (n_elements, n_timepoints)."""
-        return self._facts.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The stored values' dtype."""
-        return self._facts.dtype
-
-    @property
-    def affine(self) -> NDArray[np.float64]:
-        """Voxel indices to millimetres, (4, 4)."""
-        return self._facts.affine
-
-    @property
-    def space(self) -> Space:
-        """Where the values are: a :class:`Grid` of voxels, or brain models."""
-        return self._grid
-
-    @property
-    def t_r(self) -> float | None:
-        """Repetition time in seconds, of the BIDS sidecar or the header."""
-        return self._facts.t_r
-
-    @property
-    def t_r_origin(self) -> str:
-        """Where the repetition time is from: a sidecar's path or ``its header``; why it is not known."""
-        return self._facts.t_r_origin
-
-    @property
-    def scaling(self) -> tuple[float, float]:
-        """Slope and intercept of the stored values; (1.0, 0.0) if they are the true ones."""
-        return self._facts.slope, self._facts.inter
-
-    @property
-    def name(self) -> str:
-        """What ``sharedmask ls`` calls it."""
-        return self._name
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the image takes in its store."""
         return container.projected(geometry_of(self._facts, self._voxels))
@@ -205,6 +164,7 @@ class SharedImage(Searchlights):
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return self._closed
 
     def __repr__(self) -> str:
@@ -231,6 +191,11 @@ class SharedImage(Searchlights):
 
     def load(self) -> "SharedImage":
         """Decode the image now, instead of at its first use.
+
+        Returns
+        -------
+        SharedImage
+            Itself.
 
         Raises
         ------
@@ -310,7 +275,13 @@ class SharedImage(Searchlights):
         return self._fingerprint
 
     def memory_report(self) -> MemoryReport:
-        """What the image takes and where, what this process and its workers hold, what they may."""
+        """What the image takes and where, and what this process and its workers hold.
+
+        Returns
+        -------
+        MemoryReport
+            In bytes, with the limits; its text is a table.
+        """
         budget = MemoryBudget.here(self._memory_limit, self._bytes_in_memory)
         store = self._store or self._choice(budget)
         return monitor.report(self._held is not None, self.nbytes, store, budget)
@@ -345,7 +316,18 @@ class SharedImage(Searchlights):
         return shared.handle
 
     def publish(self, name: str) -> Handle:
-        """Load the image and let others find it by ``name`` (:meth:`attach`, ``sharedmask ls``)."""
+        """Load the image and let others find it by a name (:meth:`attach`, ``sharedmask ls``).
+
+        Parameters
+        ----------
+        name : str
+            Of letters, digits and ``._-``.
+
+        Returns
+        -------
+        Handle
+            With that name.
+        """
         with self._lock:
             self._loaded()
             if self._owned is None:
@@ -430,6 +412,11 @@ class SharedImage(Searchlights):
         Loops written for nibabel images share the one copy without a changed line:
         ``Parallel(n_jobs=20)(delayed(f)(image.as_nifti(), mask) for mask in masks)``. It is valid
         for as long as this image is open, or until its last view goes.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
+            With its file's header; its data are those that are shared.
         """
         from sharedmask.image.niimg import SharedNifti
 
@@ -464,10 +451,18 @@ class SharedImage(Searchlights):
         return self.stored
 
     def frame(self, t: int) -> Array:
-        """Volume ``t``, (x, y, z), with true values; 0 outside of the ``mask_img``.
+        """A volume, with true values; 0 outside of the ``mask_img``.
 
-        A read-only view where the values are stored as they are, else a fresh array. Of a .nii.gz file that
-        has an index and is not loaded yet, only what holds this volume is decoded.
+        Parameters
+        ----------
+        t : int
+            Its number; negative ones count from the end.
+
+        Returns
+        -------
+        ndarray, (x, y, z)
+            A read-only view where the values are stored as they are, else a fresh array. Of a .nii.gz file
+            that has an index and is not loaded yet, only what holds this volume is decoded.
         """
         if not isinstance(t, int | np.integer) or not -self.shape[-1] <= t < self.shape[-1]:
             self._check_open()

@@ -21,14 +21,13 @@ from sharedmask.compute.plan import plan_for, signals_bytes
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Parameters, Request, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
+from sharedmask.image.facts import Described
 from sharedmask.image.glm import FittedModel, NoiseModel, Question, fit
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute
-from sharedmask.sources.source import Facts
-from sharedmask.spaces.space import Space
 from sharedmask.storage.rows import Held, Series, as_source
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
@@ -40,12 +39,9 @@ T = TypeVar("T")
 _BATCH_SHARE = 0.5  # of the memory that is left: what the signals of a batch of masks may take
 
 
-class Operations:
+class Operations(Described):
     """The calls of an image; what it has to provide is declared here."""
 
-    _facts: Facts
-    _grid: Space
-    _name: str
     _voxels: NDArray[np.intp] | None
     _memory_limit: int | float | str | None
 
@@ -84,15 +80,18 @@ class Operations:
             Non-finite values: 0 as nilearn does (the default, unless ``dtype=None``), kept, or
             refused.
         standardize : {"zscore_sample", "psc"}, optional
+            To unit variance, or per cent of the mean.
         detrend : bool
+            Remove linear trends.
         confounds : array (n_timepoints, n_confounds), data frame, path, or list of those, optional
+            Series that are regressed out.
         sample_mask : array of volume numbers or booleans, optional
             The volumes to keep.
         low_pass, high_pass : float, optional
             Cut-off frequencies in Hz.
         t_r : float, optional
-            Repetition time in seconds; default: the image's.
-            These seven are :func:`nilearn.signal.clean`'s; each voxel is cleaned once.
+            Repetition time in seconds; default: the image's. These seven are :func:`nilearn.signal.clean`'s
+            [1]_; each voxel is cleaned once.
         resampling_target : {"data", "mask"}, optional
             ``"data"``: masks on another grid are resampled to the image, nearest neighbour.
             ``"mask"``, or ``"labels"``: the image is resampled to the one grid of all masks, cubic
@@ -120,6 +119,12 @@ class Operations:
         GridMismatchError, EmptyMaskError, OutsideImageError, ParameterError, MemoryLimitError
             Each with the file or mask and the number that is wrong.
         ClosedImageError, WorkerError
+            The image was closed; a worker died.
+
+        References
+        ----------
+        .. [1] M. A. Lindquist et al. (2019). Modular preprocessing pipelines can reintroduce artifacts into
+           fMRI data. Human Brain Mapping 40, 2358-2376: why filters and confounds go in one step.
         """
         regions = self._regions(masks, resampling_target)
         operation = f"masking {self._name} with {len(regions)} masks"
@@ -134,7 +139,20 @@ class Operations:
         memory: Any = None,
         **parameters: Unpack[Parameters],
     ) -> Array:
-        """The signals of one mask, (n_timepoints, n_voxels); parameters of :meth:`mask_parallel`."""
+        """The signals of one mask.
+
+        Parameters
+        ----------
+        mask : path, niimg or 3D array
+            Non-zero is inside.
+        resampling_target, memory, **parameters : optional
+            As in :meth:`mask_parallel`.
+
+        Returns
+        -------
+        ndarray, (n_timepoints, n_voxels)
+            (n_voxels,) for a 3D image.
+        """
         found: dict[str, Array] = self.mask_parallel(
             {"mask": mask}, resampling_target=resampling_target, memory=memory, **parameters
         )
@@ -157,22 +175,26 @@ class Operations:
             A label image (path or niimg), :class:`Regions`, or masks as a list, dict, glob
             pattern or 4D image, which may overlap.
         strategy : str, or sequence of str
-            mean, median, sum, minimum, maximum, variance, standard_deviation (of the population,
-            as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate;
+            One of mean, median, sum, minimum, maximum, variance, standard_deviation (of the population,
+            as nilearn's), or pc1: the first principal time course, scaled as SPM's eigenvariate [1]_;
             weighted_mean, of one 4D image of weights (a probabilistic atlas). Several are made in one pass.
         nan_policy : {"zero", "omit", "propagate", "raise"}, optional
             ``"omit"`` leaves non-finite values out; the default counts them as 0, as nilearn.
         dtype : "auto", None or dtype
             ``"auto"``: float32 for float32 images, else float64, as nilearn. Sums are in float64.
-
-        Other parameters are those of :meth:`mask_parallel`; cleaning is applied to the regions'
-        signals.
+        resampling_target, memory, **parameters : optional
+            As in :meth:`mask_parallel`; cleaning is applied to the regions' signals.
 
         Returns
         -------
         ndarray, (n_timepoints, n_regions), or dict of those
             Columns in the order of the labels or masks; ``Regions.table()`` names them.
             (n_regions,) for a 3D image. Of several strategies an array by each one's name.
+
+        References
+        ----------
+        .. [1] K. J. Friston et al. (2006). A critique of functional localisers. NeuroImage 30, 1077-1087; the
+           computation is that of ``spm_regions``.
         """
         with within(self._memory_limit):
             regions = Regions.from_atlas_or_masks(
@@ -204,14 +226,15 @@ class Operations:
         ----------
         func : callable
             Of an array.
-        masks
-            As for :meth:`mask_parallel`, whose parameters are taken too; with ``n_jobs`` above 1
-            processes are the default.
+        masks : list, dict, glob pattern, 4D image, :class:`Regions`, or one mask
+            As for :meth:`mask_parallel`.
         random_state : int, SeedSequence, Generator or RandomState, optional
             Each region has random numbers of its own, the same for every ``n_jobs``, in the global
             generators of NumPy, Python and torch and in those that ``func`` holds. They hang on this,
             or on the state of each generator at the call. Threads (``prefer="threads"``) draw from
             the caller's generators as it comes, or one after the other if this is given.
+        resampling_target, **parameters : optional
+            As in :meth:`mask_parallel`; with ``n_jobs`` above 1 processes are the default.
 
         Returns
         -------
@@ -241,14 +264,15 @@ class Operations:
         Parameters
         ----------
         masks : list, dict, iterator, or what :meth:`mask_parallel` takes
+            Opened when their turn comes.
         batch_size : int, optional
             None: as many as fit in memory.
-        **parameters
-            Those of :meth:`mask_parallel`.
+        resampling_target, **parameters : optional
+            As in :meth:`mask_parallel`.
 
-        Yields
-        ------
-        (key, ndarray)
+        Returns
+        -------
+        iterator of (key, ndarray)
             The dict's key, the file's name, or the number in a list; (n_timepoints, n_voxels).
         """
         if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
@@ -307,17 +331,18 @@ class Operations:
         ----------
         design : data frame, array (n_timepoints, n_regressors) or path
             With a constant, if there is to be one.
-        masks : as for :meth:`mask_parallel`, optional
-            Default: all voxels that the image holds.
+        masks : what :meth:`mask_parallel` takes, optional
+            The voxels; default: all voxels that the image holds.
         contrasts : dict of name -> contrast, or list of regressors' names, optional
             A contrast is the name of a regressor, a vector (for t) or a matrix (for F).
         noise_model : {"ols", "ar1"}
+            Ordinary least squares, or autoregressive noise of order 1.
         trials : list of regressors, optional
             Estimate each of these alone, in a model with all other trials as one regressor (least squares
             separate). A design with a regressor for each trial is least squares all.
         in_per_cent : bool
             Of each voxel's mean, as ``FirstLevelModel(signal_scaling=0)``.
-        resampling_target, n_jobs, progress
+        resampling_target, n_jobs, progress : optional
             As in :meth:`mask_parallel`; jobs are threads.
 
         Returns
@@ -329,6 +354,7 @@ class Operations:
         Raises
         ------
         ParameterError, MemoryLimitError
+            A design, contrast or trial that does not fit; nothing was read.
 
         Examples
         --------
@@ -374,7 +400,20 @@ class Operations:
         return get_or_compute(cache, lookup, lambda: self.carry_out(request, knobs))
 
     def carry_out(self, request: Request, knobs: Settings) -> list[Any]:
-        """What a checked request gives: one result per region, or of a strategy one table."""
+        """What a checked request gives.
+
+        Parameters
+        ----------
+        request : Request
+            Made for this image.
+        knobs : Settings
+            As they are now.
+
+        Returns
+        -------
+        list
+            One result per region, or of a strategy one table.
+        """
         with self._in_use(knobs) as (held, budget):
             series, request = _on_one_grid(held, request)
             return signals.run(series, plan_for(series, request, budget), budget).values

@@ -46,12 +46,15 @@ class Relations(Operations):
         Parameters
         ----------
         labels_img : atlas or masks
-            As for :meth:`reduce`, whose parameters are taken too.
+            As for :meth:`reduce`.
         kind : {"correlation", "partial correlation", "covariance", "precision"}
+            What is compared.
         strategy : str
             What stands for a region.
         fisher_z : bool
             The inverse hyperbolic tangent of correlations, with NaN on the diagonal.
+        resampling_target, memory, **parameters : optional
+            As in :meth:`reduce`.
 
         Returns
         -------
@@ -86,14 +89,16 @@ class Relations(Operations):
         Parameters
         ----------
         seeds : atlas, masks, or ndarray of (n_timepoints, n_seeds)
-            Regions, each of which is a seed, as for :meth:`reduce`, whose parameters are taken too; or
-            series, which are taken as they are, of the volumes that are kept.
+            Regions, each of which is a seed, as for :meth:`reduce`; or series, which are taken as they are,
+            of the volumes that are kept.
         mask_img : mask, optional
             The voxels; default: all that are held.
         strategy : str
             What stands for a region.
         fisher_z : bool
             The inverse hyperbolic tangent.
+        resampling_target, **parameters : optional
+            As in :meth:`reduce`.
 
         Returns
         -------

@@ -151,12 +151,12 @@ class Searchlights(Relations):
         y, groups : array (n_timepoints,), optional
             What the estimator predicts of each volume that is kept, and the group of each; the map is then
             the mean score of its cross-validation: that of nilearn's ``SearchLight``.
-        scoring, cv
+        scoring, cv : optional
             As :func:`sklearn.model_selection.cross_val_score` takes them.
-        random_state
+        random_state : int, SeedSequence, Generator or RandomState, optional
             As in :meth:`map`; each block of 512 centres has random numbers of its own.
-
-        Other parameters are those of :meth:`mask_parallel`; ``n_jobs`` workers attach to the image.
+        resampling_target, **parameters : optional
+            As in :meth:`mask_parallel`; ``n_jobs`` workers attach to the image.
 
         Returns
         -------

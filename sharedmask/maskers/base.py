@@ -99,6 +99,7 @@ class SharedMasker(TransformerMixin):
         Returns
         -------
         self
+            With what it found, under names that end in ``_``.
 
         Raises
         ------
@@ -138,7 +139,22 @@ class SharedMasker(TransformerMixin):
         return super().transform(self._opened(imgs), confounds=confounds, sample_mask=sample_mask)
 
     def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """The same as :meth:`transform`, without its checks and high variance confounds."""
+        """The same as :meth:`transform`, without its checks and high variance confounds.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
+            One image.
+        confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`.
+        sample_mask : array, optional
+            The volumes to keep.
+
+        Returns
+        -------
+        ndarray, (n_timepoints, n_elements)
+            (n_elements,) for a 3D image.
+        """
         check_is_fitted(self)
         read = read_tables(confounds)  # before nilearn's cache, which knows a file by its name
         return super().transform_single_imgs(as_niimg(imgs), confounds=read, sample_mask=sample_mask)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import cleandoc
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,19 @@ from sharedmask.spaces.space import Space
 from sharedmask.storage.segment import Handle
 from sharedmask.typing import Array
 
+_COMMON = """\
+smoothing_fwhm, memory, memory_level, verbose, reports, cmap : optional
+    As nilearn has them; not used.
+standardize, standardize_confounds, detrend, high_variance_confounds, low_pass, high_pass : optional
+    For :func:`nilearn.signal.clean`; cut-off frequencies in Hz.
+t_r : float, optional
+    Repetition time in seconds; the image's by default.
+clean_args : dict, optional
+    Further arguments of :func:`nilearn.signal.clean`.
+dtype : dtype, optional
+    Of the signals.
+memory_limit : int, float, str or None
+    What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM."""
 _CLEANING = ("detrend", "standardize", "standardize_confounds", "low_pass", "high_pass")
 
 
@@ -50,6 +64,12 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
     space_: BrainModels
     n_elements_: int
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        text = cleandoc(cls.__doc__ or "").replace("{common}", _COMMON)
+        parents = (cls.__base__.__doc__ or "").partition("\n")[2]
+        cls.__doc__ = text if "Parameters\n" in text else f"{text}\n{parents}"
+
     def _set(self, own: dict[str, Any]) -> None:
         for name, value in own.items():
             if name not in ("self", "__class__"):
@@ -68,6 +88,7 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
         Returns
         -------
         self
+            With ``space_``, ``n_elements_`` and what a masker learns of its regions.
 
         Raises
         ------
@@ -141,6 +162,26 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
         }
         return SurfaceImage(self._mesh, parts)
 
+    def inverse_transform(self, signals: Array) -> Any:
+        """The image that has the signals: each in the elements that it is from, 0 elsewhere.
+
+        Parameters
+        ----------
+        signals : ndarray, (n_timepoints, n_columns) or (n_columns,)
+            As :meth:`transform` gives them; of maps, their weights.
+
+        Returns
+        -------
+        nibabel.Cifti2Image or nilearn.surface.SurfaceImage
+            What the masker was given, (n_timepoints, n_elements).
+        """
+        check_is_fitted(self, "space_")
+        return self._image(self._spread(np.atleast_2d(signals)))
+
+    def _spread(self, signals: Array) -> Array:
+        """The values of all elements, (n_timepoints, n_elements)."""
+        raise NotImplementedError
+
     def _regions_on(self, space: Space) -> Regions:
         raise NotImplementedError
 
@@ -194,14 +235,7 @@ class SharedSurfaceMasker(ElementsMasker):
     mask_img : mask, optional
         What :meth:`SharedImage.mask_parallel` takes for one mask: a file, an array over the elements, the
         name of a structure, nilearn's ``SurfaceImage``. Default: all elements.
-    standardize, standardize_confounds, detrend, high_variance_confounds, low_pass, high_pass, t_r, clean_args
-        For :func:`nilearn.signal.clean`; ``t_r`` is the image's by default.
-    smoothing_fwhm, memory, memory_level, verbose, reports, cmap
-        As nilearn has them; not used.
-    dtype : dtype, optional
-        Of the signals.
-    memory_limit : int, float, str or None
-        What ``transform`` may take.
+    {common}
 
     Examples
     --------
@@ -236,13 +270,10 @@ class SharedSurfaceMasker(ElementsMasker):
     ) -> None:
         self._set(locals())
 
-    def inverse_transform(self, signals: Array) -> Any:
-        """The signals where they are from, 0 elsewhere; (n_timepoints, n_elements)."""
-        check_is_fitted(self, "space_")
-        signals = np.atleast_2d(signals)
+    def _spread(self, signals: Array) -> Array:
         values = np.zeros((len(signals), self.space_.n_voxels), signals.dtype)
         values[:, self._regions_on(self.space_).indices] = signals
-        return self._image(values)
+        return values
 
     def _regions_on(self, space: Space) -> Regions:
         return _masked(self.mask_img, space)
@@ -267,12 +298,12 @@ class SharedSurfaceLabelsMasker(ElementsMasker):
     lut : path, data frame or mapping, optional
         Names of labels; by default those that the atlas has.
     background_label : int
+        The value that is no region.
     mask_img : mask, optional
         Regions are cut to it.
     strategy : str
-        mean, median, sum, minimum, maximum, variance, standard_deviation or pc1.
-
-    Other parameters are those of :class:`SharedSurfaceMasker`.
+        One of mean, median, sum, minimum, maximum, variance, standard_deviation or pc1.
+    {common}
 
     Attributes
     ----------
@@ -318,16 +349,27 @@ class SharedSurfaceLabelsMasker(ElementsMasker):
     background_label: int
     strategy: str
 
-    def inverse_transform(self, signals: Array) -> Any:
-        """Each region's signal in all its elements, 0 elsewhere; (n_timepoints, n_elements)."""
-        check_is_fitted(self, "space_")
-        signals, regions = np.atleast_2d(signals), self._regions_on(self.space_)
+    def _spread(self, signals: Array) -> Array:
+        regions = self._regions_on(self.space_)
         values = np.zeros((len(signals), self.space_.n_voxels), signals.dtype)
         values[:, regions.indices] = np.repeat(signals, regions.sizes, axis=1)
-        return self._image(values)
+        return values
 
     def to_cifti(self, signals: Array, kind: parcels.Kind = "series") -> Any:
-        """Values of the regions as a parcellated image; see :meth:`Regions.to_cifti`."""
+        """Make a parcellated image of values of the regions; see :meth:`Regions.to_cifti`.
+
+        Parameters
+        ----------
+        signals : ndarray, (n_timepoints, n_regions) or (n_regions, n_regions)
+            Series, or a matrix.
+        kind : {"series", "matrix", "scalars"}
+            To save as ``.ptseries.nii``, ``.pconn.nii``, ``.pscalar.nii``.
+
+        Returns
+        -------
+        nibabel.Cifti2Image
+            To be saved.
+        """
         check_is_fitted(self, "space_")
         return self._regions_on(self.space_).to_cifti(signals, kind, t_r=self.t_r)
 
@@ -380,8 +422,7 @@ class SharedSurfaceMapsMasker(ElementsMasker):
         Elements that count.
     allow_overlap : bool
         Whether all maps may be other than 0 in an element.
-
-    Other parameters are those of :class:`SharedSurfaceMasker`.
+    {common}
     """
 
     _given = "maps_img"
@@ -413,13 +454,11 @@ class SharedSurfaceMapsMasker(ElementsMasker):
     maps_img: Any
     allow_overlap: bool
 
-    def inverse_transform(self, signals: Array) -> Any:
-        """The sum of the maps, each times its signal; (n_timepoints, n_elements)."""
-        check_is_fitted(self, "space_")
+    def _spread(self, signals: Array) -> Array:
         inside = self._regions_on(self.space_).indices
-        values = np.zeros((len(np.atleast_2d(signals)), self.space_.n_voxels))
-        values[:, inside] = np.atleast_2d(signals) @ self._maps_on(self.space_)[inside].T
-        return self._image(values)
+        values = np.zeros((len(signals), self.space_.n_voxels))
+        values[:, inside] = signals @ self._maps_on(self.space_)[inside].T
+        return values
 
     def _maps_on(self, space: Space) -> Array:
         """(n_elements, n_maps), 0 where there are no maps."""

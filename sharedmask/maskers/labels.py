@@ -139,7 +139,22 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
         return table
 
     def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """The same as :meth:`transform`, without its checks and high variance confounds."""
+        """The same as :meth:`transform`, without its checks and high variance confounds.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
+            One image.
+        confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`.
+        sample_mask : array, optional
+            The volumes to keep.
+
+        Returns
+        -------
+        ndarray, (n_timepoints, n_elements)
+            (n_elements,) for a 3D image.
+        """
         signals = super().transform_single_imgs(imgs, confounds=confounds, sample_mask=sample_mask)
         kinds = [table["index"].dtype.kind for table in (self.lut_, self._lut_)]
         if kinds == ["u", "f"]:  # nilearn's has rounded labels of more than 63 bits
@@ -153,10 +168,12 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
         Parameters
         ----------
         signals : array or data frame, (n_timepoints, n_elements) or (n_elements,)
+            As :meth:`transform` gives them.
 
         Returns
         -------
         Nifti1Image
+            3D or 4D, on the atlas's grid; 0 outside of the regions.
         """
         check_is_fitted(self)
         if not self.keep_missing_labels:

@@ -176,12 +176,13 @@ class SharedMultiMasker(  # type: ignore[call-arg]
 
         Parameters
         ----------
-        imgs, y
+        imgs, y : None
             Not used.
 
         Returns
         -------
         self
+            With ``regions_``, ``n_elements_`` and ``masker_``, the masker of all voxels.
 
         Raises
         ------
@@ -211,7 +212,9 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
             One image.
         confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`; each voxel is cleaned once.
         sample_mask : array, or list of one, optional
+            The volumes to keep.
 
         Returns
         -------
@@ -224,7 +227,24 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         return self._packed(lambda columns: np.take(signals, columns, axis=-1))
 
     def fit_transform(self, imgs: Any, y: Any = None, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """The same as ``fit(imgs).transform(imgs, confounds, sample_mask)``."""
+        """The same as ``fit(imgs).transform(imgs, confounds, sample_mask)``.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
+            One image.
+        y : None
+            Not used.
+        confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`; each voxel is cleaned once.
+        sample_mask : array, or list of one, optional
+            The volumes to keep.
+
+        Returns
+        -------
+        list, dict or ndarray
+            As :meth:`transform` gives them.
+        """
         return self.fit(imgs, y).transform(imgs, confounds=confounds, sample_mask=sample_mask)
 
     def inverse_transform(self, X: Any) -> Any:
@@ -254,7 +274,18 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         return self.regions_.pack(images)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """One name per column of all masks, one mask after the other: the mask's, and the column's number."""
+        """A name for each column of all masks, one mask after the other.
+
+        Parameters
+        ----------
+        input_features : None
+            Not used.
+
+        Returns
+        -------
+        ndarray of str
+            The mask's name and the column's number.
+        """
         check_is_fitted(self)
         sizes = zip(self.regions_.names, self.regions_.sizes, strict=True)
         return np.array([f"{name}_{i}" for name, size in sizes for i in range(size)], dtype=object)

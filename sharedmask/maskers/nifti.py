@@ -92,5 +92,22 @@ class SharedNiftiMasker(SharedMasker, NiftiMasker):
     def transform_single_imgs(
         self, imgs: Any, confounds: Any = None, sample_mask: Any = None, copy: bool = True
     ) -> Any:
-        """The same as :meth:`transform`, without its checks and high variance confounds."""
+        """The same as :meth:`transform`, without its checks and high variance confounds.
+
+        Parameters
+        ----------
+        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
+            One image.
+        confounds : array, data frame, path, or list of those, optional
+            For :func:`nilearn.signal.clean`.
+        sample_mask : array, optional
+            The volumes to keep.
+        copy : bool
+            Not used.
+
+        Returns
+        -------
+        ndarray, (n_timepoints, n_elements)
+            (n_elements,) for a 3D image.
+        """
         return super().transform_single_imgs(imgs, confounds=confounds, sample_mask=sample_mask)

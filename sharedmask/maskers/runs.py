@@ -53,13 +53,20 @@ class ManyRuns:
         Parameters
         ----------
         imgs_list : list of SharedImage, Handle, path, niimg, or list or glob pattern of 3D ones
-        confounds, sample_mask : list with one entry per run, optional
+            The runs.
+        confounds : list with one entry per run, optional
+            For :func:`nilearn.signal.clean`.
         n_jobs : int, optional
             Runs at a time, as far as memory allows; -1 for all CPUs.
+        sample_mask : list with one entry per run, optional
+            The volumes to keep.
+        copy : bool
+            Not used.
 
         Returns
         -------
-        list of (n_timepoints, n_elements) arrays
+        list of ndarray, (n_timepoints, n_elements)
+            One per run.
         """
         check_is_fitted(self)
         runs = [require_niimg(run) for run in imgs_list]

@@ -95,7 +95,8 @@ class SharedSpheresMasker(SharedMasker, NiftiSpheresMasker):
 
         Parameters
         ----------
-        region_signals : (n_timepoints, n_seeds) or (n_seeds,) array
+        region_signals : array, (n_timepoints, n_seeds) or (n_seeds,)
+            As :meth:`transform` gives them.
 
         Returns
         -------

@@ -124,6 +124,7 @@ def batch_process(
     Returns
     -------
     BatchOutcome
+        ``results`` by name, ``summaries``, ``errors`` and ``failed_callbacks``.
 
     Raises
     ------

@@ -61,12 +61,13 @@ class FunctionalNetworkMapper:
     ----------
     method : {"boes", "pini"}
         The seed is the mean of the lesion's voxels; "pini" keeps those that load on the first
-        principal component, over all subjects, of their correlations with that mean.
+        principal component, over all subjects, of their correlations with that mean [1]_, [2]_.
     pini_percentile : float
         Of the loadings: voxels below are left out.
     compute_p_map : bool
+        Also maps of p and of what the false discovery rate leaves.
     fdr_alpha : float, optional
-        Level of the false discovery rate (Benjamini and Hochberg, over the connectome's voxels).
+        Level of the false discovery rate [3]_, over the connectome's voxels.
     t_threshold : float, optional
         Of the size of t.
     output_space : {"connectome", "lesion"}
@@ -83,11 +84,14 @@ class FunctionalNetworkMapper:
 
     References
     ----------
-    "boes": A. D. Boes et al. (2015). Network localization of neurological symptoms from focal brain
-    lesions. Brain 138, 3061-3075. "pini": L. Pini et al. (2021). A novel stroke lesion network mapping
-    approach: improved accuracy yet still low deficit prediction. Brain Communications 3, fcab259.
-    False discovery rate: Y. Benjamini and Y. Hochberg (1995). Controlling the false discovery rate.
-    Journal of the Royal Statistical Society B 57, 289-300.
+    .. [1] A. D. Boes et al. (2015). Network localization of neurological symptoms from focal brain lesions.
+       Brain 138, 3061-3075: "boes".
+    .. [2] L. Pini et al. (2021). A novel stroke lesion network mapping approach: improved accuracy yet still
+       low deficit prediction. Brain Communications 3, fcab259: "pini".
+    .. [3] Y. Benjamini and Y. Hochberg (1995). Controlling the false discovery rate. Journal of the Royal
+       Statistical Society B 57, 289-300.
+    .. [4] B. P. Welford (1962). Note on a method for calculating corrected sums of squares and products.
+       Technometrics 4, 419-420: means and variances over subjects, in one pass.
 
     Examples
     --------
@@ -151,6 +155,11 @@ class FunctionalNetworkMapper:
         coordinates_axis : {0, 1}, optional
             Which axis of ``mask_indices`` has length 3, where both have.
 
+        Returns
+        -------
+        FunctionalNetworkMapper
+            Itself.
+
         Raises
         ------
         MissingFileError, ConnectomeError
@@ -173,6 +182,7 @@ class FunctionalNetworkMapper:
         batch_size : int, optional
             Lesions that go over the connectome together; default: chosen by memory.
         progress : bool or callable, optional
+            True draws a bar; a function is called with (done, total), both in lesions.
 
         Returns
         -------
@@ -195,7 +205,18 @@ class FunctionalNetworkMapper:
 
     @contextlib.contextmanager
     def opened(self, n_jobs: int | None = None) -> Iterator["MappingSession"]:
-        """What maps one batch after the other, and the block that they share."""
+        """What maps one batch after the other, and the block that they share.
+
+        Parameters
+        ----------
+        n_jobs : int, optional
+            Workers; default: those of the mapper.
+
+        Yields
+        ------
+        MappingSession
+            Valid within the ``with`` block.
+        """
         if not hasattr(self, "connectome_"):
             raise ParameterError("the mapper has no connectome yet: call fit(connectome)")
         jobs = process.effective_n_jobs(self.n_jobs if n_jobs is None else n_jobs)

@@ -1,5 +1,5 @@
-from .regions import RegionRow as RegionRow
 from .regions import Regions as Regions
+from .sets import RegionRow as RegionRow
 
 __all__ = [
     "RegionRow",

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.regions.regions import Regions
+from sharedmask.regions.sets import RegionRow
 from sharedmask.spaces.space import Space
 from sharedmask.typing import Array
 

@@ -1,28 +1,23 @@
 """Regions: masks and atlases as voxel index sets on one grid.
 
-Covers: reading masks and label images, putting them on the image's grid, names, the region table. Does not
-cover: comparing grids, and a voxel's number (``grid``), the voxels' values (``kernels``), reading images
-(``source``), look-up tables (``lut``).
+Covers: reading masks and label images, putting them on the image's grid, what regions are shown as. Does not
+cover: the sets themselves (``sets``), comparing grids, and a voxel's number (``grid``), the voxels' values
+(``kernels``), reading images (``source``), look-up tables (``lut``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import compress
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from sharedmask import errors
 from sharedmask.errors import EmptyMaskError
-from sharedmask.records import dataclass
 from sharedmask.regions import parcels
 from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
-    Container,
     ResamplingTarget,
     count_volumes,
     file_stem,
@@ -39,45 +34,37 @@ from sharedmask.regions.masks import (
     voxels_inside,
     wanted_labels,
 )
+from sharedmask.regions.sets import Sets
 from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.space import Space, mismatch_error
-from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
 
-T = TypeVar("T")
 _HEADS = ("index", "name", "n_voxels", "n_voxels_in_mask", "coverage", "column")
 
 
-@dataclass(frozen=True)
-class RegionRow:
-    """One row of the region table; ``column`` is the region's position, None for a region without voxels."""
-
-    index: int
-    name: str
-    n_voxels: int
-    n_voxels_in_mask: int
-    coverage: float
-    column: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class Regions:
+class Regions(Sets):
     """Sets of voxels on one grid, from masks (:meth:`from_any`) or an atlas (:meth:`from_labels`).
 
-    Attributes
+    Parameters
     ----------
     grid : Grid or BrainModels
-    indices : (n,) intp array
+        Where the voxels are.
+    indices : array, (n,), intp
         The voxel numbers of all regions, one region after the other. Within a region the order is the C order
         of the mask as it was given: that of ``data[mask]`` and of nilearn.
-    offsets : (n_regions + 1,) intp array
+    offsets : array, (n_regions + 1,), intp
         Region ``i`` is ``indices[offsets[i]:offsets[i + 1]]``.
-    names, labels : tuple of str, tuple of int (the atlas' values, or 1 to n for masks)
-    container, keys : {"single", "list", "dict"}, tuple
-        What the caller gave, and the dict's keys (the names by default).
+    names : tuple of str
+        One for each region.
+    labels : tuple of int
+        The atlas' values, or 1 to n for masks.
+    container : {"single", "list", "dict"}
+        What the caller gave.
+    keys : tuple, optional
+        The dict's keys; by default the names.
     missing : tuple of (index, name)
         Rows of the look-up table, or labels lost in resampling, that have no voxel here.
-    weights : (n,) float array, optional
+    weights : array, (n,), float64, optional
         Of maps (:meth:`from_maps`): what each of ``indices`` counts.
 
     Examples
@@ -92,116 +79,8 @@ class Regions:
     {'roi': 'its signals'}
     """
 
-    grid: Space
-    indices: Numbers
-    offsets: Numbers
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-    container: Container
-    keys: tuple[Hashable, ...] = ()
-    missing: tuple[tuple[int, str], ...] = ()
-    weights: Array | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("indices", "offsets"):
-            view = np.asarray(getattr(self, field), dtype=np.intp).view()
-            view.flags.writeable = False
-            object.__setattr__(self, field, view)
-        object.__setattr__(self, "keys", self.keys or self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, i: int) -> Numbers:
-        i = range(len(self))[i]
-        return self.indices[self.offsets[i] : self.offsets[i + 1]]
-
-    def __iter__(self) -> Iterator[Numbers]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def sizes(self) -> Numbers:
-        """Number of voxels of each region."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def union(self) -> Numbers:
-        """Numbers of the voxels that are in any region, sorted, each once."""
-        inside = np.zeros(self.grid.n_voxels, bool)
-        inside[self.indices] = True
-        union = np.flatnonzero(inside)
-        union.flags.writeable = False
-        return union
-
-    @cached_property
-    def digest(self) -> str:
-        """Hexadecimal digest of grid, voxels, names and labels."""
-        heading = json.dumps([self.grid.shape, self.names, self.labels, len(self.indices)])
-        digest = hashlib.blake2b(heading.encode(), digest_size=16)
-        digest.update(self.grid.identity)
-        digest.update(self.indices.astype("<i8", copy=False).tobytes())
-        digest.update(self.offsets.astype("<i8", copy=False).tobytes())
-        digest.update(b"" if self.weights is None else self.weights.astype("<f8", copy=False).tobytes())
-        return digest.hexdigest()
-
-    def pack(self, results: Sequence[T]) -> T | list[T] | dict[Any, T]:
-        """Put one result per region into the caller's container."""
-        if len(results) != len(self):
-            raise errors.ParameterError(f"{len(results)} results for {len(self)} regions")
-        if self.container == "single":
-            return results[0]
-        return list(results) if self.container == "list" else dict(zip(self.keys, results, strict=True))
-
-    def batches(self, size: int) -> Iterator[Regions]:
-        """The same regions, at most ``size`` at a time, as dicts."""
-        for start in range(0, len(self), size):
-            yield self.part(start, start + size)
-
-    def part(self, start: int, stop: int) -> Regions:
-        """Those from ``start`` up to ``stop``, as a dict."""
-        part, offsets = slice(start, stop), self.offsets[start : stop + 1]
-        voxels = slice(offsets[0], offsets[-1])
-        return replace(
-            self,
-            indices=self.indices[voxels],
-            offsets=offsets - offsets[0],
-            names=self.names[part],
-            labels=self.labels[part],
-            keys=self.keys[part],
-            container="dict",
-            weights=None if self.weights is None else self.weights[voxels],
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Regions]) -> Regions:
-        """The regions of several on one grid, as dicts: the opposite of :meth:`batches`."""
-        names, labels, keys = (
-            tuple(item for part in parts for item in getattr(part, what))
-            for what in ("names", "labels", "keys")
-        )
-        indices = np.concatenate([part.indices for part in parts])
-        offsets = np.cumsum([0, *(size for part in parts for size in part.sizes)])
-        weights = None
-        if any(part.weights is not None for part in parts):
-            each = [np.ones(len(part.indices)) if part.weights is None else part.weights for part in parts]
-            weights = np.concatenate(each)
-        return cls(parts[0].grid, indices, offsets, names, labels, "dict", keys, weights=weights)
-
-    def table(self, stored: Numbers | None = None) -> list[RegionRow]:
-        """One row per region, those in ``missing`` included.
-
-        ``stored`` are the numbers of the voxels that an image holds (its ``mask_img``; all by default), and a
-        row's ``coverage`` is the share of the region's voxels that are among them.
-        """
-        inside = np.ones(len(self.indices), bool) if stored is None else np.isin(self.indices, stored)
-        held = np.diff(np.cumsum(np.append(False, inside))[self.offsets])
-        columns = zip(self.labels, self.names, self.sizes.tolist(), held.tolist(), strict=True)
-        rows = [RegionRow(k, name, n, m, m / n if n else 0.0, i) for i, (k, name, n, m) in enumerate(columns)]
-        absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
-        return sorted(rows + absent, key=lambda row: row.index) if absent else rows
-
     def to_cifti(self, values: Array, kind: parcels.Kind = "series", *, t_r: float | None = None) -> Any:
-        """Values of the regions as a parcellated CIFTI-2 image, of surfaces, voxels or both.
+        """Make a parcellated CIFTI-2 image of values of the regions: of surfaces, voxels or both.
 
         Parameters
         ----------
@@ -215,6 +94,7 @@ class Regions:
         Returns
         -------
         nibabel.Cifti2Image
+            To be saved.
 
         Raises
         ------
@@ -231,7 +111,17 @@ class Regions:
         return parcels.parcellated(self.grid, self.names, self, np.asarray(values), kind, t_r)
 
     def to_dataframe(self, signals: Any = None) -> Any:
-        """The table, or (n_timepoints, n_regions) ``signals`` with the regions as columns, as a data frame.
+        """The table, or signals under the regions' names.
+
+        Parameters
+        ----------
+        signals : ndarray, (n_timepoints, n_regions), optional
+            Default: the table, as :meth:`table` has it.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per region, or per volume.
 
         Examples
         --------
@@ -264,14 +154,40 @@ class Regions:
         return views.facts_html("Regions", facts, pictures) + table
 
     def fits(self, grid: Space) -> bool:
-        """Whether the regions can be put :meth:`on` ``grid``."""
+        """Whether the regions can be put :meth:`on` a grid.
+
+        Parameters
+        ----------
+        grid : Grid or BrainModels
+            An image's.
+
+        Returns
+        -------
+        bool
+            As :meth:`on` would do.
+        """
         return grid.numbers_of(self.grid, self.indices) is not None
 
     def on(self, grid: Space) -> Regions:
         """The same regions, each in its own order, on an image's grid.
 
-        That is the same grid, or the same with axes flipped or permuted; or brain models, where vertices that
-        the image leaves out are left out of the regions. GridMismatchError for any other.
+        Parameters
+        ----------
+        grid : Grid or BrainModels
+            The same grid, or the same with axes flipped or permuted; or brain models, where vertices that the
+            image leaves out are left out of the regions.
+
+        Returns
+        -------
+        Regions
+            Themselves where nothing is to be done.
+
+        Raises
+        ------
+        GridMismatchError
+            For any other grid.
+        EmptyMaskError
+            A region has no place there.
         """
         if self.grid.matches(grid):
             return self if self.grid.identity == grid.identity else replace(self, grid=grid)
@@ -354,14 +270,21 @@ class Regions:
         ----------
         labels_img : path, nibabel image or 3D array
             Integers of any size and sign, also as floats; not finite is background.
-        grid, resampling_target
-            As in :meth:`from_any`, errors as well.
+        grid : Grid or BrainModels, optional
+            As in :meth:`from_any`.
         lut : path of a TSV or CSV file, DataFrame or mapping, optional
             Names: columns ``index`` and ``name``, or ``{value: name}``; by default ``str(value)``.
         labels : iterable of int, optional
             Keep only these values.
         background_label : int
             The value that is no region.
+        resampling_target : {None, "data", "mask", "labels"}
+            As in :meth:`from_any`, errors as well.
+
+        Returns
+        -------
+        Regions
+            With the values as ``labels``.
 
         Examples
         --------
@@ -404,7 +327,7 @@ class Regions:
         ----------
         maps_img : path, nibabel image or 4D array
             Where a map is 0, or not finite, is outside of its region.
-        grid, lut, resampling_target
+        grid, lut, resampling_target : optional
             As in :meth:`from_labels`, errors as well; maps are resampled linearly. Maps count from 1.
 
         Examples
@@ -442,7 +365,21 @@ class Regions:
     ) -> Regions:
         """Regions to reduce: one 3D image is an atlas; lists, dicts, patterns and 4D images are masks.
 
-        A 4D image whose weights are asked for is maps.
+        Parameters
+        ----------
+        given : atlas or masks
+            As users give them to ``reduce``.
+        grid : Grid or BrainModels, optional
+            The image's.
+        weighted : bool
+            A 4D image is maps of weights.
+        resampling_target : {None, "data", "mask", "labels"}
+            As in :meth:`from_any`.
+
+        Returns
+        -------
+        Regions
+            As :meth:`from_labels`, :meth:`from_any` or :meth:`from_maps` makes them.
         """
         if weighted and not isinstance(given, Regions):
             return cls.from_maps(given, grid, resampling_target=resampling_target)

@@ -17,7 +17,8 @@ import numpy as np
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.regions.regions import Regions
+from sharedmask.regions.sets import RegionRow
 from sharedmask.reports import figures
 from sharedmask.reports.quality import FD_THRESHOLD, Quality, as_texts
 from sharedmask.sources.source import Facts

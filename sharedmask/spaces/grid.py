@@ -26,9 +26,16 @@ RESAMPLE = 'resampling_target="data" resamples masks (nearest neighbour), "mask"
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of an image lie: shape (X, Y, Z) and (4, 4) affine, from voxels to millimetres.
+    """Where the voxels of an image lie.
 
-    Its ``name``, if it has one, is the image's, for messages.
+    Parameters
+    ----------
+    shape : tuple of int, (X, Y, Z)
+        Number of voxels along each axis.
+    affine : array, (4, 4), float64
+        From voxels to millimetres.
+    name : str
+        The image's, for messages.
 
     Examples
     --------
@@ -55,7 +62,21 @@ class Grid:
         return int(np.prod(self.shape))
 
     def to_nifti(self, voxels: Numbers, values: Array, background: float = 0) -> nib.Nifti1Image:
-        """A map of ``values``, (n,) or of n maps (n, k), at the numbers of n ``voxels``.
+        """A map of values at voxels.
+
+        Parameters
+        ----------
+        voxels : ndarray, (n,)
+            Their numbers.
+        values : ndarray, (n,) or (n, k)
+            One map, or k of them.
+        background : float
+            Elsewhere.
+
+        Returns
+        -------
+        nibabel.Nifti1Image, (X, Y, Z) or (X, Y, Z, k)
+            In the dtype of the values.
 
         Examples
         --------
@@ -74,17 +95,42 @@ class Grid:
 
     @property
     def remedy(self) -> str:
+        """What a message about another grid advises."""
         return RESAMPLE
 
     def matches(self, other: Space) -> bool:
-        """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`."""
+        """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`.
+
+        Parameters
+        ----------
+        other : Grid
+            Another one.
+
+        Returns
+        -------
+        bool
+            False for brain models.
+        """
         if not isinstance(other, Grid) or self.shape != other.shape:
             return False
         equal = np.array_equal(self.affine, other.affine)
         return equal or _moved(self, other, np.eye(3), np.zeros(3)) < TOLERANCE
 
     def numbers_of(self, own: Space, numbers: Numbers) -> Numbers | None:
-        """Numbers here of voxels of ``own``: the same grid, or the same with axes flipped or permuted."""
+        """Map numbers of voxels of another grid to this one: the same, or with axes flipped or permuted.
+
+        Parameters
+        ----------
+        own : Grid
+            Where the voxels are.
+        numbers : ndarray, (n,)
+            Their numbers there.
+
+        Returns
+        -------
+        ndarray, (n,), or None
+            Their numbers here; None if it is another grid.
+        """
         if not isinstance(own, Grid):
             return None
         if own.matches(self):
@@ -95,10 +141,27 @@ class Grid:
         return voxel_numbers(np.unravel_index(numbers, own.shape, order="F"), *steps)
 
     def part(self, name: str) -> None:
-        """A box has no parts with names."""
+        """A box has no parts with names.
+
+        Parameters
+        ----------
+        name : str
+            As of a structure of brain models.
+        """
 
     def is_close(self, other: Grid) -> bool:
-        """Whether shape and affine are close by numpy's default: the rule by which nilearn resamples."""
+        """Whether shape and affine are close by numpy's default: the rule by which nilearn resamples.
+
+        Parameters
+        ----------
+        other : Grid
+            Another one.
+
+        Returns
+        -------
+        bool
+            By :func:`numpy.allclose`.
+        """
         return self.shape == other.shape and np.allclose(self.affine, other.affine)
 
     def __str__(self) -> str:

@@ -151,16 +151,18 @@ def share_output(
     Parameters
     ----------
     shape : int or tuple of int
+        Of the array.
     dtype : dtype
         Booleans, integers, real or complex numbers.
     order : {"C", "F"}
         Of memory.
-    store, memory_limit, label
+    store, memory_limit, label : optional
         As in :func:`share`.
 
     Returns
     -------
     ArrayOwner
+        To be sealed, and closed.
 
     Raises
     ------

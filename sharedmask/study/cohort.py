@@ -199,15 +199,17 @@ def extract_many(
         How often an image is tried again after a failure that may pass: a worker that was killed,
         a file server that did not answer, an image that changed while it was read.
     progress : bool or callable, optional
+        True draws a bar; a function is called with (done, total), in images.
     memory_limit : int, float or str, optional
         What the images at work on this machine may take together.
+    resampling_target : {"data", "mask"}, optional
+        As for :func:`extract`.
     store : {"auto", "shm", "memfd", "disk"}, optional
         Hold each whole image there while its signals are taken, as :class:`SharedImage` does: "disk"
         keeps its rows, and other masks then find them without decoding. Default: nothing is held.
-
-    Other parameters are those of :func:`extract`; ``confounds`` and ``sample_mask`` are lists with
-    one entry per image, dicts by key, or, as ``t_r`` may be too, functions of the key; what such a
-    function raises ends its image.
+    **parameters
+        Those of :func:`extract`; ``confounds`` and ``sample_mask`` are lists with one entry per image, dicts
+        by key, or, as ``t_r`` may be too, functions of the key; what such a function raises ends its image.
 
     Returns
     -------

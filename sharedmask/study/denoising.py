@@ -69,6 +69,7 @@ class Denoise:
     motion, wm_csf, global_signal : {"basic", "power2", "derivatives", "full"}, optional
     compcor : {"anat_combined", "anat_separated", "temporal", "temporal_anat_combined", ...}, optional
     n_compcor : int or "all", optional
+        Components of each mask.
     ica_aroma : {"full", "basic"}, optional
         "full" is for images that ICA-AROMA denoised (``desc-smoothAROMAnonaggr``), "basic" regresses out the
         components that it found.
@@ -141,7 +142,18 @@ class Denoise:
 
     @classmethod
     def of(cls, given: "str | Sequence[str] | Denoise | None") -> "Denoise | None":
-        """What a parameter ``denoise_strategy`` means."""
+        """What a parameter ``denoise_strategy`` means.
+
+        Parameters
+        ----------
+        given : str, sequence of str, Denoise or None
+            As users write it.
+
+        Returns
+        -------
+        Denoise or None
+            None if nothing is given.
+        """
         return given if given is None or isinstance(given, cls) else cls(given)  # type: ignore[arg-type]
 
     @property
@@ -188,6 +200,18 @@ class Denoise:
     def load(self, run: Run, n_timepoints: int) -> "Denoising":
         """What that is in ``run``.
 
+        Parameters
+        ----------
+        run : Run
+            What stands in the data set beside it is known.
+        n_timepoints : int
+            Volumes of its image.
+
+        Returns
+        -------
+        Denoising
+            Columns, (n_timepoints, n_confounds), and the volumes that are kept.
+
         Raises
         ------
         MissingFileError
@@ -228,6 +252,11 @@ class Denoise:
             With a BIDS name.
         n_timepoints : int, optional
             Default: of the image.
+
+        Returns
+        -------
+        Denoising
+            Columns, (n_timepoints, n_confounds), and the volumes that are kept.
         """
         path = Path(without_query(absolute(bold)))
         run = Run(path.parent, path, Name.parse(path))

@@ -19,7 +19,7 @@ from sharedmask.compute.connectivity import checked_kinds, connectivity, measure
 from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
-from sharedmask.regions.regions import RegionRow
+from sharedmask.regions.sets import RegionRow
 from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
 from sharedmask.study.analysis import Analysis

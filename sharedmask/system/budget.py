@@ -34,6 +34,15 @@ def within(memory_limit: int | float | str | None) -> Iterator[None]:
 class MemoryBudget:
     """Bytes that may be allocated from now on, and what sets that limit.
 
+    Parameters
+    ----------
+    limit : int
+        Bytes.
+    reason : str
+        What sets the limit, for messages.
+    settings : Settings, optional
+        As they were when the budget was made: a call reads them once.
+
     Examples
     --------
     >>> budget = MemoryBudget(limit=2**30, reason="memory_limit")
@@ -86,15 +95,36 @@ class MemoryBudget:
         return cls(left, reason + buffer, knobs)
 
     def less(self, nbytes: int) -> "MemoryBudget":
-        """What is left once ``nbytes`` of it are taken."""
+        """What is left once some of it is taken.
+
+        Parameters
+        ----------
+        nbytes : int
+            What is taken.
+
+        Returns
+        -------
+        MemoryBudget
+            With the same reason.
+        """
         return replace(self, limit=self.limit - nbytes)
 
     from_environment = here
 
     def why_on_disk(self, held: int, needed: int) -> str:
-        """Why an image goes to the disk that takes ``held`` bytes, and ``needed`` while it is loaded.
+        """Why an image goes to the disk.
 
-        Empty if it goes to memory, or has to.
+        Parameters
+        ----------
+        held : int
+            Bytes that it takes.
+        needed : int
+            Bytes that it takes while it is loaded.
+
+        Returns
+        -------
+        str
+            Empty if it goes to memory, or has to.
         """
         knobs = self.settings
         if not knobs.use_disk:

@@ -189,7 +189,13 @@ class MemoryMonitor:
     # --- looking ---
 
     def sample(self) -> Sample:
-        """Look now, besides the regular samples."""
+        """Look now, besides the regular samples.
+
+        Returns
+        -------
+        Sample
+            Bytes held, shared and on disk, and those of each descendant.
+        """
         with self._lock:
             # A look takes a while: what it sees does not belong to a phase that begins meanwhile.
             phases = list(self._open_phases)
@@ -208,7 +214,18 @@ class MemoryMonitor:
 
     @contextlib.contextmanager
     def phase(self, label: str) -> Iterator[Phase]:
-        """Name what happens in the ``with`` block; phases may nest and repeat."""
+        """Name what happens in the ``with`` block; phases may nest and repeat.
+
+        Parameters
+        ----------
+        label : str
+            Its name; those of one name are added to :attr:`peaks` together.
+
+        Yields
+        ------
+        Phase
+            With ``first``, ``last`` and ``peak``.
+        """
         first = self.sample()
         phase = Phase(label, first, first, first.held)
         with self._lock:
@@ -231,7 +248,13 @@ class MemoryMonitor:
         return peaks
 
     def snapshot(self) -> Snapshot:
-        """Memory now: of the machine, and of the tree that is watched."""
+        """Memory now: of the machine, and of the tree that is watched.
+
+        Returns
+        -------
+        Snapshot
+            In bytes.
+        """
         return _snapshot(self.sample())
 
     # --- thresholds ---
@@ -245,6 +268,11 @@ class MemoryMonitor:
 
     def admit(self, operation: str = "the next operation") -> None:
         """Return once no more than the pause threshold is held.
+
+        Parameters
+        ----------
+        operation : str
+            What waits, for messages.
 
         Raises
         ------
@@ -269,6 +297,11 @@ class MemoryMonitor:
 
         ``MEM`` is all that is held in MiB, ``CHLD`` the private memory of each descendant,
         ``FUNC`` a phase.
+
+        Parameters
+        ----------
+        path : str or path
+            A new file takes its place.
         """
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in self._lines()))
@@ -284,7 +317,12 @@ class MemoryMonitor:
             yield f"FUNC {'_'.join(phase.label.split())} {start} {end}"
 
     def picture(self, path: str | os.PathLike[str]) -> None:
-        """Draw the timeline with its phases; the format is that of the ending of ``path``.
+        """Draw the timeline with its phases.
+
+        Parameters
+        ----------
+        path : str or path
+            Its ending is the format.
 
         Raises
         ------

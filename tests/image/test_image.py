@@ -4,7 +4,6 @@ import gc
 import warnings
 from functools import partial
 
-import nibabel as nib
 import numpy as np
 import pytest
 from images import SHAPE, bold, niimg, same_bits, save, truth
@@ -20,16 +19,6 @@ from sharedmask.errors import (
 from sharedmask.sources import loader
 
 # ---- facts and states
-
-
-def test_facts_are_known_before_loading(path):
-    opened = SharedImage(path)
-    assert opened.shape == (*SHAPE, 12)
-    assert opened.dtype == np.int16
-    assert opened.t_r == 2.0
-    assert opened.nbytes >= 2 * np.prod(opened.shape)
-    np.testing.assert_array_equal(opened.affine, nib.load(path).affine)
-    assert owned() == []
 
 
 def test_repr_says_the_state(path):
@@ -136,12 +125,6 @@ def test_a_closed_image_is_of_no_use(use, loaded, path):
     with pytest.raises(ClosedImageError, match=r"^sub-01_bold\.nii\.gz is closed"):
         use[1](opened)
     assert owned() == []
-
-
-def test_facts_outlive_the_image(path):
-    opened = SharedImage(path)
-    opened.close()
-    assert (opened.shape, opened.dtype, opened.t_r) == ((*SHAPE, 12), np.dtype("i2"), 2.0)
 
 
 def test_views_outlive_the_image(path):

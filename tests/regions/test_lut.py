@@ -13,7 +13,8 @@ from oblique import OBLIQUE, SHAPE
 from programs import sharedmask, sharedmask_bids
 
 from sharedmask import SharedLabelsMasker, errors
-from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.regions.regions import Regions
+from sharedmask.regions.sets import RegionRow
 from sharedmask.spaces.grid import Grid
 
 

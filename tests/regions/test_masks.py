@@ -17,7 +17,8 @@ from programs import sharedmask
 
 from sharedmask import FrameDataset, SharedImage, SharedLabelsMasker, errors, extract, extract_many
 from sharedmask.regions.masks import file_stem
-from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.regions.regions import Regions
+from sharedmask.regions.sets import RegionRow
 from sharedmask.settings import using
 from sharedmask.spaces.grid import Grid
 

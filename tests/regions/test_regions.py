@@ -2,7 +2,6 @@
 
 import doctest
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from oblique import (
 
 from sharedmask import errors
 from sharedmask.regions import regions
-from sharedmask.regions.regions import RegionRow, Regions
+from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import Grid
 
 
@@ -126,12 +125,6 @@ def test_same_grid_returns_itself_and_close_grid_takes_the_image_s(grid, mask):
     assert Regions.from_any(made, close).grid is close
 
 
-def test_pack_counts():
-    made = Regions.from_any(np.ones((1, 1, 1)), Grid((1, 1, 1), np.eye(4)))
-    with pytest.raises(errors.ParameterError, match="2 results for 1 regions"):
-        made.pack([1, 2])
-
-
 # ---- atlases
 
 
@@ -177,58 +170,6 @@ def test_labels_subset(grid):
         Regions.from_labels(data, grid, labels=[0])
     with pytest.raises(errors.EmptyMaskError, match="none of the labels asked for"):
         Regions.from_labels(data, grid, labels=[9], lut={9: "nine"})
-
-
-# ---- the table
-
-
-@given(shapes, seeds)
-def test_table_counts_the_stored_voxels(shape, seed):
-    rng = np.random.default_rng(seed)
-    masks = {name: random_mask(rng, shape) for name in "abc"}
-    brain = random_mask(rng, shape)
-    stored = np.flatnonzero(brain.ravel(order="F"))
-    rows = Regions.from_any(masks, Grid(shape, np.eye(4))).table(stored)
-    for i, (row, (name, mask)) in enumerate(zip(rows, masks.items(), strict=True)):
-        n, held = int(mask.sum()), int((mask & brain).sum())
-        assert row == RegionRow(i + 1, name, n, held, held / n, i)
-
-
-def test_table_without_stored_and_with_an_empty_region(grid):
-    made = Regions(grid, np.array([3, 1]), np.array([0, 0, 2]), ("none", "two"), (5, 6), "list")
-    assert made.table() == [RegionRow(5, "none", 0, 0, 0.0, 0), RegionRow(6, "two", 2, 2, 1.0, 1)]
-    assert made.table(np.array([], dtype=np.intp))[1].coverage == 0.0
-    assert made[0].size == 0
-    assert made.sizes.tolist() == [0, 2]
-    assert made.keys == ("none", "two")
-
-
-# ---- the digest
-
-
-def test_digest_tells_regions_apart(grid, mask):
-    made = Regions.from_any({"a": mask, "b": ~mask}, grid)
-    assert made.digest == Regions.from_any({"a": mask.astype(float), "b": ~mask}, grid).digest
-    assert pickle.loads(pickle.dumps(made)).digest == made.digest
-    int(made.digest, 16)
-    moved = OBLIQUE.copy()
-    moved[0, 3] += 1
-    others = [
-        Regions.from_any({"a": mask, "c": ~mask}, grid),
-        Regions.from_any({"a": ~mask, "b": mask}, grid),
-        Regions.from_any({"a": mask, "b": ~mask}, Grid(SHAPE, moved)),
-        Regions.from_any({"a": mask}, grid),
-        Regions(grid, made.indices, made.offsets, made.names, (1, 3), "dict"),
-        Regions(grid, made.indices, made.offsets - [0, 1, 0], made.names, made.labels, "dict"),
-    ]
-    assert len({made.digest, *(other.digest for other in others)}) == 7
-
-
-def test_digest_ignores_the_sign_of_zero(mask):
-    signed = np.eye(4)
-    signed[0, 1] = -0.0
-    digests = {Regions.from_any(mask, Grid(SHAPE, affine)).digest for affine in (np.eye(4), signed)}
-    assert len(digests) == 1
 
 
 def test_from_labels_refusals(tmp_path, grid):
