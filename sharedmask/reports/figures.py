@@ -22,6 +22,7 @@ _DPI = 185  # words are to be read where a page is 400 pixels wide
 _WIDTH = 5.2
 _INK, _PAPER, _BLUE, _ORANGE = "#222222", "#ffffff", "#0b5fa5", "#d1570a"
 _THUMBNAIL = (160, 48)
+_BELOW = 0.5  # inches for numbers and the name of an axis
 _N_SLICES = 5
 _FINER = 4
 # Of the three rows of slices: what goes to the right, what goes up.
@@ -44,8 +45,8 @@ def outlines(image: Array, regions: Array, affine: Array) -> str:
     low, high = np.percentile(image[np.isfinite(image)], [2, 99.5])
     extents = [(sizes[a] * image.shape[a], sizes[b] * image.shape[b]) for a, b in _PLANES]
     heights = [height / width for width, height in extents]
-    figure = _figure(_WIDTH, _WIDTH / _N_SLICES * sum(heights) * 1.06)
-    rows = figure.subplots(3, _N_SLICES, height_ratios=heights)
+    figure = _figure(_WIDTH, _WIDTH / _N_SLICES * sum(heights) * 1.03, 0.0, 0.0, 0.0)
+    rows = figure.subplots(3, _N_SLICES, height_ratios=heights, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for row, axis, (width, height) in zip(rows, (2, 1, 0), extents, strict=True):
         for axes, number in zip(row, _slices(regions, axis), strict=True):
             shown = {"extent": (0, width, 0, height), "interpolation": "nearest"}
@@ -205,7 +206,7 @@ def coverage_of_runs(shares: Array) -> str:
     shares : ndarray, (n_regions, n_runs)
         NaN where a run lacks the region.
     """
-    figure = _figure(_WIDTH, 3.2)
+    figure = _figure(_WIDTH, 3.2, right=0.6)
     axes = figure.subplots()
     shown = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel("run, in the order of the table by name")
@@ -249,7 +250,7 @@ def coverage(shares: Sequence[float]) -> str:
 
 def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | None = None) -> str:
     """Memory over time, with the limit that held."""
-    figure = _figure(_WIDTH, 2.2)
+    figure = _figure(_WIDTH, 2.2, left=0.95)
     axes = figure.subplots()
     axes.fill_between(seconds, np.asarray(nbytes) / 2**20, color=_BLUE, alpha=0.3, linewidth=0)
     axes.plot(seconds, np.asarray(nbytes) / 2**20, color=_BLUE)
@@ -274,7 +275,7 @@ def matrix(values: Array, title: str) -> bytes:
     off = values[~np.eye(len(values), dtype=bool)]
     off = np.abs(off[np.isfinite(off)])
     most = float(np.percentile(off, 99)) if off.size and off.any() else 1.0
-    figure = _figure(_WIDTH, 0.82 * _WIDTH)
+    figure = _figure(_WIDTH, 0.82 * _WIDTH, left=0.5, right=0.4, top=0.4)
     axes = figure.subplots()
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
     axes.set_title(title, fontsize=8, wrap=True)
@@ -283,18 +284,27 @@ def matrix(values: Array, title: str) -> bytes:
     return _png(figure)
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, left: float = 0.75, right: float = 0.15, top: float = 0.1) -> Any:
+    """One with margins in inches: to let matplotlib find them takes as long as to draw."""
     # A figure of its own, not of pyplot, which keeps figures and may want a screen.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
+    bottom = _BELOW if left else 0.0
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    return figure
 
 
 def _png(figure: Any) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, format="png", compress_level=3)
     return buffer.getvalue()
 
 

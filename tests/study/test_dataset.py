@@ -25,6 +25,8 @@ from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def test_signals_equal_nilearns(dataset, toy, out):
     from nilearn.maskers import NiftiLabelsMasker
