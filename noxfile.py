@@ -81,6 +81,7 @@ def docs(session):
     session.install("-e", ".[dev,docs]")
     _pytest(session, "tests/promises/test_docs.py", "tests/promises/test_house.py")
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build", env={"MPLBACKEND": "agg"})
+    session.run("python", "docs/links.py", "docs/_build")
 
 
 @nox.session(name="bench-kernels", default=False)

@@ -20,10 +20,12 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 myst_heading_anchors = 3
 
+templates_path = ["_templates"]
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's sections have the types
-numpydoc_show_inherited_class_members = False
-numpydoc_class_members_toctree = False
+numpydoc_show_class_members = False  # each has a description of its own
+nitpicky = True
+nitpick_ignore_regex = [(".*", r"(nilearn|numpy|pandas|sklearn)\..*")]  # of other sites
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
@@ -55,7 +57,7 @@ html_show_sourcelink = False
 
 def of_nilearn(app, what, name, obj, options, lines):
     """Maskers have nilearn's own texts, whose roles and directives are those of its site."""
-    if not name.startswith("sharedmask.Shared"):
+    if "Masker" not in name:
         return
     text = "\n".join(lines)
     text = re.sub(r":(?:term|ref|class|func|meth|obj|sklearn):`~?([^`<]+?)(?:\s*<[^`]*>)?`", r"``\1``", text)

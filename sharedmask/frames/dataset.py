@@ -122,7 +122,7 @@ class FrameDataset(FrameSequence):
         source : what the class takes
             The run.
         gradients : array, (N, 4) or (4, N), or path of a table, optional
-            Direction and b of each volume; :func:`sharedmask.frames.acquisition.checked_gradients`.
+            Direction and b of each volume; a direction that is not of length 1 is scaled to it, b by that.
         bvec_file, bval_file : path, optional
             FSL's files, instead.
         bzero : array, (X, Y, Z), optional
@@ -331,7 +331,7 @@ class FrameDataset(FrameSequence):
         Raises
         ------
         ImageError
-            Another format or version; :class:`DamagedImageError` if it is no complete HDF5 file.
+            Another format or version; DamagedImageError if it is no complete HDF5 file.
         """
         return cls(open_nfdh5(filename), **options)
 

@@ -43,7 +43,7 @@ _HEADS = ("index", "name", "n_voxels", "n_voxels_in_mask", "coverage", "column")
 
 
 class Regions(Sets):
-    """Sets of voxels on one grid, from masks (:meth:`from_any`) or an atlas (:meth:`from_labels`).
+    """Sets of voxels on one grid, from masks (``from_any``) or an atlas (``from_labels``).
 
     Parameters
     ----------

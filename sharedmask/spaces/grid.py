@@ -99,7 +99,7 @@ class Grid:
         return RESAMPLE
 
     def matches(self, other: Space) -> bool:
-        """Whether the voxels are the same: no corner of the box moves by :data:`TOLERANCE`.
+        """Whether the voxels are the same: no corner of the box moves by 0.01 voxel.
 
         Parameters
         ----------

@@ -85,7 +85,7 @@ def share(
 ) -> ArrayOwner:
     """Copy an array into shared memory, once, for all processes that are to read it.
 
-    What :class:`multiprocessing.shared_memory.SharedMemory` lacks: the memory is reserved before it is
+    What ``multiprocessing.shared_memory.SharedMemory`` lacks: the memory is reserved before it is
     written to, sealed when it is complete, recorded, and removed when its owner dies in whatever way;
     ``.array`` is a read-only array that multiprocessing, joblib and Dask pass on as a handle.
 
@@ -146,7 +146,7 @@ def share_output(
 ) -> ArrayOwner:
     """Room in shared memory for an array of zeros whose parts workers fill.
 
-    Workers write to ``.array``, each to a part of its own; :meth:`ArrayOwner.seal` ends that.
+    Workers write to ``.array``, each to a part of its own; its ``seal`` ends that.
 
     Parameters
     ----------

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import masker_cases as cases
@@ -150,3 +152,17 @@ def test_the_page_of_nifreeze_runs(tmp_path, monkeypatch):
     Path("pet.json").write_text('{"FrameTimesStart": [0, 1, 2, 3, 4, 5, 6, 7, 8]}')
     _run_page("from-nifreeze")
     assert nib.load("moved.nii.gz").shape == (5, 4, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("link", "said"), [("a.html#there", None), ("a.html#else", "nowhere"), ("b", "nowhere")]
+)
+def test_links_of_the_site_are_followed(link, said, tmp_path):
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery/plot_2_atlas.html").write_text('<a href="../index.html">')
+    (tmp_path / "index.html").write_text(f'<a href="a.html"><a href="{link}">')
+    (tmp_path / "a.html").write_text('<p id="there"><a href="gallery/plot_2_atlas.html">')
+    links = [sys.executable, ROOT / "docs/links.py", tmp_path]
+    done = subprocess.run(links, capture_output=True, text=True)
+    assert (done.returncode == 0) is leads
+    assert leads or f"{link} leads nowhere" in done.stderr
