@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from io import FileIO
-from multiprocessing import current_process, parent_process
 
 from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_file
 from sharedmask.decoding.points import Points, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.process import n_cpus
+from sharedmask.system.process import is_worker, n_cpus
 from sharedmask.system.threads import Threads
 
 _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
@@ -30,8 +29,7 @@ def n_decoders(points: Points) -> int:
     """
     if points.nbytes < _SMALL_BYTES:
         return 1
-    is_worker = current_process().daemon or parent_process() is not None
-    asked = settings.current().decoders or (1 if is_worker else n_cpus())
+    asked = settings.current().decoders or (1 if is_worker() else n_cpus())
     wanted = min(asked, n_cpus(), len(points))
     if wanted == 1:
         return 1

@@ -29,7 +29,6 @@ from sharedmask.storage.rows import Held, Rows
 from sharedmask.system import monitor, process
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
-from sharedmask.workers import pool
 
 NoiseModel = Literal["ols", "ar1"]
 
@@ -182,6 +181,8 @@ def _rows_of(held: Held, regions: Regions, budget: MemoryBudget) -> Iterator[Row
 
 
 def _fit(series: Rows, question: Question, request: Request) -> FittedModel:
+    from sharedmask.workers import pool
+
     conversion = request.conversion(series.facts)
     positions = series.positions(request.regions)
     step = glm.block_rows(series.facts.n_timepoints)

@@ -28,7 +28,6 @@ from sharedmask.errors import (
 from sharedmask.image import protocol
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
-from sharedmask.regions import views
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.remote.addresses import absolute
 from sharedmask.sources import transform
@@ -175,6 +174,8 @@ class SharedImage(Searchlights):
         return f"<SharedImage {self._name} {facts} {store} ({reason}) {state}>"
 
     def _repr_html_(self) -> str:
+        from sharedmask.regions import views
+
         store, reason = self.store
         facts = {
             "shape": " x ".join(map(str, self.shape)),

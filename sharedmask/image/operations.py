@@ -22,7 +22,6 @@ from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Parameters, Request, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
 from sharedmask.image.facts import Described
-from sharedmask.image.glm import FittedModel, NoiseModel, Question, fit
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
@@ -33,6 +32,9 @@ from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.settings import Settings
 from sharedmask.typing import Array
+
+if TYPE_CHECKING:  # else imported by who asks for it
+    from sharedmask.image.glm import FittedModel, NoiseModel
 
 T = TypeVar("T")
 
@@ -318,13 +320,13 @@ class Operations(Described):
         masks: Any = None,
         *,
         contrasts: Mapping[Any, Any] | Sequence[Any] | None = None,
-        noise_model: NoiseModel = "ols",
+        noise_model: "NoiseModel" = "ols",
         trials: Sequence[Any] | None = None,
         in_per_cent: bool = False,
         resampling_target: ResamplingTarget = None,
         n_jobs: int | None = None,
         progress: Progress = None,
-    ) -> FittedModel:
+    ) -> "FittedModel":
         """Fit a linear model to each voxel, in blocks, as nilearn's ``run_glm`` does.
 
         Parameters
@@ -367,6 +369,8 @@ class Operations(Described):
         >>> model.to_nifti(model.contrasts["slope"].effect).dataobj[0, 0, :2].round(3).tolist()
         [1.0, 1.0]
         """
+        from sharedmask.image.glm import Question, fit
+
         question = Question.checked(self._facts, design, contrasts, noise_model, trials, in_per_cent)
         given = self._inside() if masks is None else masks
         regions = self._regions(given, resampling_target)

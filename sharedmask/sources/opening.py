@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -31,12 +31,13 @@ from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.sidecar import RepetitionTime
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
-from sharedmask.surfaces import freesurfer, gifti
-from sharedmask.surfaces.surface import Later, Surface, structure_of
 from sharedmask.system import inputs
 from sharedmask.system.files import matches
 from sharedmask.system.identity import FileState, state_of
 from sharedmask.typing import Array
+
+if TYPE_CHECKING:
+    from sharedmask.surfaces.surface import Surface
 
 
 def open_source(source: object) -> Source:
@@ -141,12 +142,16 @@ def is_surface(thing: Any) -> bool:
         return False
     if path.lower().endswith((".gii", ".annot")):
         return True
+    from sharedmask.surfaces import freesurfer
+
     with suppress(Exception):  # which reading it will say
         return freesurfer.is_overlay(path)
     return False
 
 
 def _from_surfaces(names: Sequence[str]) -> Source:
+    from sharedmask.surfaces.surface import Later
+
     paths = [os.path.abspath(os.path.expanduser(name)) for name in names]
     for path, name in zip(paths, names, strict=True):
         nifti.check_path(path, name)
@@ -156,12 +161,16 @@ def _from_surfaces(names: Sequence[str]) -> Source:
 
 
 def _read_surfaces(name: str, paths: Sequence[str]) -> Surface:
+    from sharedmask.surfaces.surface import Surface
+
     with nifti.as_image_error(name):
         parts = [_read_surface(path) for path in paths]
         return parts[0] if len(parts) == 1 else Surface.joined(name, parts)
 
 
 def _read_surface(path: str) -> Surface:
+    from sharedmask.surfaces import freesurfer, gifti
+
     if path.lower().endswith(".annot"):
         return freesurfer.read_annotation(path)
     return gifti.read(path) if path.lower().endswith(".gii") else freesurfer.read_overlay(path)
@@ -172,6 +181,9 @@ def _values_of(name: str, paths: Sequence[str]) -> Array:
 
 
 def _from_surface_object(image: Any) -> Source:
+    from sharedmask.surfaces import gifti
+    from sharedmask.surfaces.surface import Surface, structure_of
+
     name = f"{type(image).__name__} in memory"
     if isinstance(image, GiftiImage):
         surface = gifti.of_image(image.get_filename() or name, image)

@@ -12,7 +12,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
-from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 
 from sharedmask.errors import AttachError, SegmentError
@@ -121,6 +120,8 @@ class Named(Store):
         remove(self.name)
         if self._tracked:
             with contextlib.suppress(Exception):
+                from multiprocessing import resource_tracker
+
                 resource_tracker.unregister("/" + self.name, "shared_memory")
             self._tracked = False
 
@@ -131,6 +132,8 @@ def _tracker_runs() -> bool:
     Where no process can be (limits; a program that Python is embedded in), names are made without it:
     the registry's record leads the next reaper to them.
     """
+    from multiprocessing import resource_tracker, spawn
+
     python = spawn.get_executable()
     if not python or not os.access(python, os.X_OK):
         return False

@@ -10,7 +10,6 @@ the kernel's (flock): it falls when the owner dies in whatever way, and with it 
 import contextlib
 import json
 import os
-import secrets
 import tempfile
 import time
 import warnings
@@ -81,7 +80,7 @@ class Record:
             raise SegmentError("only the process that made a segment names it, and until it is released")
         content = _checked_content(content)
         with _making, _open_directory() as folder:
-            fresh = f"{self.name}.{secrets.token_hex(4)}"
+            fresh = f"{self.name}.{os.urandom(4).hex()}"
             fd = _locked_file(folder, fresh, content)
             try:
                 platform.replace_at(folder, fresh, self.name)
@@ -177,7 +176,7 @@ class OwnedSegment:
         _reap_once()
         store, _ = memory.choose(store, projected(geometry))
         facts = {"meta": dict(meta or {}), **(elsewhere.to_facts() if elsewhere else {})}
-        token = secrets.token_hex(16)
+        token = os.urandom(16).hex()
         with _making:
             self._record = Record(token, json.dumps(_provisional_record(token, label, store)))
             try:

@@ -6,7 +6,6 @@ Does not cover: attaching (``mapped_file``), files that stay for the next run (`
 """
 
 import os
-import secrets
 import weakref
 
 import numpy as np
@@ -42,7 +41,7 @@ class Spill:
         self._layout = container.layout(geometry)
         self._fd = disk.scratch(label, self._layout.nbytes, reserve)
         self._closed = weakref.finalize(self, locks.close, self._fd)
-        token, size = secrets.token_hex(16), self._layout.header_bytes
+        token, size = os.urandom(16).hex(), self._layout.header_bytes
         platform.pwrite(self._fd, container.header({"token": token, "arrays": self._layout.specs}, size), 0)
         identity = FileIdentity.of(f"/proc/{os.getpid()}/fd/{self._fd}", self._fd, ours=True)
         self.handle = FileHandle(identity, label, token, process.boot_id())

@@ -5,7 +5,6 @@ cells mean (``lut``, ``confounds``), writing tables (``tables``).
 """
 
 import contextlib
-import csv
 import io
 import os
 import re
@@ -79,6 +78,8 @@ def _split(lines: list[str]) -> Iterator[list[str]]:
     if delimiter is None:
         yield from (line.split() for line in lines)
         return
+    import csv
+
     rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         yield from rows

@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -322,7 +321,7 @@ def _rename(folder: Folder, name: str, final: str) -> None:
 
 def _half_written(path: Path) -> str:
     """A name under which what is half written stays; a warning tells it."""
-    name = f".{path.name[:200]}.{secrets.token_hex(8)}.tmp"
+    name = f".{path.name[:200]}.{os.urandom(8).hex()}.tmp"
     warnings.warn(f"left half written: {path.with_name(name)}", SharedMaskWarning, stacklevel=6)
     return name
 

@@ -15,7 +15,6 @@ from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
-from sharedmask.remote import objects
 from sharedmask.remote.addresses import url_of
 from sharedmask.system import platform
 
@@ -25,20 +24,27 @@ _TEXT_BYTES = 64 * 2**20
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is such a file, here or on its server."""
     url = url_of(path)
-    return os.path.exists(path) if url is None else objects.exists(url)
+    return os.path.exists(path) if url is None else _servers().exists(url)
 
 
 def listed(folder: Path) -> list[Path] | None:
     """What is in a folder, sorted; None where its server tells nobody."""
     url = url_of(folder)
-    names = os.listdir(folder) if url is None else objects.listed(url)
+    names = os.listdir(folder) if url is None else _servers().listed(url)
     return None if names is None else [folder / name for name in sorted(names)]
 
 
 def opened(path: str | os.PathLike[str]) -> RawIOBase:
     """The file, here or on its server, to be read forward; as :func:`opened_regular`."""
     url = url_of(path)
-    return opened_regular(path) if url is None else objects.RemoteFile(url)
+    return opened_regular(path) if url is None else _servers().RemoteFile(url)
+
+
+def _servers() -> Any:
+    """What reads from them, which few need."""
+    from sharedmask.remote import objects
+
+    return objects
 
 
 def opened_regular(path: str | os.PathLike[str]) -> FileIO:
@@ -89,7 +95,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         Naming the file: it is none, or larger than any that people write.
     """
     if (url := url_of(path)) is not None:
-        objects.look(url)
+        _servers().look(url)
     with opened(path) as file, BufferedReader(file) as buffered:
         size = _TEXT_BYTES if url else os.fstat(file.fileno()).st_size
         content = buffered.read(min(size, _TEXT_BYTES) + 1)

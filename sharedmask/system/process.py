@@ -9,7 +9,6 @@ import functools
 import math
 import os
 import re
-import secrets
 import socket
 import sys
 import threading
@@ -66,7 +65,7 @@ def _here() -> str:
 def named_file(ending: str) -> str:
     """A hidden name for a file of this process's, never used before, which says whose it is."""
     pid = os.getpid()
-    return f".sharedmask-{_here()}-{pid}-{start_time(pid)}-{secrets.token_hex(8)}{ending}"
+    return f".sharedmask-{_here()}-{pid}-{start_time(pid)}-{os.urandom(8).hex()}{ending}"
 
 
 def owner_of(name: str) -> tuple[int, int] | None:
@@ -99,6 +98,12 @@ def effective_n_jobs(n_jobs: int | None) -> int:
     if asked == 0:
         raise ParameterError(f"n_jobs={n_jobs!r} has no meaning: give a number of jobs, or -1 for all CPUs")
     return asked if asked > 0 else max(1, n_cpus() + 1 + asked)
+
+
+def is_worker() -> bool:
+    """Whether ``multiprocessing`` made this process, which it has then imported."""
+    module: Any = sys.modules.get("multiprocessing.process")
+    return module is not None and (module.current_process().daemon or module.parent_process() is not None)
 
 
 # --- forks ---------------------------------------------------------------------------------------

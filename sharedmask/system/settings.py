@@ -18,14 +18,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.system import inputs, limits
-from sharedmask.system.process import Lock
+from sharedmask.system.process import Lock, is_worker
 from sharedmask.system.units import parse_bytes
 
 GIB = 2**30
@@ -232,7 +231,7 @@ def know_variables(environ: Mapping[str, str]) -> list[str]:
 
 def _tell_of_unknown(environ: Mapping[str, str]) -> None:
     """A warning for each: module systems and other versions have their own."""
-    if parent_process() is not None:
+    if is_worker():
         return  # a worker, whose parent tells
     for name in know_variables(environ):
         from difflib import get_close_matches

@@ -184,9 +184,14 @@ _KINDS = [
 ]
 
 
+def _is_generator(thing: Any) -> bool:
+    kind: Any = type(thing)
+    return _has_streams(kind)
+
+
 @functools.lru_cache(1024)
-def _is_generator(kind: Any) -> bool:
-    """Whether its instances have streams; kept, as classes of NumPy's take long to be asked."""
+def _has_streams(kind: Any) -> bool:
+    """Whether generators of this type have; kept, as some of NumPy's classes take long to be asked."""
     return issubclass(kind, tuple(one.type for one in _KINDS)) and not issubclass(kind, random.SystemRandom)
 
 
@@ -215,7 +220,7 @@ def _globals() -> dict[Name, Any]:
         found["torch"] = torch.default_generator
     for module in own_modules():
         for name, value in list(vars(module).items()):
-            if _is_generator(type(value)):
+            if _is_generator(value):
                 found[f"{module.__name__}:{name}"] = value
     return found
 
@@ -439,7 +444,7 @@ def _pickler() -> Any:
             self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
 
         def reducer_override(self, met: Any) -> Any:
-            if not _is_generator(type(met)):
+            if not _is_generator(met):
                 return super().reducer_override(met)
             bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
             if any(bits is one for one in self._bits):

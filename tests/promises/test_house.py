@@ -131,6 +131,15 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not {f"sharedmask.{module}" for module in MODULES if not module.startswith("_")} & loaded
 
 
+def test_importing_an_image_loads_nothing_that_few_calls_need():
+    """Beside what numpy and nibabel load."""
+    few = {"multiprocessing", "numpy.random", "csv", "html", "secrets"}
+    ours = {"workers.pool", "image.glm", "image.niimg", "surfaces.surface", "remote.objects", "regions.views"}
+    assert not (few | {f"sharedmask.{one}" for one in ours}) & (
+        modules_after("from sharedmask import SharedImage") - modules_after("import numpy, nibabel")
+    )
+
+
 def test_using_an_image_loads_no_nilearn():
     script = """
 import numpy as np, nibabel as nib
