@@ -7,11 +7,10 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 import os
 from hashlib import file_digest
 from io import FileIO, RawIOBase
-from typing import Self
+from typing import Any, Self
 
 from sharedmask.errors import MissingFileError
 from sharedmask.records import dataclass
-from sharedmask.remote import objects
 from sharedmask.remote.addresses import url_of
 from sharedmask.system import settings
 
@@ -105,6 +104,8 @@ class ObjectState(FileState):
     @classmethod
     def of(cls, url: str) -> Self:
         """What it is now."""
+        from sharedmask.remote import objects
+
         head = objects.look(url)
         size = head.version.nbytes
         return cls(url, 0, -1 if size is None else size, 0, 0, head.identity)
@@ -136,9 +137,9 @@ def fingerprint(file: RawIOBase) -> bytes:
     """
     if settings.current().fingerprint == "content":
         return content(file)
-    if isinstance(file, objects.RemoteFile):
-        return file.identity
-    assert isinstance(file, FileIO)
+    if not isinstance(file, FileIO):
+        remote: Any = file
+        return bytes(remote.identity)
     facts = os.fstat(file.fileno())
     times = facts.st_mtime_ns, facts.st_ctime_ns
     said = repr((os.path.realpath(file.name), facts.st_ino, facts.st_size, *times)).encode()
