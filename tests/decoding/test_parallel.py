@@ -85,7 +85,7 @@ def test_how_many_cores(run, monkeypatch):
         with settings.using(memory_limit=8 * room * points.largest):
             assert parallel.n_decoders(points) == found
             assert source.reading_bytes == (found > 1) * (found + 2) * points.largest
-    monkeypatch.setattr(parallel, "parent_process", lambda: "somebody")
+    monkeypatch.setattr(parallel, "is_worker", lambda: True)
     assert parallel.n_decoders(points) == 1
     monkeypatch.setattr(parallel, "_SMALL_BYTES", 2**30)
     with settings.using(decoders=4):
