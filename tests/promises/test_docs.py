@@ -154,10 +154,8 @@ def test_the_page_of_nifreeze_runs(tmp_path, monkeypatch):
     assert nib.load("moved.nii.gz").shape == (5, 4, 3, 8)
 
 
-@pytest.mark.parametrize(
-    ("link", "said"), [("a.html#there", None), ("a.html#else", "nowhere"), ("b", "nowhere")]
-)
-def test_links_of_the_site_are_followed(link, said, tmp_path):
+@pytest.mark.parametrize(("link", "leads"), [("a.html#there", True), ("a.html#else", False), ("b", False)])
+def test_links_of_the_site_are_followed(link, leads, tmp_path):
     (tmp_path / "gallery").mkdir()
     (tmp_path / "gallery/plot_2_atlas.html").write_text('<a href="../index.html">')
     (tmp_path / "index.html").write_text(f'<a href="a.html"><a href="{link}">')
