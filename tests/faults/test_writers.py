@@ -18,7 +18,8 @@ from sharedmask.study.tables import write_series, write_table
 from sharedmask.system import files
 
 ALL = bool(os.environ.get("SHAREDMASK_SLOW_TESTS"))
-N_FAULTS = {} if ALL else {"bids": 40, "network": 40}  # of some 350 and 500, in equal steps; of other works all
+# Of some 350 and 500, in equal steps; of other works all.
+N_FAULTS = {} if ALL else {"bids": 40, "network": 40}
 VALUES = np.arange(12.0).reshape(4, 3)
 WRITES = {name: ERRORS[name] for name in ("write", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate")}
 WRITES |= {name: ERRORS[name] for name in ("link", "rename", "replace", "posix_fallocate", "open", "mmap")}
