@@ -41,16 +41,17 @@ def reduce_regions(
     most = min(len(index), max(1, nbytes // (n_timepoints * 8)))
     # Buffers that stay in a core's cache: threads that allocate wait for each other.
     taken, scratch = np.empty((most, n_timepoints), rows.dtype), np.empty((most, n_timepoints))
+    edges = offsets.tolist()
     with np.errstate(invalid="ignore"):
         for start, stop in groups(offsets, most):
-            edges, to = offsets[start : stop + 1], slice(first + start, first + stop)
-            span = slice(edges[0], edges[-1])
+            span, to = slice(edges[start], edges[stop]), slice(first + start, first + stop)
             own = None if weights is None else weights[span]
             region = _Rows(rows, index[span], conversion, exact, keeps, taken, scratch, own)
             if region.n_voxels > most:
                 out[to] = STRATEGIES[strategy](region)
                 continue
-            out[to] = _reduced(next(iter(region)), edges - edges[0], strategy, omits, own)
+            inside = [edge - span.start for edge in edges[start : stop + 1]]
+            out[to] = _reduced(next(iter(region)), inside, strategy, omits, own)
 
 
 def reduce_volumes(
@@ -106,7 +107,8 @@ def reduce_volumes(
                 stored = volumes[span, edges[0] : edges[-1]].T
                 values = np.empty(stored.shape)
                 finite = convert(stored, values, conversion) and finite
-                out[span, first:last] = _reduced(values, edges - edges[0], strategy, omits, own).T
+                inside = (edges - edges[0]).tolist()
+                out[span, first:last] = _reduced(values, inside, strategy, omits, own).T
     return finite
 
 
@@ -117,18 +119,24 @@ def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] |
     return np.int32 if stored.itemsize <= 2 and largest < 2**15 else np.int64
 
 
-def _reduced(
-    values: Array, edges: NDArray[np.intp], strategy: str, omits: bool, weights: Array | None
-) -> Array:
+def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weights: Array | None) -> Array:
     """(n_regions, n_volumes) of the rows of each region, which lie one after the other."""
-    spans = list(pairwise(edges.tolist()))
-    parts = [values[start:stop] for start, stop in spans]
-    if strategy not in _SUMS or omits:
+    spans = list(pairwise(edges))
+    if omits or strategy not in _SUMS | _SQUARES:
         each = [None if weights is None else weights[start:stop] for start, stop in spans]
-        regions = [_Values(part, omits, own) for part, own in zip(parts, each, strict=True)]
+        regions = [_Values(values[a:b], omits, own) for (a, b), own in zip(spans, each, strict=True)]
         return np.array([STRATEGIES[strategy](region) for region in regions])
-    totals = np.array([_added(part) for part in parts]) + 0.0
-    return np.asarray(totals / np.diff(edges)[:, None] if strategy == "mean" else totals)
+    # Threads leave the interpreter for each sum, and wait for each other where they come back: little else.
+    totals = np.empty((len(spans), values.shape[1]))
+    for total, (start, stop) in zip(totals, spans, strict=True):
+        part = values[start:stop]
+        _added(part, total)
+        if strategy in _SQUARES:
+            _added(_squares(part, total / len(part), part), total)
+    totals += 0.0  # no sum is -0.0
+    if strategy != "sum":
+        totals /= np.array([[stop - start] for start, stop in spans], float)
+    return np.sqrt(totals, out=totals) if strategy == "standard_deviation" else totals
 
 
 def groups(offsets: NDArray[np.intp], most: int) -> Iterator[tuple[int, int]]:
@@ -186,7 +194,7 @@ class _Rows:
         step = len(self.taken)
         for start in range(0, self.n_voxels, step):
             index = self.index[start : start + step]
-            stored = np.take(self.rows, index, axis=0, out=self.taken[: len(index)], mode="clip")
+            stored = self.rows.take(index, 0, self.taken[: len(index)], "clip")
             yield stored if self.keeps else self._converted(stored, self.scratch[: len(index)])
 
     def volumes(self) -> Iterator[tuple[slice, Array]]:
@@ -253,10 +261,13 @@ def _accumulate(parts: Iterator[Array]) -> Array:
     return total
 
 
-def _added(rows: Array) -> Array:
-    if rows.shape[1] == 1:  # numpy would add a single column pairwise
-        return np.asarray(np.add.accumulate(rows, axis=0, dtype=np.float64)[-1])
-    return np.asarray(np.add.reduce(rows, axis=0, dtype=np.float64))
+def _added(rows: Array, out: Array | None = None) -> Array:
+    total = np.empty(rows.shape[1]) if out is None else out
+    if len(total) > 1:
+        np.add.reduce(rows, 0, np.float64, out=total)
+        return total
+    total[...] = np.add.accumulate(rows, axis=0, dtype=np.float64)[-1]  # numpy would add one column pairwise
+    return total
 
 
 def _sum(source: _Region) -> Array:
@@ -388,5 +399,6 @@ STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "weighted_mean": _weighted_mean,
 }
 _SUMS = frozenset({"sum", "mean"})
+_SQUARES = frozenset({"variance", "standard_deviation"})
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
 """Strategies whose value of a volume needs no other volume."""

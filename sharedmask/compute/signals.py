@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from sharedmask.workers.worker import Item, Kernel
 
 CLEANING_MODULES = ("nilearn.signal",)
-_GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work
+_GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
+_GROUPS = 4  # of regions for each worker
 
 
 class Signals(NamedTuple):
@@ -268,7 +269,9 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     request, shared = plan.request, _for_workers(held, plan)
     conversion, regions, n_timepoints = request.reduction(held.facts), request.regions, held.array.shape[1]
     count, strategies = len(regions), request.strategies
-    items = list(_grouped(positions, regions, _GROUP_BYTES // (n_timepoints * held.array.itemsize)))
+    row_bytes = n_timepoints * held.array.itemsize
+    most = max(_GROUP_BYTES // row_bytes, len(positions) // (_GROUPS * request.n_jobs))
+    items = list(_grouped(positions, regions, most))
     with (
         _output((len(strategies) * count, n_timepoints), conversion.result, shared) as (array, out),
         counted(request.progress, len(strategies) * count, "region") as tell,

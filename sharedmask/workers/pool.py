@@ -28,7 +28,7 @@ from sharedmask.workers.modules import Modules
 from sharedmask.workers.streams import Name, Root, Streams, undisturbed
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
-from sharedmask.workers.worker import Answer, Item, Kernel, Said, resolved
+from sharedmask.workers.worker import PATIENCE, Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ Done = Callable[[int, Any], Any]
 
 _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
 _MANY = 8  # items for each worker
+_MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 
 
@@ -56,20 +57,23 @@ class _Worker:
         self._surroundings = surroundings
 
     def send(self, *message: Any) -> None:
+        self.send_packed(pickle.dumps(message))
+
+    def send_packed(self, message: bytes) -> None:
         # A worker that died is noticed where its answer is awaited.
         with contextlib.suppress(BrokenPipeError, ConnectionError):
-            self.pipe.send(message)
+            self.pipe.send_bytes(message)
 
-    def receive(self) -> Answer:
+    def receive(self) -> list[Answer]:
         try:
             payload = self.pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise self.death() from None
         try:
-            answer: Answer = pickle.loads(payload)
+            received = pickle.loads(payload)
+            return [received] if isinstance(received, Answer) else list(map(pickle.loads, received))
         except Exception as error:
             raise WorkerError(f"the answer cannot be received: {error}") from error
-        return answer
 
     def is_silent(self) -> bool:
         """Whether it died and left nothing to receive."""
@@ -250,7 +254,7 @@ def run_processes(
 
 
 class _Dispatch:
-    """Gives items to workers one by one and collects the answers."""
+    """Gives items to workers, quick ones several at a time, and collects the answers."""
 
     def __init__(
         self,
@@ -264,22 +268,24 @@ class _Dispatch:
         self._on_done = _checked(on_done)
         self._drawn: set[Name] = set() if streams is None else streams.drawn
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
-        self._waiting = iter(range(len(items)))
-        self._busy: dict[Any, tuple[_Worker, deque[int]]] = {}
-        # One more lies ready where there are many, so that no worker waits for us.
-        self._ahead = 2 if len(items) > _MANY * len(workers) else 1
+        self._next = 0
+        self._packed: tuple[range, bytes] | None = None
+        self._busy = {worker.pipe: (worker, deque[int]()) for worker in workers}
+        self._are_many = len(items) > _MANY * len(workers)
+        self._seconds, self._bytes = PATIENCE, float(_MESSAGE_BYTES)  # of an item, as far as is known
         self._answers: list[Any] = [None] * len(items)
         self._said: set[Said] = set()
 
     def run(self) -> list[Any]:
-        for worker in self._workers * self._ahead:
-            self._give(worker)
+        for worker, given in self._busy.values():
+            self._give(worker, given)
         while self._busy:
             for pipe in self._ready():
-                worker, numbers = self._busy[pipe]
-                self._take(numbers.popleft(), worker.receive())
-                self._give(worker)
-                if not numbers:
+                worker, given = self._busy[pipe]
+                for answer in worker.receive():
+                    self._take(given.popleft(), answer)
+                self._give(worker, given)
+                if not given:
                     del self._busy[pipe]
         return self._answers
 
@@ -292,11 +298,30 @@ class _Dispatch:
                     raise worker.death()
         return ready
 
-    def _give(self, worker: _Worker) -> None:
-        number = next(self._waiting, None)
-        if number is not None:
-            self._busy.setdefault(worker.pipe, (worker, deque()))[1].append(number)
-            worker.send("item", self._items[number], self._numbers[number])
+    def _give(self, worker: _Worker, given: deque[int]) -> None:
+        """Where there are many, as much again lies ready, so that no worker waits for us."""
+        while (packed := self._packed or self._pack()) is not None:
+            numbers, message = packed
+            self._packed = packed
+            # What does not fit in a pipe would wait for a worker that waits for us to take its answer.
+            fits = self._are_many and len(given) <= len(numbers) and len(message) <= _MESSAGE_BYTES
+            if given and not fits:
+                return
+            given.extend(numbers)
+            worker.send_packed(message)
+            self._packed = None
+
+    def _pack(self) -> tuple[range, bytes] | None:
+        """The next items as they travel; quick ones go together, a part of what is left at most."""
+        left = len(self._items) - self._next
+        if not left:
+            return None
+        quick, small = PATIENCE / max(self._seconds, 1e-6), _MESSAGE_BYTES / self._bytes
+        together = int(min(quick, small, left // (2 * len(self._workers)))) if self._are_many else 1
+        numbers = range(self._next, self._next + max(1, together))
+        message = pickle.dumps(("items", [(self._items[n], self._numbers[n]) for n in numbers]))
+        self._next, self._bytes = numbers.stop, len(message) / len(numbers)
+        return numbers, message
 
     def _take(self, number: int, answer: Answer) -> None:
         for said in answer.said:
@@ -304,6 +329,7 @@ class _Dispatch:
                 self._said.add(said)
                 warnings.warn_explicit(said.text, said.category, said.filename, said.lineno)
         self._drawn |= answer.drawn
+        self._seconds = (self._seconds + answer.seconds) / 2
         if answer.failure is not None:
             raise answer.failure.error
         self._answers[number] = answer.value

@@ -7,7 +7,8 @@ come from (``template``), who gives them work (``pool``), what kernels do (``ker
 
     job   the caller's surroundings if they are new, the kernel and the arguments that all items share,
           roots of random streams; Shared arguments are attached on arrival
-    item  one call of the kernel; its answer is the value or its failure, and what was warned of
+    items one call of the kernel each; an answer is the value or its failure, and what was warned of.
+          Those of quick items go back together
     end   the arguments are dropped, so an idle worker holds no image
 
 A worker exits when its pipe ends, whatever it is doing: its caller is gone, or has no use for it.
@@ -19,8 +20,9 @@ import os
 import pickle
 import select
 import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,6 +33,10 @@ from sharedmask.storage.segment import Shared, attach
 from sharedmask.workers import streams
 from sharedmask.workers.failure import Failure, dumps
 from sharedmask.workers.surroundings import Surroundings
+
+PATIENCE = 0.005
+"""Seconds: what takes no longer travels together."""
+_LARGE_BYTES = 64 * 1024  # of an answer that travels alone
 
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]
@@ -59,6 +65,8 @@ class Answer:
     said: tuple[Said, ...] = ()
     drawn: set[streams.Name] = field(default_factory=set)
     """The generators that it drew from."""
+    seconds: float = 0.0
+    """That the kernel took."""
 
 
 def work(pipe: Connection) -> None:
@@ -71,8 +79,8 @@ def work(pipe: Connection) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             kind, *message = pipe.recv()
-            if kind == "item":
-                pipe.send_bytes(worker.answer(*message))
+            if kind == "items":
+                worker.answer_all(pipe, *message)
             elif kind == "job":
                 worker.begin(*message)
             else:
@@ -111,9 +119,19 @@ class _Worker:
             # A job that cannot be received fails at its first item, where somebody waits for an answer.
             self._kernel = _Failing(error)
 
-    def answer(self, item: Item, number: int) -> bytes:
+    def answer_all(self, pipe: Connection, items: Sequence[tuple[Item, int]]) -> None:
+        """Those that are there after a moment, in one message."""
+        ready, since = list[bytes](), time.monotonic()
+        for item, number in items:
+            ready.append(self._answer(item, number))
+            if time.monotonic() - since > PATIENCE or len(ready[-1]) > _LARGE_BYTES:
+                _send(pipe, ready)
+                ready, since = [], time.monotonic()
+        _send(pipe, ready)
+
+    def _answer(self, item: Item, number: int) -> bytes:
         """What the kernel makes of an item, as it travels."""
-        drawn: set[streams.Name] = set()
+        drawn, begun = set[streams.Name](), time.monotonic()
         with warnings.catch_warnings(record=True) as caught:
             try:
                 with self._streams.item(number, drawn):
@@ -121,7 +139,8 @@ class _Worker:
             except BaseException as error:
                 answer = Answer(failure=Failure(error))
         try:
-            return dumps(replace(answer, said=tuple(map(Said.of, caught)), drawn=drawn))
+            seconds = time.monotonic() - begun
+            return dumps(replace(answer, said=tuple(map(Said.of, caught)), drawn=drawn, seconds=seconds))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
             return dumps(Answer(failure=Failure(unsent)))
@@ -140,6 +159,12 @@ class _Worker:
         self._surroundings, self._entered = surroundings, None
         surroundings.enter()
         self._entered = Surroundings.here()
+
+
+def _send(pipe: Connection, answers: list[bytes]) -> None:
+    """A single one as it is: it may be large."""
+    if answers:
+        pipe.send_bytes(answers[0] if len(answers) == 1 else pickle.dumps(answers))
 
 
 def resolved(argument: Any) -> Any:

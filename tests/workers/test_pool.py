@@ -29,6 +29,25 @@ def test_answers_come_in_the_order_of_the_items(run):
     assert sorted(done) == list(enumerate(answers))
 
 
+def test_large_items_with_large_answers_do_not_wait_for_each_other():
+    items = [(bytes(1_000_000),) for _ in range(20)]
+    assert run_processes(lambda given: bytes(len(given)), (), items, 2) == [item for (item,) in items]
+
+
+def test_items_before_one_that_fails_are_told():
+    told = []
+    with pytest.raises(ZeroDivisionError):
+        run_processes(
+            lambda n: 1 // (300 - n), (), [(n,) for n in range(400)], 1, lambda n, _: told.append(n)
+        )
+    assert told == list(range(300))
+
+
+def test_an_answer_that_fills_pipes_goes_between_quick_ones():
+    sizes = [2_000_000 if n % 50 == 7 else 1 for n in range(200)]
+    assert list(map(len, run_processes(bytes, (), [(n,) for n in sizes], 2))) == sizes
+
+
 def test_closures_and_lambdas_travel():
     factor = 3
     assert run_processes(lambda x: factor * x, (), [(i,) for i in range(5)], 2) == [0, 3, 6, 9, 12]
