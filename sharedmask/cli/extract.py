@@ -178,6 +178,7 @@ def parts_of(
     from sharedmask.compute.connectivity import check_matrices
     from sharedmask.compute.request import checked_strategy, is_weighted
     from sharedmask.study.atlases import Atlas, distinct
+    from sharedmask.study.completion import stamp_of
     from sharedmask.study.output import Parts
     from sharedmask.study.tables import Style
 
@@ -185,10 +186,14 @@ def parts_of(
     strategy = checked_strategy(strategy_of(stat)) if table else None
     kinds = check_matrices(connectivity, fisher_z, table)
     weighted = is_weighted(strategy)
+    given = [masks] if isinstance(masks, str) else list(masks or ())
+    files = [*given, *atlas, *lut]
+    known = all(isinstance(one, str) for one in files)
+    stamp = stamp_of(repr((len(given), len(atlas), labels, resampling_target)), files) if known else ""
     if len(atlas) < 2:
         one, names = next(iter(atlas), None), next(iter(lut), None)
         made = {"": regions_maker(masks, one, names, resampling_target, labels, weighted)}
-        return Parts(made, strategy, kinds, fisher_z, style)
+        return Parts(made, strategy, kinds, fisher_z, style, stamp)
     named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
     makers = {
         name: regions_maker(
@@ -200,7 +205,7 @@ def parts_of(
         )
         for name, one in named.items()
     }
-    return Parts(makers, strategy, kinds, fisher_z, style)
+    return Parts(makers, strategy, kinds, fisher_z, style, stamp)
 
 
 def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from sharedmask.records import dataclass
 from sharedmask.system import locks, platform
 from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import read_json
+from sharedmask.system.process import cached_property
+from sharedmask.system.together import at_once
 
 PRIVATE = ".sharedmask"
 """The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
@@ -44,6 +46,10 @@ class Entry:
     is_file: bool = False
     sums: tuple[str, ...] = ()
     """What each of its files was: its size and a digest of its bytes."""
+    stamp: str = ""
+    """Of its inputs: their names, sizes and times; empty where they are not known."""
+    marks: tuple[str, ...] = ()
+    """What each of its files was: its number, size and times."""
 
     @property
     def is_there(self) -> bool:
@@ -51,13 +57,10 @@ class Entry:
         sums = self.sums or ("",) * len(self.outputs)
         return len(sums) == len(self.outputs) and all(map(_is_whole, self.outputs, sums))
 
-    def settled(self) -> "Entry":
-        """The same with the sums of its files, which are on the disk by now, and their names."""
-        outputs = tuple(map(os.path.abspath, self.outputs))
-        sums = tuple(_sum(path, settle=True) for path in outputs)
-        for folder in sorted(set(map(os.path.dirname, outputs))):
-            _settle_folder(folder)
-        return replace(self, outputs=outputs, sums=sums)
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody wrote to its files since, which none of them has to be read for."""
+        return list(self.marks) == list(map(_mark, self.outputs))
 
 
 @dataclass
@@ -75,19 +78,22 @@ class Journal:
     """
 
     path: Path
-    _entries: dict[str, Entry] = field(default_factory=dict, init=False, repr=False)
+    _places: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    """Where the last line of each run begins: of very many runs no more is kept."""
 
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         try:
-            self._entries = {entry.key: entry for entry in map(self._absolute, _read(self.path))}
+            self._places = {self._key(facts): place for place, facts in _read(self.path)}
         except OSError as error:
             raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
 
     @property
-    def entries(self) -> list[Entry]:
-        """The last one of each key."""
-        return list(self._entries.values())
+    def entries(self) -> Iterator[Entry]:
+        """The last one of each key, in the order of the file."""
+        for place, facts in _read(self.path):
+            if self._places.get(self._key(facts)) == place:
+                yield self._absolute(_parsed(facts))
 
     def has(self, key: str, digest: str, content: Callable[[], str] | None = None) -> bool:
         """Whether ``key`` is complete for inputs of this digest, its files still there.
@@ -95,40 +101,60 @@ class Journal:
         ``content`` gives the digest of what the inputs hold, where they may have been moved or copied; it is
         asked for only if a run could be known by it.
         """
-        entry = self._entries.get(key)
+        entry = self._find(key)
         if entry is not None and entry.digest == digest:
             return entry.is_there
-        known = [one for one in ([entry] if entry else self._of_files_gone()) if one.content and one.is_there]
+        if entry is not None:
+            known = {entry.content: key} if entry.content and entry.is_there else {}
+        else:
+            known = self._of_files_gone
         if content is None or not known:
             return False
-        holds = content()
-        same = next((one for one in known if one.content == holds), None)
-        if same is not None:
-            self.add(replace(same, key=key, digest=digest))
-        return same is not None
+        same = self._find(known.get(content(), ""))
+        if same is None or not same.is_there:
+            return False
+        self.add(replace(same, key=key, digest=digest))
+        return True
 
-    def _of_files_gone(self) -> list[Entry]:
-        return [one for one in self._entries.values() if one.is_file and not os.path.exists(one.key)]
+    def has_stamp(self, key: str, stamp: str, is_file: bool = False) -> bool:
+        """Whether ``key`` is complete for inputs of this stamp, and nobody wrote to its files since."""
+        entry = self._find(key)
+        return entry is not None and (entry.stamp, entry.is_file) == (stamp, is_file) and entry.is_untouched
+
+    def _find(self, key: str) -> Entry | None:
+        """The last entry of a run; None if it is not there any more."""
+        if (place := self._places.get(key)) is None:
+            return None
+        with contextlib.suppress(OSError, *_NO_ENTRY), open(self.path, "rb") as file:
+            file.seek(place)
+            entry = self._absolute(_parsed(json.loads(file.readline())))
+            return entry if entry.key == key else None
+        return None
+
+    @cached_property
+    def _of_files_gone(self) -> dict[str, str]:
+        """Keys of entries whose images are not where they were, by what they held."""
+        gone = (one for one in self.entries if one.is_file and one.content and not os.path.exists(one.key))
+        return {one.content: one.key for one in gone}
 
     def forget(self) -> None:
         """Take no run for complete that was so before; the file keeps them, for others."""
-        self._entries = {}
+        self._places = {}
 
-    def add(self, entry: Entry) -> None:
-        """Record a complete run, whose files are on the disk before it is; so is the record at the end."""
-        entry = entry.settled()
-        # Resumed from another directory, or moved with its outputs, it still finds them.
-        outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
-        key = os.path.relpath(entry.key, self.path.parent) if entry.is_file else entry.key
-        facts = {**vars(entry), "key": key, "outputs": outputs, "finished": time.time()}
-        line = json.dumps(facts, separators=(",", ":")) + "\n"
+    def add(self, *entries: Entry) -> None:
+        """Record complete runs, whose files are on the disk before they are; so is the record at the end."""
+        settled = _settled(entries)
+        lines = [
+            json.dumps(self._relative(entry), separators=(",", ":")).encode() + b"\n" for entry in settled
+        ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | platform.OPEN, 0o666)
         try:
             self._lock(fd)
             # A process that was killed may have left half a line.
-            left = memoryview(("" if _ends_a_line(fd) else "\n").encode() + line.encode())
+            first = b"" if _ends_a_line(fd) else b"\n"
+            place, left = os.fstat(fd).st_size + len(first), memoryview(first + b"".join(lines))
             while left:
                 left = left[os.write(fd, left) :]
             os.fsync(fd)
@@ -139,7 +165,15 @@ class Journal:
             locks.close(fd)
         if is_new:
             _settle_folder(os.fspath(self.path.parent))
-        self._entries[entry.key] = entry
+        for entry, line in zip(settled, lines, strict=True):
+            self._places[entry.key] = place
+            place += len(line)
+
+    def _relative(self, entry: Entry) -> dict[str, Any]:
+        """What a line holds: from another directory, or moved with its outputs, it still finds them."""
+        outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
+        key = os.path.relpath(entry.key, self.path.parent) if entry.is_file else entry.key
+        return {**vars(entry), "key": key, "outputs": outputs, "finished": time.time()}
 
     def _lock(self, fd: int) -> None:
         try:
@@ -150,26 +184,55 @@ class Journal:
                 said = f"{error}: only one process may write to this journal at a time"
                 warnings.warn(said, SharedMaskWarning, stacklevel=3)
 
+    @cached_property
+    def _folder(self) -> str:
+        return os.path.abspath(self.path.parent)
+
+    def _key(self, facts: dict[str, Any]) -> str:
+        key = str(facts["key"])
+        return os.path.normpath(os.path.join(self._folder, key)) if facts.get("is_file") else key
+
     def _absolute(self, entry: Entry) -> Entry:
-        folder = self.path.parent.absolute()
-        outputs = tuple(os.path.normpath(folder / path) for path in entry.outputs)
-        key = os.path.normpath(folder / entry.key) if entry.is_file else entry.key
-        return replace(entry, key=key, outputs=outputs)
+        outputs = tuple(os.path.normpath(os.path.join(self._folder, path)) for path in entry.outputs)
+        return replace(entry, key=self._key(vars(entry)), outputs=outputs)
 
 
 _unlocked: set[Path] = set()
 
 
-def _sum(path: str, settle: bool = False) -> str:
-    """Size and digest of a file, which is on the disk afterwards if it is to ``settle``; "" if it is none."""
+def _settled(entries: Sequence[Entry]) -> list[Entry]:
+    """The same with what their files are, which are on the disk by now, and their names."""
+    outputs = [tuple(map(os.path.abspath, entry.outputs)) for entry in entries]
+    paths = [path for several in outputs for path in several]
+    at_once(_settle_file, paths)
+    at_once(_settle_folder, list(dict.fromkeys(map(os.path.dirname, paths))))
+    return [
+        replace(entry, outputs=own, sums=tuple(map(_sum, own)), marks=tuple(map(_mark, own)))
+        for entry, own in zip(entries, outputs, strict=True)
+    ]
+
+
+def _settle_file(path: str) -> None:
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        platform.sync(file.fileno())
+
+
+def _sum(path: str) -> str:
+    """Size and digest of a file; "" if it is none."""
     try:
         with open(path, "rb", buffering=0) as file:
-            if settle:
-                platform.sync(file.fileno())
-            facts = os.fstat(file.fileno())
-            return f"{facts.st_size}-{file_digest(file, 'blake2b').hexdigest()[:32]}"
+            size = os.fstat(file.fileno()).st_size
+            return f"{size}-{file_digest(file, 'blake2b').hexdigest()[:32]}"
     except OSError:
         return ""
+
+
+def _mark(path: str) -> str:
+    """Number, size and times of a file; "" if it is none."""
+    with contextlib.suppress(OSError):
+        facts = os.stat(path)
+        return f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+    return ""
 
 
 def _is_whole(path: str, was: str) -> bool:
@@ -195,20 +258,29 @@ def _ends_a_line(fd: int) -> bool:
     return size == 0 or platform.pread(fd, 1, size - 1) == b"\n"
 
 
-def _read(path: Path) -> Iterator[Entry]:
-    """The entries; a line that is none was never finished, and its run is not complete."""
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+_NO_ENTRY = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What a line that is none raises; it was never finished, and its run is not complete."""
+
+
+def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Where each line that is an entry begins, and what it holds."""
+    place = 0
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                yield _parsed(json.loads(line))
+            with contextlib.suppress(*_NO_ENTRY):
+                facts = json.loads(line.decode("utf-8", "replace"))
+                _parsed(facts)
+                yield place, facts
+            place += len(line)
 
 
 def _parsed(facts: dict[str, Any]) -> Entry:
-    outputs: Sequence[str] = facts["outputs"]
-    content, is_file = str(facts.get("content", "")), bool(facts.get("is_file"))
+    outputs = tuple(map(str, facts["outputs"]))
+    sums, marks = (tuple(map(str, facts.get(name, ()))) for name in ("sums", "marks"))
+    texts = {name: str(facts.get(name, "")) for name in ("content", "stamp")}
     key, digest, seconds = str(facts["key"]), str(facts["digest"]), float(facts["seconds"])
-    sums: Sequence[str] = facts.get("sums", ())
-    return Entry(key, digest, tuple(map(str, outputs)), seconds, content, is_file, tuple(map(str, sums)))
+    is_file = bool(facts.get("is_file"))
+    return Entry(key, digest, outputs, seconds, is_file=is_file, sums=sums, marks=marks, **texts)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Covers: executors, folders of results, derivatives. Does not cover: one image (`
 From the bottom up::
 
     tables  bids  atlases  denoising  analysis  derivatives  outcome
-    manifest  executors  cohort  output  group  summary  dataset
+    manifest  executors  completion  cohort  output  group  summary  dataset
 """
 
 import lazy_loader

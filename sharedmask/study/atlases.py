@@ -74,6 +74,14 @@ class Atlas:
             return {"atlas": "+".join([self.name, *([own["desc"]] if "desc" in own else [])]), **kept}
         return {"atlas": self.name}
 
+    @property
+    def files(self) -> list[Path]:
+        """All that it is read from, in any resolution."""
+        images = [self.image, *self.resolutions]
+        sidecars = [image.with_name(f"{image_stem(image)}.json") for image in images]
+        tables = filter(None, [self.lut, *map(_lut, self.resolutions)])
+        return [*images, *tables, *(path for path in sidecars if path.exists())]
+
     @cached_property
     def digest(self) -> str:
         """Of its file."""

@@ -95,6 +95,13 @@ class Run:
         found = self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
         return found if found.is_file() else None
 
+    @property
+    def files(self) -> list[Path]:
+        """All of its files that outputs may depend on."""
+        table = self.confounds
+        beside = (table, table and table.with_suffix(".json"), self.mask, self.reference)
+        return [self.bold, *self.sidecars, *(path for path in beside if path is not None and path.exists())]
+
     @cached_property
     def sidecars(self) -> tuple[Path, ...]:
         """The JSON files that tell of it, the nearest last (the inheritance principle)."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from sharedmask.compute.connectivity import check_matrices
 from sharedmask.compute.connectivity import connectivity as matrix_of
-from sharedmask.compute.journal import Entry, Journal
+from sharedmask.compute.journal import Entry
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import Strategy, check_names, checked_strategy
 from sharedmask.errors import (
@@ -45,6 +45,7 @@ from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
 from sharedmask.spaces.space import Space, per_space
+from sharedmask.study.completion import Completion, Resumption
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine
 from sharedmask.study.outcome import Study
@@ -141,7 +142,7 @@ def extract_many(
     n_jobs: int | None = None,
     on_result: OnResult = None,
     on_error: OnError = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Resumption | None = None,
     overwrite: bool = False,
     variant: str | Callable[[Key], str] = "",
     shard: str | None = None,
@@ -240,7 +241,7 @@ def extract_many(
     cleans = any(asked.get(name) is not None and asked[name] is not False for name in _CLEANING)
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
-    journal = _journal(resume, on_result, overwrite)
+    completion = _completion(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
     prepare = _Preparer(
         keyed,
@@ -249,11 +250,11 @@ def extract_many(
         asked,
         budget,
         memory_limit,
-        None if journal is None else variant,
+        None if resume is None else variant,
         (kinds, fisher_z),
     )
     with engine(executor, n_jobs, cleans) as works, progress_to(progress, len(chosen), "image") as tell:
-        return _Run(prepare, works, budget, journal, on_result, on_error, retries, tell).all(chosen)
+        return _Run(prepare, works, budget, completion, on_result, on_error, retries, tell).all(chosen)
 
 
 # --- what is asked for ---------------------------------------------------------------------------
@@ -305,17 +306,12 @@ def shard_of(keys: list[Key], shard: str | None) -> list[Key]:
     return keys[number - 1 :: count]
 
 
-def _journal(resume: str | Path | None, on_result: OnResult, overwrite: bool) -> Journal | None:
-    if resume is None:
-        if overwrite:
-            raise ParameterError("overwrite does again what resume has recorded: give resume")
-        return None
-    if on_result is None:
+def _completion(resume: str | Path | Resumption | None, on_result: OnResult, overwrite: bool) -> Completion:
+    if resume is None and overwrite:
+        raise ParameterError("overwrite does again what resume has recorded: give resume")
+    if resume is not None and on_result is None:
         raise ParameterError("resume skips what is complete, so on_result must have kept it: give on_result")
-    journal = Journal(Path(resume).expanduser())
-    if overwrite:
-        journal.forget()
-    return journal
+    return Completion.of(resume, overwrite)
 
 
 class _Preparer:
@@ -374,76 +370,92 @@ class _Run:
     prepare: _Preparer
     engine: Engine
     budget: MemoryBudget
-    journal: Journal | None
+    completion: Completion
     on_result: OnResult
     on_error: OnError
     retries: int
     tell: Callable[[int], None]
     study: Study = field(default_factory=Study)
-    _running: dict[Future[Any], tuple[Task, int, float]] = field(default_factory=dict)
+    _running: dict[Future[Any], tuple[Task, str, int, float]] = field(default_factory=dict)
     _ended: int = 0
 
     def all(self, keys: Sequence[Key]) -> Study:
         try:
             for key in keys:
                 with self._failing(key):
-                    self._start(self.prepare(key))
+                    self._start(key)
             while self._running:
                 self._collect()
         finally:
             for future in self._running:
                 future.cancel()
+            self._record()
         self._warn()
         return self.study
 
-    def _start(self, task: Task) -> None:
-        if self.journal is not None and self.journal.has(task.name, task.digest, task.content):
-            self.study.skipped.append(task.key)
-            _log.info("%s is complete already", task.key)
-            self._end()
+    def _start(self, key: Key) -> None:
+        if self.completion.knows(key, stamp := self.completion.stamp(key)):
+            self._skip(key)
+            return
+        task = self.prepare(key)
+        if self.completion.has(task.name, task.digest, task.content):
+            self._skip(key)
             return
         while self._running and not self._admits(task):
             self._collect()
-        self._submit(task, 0)
+        self._submit(task, stamp, 0)
+
+    def _skip(self, key: Key) -> None:
+        self.study.skipped.append(key)
+        self.completion.skip(key)
+        _log.info("%s is complete already", key)
+        self._end()
 
     def _admits(self, task: Task) -> bool:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
         if len(self._running) >= self.engine.at_once:
             return False
-        held = sum(task.needed for task, _, _ in self._running.values())
+        held = sum(task.needed for task, *_ in self._running.values())
         return not self.engine.local or held + task.needed <= self.budget.limit
 
-    def _submit(self, task: Task, tries: int) -> None:
-        self._running[self.engine.executor.submit(_work, task)] = task, tries, time.monotonic()
+    def _submit(self, task: Task, stamp: str, tries: int) -> None:
+        self._running[self.engine.executor.submit(_work, task)] = task, stamp, tries, time.monotonic()
 
     def _collect(self) -> None:
-        for future in wait(list(self._running), return_when=FIRST_COMPLETED).done:
-            task, tries, start = self._running.pop(future)
+        patience = self.completion.patience
+        for future in wait(list(self._running), patience, return_when=FIRST_COMPLETED).done:
+            task, stamp, tries, start = self._running.pop(future)
             with self._failing(task.key):
                 try:
                     content, result = future.result()
                 except Exception as error:
                     if tries >= self.retries or not _may_pass(error):
                         raise
-                    # Of a file that changed, its header counts for nothing either.
-                    again = self.prepare(task.key) if isinstance(error, SourceChangedError) else task
-                    self._submit(again, tries + 1)
+                    if isinstance(error, SourceChangedError):  # then its header counts for nothing either
+                        stamp, task = self.completion.stamp(task.key), self.prepare(task.key)
+                    self._submit(task, stamp, tries + 1)
                 else:
-                    self._keep(task, result, content, time.monotonic() - start)
+                    self._keep(task, stamp, result, content, time.monotonic() - start)
+        if self.completion.is_due:
+            self._record()
 
-    def _keep(self, task: Task, result: Any, content: str, seconds: float) -> None:
+    def _keep(self, task: Task, stamp: str, result: Any, content: str, seconds: float) -> None:
         outputs: Any = ()
         if self.on_result is None:
             self.study.results[task.key] = result
         else:
             outputs = self.on_result(task.key, result) or ()
-        if self.journal is not None:
-            paths = [outputs] if isinstance(outputs, str | Path) else outputs
-            outputs = tuple(map(str, paths))
-            self.journal.add(Entry(task.name, task.digest, outputs, seconds, content, task.is_file))
-        self.study.complete.append(task.key)
-        _log.info("%s is complete, after %.1f s", task.key, seconds)
-        self._end()
+        entry = Entry(task.name, task.digest, (), seconds, content, task.is_file, stamp=stamp)
+        self.completion.add(task.key, entry, outputs)
+
+    def _record(self) -> None:
+        for key, seconds, error in self.completion.record():
+            with self._failing(key):
+                if error is not None:
+                    raise error
+                self.study.complete.append(key)
+                _log.info("%s is complete, after %.1f s", key, seconds)
+                self._end()
 
     @contextlib.contextmanager
     def _failing(self, key: Key) -> Iterator[None]:

@@ -25,7 +25,7 @@ from sharedmask.compute.connectivity import checked_kinds
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Probed
-from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.reports import figures, pages
@@ -37,6 +37,7 @@ from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
 from sharedmask.study.cohort import extract_many, shard_of
+from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.manifest import Manifest, clashes
@@ -47,10 +48,12 @@ from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
 from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.system.process import cached_property
+from sharedmask.system.together import Together
 from sharedmask.typing import Array, Numbers
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
 _PICTURED_VOLUMES = 10
+_PLAIN = (str, int, float, type(None))
 _SECONDS = 0.5  # from one look at the memory of all processes to the next
 
 
@@ -111,7 +114,7 @@ def analyse(
             strategy=study.analysis.outputs.statistics or None,
             on_result=work.keep,
             on_error=work.fail,
-            resume=work.private / "complete.jsonl",
+            resume=Resumption(work.private / "complete.jsonl", study.stamp, work.skip),
             overwrite=overwrite,
             variant=work.variant,
             shard=shard,
@@ -208,6 +211,23 @@ class _Survey:
         """What outputs depend on besides the images, their regions and parameters."""
         names = [(atlas.entities, atlas.lut is not None) for atlas in self.analysis.atlases]
         return repr((self.analysis.outputs, names, self.analysis.steps))
+
+    @cached_property
+    def _asked(self) -> str:
+        """What is asked of any run, and its atlases as they are now; empty if that has no text."""
+        cleaning = sorted(self.analysis.cleaning.items())
+        if not all(isinstance(value, _PLAIN) for _, value in cleaning):
+            return ""
+        files = [file for atlas in self.analysis.atlases for file in atlas.files]
+        return stamp_of(repr((self.variant, self.analysis.denoise, cleaning)), files)
+
+    def stamp(self, key: str) -> str:
+        """Of all that a run's outputs depend on, by names, sizes and times."""
+        run = self.run(key)
+        with contextlib.suppress(SharedMaskError, OSError):  # which drawing its manifest tells
+            if self._asked and run.bold not in self.clashes:
+                return stamp_of(self._asked, run.files)
+        return ""
 
     def run(self, key: str) -> Run:
         return Run.of(self.derivatives.source, self.paths[key])
@@ -308,15 +328,20 @@ class _Work:
         assert found is not None
         return found
 
-    def keep(self, key: str, signals: Any) -> list[Path]:
+    def skip(self, key: str) -> None:
+        """It was complete before."""
+        self._begun.pop(key, None)
+
+    def keep(self, key: str, signals: Any) -> Together:
         """Write a run's outputs; what they are is recorded as complete."""
         begun, known = self._begun.pop(key)
         manifest = known.with_coverage()
-        written = self._write_outliers(manifest)
-        if self.study.analysis.outputs.voxels:
-            written += self._write_voxels(manifest, signals)
-        else:
-            written += self._write_tables(key, manifest, signals, begun)
+        with Together() as written:
+            written.paths += self._write_outliers(manifest)
+            if self.study.analysis.outputs.voxels:
+                written.paths += self._write_voxels(manifest, signals)
+            else:
+                written.paths += self._write_tables(key, manifest, signals, begun)
         self.failures.remove(key)
         return written
 

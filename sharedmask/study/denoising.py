@@ -258,9 +258,8 @@ class Denoise:
         Denoising
             Columns, (n_timepoints, n_confounds), and the volumes that are kept.
         """
-        path = Path(without_query(absolute(bold)))
-        run = Run(path.parent, path, Name.parse(path))
-        return self.load(run, n_timepoints or open_source(str(path)).n_timepoints)
+        run = _run_of(bold)
+        return self.load(run, n_timepoints or open_source(str(run.bold)).n_timepoints)
 
     def _of_nilearn(self, file: Path, name: Name) -> tuple[list[Any], Any]:
         from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
@@ -373,6 +372,11 @@ class Denoising:
         }
 
 
+def _run_of(bold: str | Path) -> Run:
+    path = Path(without_query(absolute(bold)))
+    return Run.of(path.parent, path)
+
+
 @dataclass(frozen=True)
 class Denoisings:
     """What a strategy takes out of each image of a study, loaded when that is prepared.
@@ -418,6 +422,14 @@ class Denoisings:
         loaded = self.asked.of_image(image)
         self._loaded[key] = loaded.slim()
         return loaded.confounds
+
+    def files(self, key: Any) -> list[Path]:
+        """The table beside an image, and what tells of it."""
+        return _run_of(self.images[key]).files
+
+    def forget(self, key: Any) -> None:
+        """Nobody will ask what was taken out of an image."""
+        self._loaded.pop(key, None)
 
     def pop(self, key: Any) -> Denoising:
         """What was taken out of an image, without the confounds."""

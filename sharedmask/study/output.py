@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -19,7 +20,7 @@ import numpy as np
 from sharedmask.compute.connectivity import connectivity, measure
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.request import Strategy
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image.extraction import Extraction, regions_of
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
@@ -27,14 +28,17 @@ from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
 from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
+from sharedmask.sources.sidecar import sidecars
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
+from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
 from sharedmask.study.outcome import Study
 from sharedmask.study.tables import Style, series_writer, write_matrix, write_series, write_table
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
+from sharedmask.system.together import Together
 from sharedmask.typing import Array
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
@@ -116,6 +120,8 @@ def extract_to(
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
     work = OutputFolder.begin(folder, images, masks, form, strategy, denoise)
+    variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
+    asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
     return extract_many(
         dict(zip(images, images, strict=True)),
         work.regions,
@@ -123,10 +129,21 @@ def extract_to(
         denoise=work.denoisings,
         on_result=work.keep,
         on_error=work.fail,
-        resume=work.private / "complete.jsonl",
-        variant="".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words]),
+        resume=Resumption(work.private / "complete.jsonl", partial(work.stamp, asked), work.skip),
+        variant=variant,
         **options,
     )
+
+
+# What is said once for all images, and changes no number.
+_HOW = {"executor", "n_jobs", "progress", "memory", "memory_limit", "overwrite", "shard", "store", "prefer"}
+
+
+def _told(options: Mapping[str, Any]) -> str:
+    """What is asked of all images as a text; empty if it has none."""
+    said = {name: value for name, value in sorted(options.items()) if name not in _HOW}
+    plain = (str, int, float, tuple, type(None))
+    return repr(said) if all(isinstance(value, plain) for value in said.values()) else ""
 
 
 def largest(
@@ -165,6 +182,8 @@ class Parts:
     connectivity: tuple[str, ...] = ()
     fisher_z: bool = False
     style: Style = field(default_factory=Style)
+    stamp: str = ""
+    """Of the files that the regions are made of, and how; empty if that is not known."""
 
     @classmethod
     def of(cls, masks: Any, strategy: Strategy) -> "Parts":
@@ -289,13 +308,31 @@ class OutputFolder:
     def regions(self, key: str) -> Regions:
         return self.parts.regions_on(open_source(key).grid)
 
-    def keep(self, key: str, signals: Any) -> list[Path]:
+    def stamp(self, asked: str, key: str) -> str:
+        """Of all that an image's outputs depend on, by names, sizes and times."""
+        if not asked or not self.parts.stamp:
+            return ""
+        with suppress(SharedMaskError, OSError):  # which preparing it will tell
+            files = [Path(key), *sidecars(Path(key))]
+            if self.denoisings is not None:
+                files += self.denoisings.files(key)
+            return stamp_of(f"{asked} {self.parts.stamp}", files)
+        return ""
+
+    def skip(self, key: str) -> None:
+        """It was complete before."""
+        if self.denoisings is not None:
+            self.denoisings.forget(key)
+
+    def keep(self, key: str, signals: Any) -> Together:
         denoising = None if self.denoisings is None else self.denoisings.pop(key)
-        written = self.parts.write(self.paths[key], signals, open_source(key).grid, denoising)
+        with Together() as written:
+            written.paths += self.parts.write(self.paths[key], signals, open_source(key).grid, denoising)
         self.failures.remove(named(absolute(key)))
         return written
 
     def fail(self, key: str, error: Exception) -> None:
+        self.skip(key)
         self.failures.add(named(absolute(key)), error)
 
 

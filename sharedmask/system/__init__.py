@@ -6,5 +6,5 @@ written whole, tables of text. Does not cover: images.
 From the bottom up::
 
     platform  inputs  units  limits  threads  process  settings  identity  locks
-    files  usage  budget  delimited  monitor
+    files  together  usage  budget  delimited  monitor
 """

@@ -14,12 +14,14 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
+from sharedmask.records import dataclass
 from sharedmask.remote.addresses import url_of
 from sharedmask.system import locks, platform, process, settings
 from sharedmask.system.locks import OPEN
@@ -178,6 +180,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The file has no name while it is written, so that no signal leaves one; where files must have a name
     (network file systems), the next process that writes to the directory removes those of dead ones.
     Its bytes are on the disk before it is called ``path``, and the name is there when this returns.
+    (``together`` has many files wait for that at once.)
     What is no regular file (a pipe, a device) is written to, never replaced. An error of the system's that
     is about this file, such as a full disk, names ``path``.
 
@@ -194,18 +197,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _passed_on(path) as temporary:
             yield temporary
         return
-    folder = platform.open_folder(path.parent)
-    try:
+    with contextlib.ExitStack() as stack:
+        folder = platform.open_folder(path.parent)
+        stack.callback(locks.close, folder)
         _sweep_once(folder)
         with _about(path):
             fd = nameless(folder, 0o666)
             fd, name = (fd, "") if fd is not None else _named(folder, 0o666)
-        draft = _named_draft(folder, path, fd, name) if name else _nameless_draft(folder, path, fd)
-        with draft as temporary, _naming(path, temporary):
+        stack.callback(locks.close, fd)
+        draft = Draft(folder, path, fd)
+        writing = _named_draft(draft, name) if name else _nameless_draft(draft)
+        with writing as temporary, _naming(path, temporary):
             yield temporary
-        platform.sync_folder(folder)
-    finally:
-        locks.close(folder)
+        if name or not drafts_of_thread():
+            platform.sync_folder(folder)
+        else:
+            drafts_of_thread()[-1].append(draft)
+            stack.pop_all()  # which closes it then
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
@@ -273,42 +281,73 @@ def _passed_on(path: Path) -> Iterator[Path]:
             shutil.copyfileobj(draft, to)
 
 
-@contextlib.contextmanager
-def _nameless_draft(folder: Folder, path: Path, fd: int) -> Iterator[Path]:
-    try:
-        yield Path(f"/proc/self/fd/{fd}")
-        with _about(path):
-            os.fsync(fd)
+_here = threading.local()
+
+
+def drafts_of_thread() -> list[list["Draft"]]:
+    """Where files that this thread writes wait for their names; the innermost last."""
+    found: list[list[Draft]] = _here.__dict__.setdefault("drafts", [])
+    return found
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file without a name, and the one that it gets."""
+
+    folder: Folder
+    path: Path
+    fd: int
+
+    def sync(self) -> None:
+        """Its bytes are on the disk afterwards."""
+        with _about(self.path):
+            os.fsync(self.fd)
+
+    def name(self) -> None:
+        with _about(self.path):
             try:
-                platform.link_at(fd, folder, path.name)
+                platform.link_at(self.fd, self.folder, self.path.name)
             except FileExistsError:
                 name = process.named_file(".tmp")
-                platform.link_at(fd, folder, name)
-                _rename(folder, name, path.name)
-    except BaseException:
+                platform.link_at(self.fd, self.folder, name)
+                _rename(self.folder, name, self.path.name)
+
+    def give_up(self) -> None:
+        """It goes, unless what is half written is to stay."""
         if not settings.current().cleanup_temporary:
-            platform.link_at(fd, folder, _half_written(path))
-        raise
-    finally:
-        locks.close(fd)
+            platform.link_at(self.fd, self.folder, _half_written(self.path))
+
+    def close(self) -> None:
+        locks.close(self.fd)
+        locks.close(self.folder)
 
 
 @contextlib.contextmanager
-def _named_draft(folder: Folder, path: Path, fd: int, name: str) -> Iterator[Path]:
+def _nameless_draft(draft: Draft) -> Iterator[Path]:
     try:
-        yield path.with_name(name)
-        with _about(path):
-            os.fsync(fd)
-            _rename(folder, name, path.name)
+        yield Path(f"/proc/self/fd/{draft.fd}")
+        if not drafts_of_thread():
+            draft.sync()
+            draft.name()
+    except BaseException:
+        draft.give_up()
+        raise
+
+
+@contextlib.contextmanager
+def _named_draft(draft: Draft, name: str) -> Iterator[Path]:
+    try:
+        yield draft.path.with_name(name)
+        draft.sync()
+        with _about(draft.path):
+            _rename(draft.folder, name, draft.path.name)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             if settings.current().cleanup_temporary:
-                platform.unlink_at(folder, name)
+                platform.unlink_at(draft.folder, name)
             else:
-                platform.replace_at(folder, name, _half_written(path))
+                platform.replace_at(draft.folder, name, _half_written(draft.path))
         raise
-    finally:
-        locks.close(fd)
 
 
 def _rename(folder: Folder, name: str, final: str) -> None:

@@ -1,0 +1,102 @@
+"""Many files, one wait: files that are written one after the other and get their names together.
+
+Covers: keeping many files on the disk at once, what went wrong with which. Does not cover: writing one
+(``files``), which files those are (``output``, ``dataset``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from sharedmask.system import platform
+from sharedmask.system.files import Draft, drafts_of_thread
+from sharedmask.system.threads import Threads
+
+T = TypeVar("T")
+_AT_ONCE = 16  # calls that wait for a disk, which answers many of them together
+
+
+class Together:
+    """Files that are written in the ``with`` block, and get their names when :func:`settle` is called.
+
+    All that :func:`atomic_write` promises of one holds then: a disk that is asked to keep many files at once
+    takes little longer than for one. If the block fails none of them is there.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sharedmask.system.files import atomic_write
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Together() as written, atomic_write(Path(folder, "out.tsv")) as temporary:
+    ...         _ = temporary.write_text("a")
+    ...     before = os.listdir(folder)
+    ...     errors = settle([written])
+    ...     before, errors, os.listdir(folder)
+    ([], [None], ['out.tsv'])
+    """
+
+    def __init__(self) -> None:
+        self.drafts: list[Draft] = []
+        self.paths: list[Path] = []
+        """What the caller calls its outputs."""
+
+    def __enter__(self) -> Self:
+        drafts_of_thread().append(self.drafts)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        drafts_of_thread().pop()
+        if kind is not None:
+            self.end()
+
+    def end(self) -> None:
+        """Close them; what has no name by now is gone."""
+        while self.drafts:
+            self.drafts.pop().close()
+
+
+def settle(written: Sequence[Together]) -> list[Exception | None]:
+    """Give files their names, once their bytes are on the disk; what went wrong with each group, if anything.
+
+    The names are on the disk, too, when this returns.
+    """
+    drafts = [draft for group in written for draft in group.drafts]
+    failed: dict[int, Exception] = {}
+    try:
+        for draft, error in zip(drafts, at_once(Draft.sync, drafts), strict=True):
+            if error is not None:
+                failed[id(draft)] = error
+        errors = [_named_together(group, failed) for group in written]
+        folders = {draft.path.parent: draft.folder for draft in drafts}
+        at_once(platform.sync_folder, list(folders.values()))
+        return errors
+    finally:
+        for group in written:
+            group.end()
+
+
+def _named_together(group: Together, failed: Mapping[int, Exception]) -> Exception | None:
+    """Give a group's files their names, unless one of them failed; how."""
+    error = next((failed[id(draft)] for draft in group.drafts if id(draft) in failed), None)
+    try:
+        for draft in group.drafts:
+            draft.give_up() if error else draft.name()
+    except OSError as why:
+        return why
+    return error
+
+
+def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:
+    """Call for each of them, many at a time; what each raised."""
+
+    def attempt(item: T) -> Exception | None:
+        try:
+            call(item)
+        except Exception as error:
+            return error
+        return None
+
+    if len(items) < 2:
+        return list(map(attempt, items))
+    with Threads(min(len(items), _AT_ONCE), "sharedmask-disk") as threads:
+        return list(threads.map(attempt, items))
