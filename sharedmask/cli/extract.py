@@ -112,6 +112,8 @@ def extract(
                 f"--{flag.replace('form', 'format')} is for --out-dir, not for -o {output}"
             )
     options["denoise"] = denoised(options, confounds)
+    if out_dir:
+        begin_workers(images, confounds, **options)
     table = bool(options["stat"]) or output == "-" or ending in TABLES
     style = style_of(options, table)
     chosen = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z")
@@ -122,6 +124,16 @@ def extract(
             echo_study(study, "images")
         else:
             _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
+
+
+def begin_workers(images: Sequence[str], confounds: Sequence[str], **asked: Any) -> None:
+    """Have what workers come from begin while all else is imported and looked at, if there will be any."""
+    from sharedmask.compute.cleaning import is_cleaning
+    from sharedmask.study import executors
+
+    if len(images) > 1 and not asked["dask"]:
+        given = asked | {"confounds": confounds or None}
+        executors.begin(asked["n_jobs"], bool(asked["denoise"]) or is_cleaning(given))
 
 
 def denoised(options: dict[str, Any], confounds: Sequence[str]) -> Any:

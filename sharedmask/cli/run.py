@@ -30,7 +30,15 @@ from sharedmask.cli.base import (
     with_settings,
 )
 from sharedmask.cli.cache import tell_cache
-from sharedmask.cli.extract import denoised, extract_each, parts_of, profiled, style_of, style_options
+from sharedmask.cli.extract import (
+    begin_workers,
+    denoised,
+    extract_each,
+    parts_of,
+    profiled,
+    style_of,
+    style_options,
+)
 from sharedmask.errors import NoInputError
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
@@ -84,13 +92,16 @@ def run_pipeline(
     check_form(options["stat"], f".{options['form']}")
     _check_together(options)
     options["denoise"] = denoised(options, confounds)
+    chosen, knobs = _of_subjects(images, subjects), _knobs(options)
+    with settings.using(**knobs):
+        begin_workers(chosen, confounds, **options | {"n_jobs": _n_jobs(options)})
     options["style"] = style_of(options, options["form"] == "tsv")
-    chosen, parts = _of_subjects(images, subjects), _chosen_parts(options)
+    parts = _chosen_parts(options)
     with (
-        settings.using(**_knobs(options)) as knobs,
+        settings.using(**knobs) as now,
         logging_to_stderr(verbose, "sharedmask"),
         profiled(profile_memory),
-        _cache(options, options["cache_dir"] or knobs.cache_dir or "cache") as memory,
+        _cache(options, options["cache_dir"] or now.cache_dir or "cache") as memory,
     ):
         options |= {"n_jobs": _n_jobs(options), "store": _store(options), "memory": memory}
         study = extract_each(options["output_dir"], chosen, parts, list(confounds), **options)

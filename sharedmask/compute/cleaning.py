@@ -3,13 +3,23 @@
 Covers: the parameters by nilearn's names, and applying them. Does not cover: checking them (``request``).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
-# --- cleaning and functions of the user ----------------------------------------------------------
+CLEANING_MODULES = ("nilearn.signal",)
+"""What workers that clean import, once for all."""
+_CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
+
+
+def is_cleaning(asked: Mapping[str, Any]) -> bool:
+    """Whether parameters of a call ask for any."""
+    return any(asked.get(name) is not None and asked[name] is not False for name in _CLEANING)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.compute import kernels, reduction
+from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.compute.plan import Plan, passes_by
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from sharedmask.workers.streams import Streams
     from sharedmask.workers.worker import Item, Kernel
 
-CLEANING_MODULES = ("nilearn.signal",)
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
 _GROUPS = 4  # of regions for each worker
 

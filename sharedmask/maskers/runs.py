@@ -14,7 +14,7 @@ from typing import Any
 from nilearn.maskers import MultiNiftiLabelsMasker, MultiNiftiMapsMasker, MultiNiftiMasker
 from sklearn.utils.validation import check_is_fitted
 
-from sharedmask.compute.signals import CLEANING_MODULES
+from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.maskers._nilearn import Given, as_niimg, require_niimg
 from sharedmask.maskers.base import Masker, documented
 from sharedmask.maskers.labels import SharedLabelsMasker

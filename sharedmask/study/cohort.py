@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sharedmask.compute.cleaning import is_cleaning
 from sharedmask.compute.connectivity import check_matrices
 from sharedmask.compute.connectivity import connectivity as matrix_of
 from sharedmask.compute.journal import Entry
@@ -65,7 +66,6 @@ OnError = Callable[[Key, Exception], None] | None
 _TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
 _PER_IMAGE = ("confounds", "sample_mask")
-_CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def extract_many(
         if both := [name for name in _PER_IMAGE if asked.get(name) is not None]:
             raise ParameterError(f"{both[0]} and denoise are two answers to one question: give one")
         asked |= Denoisings.of(denoise, keyed).parameters
-    cleans = any(asked.get(name) is not None and asked[name] is not False for name in _CLEANING)
+    cleans = is_cleaning(asked)
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
     completion = _completion(resume, on_result, overwrite)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from sharedmask.compute.signals import CLEANING_MODULES
+from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import monitor, process, settings
@@ -18,7 +18,7 @@ from sharedmask.workers import pool
 
 _AHEAD = 64
 # What the workers' template imports, once for all of them.
-EXTRACTING = ("sharedmask.image.extraction", "isal.igzip")
+EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
 CLEANING = (*EXTRACTING, *CLEANING_MODULES)
 
 
@@ -47,6 +47,16 @@ class _Processes(Threads):
             return pool.run_processes(function, (), [(task,)], 1, None, self._preload)[0]
 
 
+def begin(n_jobs: int | None, cleans: bool) -> None:
+    """Start what the workers of a later call come from, which takes a while, and wait for nothing."""
+    if _has_processes(process.effective_n_jobs(n_jobs)):
+        pool.begin(CLEANING if cleans else EXTRACTING)
+
+
+def _has_processes(count: int) -> bool:
+    return count > 1 and pool.can_start_processes() and settings.current().shared_memory
+
+
 @contextlib.contextmanager
 def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[Engine]:
     """The caller's executor, or one of our own for ``n_jobs`` images at a time, until the context ends."""
@@ -56,7 +66,7 @@ def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Itera
         return
     count = process.effective_n_jobs(n_jobs)
     own: Executor
-    if count > 1 and pool.can_start_processes() and settings.current().shared_memory:
+    if _has_processes(count):
         own = _Processes(count, CLEANING if cleans else EXTRACTING)
     else:
         # Where nobody said how many: the second decodes while the first is in Python code that cleans.

@@ -144,6 +144,9 @@ class _Pool:
             self._all.discard(worker)
             worker.stop()
 
+    def begin(self) -> None:
+        self._template.begin()
+
     def stop(self) -> None:
         """End those that are idle."""
         with self._lock:
@@ -203,6 +206,16 @@ def _end_pools() -> None:
 at_fork(in_child=_abandon_pools)
 
 
+def begin(preload: Sequence[str]) -> None:
+    """Start what workers with these modules come from, and wait for nothing."""
+    with contextlib.suppress(CannotStartError):  # the call that needs it says so
+        _pool(preload).begin()
+
+
+def _pool(preload: Sequence[str]) -> _Pool:
+    return _pools.setdefault(tuple(preload), _Pool(preload))
+
+
 def shutdown() -> None:
     """Stop all idle workers; the next call starts new ones."""
     for pool in list(_pools.values()):
@@ -235,7 +248,7 @@ def run_processes(
     WorkerError
         A worker died. What a kernel raises is raised here, with the worker's traceback as cause.
     """
-    pool = _pools.setdefault(tuple(preload), _Pool(preload))
+    pool = _pool(preload)
     surroundings, generation = _caller.look()
     payload = (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
     try:

@@ -50,7 +50,7 @@ class CannotStartError(WorkerError):
 
 
 class Template:
-    """Forks children; its process starts with the first of them, and again when it has died.
+    """Forks children; its process starts with the first of them at the latest, and again when it has died.
 
     Parameters
     ----------
@@ -64,6 +64,10 @@ class Template:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._rights = rights()
+
+    def begin(self) -> None:
+        """Start the process, if it does not run; it imports while others work."""
+        self._running()
 
     def fork(self) -> tuple[connection.Connection, "Child"]:
         """A new child, and the pipe to it.

@@ -125,3 +125,13 @@ def test_n_jobs_follows_joblib():
     assert [effective_n_jobs(n) for n in (None, 1, 7)] == [1, 1, 7]
     assert effective_n_jobs(-1) == n_cpus
     assert effective_n_jobs(-2) == max(1, n_cpus - 1)
+
+
+def test_workers_come_from_what_began_before():
+    try:
+        pool.begin(("json",))
+        template = pool._pools[("json",)]._template._process
+        parents = pool.run_processes(lambda _: os.getppid(), (), [(1,), (2,)], 2, None, ("json",))
+        assert set(parents) == {template.pid}
+    finally:
+        pool._pools.pop(("json",)).end()
