@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.sources.values import PIECE_BYTES, REGION_BYTES, VOLUMES_BYTES, Conversion, convert, pieces
+from sharedmask.sources.values import (
+    PIECE_BYTES,
+    REGION_BYTES,
+    VOLUMES_BYTES,
+    Conversion,
+    convert,
+    pieces,
+    scale,
+)
 from sharedmask.typing import Array
 
 # --- one value per region and volume -------------------------------------------------------------
@@ -100,14 +108,19 @@ def reduce_volumes(
         return True
     finite, omits = True, conversion.nan_policy == "omit"
     with np.errstate(invalid="ignore"):
-        for first, last in groups(offsets, PIECE_BYTES // (8 * len(volumes))):
+        for first, last in groups(offsets, 2 * PIECE_BYTES // (8 * len(volumes))):
             edges = offsets[first : last + 1]
             own = None if weights is None else weights[edges[0] : edges[-1]]
             for span in pieces(len(volumes), (edges[-1] - edges[0]) * 8, VOLUMES_BYTES):
                 stored = volumes[span, edges[0] : edges[-1]].T
-                values = np.empty(stored.shape)
+                values, inside = np.empty(stored.shape), (edges - edges[0]).tolist()
+                if strategy in _SUMS | _SQUARES and not omits:  # which are finite where all values are
+                    np.copyto(values, scale(stored, conversion), casting="unsafe")
+                    made = _reduced(values, inside, strategy, omits, own)
+                    if np.isfinite(made).all():
+                        out[span, first:last] = made.T
+                        continue
                 finite = convert(stored, values, conversion) and finite
-                inside = (edges - edges[0]).tolist()
                 out[span, first:last] = _reduced(values, inside, strategy, omits, own).T
     return finite
 
