@@ -106,12 +106,16 @@ def of_volumes(source: Source, request: Request, budget: MemoryBudget) -> Plan:
 
 
 def passes_by(source: Source, request: Request) -> bool:
-    """Whether results are made of what passes by, once; regions of rows are reduced one after the other."""
-    return request.is_streamed and not (request.strategy is not None and isinstance(source, RowSource))
+    """Whether results are made of what passes by, once; other regions of rows are reduced one by one."""
+    if request.strategy is None or not isinstance(source, RowSource):
+        return request.is_streamed
+    return request.adds_up
 
 
 def _passing_bytes(source: Source, request: Request) -> int:
     """Besides the results."""
+    if isinstance(source, RowSource) and request.strategy is not None:
+        return source.ahead_bytes + _REGION_COPIES * max(REGION_BYTES, source.row_bytes * 4)
     reading = loader.buffer_bytes(source, len(request.regions.indices))
     if request.strategy is None:
         return reading

@@ -43,7 +43,7 @@ def reduce_regions(
     ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
     """
     exact = finite and not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
-    keeps = exact and strategy in _SUMS
+    keeps = exact and strategy in SUMS
     nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
     n_timepoints, omits = rows.shape[1], conversion.nan_policy == "omit"
     most = min(len(index), max(1, nbytes // (n_timepoints * 8)))
@@ -101,7 +101,7 @@ def reduce_volumes(
     array([[1.5, 6. ]])
     """
     sizes = np.diff(offsets)
-    if strategy in _SUMS and not conversion.is_scaled and (whole := _whole(volumes.dtype, int(sizes.max()))):
+    if strategy in SUMS and not conversion.is_scaled and (whole := _whole(volumes.dtype, int(sizes.max()))):
         for volume, values in zip(volumes, out, strict=True):
             totals = np.add.reduceat(volume, offsets[:-1], dtype=whole)
             values[...] = totals / sizes if strategy == "mean" else totals
@@ -114,7 +114,7 @@ def reduce_volumes(
             for span in pieces(len(volumes), (edges[-1] - edges[0]) * 8, VOLUMES_BYTES):
                 stored = volumes[span, edges[0] : edges[-1]].T
                 values, inside = np.empty(stored.shape), (edges - edges[0]).tolist()
-                if strategy in _SUMS | _SQUARES and not omits:  # which are finite where all values are
+                if strategy in SUMS | _SQUARES and not omits:  # which are finite where all values are
                     np.copyto(values, scale(stored, conversion), casting="unsafe")
                     made = _reduced(values, inside, strategy, omits, own)
                     if np.isfinite(made).all():
@@ -122,6 +122,47 @@ def reduce_volumes(
                         continue
                 finite = convert(stored, values, conversion) and finite
                 out[span, first:last] = _reduced(values, inside, strategy, omits, own).T
+    return finite
+
+
+def add_rows(
+    rows: Array, index: NDArray[np.intp], regions: NDArray[np.intp], totals: Array, conversion: Conversion
+) -> bool:
+    """Add ``rows[index[i]]`` to ``totals[regions[i]]``, for rows that pass by.
+
+    Rows are added one after the other, as in :func:`reduce_regions`, whose sums these are to the bit where
+    the rows of a region come in its order.
+
+    Returns
+    -------
+    bool
+        Whether all true values are finite.
+
+    Examples
+    --------
+    >>> plain, totals = Conversion(1.0, 0.0, np.dtype("i2"), np.dtype("f8")), np.zeros((2, 1))
+    >>> rows = np.array([[1], [2], [6]], "i2")
+    >>> add_rows(rows, np.array([0, 1, 2]), np.array([0, 1, 0]), totals, plain)
+    True
+    >>> totals.ravel().tolist()
+    [7.0, 2.0]
+    """
+    order = np.argsort(regions, kind="stable")
+    ends = np.flatnonzero(np.diff(regions[order])) + 1
+    most = max(1, REGION_BYTES // (8 * rows.shape[1]))
+    scratch, finite = np.empty((most + 1, rows.shape[1])), True
+    with np.errstate(invalid="ignore"):
+        for places in np.split(order, ends):
+            total = totals[regions[places[0]]]
+            for piece in pieces(len(places), 1, most):
+                stored = rows[index[places[piece]]]
+                values = scratch[: len(stored) + 1]
+                values[0] = total
+                np.copyto(values[1:], scale(stored, conversion), casting="unsafe")
+                if np.isfinite(_added(values, total)).all():  # so are all values
+                    continue
+                finite = convert(stored, values[1:], conversion) and finite
+                _added(values, total)
     return finite
 
 
@@ -135,7 +176,7 @@ def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] |
 def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weights: Array | None) -> Array:
     """(n_regions, n_volumes) of the rows of each region, which lie one after the other."""
     spans = list(pairwise(edges))
-    if omits or strategy not in _SUMS | _SQUARES:
+    if omits or strategy not in SUMS | _SQUARES:
         each = [None if weights is None else weights[start:stop] for start, stop in spans]
         regions = [_Values(values[a:b], omits, own) for (a, b), own in zip(spans, each, strict=True)]
         return np.array([STRATEGIES[strategy](region) for region in regions])
@@ -411,7 +452,8 @@ STRATEGIES: dict[str, Callable[[_Region], Array]] = {
     "pc1": _pc1,
     "weighted_mean": _weighted_mean,
 }
-_SUMS = frozenset({"sum", "mean"})
+SUMS = frozenset({"sum", "mean"})
+"""Strategies that are made of the sum of a region's rows."""
 _SQUARES = frozenset({"variance", "standard_deviation"})
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
 """Strategies whose value of a volume needs no other volume."""

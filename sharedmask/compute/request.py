@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.compute.confounds import confounds_table, kept_volumes
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.reduction import BY_VOLUME, STRATEGIES
+from sharedmask.compute.reduction import BY_VOLUME, STRATEGIES, SUMS
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
@@ -166,6 +166,16 @@ class Request:
         if self.function is not None:
             return False
         return BY_VOLUME.issuperset(self.strategies) if self.strategy else not self.cleaning.needed
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the results are sums of rows, which can be added in the order of the image."""
+        if self.probes is not None or self.nan_policy == "omit" or not SUMS.issuperset(self.strategies):
+            return False
+        indices, starts = self.regions.indices, self.regions.offsets[1:-1]
+        ascends = np.diff(indices) > 0
+        ascends[starts - 1] = True
+        return self.strategy is not None and bool(ascends.all())
 
     @property
     def is_heavy(self) -> bool:

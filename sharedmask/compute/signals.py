@@ -10,7 +10,8 @@ what is asked                    of rows                 of volumes that pass by
 signals                          gathered                one pass into the result
 cleaned signals, a function,     blocks of rows          rows of the regions' voxels
 pc1                                                      first, then as on the left
-other statistics                 groups of regions       one pass, volume by volume
+other statistics                 groups of regions       one pass, volume by volume; sums of
+                                                         rows by row, others as in the third
 ===============================  ======================  ==========================
 """
 
@@ -29,6 +30,7 @@ from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
+from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.values import convert, pieces
 from sharedmask.storage import rows
@@ -75,6 +77,8 @@ def run(series: Series, plan: Plan, budget: MemoryBudget) -> Signals:
 def _of_volumes(source: Source, request: Request) -> Signals:
     with progress_to(request.progress, source.n_timepoints, "volume") as tell:
         if request.strategy is not None:
+            if isinstance(source, RowSource):
+                return _summed_by_row(source, request, tell)
             return _reduced_in_passing(source, request, tell)
         conversion = request.conversion(source)
         out = np.empty((len(request.regions.indices), source.n_timepoints), conversion.result)
@@ -319,6 +323,25 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
             tell(start + len(block))
     values = _tables(list(tables), source, request)
     return Signals(values if probes is None else [*values, _true(probed, source)], finite)
+
+
+def _summed_by_row(source: RowSource, request: Request, tell: Callable[[int], None]) -> Signals:
+    """Rows go to the sums of their regions as they are read, the next of them meanwhile."""
+    regions, conversion = request.regions, request.reduction(source)
+    order = np.argsort(regions.indices, kind="stable")
+    wanted, place = np.unique(regions.indices, return_inverse=True)
+    place, region = place[order], np.repeat(np.arange(len(regions)), regions.sizes)[order]
+    totals, finite = np.zeros((len(regions), source.n_timepoints)), True
+    with source.blocks_ahead(wanted) as blocks:
+        for start, rows in blocks:
+            span = slice(*np.searchsorted(place, [start, start + len(rows)]))
+            found = reduction.add_rows(rows, place[span] - start, region[span], totals, conversion)
+            finite = finite and found
+    tell(source.n_timepoints)
+    means = totals / regions.sizes[:, None]
+    by_name = {"sum": totals, "mean": means}
+    tables = [by_name[strategy].T.astype(conversion.result) for strategy in request.strategies]
+    return Signals(_tables(tables, source, request), finite)
 
 
 def _tables(tables: list[Array], facts: Facts, request: Request) -> list[Array]:

@@ -6,8 +6,9 @@ for who needs them. Does not cover: which files are so (``cifti``), mapping them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import wait
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -20,9 +21,12 @@ from sharedmask.sources.source import FileSource
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import VolumeReader
 from sharedmask.system import files, platform
+from sharedmask.system.threads import Threads
 from sharedmask.typing import Array, Numbers
 
 _BLOCK_BYTES = 2**20
+_AHEAD_BYTES = 16 * 2**20  # of blocks that are read while others are worked on, where few are better
+_Blocks = Generator[tuple[int, Array], None, None]
 _Read = Callable[[int, Array], int]
 """Fills rows from that place on; how many bytes there were."""
 
@@ -83,17 +87,32 @@ class RowSource(FileSource):
                 scattered.write(out, start, true)
         return finite
 
-    def blocks(self, wanted: Numbers) -> Iterator[tuple[int, Array]]:
+    @property
+    def ahead_bytes(self) -> int:
+        """Memory that :meth:`blocks_ahead` takes."""
+        return 2 * min(max(_AHEAD_BYTES, self.row_bytes), self.nbytes)
+
+    @contextmanager
+    def blocks_ahead(self, wanted: Numbers) -> Iterator[Iterator[tuple[int, Array]]]:
+        """The same as :meth:`blocks`; large ones, of which the next is read meanwhile."""
+        with (
+            Threads(1, "sharedmask-read") as threads,
+            closing(self.blocks(wanted, _AHEAD_BYTES)) as read,
+            closing(_one_ahead(threads, read)) as blocks,
+        ):
+            yield blocks
+
+    def blocks(self, wanted: Numbers, nbytes: int = _BLOCK_BYTES) -> Generator[tuple[int, Array], None, None]:
         """Stored rows of ascending numbers, and the place of the first in ``wanted``.
 
-        They are valid until the next are asked for.
+        They are valid until the ones after the next are asked for.
         """
-        most = max(1, _BLOCK_BYTES // self.row_bytes)
-        buffer = np.empty((most, self.n_timepoints), self.dtype)
+        most = max(1, min(nbytes // self.row_bytes, len(wanted)))
+        buffers = np.empty((2, most, self.n_timepoints), self.dtype)
         with self.unchanged(), self._reader(len(wanted) * 2 < self.n_voxels) as read:
-            for start in range(0, len(wanted), most):
+            for turn, start in enumerate(range(0, len(wanted), most)):
                 numbers = wanted[start : start + most]
-                rows = buffer[: len(numbers)]
+                rows = buffers[turn % 2, : len(numbers)]
                 for low, high in _runs(numbers):
                     self._fill_run(read, rows[low:high], int(numbers[low]))
                 if self.foreign:
@@ -134,6 +153,16 @@ class RowSource(FileSource):
         rows = np.empty((self.n_voxels, self.n_timepoints), self.dtype)
         self.load(rows)
         yield VolumeReader(self, partial(_copy_next, iter(rows.T)))
+
+
+def _one_ahead(threads: Threads, blocks: _Blocks) -> _Blocks:
+    coming = threads.submit(next, blocks, None)
+    try:
+        while (block := coming.result()) is not None:
+            coming = threads.submit(next, blocks, None)
+            yield block
+    finally:
+        wait([coming])
 
 
 def _copy_next(volumes: Iterator[Array], rows: Array, remaining: int) -> None:

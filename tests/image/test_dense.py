@@ -1,6 +1,7 @@
 """Dense series in every call: the values of nibabel, wherever the image lives."""
 
 import gzip
+from functools import partial
 
 import cifti_files as files
 import numpy as np
@@ -9,6 +10,8 @@ from command import called
 from images import same_bits
 
 from sharedmask import FrameDataset, SharedImage, errors, extract, extract_many
+from sharedmask.sources import by_row
+from sharedmask.sources.opening import open_source
 
 ATLAS = np.arange(15) % 4
 STORES = ["shm", "memfd", "disk", "file"]
@@ -26,9 +29,9 @@ def means(true, atlas=ATLAS):
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("by_row", [True, False])
-def test_every_store_gives_the_file_s_values(tmp_path, store, by_row):
-    path = files.dtseries(tmp_path / "run.dtseries.nii", 40, by_row=by_row)
+@pytest.mark.parametrize("rows", [True, False])
+def test_every_store_gives_the_file_s_values(tmp_path, store, rows):
+    path = files.dtseries(tmp_path / "run.dtseries.nii", 40, by_row=rows)
     true = files.truth(path)
     with SharedImage(path, store=store) as image:
         assert (image.shape, image.t_r) == ((15, 40), 0.8)
@@ -74,6 +77,49 @@ def test_reductions_are_the_same_held_and_passing(tmp_path, strategy, slope):
     path = files.dtseries(tmp_path / "run.dtseries.nii", **how)
     with SharedImage(path, store="shm") as image:
         same_bits(extract(path, ATLAS, strategy=strategy), image.reduce(ATLAS, strategy))
+
+
+@pytest.mark.parametrize("nan_policy", [None, "omit", "propagate", "raise"])
+@pytest.mark.parametrize("block_bytes", [200, 2**24])
+@pytest.mark.parametrize("finite", [True, False])
+def test_sums_are_the_same_bits_however_rows_are_read(tmp_path, monkeypatch, nan_policy, block_bytes, finite):
+    """Overlapping regions, some of whose voxels are infinite or none."""
+    monkeypatch.setattr(by_row, "_AHEAD_BYTES", block_bytes)
+    values = files.values(15, 9)
+    if not finite:
+        values[2, 3], values[4:6, 10] = np.nan, np.inf
+    path = tmp_path / "run.dtseries.nii"
+    files.save(path, values, files.series(9), files.models())
+    masks = {"all": np.ones(15, bool), "few": np.arange(15) % 3 == 0, "last": np.arange(15) == 14}
+    asked = {"strategy": ["mean", "sum"], "nan_policy": nan_policy}
+
+    def taken(call):
+        try:
+            return call(masks, **asked)
+        except errors.ParameterError as error:
+            return str(error).split(":")[0]
+
+    with SharedImage(path, store="shm") as image:
+        held, passing = taken(image.reduce), taken(partial(extract, path))
+    if nan_policy == "raise" and not finite:
+        assert isinstance(held, str) and isinstance(passing, str)
+        return
+    for name in ("mean", "sum"):
+        np.testing.assert_array_equal(passing[name], held[name])
+        assert passing[name].dtype == held[name].dtype
+
+
+def test_rows_that_are_read_ahead_end_with_their_errors(tmp_path, path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10] + bytes(10))
+    compressed = tmp_path / "cut.dtseries.nii.gz"
+    compressed.write_bytes(gzip.compress(whole)[:-12])
+    with pytest.raises(errors.DamagedImageError, match="cut"):
+        extract(compressed, ATLAS, strategy="mean")
+    opened = open_source(path)
+    path.write_bytes(whole)
+    with pytest.raises(errors.SourceChangedError), opened.blocks_ahead(np.arange(15)) as blocks:
+        next(blocks)
 
 
 def test_cleaning_and_masks_that_are_held(path):
