@@ -161,9 +161,12 @@ def fetched(path: Path) -> Path:
 def sidecars(image: Path) -> Iterator[Path]:
     """The JSON files that tell of an image, whether they are there or links to nothing; the nearest first."""
     seen = set[str]()
-    for path in dict.fromkeys(_named(image)):
+    names = list(dict.fromkeys(_named(image)))
+    for path in names:
         for sidecar in _of(path):
-            real = os.path.realpath(sidecar)
+            # Of an image without links in its path no folder above is one.
+            is_real = len(names) == 1 and not os.path.islink(sidecar)
+            real = os.fspath(sidecar) if is_real else os.path.realpath(sidecar)
             if real not in seen:
                 seen.add(real)
                 yield sidecar
@@ -182,8 +185,9 @@ def _named(image: Path) -> Iterator[Path]:
         return
     path = Path(os.path.abspath(image))
     yield path
-    yield Path(os.path.realpath(path.parent), path.name)
-    yield Path(os.path.realpath(path))
+    if (real := Path(os.path.realpath(path))) != path:
+        yield Path(os.path.realpath(path.parent), path.name)
+        yield real
 
 
 def _of(image: Path) -> Iterator[Path]:

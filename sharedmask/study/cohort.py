@@ -340,9 +340,10 @@ class _Preparer:
         def regions_on(grid: Space) -> Regions:
             return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
-        own = self._each(key)
+        own, image = self._each(key), self._keyed[key]
         with within(self._memory_limit):
-            asked = Extraction.prepared(self._keyed[key], regions_on, **{**self._asked, **own})
+            opened = image(key) if callable(image) else image
+            asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
         if variant is not None and self._matrices[0]:
             variant = f"{variant} {self._matrices}"

@@ -51,10 +51,10 @@ def stamp_of(asked: str, files: Iterable[str | Path]) -> str:
         return ""
     paths = [one for path in given for one in files_of(path) if one == path or os.path.exists(one)]
     try:
-        facts = [(path, os.path.realpath(path), os.stat(path)) for path in paths]
+        facts = [(path, os.stat(path)) for path in paths]
     except OSError:
         return ""
-    told = [(*two, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for *two, one in facts]
+    told = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in facts]
     return blake2b(repr((asked, told)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 

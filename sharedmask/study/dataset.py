@@ -109,7 +109,7 @@ def analyse(
     work.begin()
     with watch or contextlib.nullcontext():
         done = extract_many(
-            study.paths,
+            dict.fromkeys(study.paths, work.source),
             work.regions,
             strategy=study.analysis.outputs.statistics or None,
             on_result=work.keep,
@@ -252,6 +252,8 @@ class _Work:
     _started: float = field(default_factory=time.time)
     _begun: dict[str, tuple[float, Manifest]] = field(default_factory=dict)
     """When work on each run began, and what was known of it then."""
+    _prepared: set[str] = field(default_factory=set)
+    """Runs of which all was asked that is asked before the work."""
 
     @cached_property
     def private(self) -> Path:
@@ -292,17 +294,24 @@ class _Work:
         assert coverage is not None
         return coverage.regions
 
+    def source(self, key: str) -> Source:
+        """A run's image, opened when its manifest was drawn."""
+        source = self._known(key).source
+        assert source is not None
+        return source
+
     def _known(self, key: str) -> Manifest:
         """A run's manifest, drawn when it is first asked for, and again when it is prepared again.
 
         Its problems are raised.
         """
-        if key not in self._begun or self._begun[key][1].coverage is None:
+        if key not in self._begun or key in self._prepared:
             shown = self.watch is not None and self.study.analysis.outputs.reports
             begun = self.watch.sample().time if self.watch and shown else time.time()
             manifest = self.study.manifest(key)
             manifest.check()
             self._begun[key] = begun, manifest
+            self._prepared.discard(key)
             for note in manifest.notes:
                 warnings.warn(f"{key}: {note}", SharedMaskWarning, stacklevel=2)
         return self._begun[key][1]
@@ -310,7 +319,9 @@ class _Work:
     def variant(self, key: str) -> str:
         """What a run's outputs depend on besides its image, the regions and the parameters."""
         manifest = self._known(key)
-        self._begun[key] = self._begun[key][0], manifest.slim()  # the last that is asked before the work
+        # The last that is asked before the work. Elsewhere many runs wait, here as many as there are jobs.
+        self._begun[key] = self._begun[key][0], manifest.slim(self.watch is not None)
+        self._prepared.add(key)
         return f"{self.study.variant} {manifest.facts()}"
 
     def own_parameters(self) -> dict[str, Any]:
@@ -329,12 +340,14 @@ class _Work:
         return found
 
     def skip(self, key: str) -> None:
-        """It was complete before."""
+        """There is nothing more to do for it."""
         self._begun.pop(key, None)
+        self._prepared.discard(key)
 
     def keep(self, key: str, signals: Any) -> Together:
         """Write a run's outputs; what they are is recorded as complete."""
-        begun, known = self._begun.pop(key)
+        begun, known = self._begun[key]
+        self.skip(key)  # nobody asks again
         manifest = known.with_coverage()
         with Together() as written:
             written.paths += self._write_outliers(manifest)
@@ -443,7 +456,7 @@ class _Work:
         return asked | ({"denoise_strategy": str(analysis.denoise)} if analysis.denoise else {})
 
     def fail(self, key: str, error: Exception) -> None:
-        self._begun.pop(key, None)
+        self.skip(key)
         self.failures.add(key, error)
         if self.stop:
             raise error

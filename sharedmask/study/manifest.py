@@ -76,13 +76,16 @@ class Manifest:
         if self.problems:
             raise self.problems[0]
 
-    def slim(self) -> "Manifest":
-        """Without what it takes memory to keep until the run is done."""
+    def slim(self, whole: bool) -> "Manifest":
+        """Without what it takes memory to keep until the run is done; ``whole``: but with its coverage."""
         denoising = None if self.denoising is None else self.denoising.slim()
-        return replace(self, coverage=None, _brain=None, denoising=denoising)
+        coverage, brain = (self.coverage, self._brain) if whole else (None, None)
+        return replace(self, coverage=coverage, _brain=brain, denoising=denoising)
 
     def with_coverage(self) -> "Manifest":
         """With it again."""
+        if self.coverage is not None:
+            return self
         again = replace(self, problems=[], rows=dict(self.rows), notes=[])
         again._mask()
         again._regions()

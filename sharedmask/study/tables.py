@@ -58,6 +58,8 @@ class Style:
             yield separator.join([*first, *_cells(row, missing, self.precision)])
 
 
+_PLAIN = 1e-4  # smaller numbers have an exponent in Python and zeros in JSON
+
 TABLES = {".tsv": ("\t", "n/a"), ".csv": (",", "n/a"), ".txt": (" ", "nan"), ".1d": (" ", "nan")}
 """Endings of tables: what stands between cells, and for a missing number."""
 
@@ -126,9 +128,22 @@ def _cells(row: Array, missing: str = "n/a", precision: int | None = None) -> li
     """The shortest texts that read back as the same bits, or as many digits as asked for."""
     if precision is not None:
         return [missing if value != value else f"{value:.{precision}g}" for value in row]
-    if row.dtype == np.float64:  # as NumPy writes them, several times faster
-        return [missing if text == "nan" else text for text in map(repr, row.tolist())]
+    if row.dtype == np.float64 and len(row):
+        return _doubles(row, missing)
     return [missing if value != value else str(value) for value in row]
+
+
+def _doubles(row: Array, missing: str) -> list[str]:
+    """As Python writes them, twenty times faster; small ones and what is no number by itself."""
+    try:
+        import orjson
+    except ImportError:  # a machine that it is not built for
+        return [missing if text == "nan" else text for text in map(repr, row.tolist())]
+    text = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    cells, sizes = text[1:-1].split(","), np.abs(row)
+    for number in np.flatnonzero(~((sizes >= _PLAIN) & (sizes < np.inf)) & (row != 0)).tolist():
+        cells[number] = missing if np.isnan(row[number]) else repr(row[number].item())
+    return cells
 
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, str]]) -> None:

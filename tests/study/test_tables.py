@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -85,3 +86,20 @@ def test_archives_go_to_what_is_no_regular_file(name, kind, tmp_path):
         written = io.BytesIO(passed.result(60))
     with np.load(written) if name.endswith("npz") else h5py.File(written) as read:
         np.testing.assert_array_equal(read["a"][:], series["a"])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_numbers_are_written_as_python_writes_them(tmp_path, monkeypatch, installed):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**64, 4000, dtype=np.uint64).view(np.float64)
+    powers = [
+        sign * 10.0**power * near for power in range(-12, 24) for sign in (1, -1) for near in (1, 1.5, 0.99)
+    ]
+    values = np.concatenate([bits, powers, rng.normal(size=4000), [0.0, -0.0, np.inf, -np.inf, 5e-324]])
+    write_table(tmp_path / "out.tsv", values[:, None], ["a"])
+    expected = ["n/a" if value != value else repr(value) for value in values.tolist()]
+    assert (tmp_path / "out.tsv").read_text().split("\n")[1:-1] == expected
+    write_table(tmp_path / "wide.tsv", values[::-1].reshape(1, -1), list(map(str, range(len(values)))))
+    assert (tmp_path / "wide.tsv").read_text().split("\n")[1].split("\t") == expected[::-1]
