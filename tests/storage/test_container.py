@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -188,6 +189,15 @@ def test_a_byte_changed_anywhere_is_noticed(data, tmp_path):
     (tmp_path / "damaged").write_bytes(content)
     with pytest.raises(AttachError):
         found(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2, 3, 7])
+@pytest.mark.parametrize("n_bytes", [0, 1, 63, 64, 1001])
+def test_a_checksum_is_the_same_on_all_cores(monkeypatch, n_cpus, n_bytes):
+    monkeypatch.setattr(container, "_PART_BYTES", 64)
+    monkeypatch.setattr(container, "n_cpus", lambda: n_cpus)
+    data = np.random.default_rng(n_bytes).bytes(n_bytes)
+    assert container._crc32_of(memoryview(data)) == zlib.crc32(data)
 
 
 @given(length=st.integers(0, 6000))
