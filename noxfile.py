@@ -32,8 +32,9 @@ def long_ones(session):
 
 @nox.session(default=False)
 def faults(session):
-    """Kills at every call, forks, races, no room, forgeries."""
+    """Kills at every call, forks, races, no room, forgeries: all of them, for hours."""
     session.install("-e", ".[dev]")
+    session.env["SHAREDMASK_SLOW_TESTS"] = "1"
     _pytest(session, "tests/faults")
 
 

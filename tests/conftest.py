@@ -64,6 +64,7 @@ def _all_are_asked_for(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     _spread(items)
+    items.sort(key=_longest_first)
     no_data = not os.environ.get("SHAREDMASK_TEST_DATA")
     not_slow = not os.environ.get("SHAREDMASK_SLOW_TESTS")
     for item in items:
@@ -71,6 +72,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="SHAREDMASK_TEST_DATA names no folder with the real run"))
         if not_slow and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: set SHAREDMASK_SLOW_TESTS=1"))
+
+
+def _longest_first(item):
+    """What may take many minutes is not left for the end, where one worker has it and the others nothing."""
+    limit = item.get_closest_marker("timeout")
+    return -(limit.args[0] // 600) if limit else 0
 
 
 def _spread(items):

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "40"))
-LONG_COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "5500"))  # of each kind: 10**5 in all
+SLOW = os.environ.get("SHAREDMASK_SLOW_TESTS")
+LONG_COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "5500" if SLOW else "1000"))  # of each of 18 kinds
 SECONDS = 5.0  # of one input
 MEMORY = 512 * 2**20  # besides what imports take; twice what calls may use
 LIMIT = {"memory_limit": "256M"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import power
 import pytest
 
-N_MOMENTS = int(os.environ.get("SHAREDMASK_POWER_MOMENTS", "100"))
+N_MOMENTS = 100 if os.environ.get("SHAREDMASK_SLOW_TESTS") else 20  # of each work
 
 pytestmark = [pytest.mark.privileged, pytest.mark.long, pytest.mark.timeout(3000)]
 
