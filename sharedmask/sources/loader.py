@@ -15,7 +15,7 @@ with one each volume passes through a buffer that stays in the cache.
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ _BLOCK_BYTES = 24 * 2**20
 _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
 _N_BLOCKS = 2
+Blocks = Iterator[tuple[int, Array]]
+"""The number of a block's first volume, and its values."""
 
 
 def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> int:
@@ -57,6 +59,7 @@ def load(
     conversion: Conversion | None = None,
     n_threads: int = 1,
     on_volumes: Callable[[int], None] | None = None,
+    begun: Blocks | None = None,
 ) -> bool:
     """Fill ``rows``, shape (n_selected, n_timepoints), in one pass over ``source``.
 
@@ -73,6 +76,8 @@ def load(
         Threads that transpose; more than one pays only where decoding costs nothing.
     on_volumes : callable, optional
         Told how many volumes are done.
+    begun : iterator, optional
+        Of :func:`blocks` of this source and selection, where that has begun already.
 
     Returns
     -------
@@ -80,17 +85,16 @@ def load(
         Whether all values of the voxels that were loaded are finite.
     """
     writer = _Writer(rows, conversion, n_threads)
-    step = block_volumes(len(rows), source.dtype, source.n_timepoints)
-    with decoded(source, len(rows), select, step) as blocks, writer:
-        for start, block in blocks:
+    with blocks(source, select) if begun is None else nullcontext(begun) as decoded_blocks, writer:
+        for start, block in decoded_blocks:
             writer.write(start, block)
             if on_volumes is not None:
                 on_volumes(start + len(block))
     return writer.finite
 
 
-def blocks(source: Volumes, select: NDArray[np.intp]) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
-    """Blocks of the voxels ``select`` of consecutive volumes, decoded one ahead: for work volume by volume.
+def blocks(source: Volumes, select: NDArray[np.intp] | None) -> AbstractContextManager[Blocks]:
+    """Blocks of the voxels ``select`` (None: all) of consecutive volumes, decoded one ahead from now on.
 
     Yields
     ------
@@ -98,13 +102,14 @@ def blocks(source: Volumes, select: NDArray[np.intp]) -> AbstractContextManager[
         The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
         until the next is asked for.
     """
-    step = block_volumes(len(select), source.dtype, source.n_timepoints)
-    return decoded(source, len(select), select, step)
+    n_selected = source.n_voxels if select is None else len(select)
+    step = block_volumes(n_selected, source.dtype, source.n_timepoints)
+    return decoded(source, n_selected, select, step)
 
 
 def decoded(
     source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int
-) -> AbstractContextManager[Iterator[tuple[int, Array]]]:
+) -> AbstractContextManager[Blocks]:
     """Blocks of ``step`` volumes as they are decoded: the first one's number, and their values.
 
     A block, (k, n_selected), is valid until the next one is asked for; there are two of them.

@@ -12,6 +12,7 @@ the file: handles, records and what happens at a death are the same for all stor
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import field, fields
 from typing import Any
 
@@ -275,10 +276,21 @@ def load(
     def fill_all(arrays: dict[str, Array]) -> Mapping[str, Any]:
         if voxels is not None:
             arrays["voxels"][:] = voxels
-        return {"finite": fill(source, arrays["rows"], voxels)}
+        return {"finite": fill(source, arrays["rows"], voxels, begun=begun)}
 
-    owned, attachment = publish(label, geometry, fill_all, store, meta={"facts": source.to_dict()})
+    with _begun(source, voxels) as begun:  # decodes while memory is reserved
+        owned, attachment = publish(label, geometry, fill_all, store, meta={"facts": source.to_dict()})
     return owned, attached(attachment)
+
+
+def _begun(source: Source, voxels: Voxels | None) -> AbstractContextManager[loader.Blocks | None]:
+    if isinstance(source, RowSource):
+        return contextlib.nullcontext()
+    return loader.blocks(*_selected(source, voxels))
+
+
+def _selected(source: Source, voxels: Voxels | None) -> tuple[Volumes, Voxels | None]:
+    return (source, None) if voxels is None else source.narrowed(voxels)
 
 
 def fill(
@@ -287,6 +299,7 @@ def fill(
     voxels: Voxels | None,
     conversion: Conversion | None = None,
     on_volumes: Callable[[int], None] | None = None,
+    begun: loader.Blocks | None = None,
 ) -> bool:
     """Write the series of ``voxels`` into the rows of ``out``, in one pass; whether all are finite."""
     if isinstance(source, RowSource):
@@ -294,7 +307,7 @@ def fill(
         if on_volumes is not None:
             on_volumes(source.n_timepoints)
         return finite
-    volumes, select = (source, None) if voxels is None else source.narrowed(voxels)
+    volumes, select = _selected(source, voxels)
     return loader.load(
         volumes,
         out,
@@ -302,6 +315,7 @@ def fill(
         conversion=conversion,
         n_threads=source.n_writers,
         on_volumes=on_volumes,
+        begun=begun,
     )
 
 
