@@ -61,6 +61,47 @@ def test_no_two_items_share_a_stream(image, call, n_jobs):
     assert len({one for one, _ in found}) == len({one for _, one in found}) == 3 * N_ITEMS
 
 
+@pytest.mark.parametrize("repeats", [10, pytest.param(1000, marks=pytest.mark.long)])
+def test_no_two_of_many_items_share_a_stream_whoever_works_on_them(repeats):
+    def drawn(n_jobs, random_state=None):
+        run = pool.run_processes if n_jobs > 1 else pool.run_threads
+        with Streams(draw, random_state) as streams:
+            return run(draw, (), [(item,) for item in range(64)], n_jobs, streams=streams)
+
+    found = [pair for _ in range(repeats) for pair in drawn(8)]
+    assert [len(set(ones)) for ones in zip(*found, strict=True)] == [64 * repeats] * 2
+    assert drawn(1, 0) == drawn(2, 0) == drawn(8, 0)
+
+
+class Counting(random.Random):
+    """What it gives hangs on nothing that its base has."""
+
+    def seed(self, *given):
+        self.number = int(given[0]) % 1000 if given and given[0] is not None else 0
+
+    def random(self):
+        self.number += 1
+        return float(self.number)
+
+    def getrandbits(self, count):
+        return int(self.random()) % 2**count
+
+    def getstate(self):
+        return self.number
+
+    def setstate(self, state):
+        self.number = state
+
+
+def test_a_generator_of_the_users_own_kind_moves_on(image):
+    def held(n_jobs):
+        rng = Counting(0)
+        return [of_map(image, lambda _: rng.random(), n_jobs=n_jobs) for _ in range(2)], rng.random()
+
+    assert held(1) == held(2)
+    assert held(1)[1] > 1
+
+
 @pytest.mark.some(2)
 @calls
 def test_a_seeded_caller_has_the_same_for_every_n_jobs(image, call):
