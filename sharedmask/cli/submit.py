@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,18 @@ from sharedmask.system.files import atomic_write
 
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--array", "n_tasks", type=int, metavar="N", help="Tasks; default: one per image.")
+@click.option("--max-array", type=int, metavar="N", help="Tasks that the cluster takes; default: its own.")
 @click.option("--sbatch", "directives", metavar="OPTION", multiple=True, help="As --sbatch=--partition=long.")
 @click.option("--log-dir", metavar="DIR", default="sharedmask-logs", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the script and submit nothing.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- extract BOLD... --out-dir DIR ...")
 def submit(
-    n_tasks: int | None, directives: tuple[str, ...], log_dir: str, dry_run: bool, command: tuple[str, ...]
+    n_tasks: int | None,
+    max_array: int | None,
+    directives: tuple[str, ...],
+    log_dir: str,
+    dry_run: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Submit extract as an array job of SLURM, with the memory that its largest image needs."""
     if command[:1] != ("extract",):
@@ -40,13 +47,23 @@ def submit(
     images, n_jobs = options["images"], max(options["n_jobs"] or 1, 1)
     job = Submission(
         arguments=command,
-        n_tasks=min(n_tasks or len(images), len(images)),
+        n_tasks=min(n_tasks or len(images), len(images), max_array or most_tasks()),
         memory=task_bytes(_largest(options), n_jobs, _cleans(options)),
         folder=Path(log_dir).absolute(),
         n_cpus=n_jobs,
         directives=directives,
     )
     click.echo(job.script if dry_run else job.submit())
+
+
+def most_tasks() -> int:
+    """Of one array on this cluster, by what SLURM says of itself; without limit where it says nothing."""
+    with suppress(OSError, subprocess.SubprocessError):
+        asked = ["scontrol", "show", "config"]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
+        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE):
+            return int(found[1]) - 1  # numbers of tasks are below it, and ours begin at 1
+    return sys.maxsize
 
 
 def _cleans(options: dict[str, Any]) -> bool:

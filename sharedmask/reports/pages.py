@@ -27,6 +27,7 @@ from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_MOST_PICTURES = 500  # small ones, of the runs that come first
 _PACKAGES = ("sharedmask", "numpy", "nibabel", "nilearn")
 _DISTRIBUTIONS = (
     ("mean_fd", "mean framewise displacement (mm)", FD_THRESHOLD),
@@ -214,18 +215,25 @@ class StudyReport:
         check_installed()
         failed = [run for run in self.runs if run.error]
         done = [run for run in self.runs if not run.error]
+        columns = list(dict.fromkeys(name for run in done for name in run.facts))
         context = {
             "title": self.title,
             "failed": failed,
-            "done": done,
-            "thumbnails": {run.name: figures.data_url(run.thumbnail) for run in done if run.thumbnail},
+            "rows": list(self._rows(done, columns)),
+            "pictured": any(run.thumbnail for run in done[:_MOST_PICTURES]),
             "notes": self.notes,
-            "columns": list(dict.fromkeys(name for run in done for name in run.facts)),
+            "columns": columns,
             "pictures": list(self._pictures(done)),
             "parameters": _as_texts(self.parameters),
             "versions": versions(),
         }
         _write(path, "study.html", context)
+
+    def _rows(self, done: Sequence[RunRow], columns: Sequence[str]) -> Iterator[list[str | None]]:
+        """Name, page, picture and facts of each run, which a script makes a table of."""
+        for number, run in enumerate(done):
+            picture = figures.data_url(run.thumbnail) if run.thumbnail and number < _MOST_PICTURES else None
+            yield [run.name, run.page, picture, *(str(run.facts.get(name, "")) for name in columns)]
 
     def _pictures(self, done: Sequence[RunRow]) -> Iterator[tuple[str, str]]:
         for name, label, threshold in _DISTRIBUTIONS:

@@ -61,7 +61,7 @@ def _has_processes(count: int) -> bool:
 def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[Engine]:
     """The caller's executor, or one of our own for ``n_jobs`` images at a time, until the context ends."""
     if executor is not None:
-        at_once = _AHEAD if n_jobs is None else process.effective_n_jobs(n_jobs)
+        at_once = _ahead(executor) if n_jobs is None else process.effective_n_jobs(n_jobs)
         yield Engine(executor, at_once, local=False)
         return
     count = process.effective_n_jobs(n_jobs)
@@ -76,6 +76,12 @@ def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Itera
         yield Engine(own, count, local=True)
     finally:
         own.shutdown(cancel_futures=True)
+
+
+def _ahead(executor: Executor) -> int:
+    """How many images it has at a time: two for each thread that a Dask cluster has now, if that is more."""
+    nthreads = getattr(getattr(executor, "_client", None), "nthreads", dict)
+    return max(_AHEAD, 2 * sum(nthreads().values()))
 
 
 @contextlib.contextmanager

@@ -192,7 +192,7 @@ class Parts:
             return masks
         strategy = strategy if strategy is None or isinstance(strategy, str) else tuple(strategy)
         made = masks if callable(masks) else partial(regions_of, masks, strategy=strategy, target=None)
-        return cls({"": made}, strategy)
+        return cls({"": made}, strategy, stamp=stamp_of("", [masks]) if isinstance(masks, str) else "")
 
     @property
     def count(self) -> int:

@@ -4,8 +4,9 @@ Covers: ``study.html`` and ``group_qc.tsv``, from what runs wrote. Does not cove
 (``pages`` of ``reports``), tables of regions and matrices of all runs (``group``), one run (``dataset``).
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sharedmask.typing import Array
 
 LAST = "last.json"
 QC = "group_qc.tsv"
+_MOST_COLUMNS = 1000  # of a picture of all runs
 
 
 def thumbnail_of(root: Path, key: str) -> Path:
@@ -44,10 +46,10 @@ def summarise(output: str | Path) -> Path:
     """
     root = Path(output).expanduser()
     failed = [RunRow(run, error) for run, error in Failures(root / PRIVATE / "failed").all().items()]
-    done = write_quality(root)
+    done, coverage = _gathered(root)
     rows = [*failed, *(one.row for one in sorted(done, key=lambda one: one.rank))]
     page = root / "study.html"
-    StudyReport(root.name, rows, *_last_pass(root), coverage=_coverage(done)).write(page)
+    StudyReport(root.name, rows, *_last_pass(root), coverage=coverage.matrices).write(page)
     return page
 
 
@@ -64,18 +66,18 @@ def _last_pass(root: Path) -> tuple[dict[str, Any], Timeline | None, list[str]]:
 class _Done:
     """A run with outputs."""
 
-    entry: Entry
     quality: Mapping[str, str]
     row: RunRow
 
     @classmethod
     def of(cls, root: Path, entry: Entry) -> "_Done":
         page, picture = f"{entry.key}.html", thumbnail_of(root, entry.key)
-        quality = next((read_rows(path)[0] for path in _ending(entry, "_qc.tsv") if path.is_file()), {})
+        found = next((read_rows(path)[0] for path in _ending(entry, "_qc.tsv") if path.is_file()), {})
+        quality = {sys.intern(name): value for name, value in found.items()}
         facts = {**quality, **_told(entry), "files": len(entry.outputs), "seconds": f"{entry.seconds:.1f}"}
         thumbnail = picture.read_bytes() if picture.is_file() else None
         there = (root / page).is_file()
-        return cls(entry, quality, RunRow(entry.key, "", facts, page if there else None, thumbnail))
+        return cls(quality, RunRow(entry.key, "", facts, page if there else None, thumbnail))
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -109,34 +111,77 @@ def _told(entry: Entry) -> dict[str, Any]:
     }
 
 
-def write_quality(root: Path) -> list[_Done]:
+def write_quality(root: Path) -> None:
     """Write a row for each run: its entities, and what its own table of quality has."""
+    _gathered(root)
+
+
+def _gathered(root: Path) -> tuple[list[_Done], "_Coverage"]:
+    """All runs, of which the table of quality is written; and their coverage."""
     entries = sorted(Journal(root / PRIVATE / "complete.jsonl").entries, key=lambda entry: entry.key)
-    done, rows = [_Done.of(root, entry) for entry in entries], []
-    for one in done:
-        entities = Name.parse(Path(one.entry.key)).entities
+    done, rows, coverage = list[_Done](), list[dict[str, str]](), _Coverage(len(entries))
+    for entry in entries:
+        done.append(one := _Done.of(root, entry))
+        coverage.add(entry)
+        entities = Name.parse(Path(entry.key)).entities
         if one.quality:
             known = {name: entities.get(name, "n/a") for name in (*RUN_ENTITIES, "desc")}
-            rows.append({"name": one.entry.key, **known, **one.quality})
+            rows.append({"name": entry.key, **known, **one.quality})
     if rows:
         write_rows(root / QC, rows)
-    return done
+    return done, coverage
 
 
-def _coverage(done: Iterable[_Done]) -> dict[str, Array]:
-    """Of each atlas (n_regions, n_runs); NaN where a run lacks a region."""
-    found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for one in done:
-        for table in (path for form in FORMATS for path in _ending(one.entry, f"_timeseries.{form}")):
-            name = Name.parse(table)
-            shares = table.with_name(str(name.replace(stat="coverage", suffix="bold", extension=".tsv")))
-            if shares.is_file():
-                rows = read_rows(shares)
-                atlas = name.entities.get("atlas", "")
-                found[atlas][one.entry.key] = {row["Node"]: float(row["coverage"]) for row in rows}
-    return {atlas: _matrix(runs) for atlas, runs in found.items()}
+class _Coverage:
+    """Coverage of regions in runs: of very many runs a column has the mean of several."""
+
+    def __init__(self, n_runs: int) -> None:
+        self._each = max(1, -(-n_runs // _MOST_COLUMNS))
+        self._regions: dict[str, dict[str, int]] = defaultdict(dict)
+        self._columns: dict[str, list[Array]] = defaultdict(list)
+        self._waiting: dict[str, list[Array]] = defaultdict(list)
+
+    def add(self, entry: Entry) -> None:
+        tables = (path for form in FORMATS for path in _ending(entry, f"_timeseries.{form}"))
+        for atlas, path in dict.fromkeys(map(_shares_beside, tables)):
+            if path.is_file():
+                self._add(atlas, {row["Node"]: float(row["coverage"]) for row in read_rows(path)})
+
+    def _add(self, atlas: str, shares: Mapping[str, float]) -> None:
+        regions, waiting = self._regions[atlas], self._waiting[atlas]
+        for region in shares:
+            regions.setdefault(region, len(regions))
+        waiting.append(np.array([shares.get(region, np.nan) for region in regions]))
+        if len(waiting) == self._each:
+            self._columns[atlas].append(_mean(waiting))
+            waiting.clear()
+
+    @property
+    def matrices(self) -> dict[str, Array]:
+        """Of each atlas (n_regions, n_columns); NaN where a run lacks a region."""
+        found = {}
+        for atlas in self._regions:
+            last = [_mean(waiting)] if (waiting := self._waiting[atlas]) else []
+            found[atlas] = _padded([*self._columns[atlas], *last]).T
+        return found
 
 
-def _matrix(runs: Mapping[str, Mapping[str, float]]) -> Array:
-    regions = dict.fromkeys(region for shares in runs.values() for region in shares)
-    return np.array([[shares.get(region, np.nan) for shares in runs.values()] for region in regions])
+def _shares_beside(table: Path) -> tuple[str, Path]:
+    """The atlas of a table of signals, and where its coverage is."""
+    name = Name.parse(table)
+    coverage = name.replace(stat="coverage", suffix="bold", extension=".tsv")
+    return name.entities.get("atlas", ""), table.with_name(str(coverage))
+
+
+def _padded(columns: Sequence[Array]) -> Array:
+    """One below the other; regions that came later are NaN in those before."""
+    most = max(map(len, columns))
+    return np.array([np.pad(one, (0, most - len(one)), constant_values=np.nan) for one in columns])
+
+
+def _mean(columns: Sequence[Array]) -> Array:
+    values = _padded(columns)
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(there, values, 0).sum(axis=0) / there.sum(axis=0)
+    return mean.astype(np.float32) if len(columns) > 1 else values[0]

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import called
 from images import SHAPE, bold, save
+
+from sharedmask.cli.submit import most_tasks
 
 PAGE = Path(__file__).parents[2] / "docs/slurm.md"
 
@@ -58,3 +61,28 @@ def test_a_job_without_the_memory_is_refused_at_once(job, tmp_path):
     assert done.returncode == 75
     assert "the job's SLURM_MEM_PER_NODE" in done.stderr
     assert os.listdir(tmp_path / "signals") == []
+
+
+SAYS = {
+    "MaxArraySize            = 1001": 1000,
+    "MaxArraySize=11\nMaxJobCount = 5": 10,
+    "MaxJobCount = 5": sys.maxsize,
+    None: sys.maxsize,
+}
+
+
+@pytest.mark.parametrize("said, most", SAYS.items())
+def test_an_array_has_as_many_tasks_as_the_cluster_takes(tmp_path, monkeypatch, said, most):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if said is not None:
+        (tmp_path / "scontrol").write_text(f"#!{sys.executable}\nprint({said!r})\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    assert most_tasks() == most
+
+
+def test_more_images_than_tasks_are_cut_into_parts(tmp_path):
+    images = [str(save(tmp_path / f"sub-{number}_bold.nii.gz", bold(seed=number))) for number in range(5)]
+    atlas = save(tmp_path / "atlas.nii.gz", np.ones(SHAPE, "i2"))
+    asked = ["extract", *images, "--atlas", str(atlas), "--out-dir", str(tmp_path / "out")]
+    script = called("submit", "--dry-run", "--max-array", "2", "--", *asked).stdout
+    assert "--array=1-2\n" in script and '--shard "$SLURM_ARRAY_TASK_ID/2"' in script

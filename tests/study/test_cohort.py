@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -508,3 +509,11 @@ def test_progress_counts_images(runs, masks, tmp_path):
         on_error=lambda *_: None,
     )
     assert told == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("threads, at_once", [({"tcp://a": 60, "tcp://b": 40}, 200), ({"tcp://a": 2}, 64)])
+def test_a_cluster_has_two_images_for_each_of_its_threads(threads, at_once):
+    with ThreadPoolExecutor(1) as given:
+        given._client = SimpleNamespace(nthreads=lambda: threads)
+        with executors.engine(given, None, False) as engine:
+            assert engine.at_once == at_once

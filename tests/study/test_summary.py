@@ -8,6 +8,7 @@ import pytest
 from datasets import atlas, confounds_of, signals
 from images import truth
 
+from sharedmask.compute.journal import Entry
 from sharedmask.reports.pages import StudyReport
 from sharedmask.reports.quality import Quality, kept_of, probes_of
 from sharedmask.study import summary
@@ -75,3 +76,15 @@ def test_what_a_run_lost_is_no_fault(moving, toy, out, shown):
     assert [run.facts.get("tsnr", "none") == "none" for run in shown[-1].runs] == [False, True]
     assert len(pd.read_csv(out / QC, sep="\t")) == 1
     assert summary.thumbnail_of(out, "x").parent.is_dir()
+
+
+def test_of_very_many_runs_a_column_is_the_mean_of_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "_MOST_COLUMNS", 2)
+    found, shares = summary._Coverage(3), [[1.0, 0.5], [0.0, 0.5], [0.25, 0.75, 1.0]]
+    for number, values in enumerate(shares):
+        path = tmp_path / f"sub-{number}_atlas-Toy_stat-coverage_bold.tsv"
+        rows = "".join(f"region {n}\t{value}\n" for n, value in enumerate(values))
+        path.write_text(f"Node\tcoverage\n{rows}")
+        found.add(Entry("x", "", (str(tmp_path / f"sub-{number}_atlas-Toy_stat-mean_timeseries.tsv"),)))
+    expected = [[0.5, 0.25], [0.5, 0.75], [np.nan, 1.0]]
+    np.testing.assert_array_equal(found.matrices["Toy"], expected)
