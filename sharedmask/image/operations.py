@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,24 @@ from sharedmask.typing import Array
 if TYPE_CHECKING:  # else imported by who asks for it
     from sharedmask.image.glm import FittedModel, NoiseModel
 
+K = TypeVar("K")
 T = TypeVar("T")
+Listed = list[Any] | tuple[Any, ...]
+
+
+class Asked(Parameters, total=False):
+    """Of each call that may find its results kept."""
+
+    resampling_target: ResamplingTarget
+    memory: Any
+
+
+class Drawing(Parameters, total=False):
+    """Of a call of the user's function."""
+
+    resampling_target: ResamplingTarget
+    random_state: Any
+
 
 _BATCH_SHARE = 0.5  # of the memory that is left: what the signals of a batch of masks may take
 
@@ -55,6 +72,12 @@ class Operations(Described):
         def _lookup(self, request: Request) -> Lookup | None:
             """Under which results are kept; None if the image cannot be told from others."""
 
+    @overload
+    def mask_parallel(self, masks: Listed, **asked: Unpack[Asked]) -> list[Array]: ...
+    @overload
+    def mask_parallel(self, masks: Mapping[K, Any], **asked: Unpack[Asked]) -> dict[K, Array]: ...
+    @overload
+    def mask_parallel(self, masks: Any, **asked: Unpack[Asked]) -> Any: ...
     def mask_parallel(
         self,
         masks: Any,
@@ -160,6 +183,12 @@ class Operations(Described):
         )
         return found["mask"]
 
+    @overload
+    def reduce(self, labels_img: Any, strategy: str = "mean", **asked: Unpack[Asked]) -> Array: ...
+    @overload
+    def reduce(
+        self, labels_img: Any, strategy: Sequence[str], **asked: Unpack[Asked]
+    ) -> dict[str, Array]: ...
     def reduce(
         self,
         labels_img: Any,
@@ -209,6 +238,14 @@ class Operations(Described):
         request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
         return request.pack(self._results(request, memory))
 
+    @overload
+    def map(self, func: Callable[[Array], T], masks: Listed, **asked: Unpack[Drawing]) -> list[T]: ...
+    @overload
+    def map(
+        self, func: Callable[[Array], T], masks: Mapping[K, Any], **asked: Unpack[Drawing]
+    ) -> dict[K, T]: ...
+    @overload
+    def map(self, func: Callable[[Array], T], masks: Any, **asked: Unpack[Drawing]) -> Any: ...
     def map(
         self,
         func: Callable[[Array], T],
