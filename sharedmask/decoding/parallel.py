@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from io import FileIO
 
 from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_file
+from sharedmask.decoding.members import Members
 from sharedmask.decoding.points import Points, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import is_worker, n_cpus
 from sharedmask.system.threads import Threads
 
+Pieces = Points | Members
+"""Of a file, each of which can be decoded by itself."""
 _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
 _AHEAD = 2  # pieces that are held besides those being decoded
 
 
-def n_decoders(points: Points) -> int:
+def n_decoders(points: Pieces) -> int:
     """Cores that decode a file.
 
     As many as the setting ``decoders`` says. By default all that this process may use; one where it is a
@@ -37,7 +40,7 @@ def n_decoders(points: Points) -> int:
     return max(1, min(wanted, room))
 
 
-def reading_bytes(points: Points) -> int:
+def reading_bytes(points: Pieces) -> int:
     """Memory that a pass takes."""
     n_threads = n_decoders(points)
     return 0 if n_threads == 1 else (n_threads + _AHEAD) * points.largest
@@ -50,7 +53,7 @@ class IndexedStream(Stream):
     said as without points.
     """
 
-    def __init__(self, file: FileIO, points: Points, name: str, place: int, n_threads: int) -> None:
+    def __init__(self, file: FileIO, points: Pieces, name: str, place: int, n_threads: int) -> None:
         super().__init__(file)
         self._points, self._name, self._place = points, name, place
         self._next = points.at(place)
@@ -119,7 +122,7 @@ class IndexedStream(Stream):
 
 
 @contextmanager
-def open_indexed(path: str, name: str, points: Points, place: int, n_threads: int) -> Iterator[Stream]:
+def open_indexed(path: str, name: str, points: Pieces, place: int, n_threads: int) -> Iterator[Stream]:
     """The data of a file from the byte ``place`` on."""
     with open_file(path) as file:
         stream = IndexedStream(file, points, name, place, n_threads)

@@ -22,7 +22,7 @@ from sharedmask.records import dataclass
 from sharedmask.system import platform
 from sharedmask.typing import Array
 
-_ALIGNMENT = 16
+ALIGNMENT = 16
 TRAILER = struct.Struct("<II")
 
 # Empty blocks, bit by bit: one of the fixed code, 10 bits; one with a code of its own, 91 bits, of which
@@ -111,12 +111,12 @@ class Points:
 
     def buffer(self) -> bytearray:
         """Room for any piece."""
-        return bytearray(int(np.diff(self.starts).max()) + _ALIGNMENT)
+        return bytearray(int(np.diff(self.starts).max()) + ALIGNMENT)
 
     def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> tuple[memoryview, int]:
         """A piece and its checksum; numbers that are aligned in the data are so in the buffer."""
         start, stop = self.starts[number : number + 2].tolist()
-        out = memoryview(buffer)[start % _ALIGNMENT :][: stop - start]
+        out = memoryview(buffer)[start % ALIGNMENT :][: stop - start]
         given, done, crc = self._given(fd, number), 0, 0
         try:
             decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, 15, self._window(number))

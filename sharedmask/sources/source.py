@@ -22,9 +22,10 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from sharedmask.decoding import parallel
+from sharedmask.decoding import members, parallel
 from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_file, open_raw, open_stream
-from sharedmask.decoding.points import Index, Points
+from sharedmask.decoding.parallel import Pieces
+from sharedmask.decoding.points import Index
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import without_query
@@ -258,12 +259,14 @@ class FileSource(Source):
     """Where the volumes of the file begin and how many bytes they are, if these are not all of them."""
 
     @cached_property
-    def points(self) -> Points | None:
-        """Where decoding can begin, if that is known."""
-        if self.index is None or self.is_remote or codec_of(self.file) is not GZIP:
+    def points(self) -> Pieces | None:
+        """Where decoding can begin, if that is known: by the file itself, or its index."""
+        if self.is_remote or codec_of(self.file) is not GZIP:
             return None
         with open_file(self.file) as file:
-            points = self.index.find(file)
+            points: Pieces | None = members.found(file)
+            if points is None and self.index is not None:
+                points = self.index.find(file)
         return points if points is not None and points.nbytes >= self.offset + self.nbytes else None
 
     @property

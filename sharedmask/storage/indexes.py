@@ -66,7 +66,7 @@ def make(source: Source, *, beside: bool = False) -> Path:
     Raises
     ------
     ImageError
-        It is no gzip file, or has no such points.
+        It is no gzip file, has no such points, or needs none.
     DamagedImageError
         What reading the image raises.
     ParameterError
@@ -78,6 +78,8 @@ def make(source: Source, *, beside: bool = False) -> Path:
         raise ImageError(f"{source.name} needs no index: it is no gzip file")
     if source.is_remote:
         raise ImageError(f"{source.name} lies on a server: indexes are kept of files of this machine")
+    if replace(source, index=None).points is not None:
+        raise ImageError(f"{source.name} needs no index: its blocks say where they begin")
     path = _made(source, beside)
     if path is None:
         _read_all(source)

@@ -45,6 +45,17 @@ def flushed(raw, level=6):
     return b"".join(made.compress(b) + made.flush(zlib.Z_SYNC_FLUSH) for b in blocks) + made.flush()
 
 
+def bgzf(raw, level=6, size=65280):
+    """As bgzip writes: members that say how long they are, the last of which is empty."""
+    return b"".join(_bgzf_member(raw[i : i + size], level) for i in [*range(0, len(raw), size), len(raw)])
+
+
+def _bgzf_member(raw, level):
+    rest = gzip.compress(raw, level)[10:]
+    header = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0"
+    return header + (len(header) + 2 + len(rest) - 1).to_bytes(2, "little") + rest
+
+
 def named(raw):
     """With a name in the header, as gzip writes it."""
     return b"\x1f\x8b\x08\x08\0\0\0\0\0\xffrun.nii\0" + gzip.compress(raw, 1)[10:]

@@ -1,0 +1,118 @@
+"""BGZF files: gzip members of at most 64 KiB, each of which says where the next begins.
+
+Covers: finding the members, some of them decoded by ISA-L at a time. Does not cover: files of one member
+(``points``), many pieces (``parallel``).
+
+The members are an index that nobody has to make or keep. Each has a checksum, which the decoder compares.
+"""
+
+import os
+import struct
+from io import FileIO
+from itertools import pairwise
+
+import numpy as np
+from isal import igzip_lib
+from numpy.typing import NDArray
+
+from sharedmask.decoding.codecs import GZIP
+from sharedmask.decoding.points import ALIGNMENT, WrongPieceError
+from sharedmask.records import dataclass
+
+_HEADER = struct.Struct("<4s6x2s4sH")  # no name and no comment: as bgzip writes it
+_SIGNS = (b"\x1f\x8b\x08\x04", b"\x06\0", b"BC\x02\0")
+_SIZE = struct.Struct("<I")
+_MEMBER_BYTES = 2**16
+_PIECE_BYTES = 2**20  # of data in members that are decoded together
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Where the members of a BGZF file begin, and which of them make a piece."""
+
+    starts: NDArray[np.int64]
+    """Of pieces, in the data, (n + 1,)."""
+    firsts: NDArray[np.int64]
+    """Number of each piece's first member, (n + 1,)."""
+    places: NDArray[np.int64]
+    """Of members, in the file, (n_members + 1,)."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data."""
+        return int(self.starts[-1])
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest piece, as it is in the file and decoded."""
+        return int(np.diff(self.starts).max() + np.diff(self.places[self.firsts]).max())
+
+    def at(self, place: int) -> int:
+        """The number of the piece with that byte of the data."""
+        return int(np.searchsorted(self.starts, place, "right")) - 1
+
+    def buffer(self) -> bytearray:
+        """Room for any piece."""
+        return bytearray(int(np.diff(self.starts).max()) + ALIGNMENT)
+
+    def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+        """A piece, verified, in a buffer that has room for the largest.
+
+        Raises
+        ------
+        WrongPieceError
+        """
+        start, stop = self.starts[number : number + 2].tolist()
+        out, done = memoryview(buffer)[start % ALIGNMENT :][: stop - start], 0
+        first, last = self.firsts[number : number + 2].tolist()
+        places = self.places[first : last + 1].tolist()
+        data = memoryview(os.pread(fd, places[-1] - places[0], places[0]))
+        for begin, end in pairwise(place - places[0] for place in places):
+            done += _decoded(data[begin:end], out[done:])
+        if done < len(out):
+            raise WrongPieceError
+        return out
+
+
+def _decoded(member: memoryview, out: memoryview) -> int:
+    """Decode a whole member; how many bytes it held."""
+    decoder = GZIP.new()
+    try:
+        piece = decoder.decompress(member, len(out) + 1)
+    except (igzip_lib.IsalError, EOFError) as error:  # type: ignore[misc]
+        raise WrongPieceError from error
+    if len(piece) > len(out) or not decoder.eof or decoder.unused_data:
+        raise WrongPieceError
+    out[: len(piece)] = piece
+    return len(piece)
+
+
+def found(file: FileIO) -> Members | None:
+    """Those of a file of nothing but such members, whose headers are looked at; None of any other."""
+    fd, size = file.fileno(), os.fstat(file.fileno()).st_size
+    places, starts, firsts, nbytes = [0], [0], [0], 0
+    header = os.pread(fd, _HEADER.size, 0)
+    while len(header) == _HEADER.size:
+        *signs, length = _HEADER.unpack(header)
+        end = places[-1] + length + 1
+        if tuple(signs) != _SIGNS or end > size or length < _HEADER.size + _SIZE.size:
+            return None
+        tail = os.pread(fd, _SIZE.size + _HEADER.size, end - _SIZE.size)
+        (holds,) = _SIZE.unpack_from(tail)
+        if holds > _MEMBER_BYTES:
+            return None
+        nbytes += holds
+        places.append(end)
+        if nbytes - starts[-1] >= _PIECE_BYTES:
+            starts.append(nbytes)
+            firsts.append(len(places) - 1)
+        header = tail[_SIZE.size :]
+    if header or not nbytes:
+        return None
+    if nbytes > starts[-1]:
+        starts.append(nbytes)
+        firsts.append(len(places) - 1)
+    return Members(*(np.array(numbers, np.int64) for numbers in (starts, firsts, places)))
