@@ -163,7 +163,8 @@ def rights() -> tuple[Any, ...]:
 
 # --- bytes of files ------------------------------------------------------------------------------
 
-_seeking = threading.Lock()  # where a file has one position for all threads, nothing is forked
+# Where a file has one position for all threads, nothing is forked: no child finds this held.
+_seeking = contextlib.nullcontext() if hasattr(os, "fork") else threading.Lock()
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def test_all_locks_of_the_package_are_made_anew_in_a_child(shared, masks, path):
         found = [(name, held) for name, held in holders() if isinstance(held, (*OURS, *LOCKS))]
     assert [name for name, held in found if not isinstance(held, OURS)] == []
     living = {"SharedImage", "MemoryMonitor", "Coordinator", "FrameStore", "_Pool", "Template"}
-    assert living | {"module", "Regions"} <= {name for name, _ in found}
+    assert living | {"module", "Sets"} <= {name for name, _ in found}
 
 
 @pytest.mark.parametrize("make", [Lock, lambda: Semaphore(1)], ids=["Lock", "Semaphore"])
