@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from sharedmask.errors import EmptyMaskError, MaskError, ParameterError, SharedMaskWarning
 from sharedmask.image.extraction import extract
 from sharedmask.image.image import SharedImage
+from sharedmask.maskers._nilearn import InputTags
 from sharedmask.maskers.base import check_clean_args
 from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
@@ -190,6 +191,11 @@ class ElementsMasker(TransformerMixin, BaseEstimator):
 
     def _signals(self, opened: Any, regions: Regions) -> Array:
         raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags, tags.estimator_type = InputTags(niimg_like=False, surf_img=True), "masker"
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "space_")
@@ -399,15 +405,14 @@ class SharedSurfaceLabelsMasker(ElementsMasker):
 
 def _cut(regions: Regions, mask: Regions) -> Regions:
     """What of the regions is in the mask; those of which nothing is are left out."""
-    here = np.isin(regions.indices, mask.indices)
-    sizes = np.diff(np.append(0, np.cumsum(here))[regions.offsets])
-    kept = np.flatnonzero(sizes)
+    cut = regions.within(mask.indices)
+    kept = np.flatnonzero(cut.sizes)
     if not len(kept):
         raise EmptyMaskError("no region has an element in mask_img")
     names = tuple(regions.names[number] for number in kept)
     labels = tuple(regions.labels[number] for number in kept)
-    offsets, inside = np.append(0, np.cumsum(sizes[kept])), regions.indices[here]
-    return replace(regions, indices=inside, offsets=offsets, labels=labels, names=names, keys=names)
+    offsets = np.append(0, np.cumsum(cut.sizes[kept]))
+    return replace(cut, offsets=offsets, labels=labels, names=names, keys=names)
 
 
 class SharedSurfaceMapsMasker(ElementsMasker):

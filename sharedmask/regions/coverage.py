@@ -128,13 +128,12 @@ def _picked(
 ) -> list[tuple[int, str, Array, Array | None]]:
     """Label, name, voxels and their weights of the regions in these rows of the table."""
     numbers = {label: number for number, label in enumerate(regions.labels)}
-    held = np.ones(len(regions.indices), bool) if brain is None else np.isin(regions.indices, brain)
+    held = regions if brain is None else regions.within(brain)
     picked = []
     for row in (table[number] for number in rows):
-        start, stop = regions.offsets[numbers[row.index] :][:2]
-        inside = start + np.flatnonzero(held[start:stop])
-        own = None if regions.weights is None else regions.weights[inside]
-        picked.append((row.index, row.name, regions.indices[inside], own))
+        start, stop = held.offsets[numbers[row.index] :][:2]
+        own = None if held.weights is None else held.weights[start:stop]
+        picked.append((row.index, row.name, held.indices[start:stop], own))
     return picked
 
 

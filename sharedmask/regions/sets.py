@@ -127,6 +127,24 @@ class Sets:
         for start in range(0, len(self), size):
             yield self.part(start, start + size)
 
+    def within(self, voxels: Numbers) -> Self:
+        """What of each region is among some voxels.
+
+        Parameters
+        ----------
+        voxels : ndarray of int
+            Numbers of voxels of the grid.
+
+        Returns
+        -------
+        Regions
+            As many; one of which nothing is among them has no voxels.
+        """
+        here = np.isin(self.indices, voxels)
+        offsets = np.append(0, np.cumsum(here))[self.offsets]
+        weights = None if self.weights is None else self.weights[here]
+        return replace(self, indices=self.indices[here], offsets=offsets, weights=weights)
+
     def part(self, start: int, stop: int) -> Self:
         """Some of the regions, as a dict.
 

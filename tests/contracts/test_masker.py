@@ -23,6 +23,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from sharedmask import (
+    SharedCiftiLabelsMasker,
+    SharedCiftiMasker,
     SharedImage,
     SharedLabelsMasker,
     SharedMapsMasker,
@@ -32,6 +34,9 @@ from sharedmask import (
     SharedMultiNiftiMasker,
     SharedNiftiMasker,
     SharedSpheresMasker,
+    SharedSurfaceLabelsMasker,
+    SharedSurfaceMapsMasker,
+    SharedSurfaceMasker,
 )
 from sharedmask.errors import (
     DamagedImageError,
@@ -61,6 +66,17 @@ def checked_maskers():
         SharedMultiNiftiMasker(standardize=None),
         SharedMultiLabelsMasker(labels, standardize=None),
         SharedMultiMapsMasker(maps, standardize=None),
+    ]
+
+
+def maskers_of_elements():
+    labels, maps = np.arange(40) % 4, np.random.default_rng(42).random((40, 3))
+    return [
+        SharedSurfaceMasker(standardize=None),
+        SharedSurfaceLabelsMasker(labels, standardize=None),
+        SharedSurfaceMapsMasker(maps, standardize=None),
+        SharedCiftiMasker(standardize=None),
+        SharedCiftiLabelsMasker(labels, standardize=None),
     ]
 
 
@@ -104,7 +120,7 @@ MULTI_CHECKS = {
 
 def sklearn_checks():
     """All but those that nilearn expects to fail; of many masks those that give no table of numbers to it."""
-    for estimator in [*checked_maskers(), SharedMultiMasker()]:
+    for estimator in [*checked_maskers(), *maskers_of_elements(), SharedMultiMasker()]:
         many = isinstance(estimator, SharedMultiMasker)
         failing = {} if many else return_expected_failed_checks(estimator)
         for given, check in estimator_checks_generator(estimator, mark=None):

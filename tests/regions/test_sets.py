@@ -1,6 +1,7 @@
 """Sets of voxels: the table, the digest, some of them and all of them again."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,3 +88,12 @@ def test_digest_ignores_the_sign_of_zero(mask):
     signed[0, 1] = -0.0
     digests = {Regions.from_any(mask, Grid(SHAPE, affine)).digest for affine in (np.eye(4), signed)}
     assert len(digests) == 1
+
+
+def test_within_keeps_what_is_among_the_voxels_with_its_weights(grid):
+    made = Regions(grid, [1, 5, 2, 9, 4], [0, 2, 4, 5], ("a", "b", "c"), (1, 2, 3), "list")
+    weighted = replace(made, weights=np.arange(5.0))
+    cut = weighted.within(np.array([9, 5, 1]))
+    assert [one.tolist() for one in cut] == [[1, 5], [9], []]
+    assert cut.weights.tolist() == [0, 1, 3]
+    assert (cut.names, cut.labels) == (made.names, made.labels) and made.within([4]).weights is None
