@@ -17,6 +17,16 @@ def test_demo_takes_a_run(study):
     done = sharedmask("demo", "bold.nii.gz", "-j", "2", cwd=study)
     assert done.returncode == 0, done.stderr
     assert "bit for bit" in done.stdout
+    said = [line.split()[-1] for line in done.stdout.splitlines() if "MiB" in line]
+    assert said == ["measured", "projected", "measured"]
+
+
+def test_the_whole_loop_is_projected_from_a_part():
+    from sharedmask.cli.demo import Measured
+
+    done = Measured(4, 4, 10.0, 1000, {}, loop=8.0, caller=200)
+    whole = done.projected(20, 20)
+    assert (whole.n_jobs, whole.n_regions, whole.seconds, whole.peak) == (20, 20, 42.0, 4200)
 
 
 def test_the_made_run_is_a_real_image(tmp_path):
