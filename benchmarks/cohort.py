@@ -11,6 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     contenders = [
         Contender("ours", lambda: _ours(runs, atlas, n_cores), right),
         Contender("loop", lambda: _nilearn(runs, atlas, n_cores), right),
+        Contender("decompress", lambda: _decompress(runs, n_cores)),
     ]
     take_turns(contenders, arguments.repeats, times)
     rows = _rows(times, floor * len(runs) / n_cores, f"{arguments.repeats} rounds, {n_cores} at a time")
@@ -72,6 +74,15 @@ def _rows(times: Times, ideal: float, note: str) -> list[Row]:
         ),
         Row(
             _SECTION,
+            "extract_many / decompressing with as many threads",
+            ours,
+            times.median("decompress"),
+            ratio=times.ratio("ours", "decompress"),
+            bar=Bar(1.3, at_most=True),
+            note=note,
+        ),
+        Row(
+            _SECTION,
             "joblib loop of NiftiLabelsMasker / extract_many",
             ours,
             times.median("loop"),
@@ -86,6 +97,20 @@ def _ours(runs: list[str], atlas: str, n_jobs: int) -> dict[str, Any]:
     from sharedmask import extract_many
 
     return dict(extract_many(runs, atlas, strategy="mean", n_jobs=n_jobs).results)
+
+
+def _decompress(runs: list[str], n_jobs: int) -> None:
+    """All bytes of the files, into one small buffer for each thread."""
+    from isal import igzip
+
+    def one(path: str) -> None:
+        buffer = bytearray(2**20)
+        with igzip.open(path) as stream:
+            while stream.readinto(buffer):
+                pass
+
+    with ThreadPoolExecutor(n_jobs) as threads:
+        list(threads.map(one, runs))
 
 
 def _nilearn(runs: list[str], atlas: str, n_jobs: int) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
 from sharedmask.typing import Array, Numbers
+from sharedmask.workers import pool
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
 _PICTURED_VOLUMES = 10
@@ -127,6 +128,7 @@ def analyse(
         )
     work.end()
     if shard is None:
+        pool.shutdown()  # what idle workers hold, and what draws the page, would be the most that is held
         _show(output)
     return done
 
