@@ -388,7 +388,12 @@ class SharedSurfaceLabelsMasker(ElementsMasker):
             if len(self.labels) != len(regions):
                 raise ParameterError(f"labels= are {len(self.labels)} names for {len(regions)} regions")
             regions = replace(regions, names=tuple(self.labels), keys=tuple(self.labels))
-        return regions if self.mask_img is None else _cut(regions, _masked(self.mask_img, space))
+        if self.mask_img is None:
+            return regions
+        inside = regions.within(_masked(self.mask_img, space).indices).without_empty()
+        if not len(inside):
+            raise EmptyMaskError("no region has an element in mask_img")
+        return inside
 
     def _learn(self, regions: Regions) -> None:
         super()._learn(regions)
@@ -401,18 +406,6 @@ class SharedSurfaceLabelsMasker(ElementsMasker):
             return np.asarray(opened.reduce(regions, self.strategy, nan_policy="propagate"))
         how: dict[str, Any] = {"strategy": self.strategy, "memory_limit": self.memory_limit}
         return np.asarray(extract(opened, regions, nan_policy="propagate", **how))
-
-
-def _cut(regions: Regions, mask: Regions) -> Regions:
-    """What of the regions is in the mask; those of which nothing is are left out."""
-    cut = regions.within(mask.indices)
-    kept = np.flatnonzero(cut.sizes)
-    if not len(kept):
-        raise EmptyMaskError("no region has an element in mask_img")
-    names = tuple(regions.names[number] for number in kept)
-    labels = tuple(regions.labels[number] for number in kept)
-    offsets = np.append(0, np.cumsum(cut.sizes[kept]))
-    return replace(cut, offsets=offsets, labels=labels, names=names, keys=names)
 
 
 class SharedSurfaceMapsMasker(ElementsMasker):

@@ -145,6 +145,24 @@ class Sets:
         weights = None if self.weights is None else self.weights[here]
         return replace(self, indices=self.indices[here], offsets=offsets, weights=weights)
 
+    def without_empty(self) -> Self:
+        """Those that have voxels.
+
+        Returns
+        -------
+        Regions
+            In their order; perhaps none.
+        """
+        kept = np.flatnonzero(self.sizes).tolist()
+        offsets = np.append(0, np.cumsum(self.sizes[kept]))
+        return replace(
+            self,
+            offsets=offsets,
+            names=tuple(self.names[number] for number in kept),
+            labels=tuple(self.labels[number] for number in kept),
+            keys=tuple(self.keys[number] for number in kept),
+        )
+
     def part(self, start: int, stop: int) -> Self:
         """Some of the regions, as a dict.
 

@@ -97,3 +97,6 @@ def test_within_keeps_what_is_among_the_voxels_with_its_weights(grid):
     assert [one.tolist() for one in cut] == [[1, 5], [9], []]
     assert cut.weights.tolist() == [0, 1, 3]
     assert (cut.names, cut.labels) == (made.names, made.labels) and made.within([4]).weights is None
+    assert [one.tolist() for one in cut.without_empty()] == [[1, 5], [9]]
+    assert cut.without_empty().keys == ("a", "b")
+    assert len(made.within([7]).without_empty()) == 0
