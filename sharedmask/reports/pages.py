@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sharedmask._version import __version__
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
@@ -28,7 +29,7 @@ from sharedmask.typing import Array
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_PICTURES = 500  # small ones, of the runs that come first
-_PACKAGES = ("sharedmask", "numpy", "nibabel", "nilearn")
+_PACKAGES = ("numpy", "nibabel", "nilearn")
 _DISTRIBUTIONS = (
     ("mean_fd", "mean framewise displacement (mm)", FD_THRESHOLD),
     ("tsnr", "temporal signal-to-noise ratio", None),
@@ -249,7 +250,8 @@ class StudyReport:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that make the numbers."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    own = {"python": platform.python_version(), "sharedmask": __version__}
+    return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
