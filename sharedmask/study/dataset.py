@@ -367,7 +367,7 @@ class _Work:
         quality = Quality.of(probed.values, kept, run.confounds)
         matrices: dict[str, Array] = {}
         written = self._write_signals(manifest, probed.signals, matrices)
-        measures, desc = as_texts(quality.measures() | _covered(manifest)), self.study.analysis.desc(run)
+        measures, desc = as_texts(quality.measures() | manifest.covered()), self.study.analysis.desc(run)
         written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
         if self.study.derivatives.page(run, self.study.analysis) in manifest.written:
             first = next(iter(probed.signals.values()))
@@ -462,15 +462,6 @@ class _Work:
         self.failures.add(key, error)
         if self.stop:
             raise error
-
-
-def _covered(manifest: Manifest) -> dict[str, float]:
-    """The regions of all atlases, and how many of them have no signals."""
-    coverage = manifest.coverage
-    assert coverage is not None
-    shares = [row.coverage for table in coverage.tables for row in table]
-    left_out = len(shares) - len(coverage.regions)
-    return {"median_coverage": float(np.median(shares)), "n_regions": len(shares), "n_left_out": left_out}
 
 
 def _ordered(

@@ -91,6 +91,13 @@ class Manifest:
         again._regions()
         return replace(again, notes=self.notes)
 
+    def covered(self) -> dict[str, float]:
+        """The regions of all atlases, and how many of them have no signals."""
+        assert self.coverage is not None
+        shares = [row.coverage for table in self.coverage.tables for row in table]
+        left_out = len(shares) - len(self.coverage.regions)
+        return {"median_coverage": float(np.median(shares)), "n_regions": len(shares), "n_left_out": left_out}
+
     def table(self) -> dict[str, str]:
         """What is read, what is written, and what is to be said, for people."""
         written = {f"writes {number}": str(path) for number, path in enumerate(self.written, 1)}
