@@ -109,3 +109,13 @@ def lowest(session):
 
 if __name__ == "__main__":
     nox.main()
+
+
+@nox.session
+@nox.parametrize("profile", ["macos", "windows"])
+def bare(session, profile):
+    """Regions and maskers without what macOS or Windows lack, as ``tests/helpers/bare.py`` has it."""
+    session.install("-e", ".[dev]")
+    session.env["PYTHONPATH"] = "tests/helpers"
+    which = ("tests/regions", "tests/maskers", "tests/contracts/test_masker.py")
+    _pytest(session, "-p", "bare", "--profile", profile, *which)

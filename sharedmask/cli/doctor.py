@@ -17,7 +17,7 @@ from sharedmask.errors import SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.storage import memory, registry
 from sharedmask.storage.registry import OwnedSegment
-from sharedmask.system import process
+from sharedmask.system import platform, process
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
@@ -53,6 +53,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Try everything; nothing is left behind."""
+    if not platform.can_share():
+        return [Finding("sharing between processes", False, platform.NOT_SHARED), _limit()]
     tests: list[Callable[[], Finding]] = [
         _registry,
         _room,

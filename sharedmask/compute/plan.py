@@ -22,7 +22,7 @@ from sharedmask.sources.source import Facts, Source
 from sharedmask.sources.values import PIECE_BYTES, REGION_BYTES, VOLUMES_BYTES
 from sharedmask.storage import rows
 from sharedmask.storage.rows import Series
-from sharedmask.system import process, settings
+from sharedmask.system import platform, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
@@ -153,7 +153,8 @@ def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
 
     if not budget.settings.shared_memory:
         if request.prefer == "processes":
-            raise ParameterError("prefer='processes' has nothing to read from: shared_memory is off")
+            why = "shared_memory is off" if platform.can_share() else platform.NOT_SHARED
+            raise ParameterError(f"prefer='processes' has nothing to read from: {why}")
         return False
     cleans = request.function is None
     many = min(request.n_jobs, process.n_cpus()) > _CLEANING_THREADS if cleans else request.n_jobs > 1

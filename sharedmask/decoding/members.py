@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sharedmask.decoding.codecs import GZIP
 from sharedmask.decoding.points import ALIGNMENT, WrongPieceError
 from sharedmask.records import dataclass
+from sharedmask.system import platform
 
 _HEADER = struct.Struct("<4s6x2s4sH")  # no name and no comment: as bgzip writes it
 _SIGNS = (b"\x1f\x8b\x08\x04", b"\x06\0", b"BC\x02\0")
@@ -69,7 +70,7 @@ class Members:
         out, done = memoryview(buffer)[start % ALIGNMENT :][: stop - start], 0
         first, last = self.firsts[number : number + 2].tolist()
         places = self.places[first : last + 1].tolist()
-        data = memoryview(os.pread(fd, places[-1] - places[0], places[0]))
+        data = memoryview(platform.pread(fd, places[-1] - places[0], places[0]))
         for begin, end in pairwise(place - places[0] for place in places):
             done += _decoded(data[begin:end], out[done:])
         if done < len(out):
@@ -94,13 +95,13 @@ def found(file: FileIO) -> Members | None:
     """Those of a file of nothing but such members, whose headers are looked at; None of any other."""
     fd, size = file.fileno(), os.fstat(file.fileno()).st_size
     places, starts, firsts, nbytes = [0], [0], [0], 0
-    header = os.pread(fd, _HEADER.size, 0)
+    header = platform.pread(fd, _HEADER.size, 0)
     while len(header) == _HEADER.size:
         *signs, length = _HEADER.unpack(header)
         end = places[-1] + length + 1
         if tuple(signs) != _SIGNS or end > size or length < _HEADER.size + _SIZE.size:
             return None
-        tail = os.pread(fd, _SIZE.size + _HEADER.size, end - _SIZE.size)
+        tail = platform.pread(fd, _SIZE.size + _HEADER.size, end - _SIZE.size)
         (holds,) = _SIZE.unpack_from(tail)
         if holds > _MEMBER_BYTES:
             return None

@@ -18,17 +18,17 @@ from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.layout import FileLayout, Order
 from sharedmask.sources.source import Source
-from sharedmask.storage import container, mapped_file, memory
+from sharedmask.storage import container, mapped_file, memory, rows
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileMap, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
-from sharedmask.system import monitor, settings
+from sharedmask.system import monitor, platform, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
-STORES = ("auto", "file", *memory.KINDS, "disk")
+STORES = ("auto", "file", *memory.KINDS, "disk", rows.PRIVATE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _why_on_disk(source: Source, budget: MemoryBudget) -> str:
     held = container.projected(_geometry(source))
     if reason := budget.why_on_disk(held, held + _volume_bytes(source)):
         return reason
-    if settings.current().shared_memory:
+    if settings.current().shared_memory or not platform.can_share():
         return ""
     if not settings.current().use_disk:
         raise ParameterError(f"{source.name} has no store: shared_memory and use_disk are off")
@@ -103,10 +103,19 @@ def _geometry(source: Source) -> Geometry:
 def _share(source: Source, asked: str, budget: MemoryBudget) -> Backing:
     label, geometry = os.path.basename(source.name), _geometry(source)
     nbytes = container.projected(geometry)
-    store, reason = memory.choose(asked, nbytes)
+    alone = asked == rows.PRIVATE or (asked == "auto" and not platform.can_share())
+    if alone:
+        store, reason = rows.PRIVATE, "asked for" if asked != "auto" else "this system shares no memory"
+    else:
+        store, reason = memory.choose(asked, nbytes)
     needed = nbytes + _volume_bytes(source)
     budget.require(f"loading the frames of {label}", needed, "store='disk' takes a volume only")
     with monitor.operation("load", f"loading the frames of {label}", needed):
+        if alone:
+            arrays = {name: np.empty(*place) for name, place in geometry.items()}
+            _fill(source, arrays)
+            arrays["frames"].flags.writeable = False
+            return Backing(arrays["frames"].view(SharedArray), "F", (store, reason))
         owned, attachment = publish(label, geometry, partial(_fill, source), store)
     return Backing(attachment.view("frames"), "F", (store, reason), owned)
 

@@ -58,7 +58,7 @@ class FrameDataset(FrameSequence):
         Gradients, timing and the like, in the order in which ``ds[i]`` gives them.
     overall : dict of arrays, optional
         Facts of the data set as a whole.
-    store : {"auto", "file", "memfd", "shm", "disk"}
+    store : {"auto", "file", "memfd", "shm", "disk", "private"}
         Where the frames live. ``"file"``: the user's uncompressed file, mapped as it is, nothing is
         loaded. ``"shm"``, ``"memfd"``: shared memory, as in :class:`SharedImage`. ``"disk"``: a file
         without a name in ``$SHAREDMASK_TMPDIR``, else ``$TMPDIR``, else /var/tmp. ``"auto"`` is the
@@ -90,7 +90,7 @@ class FrameDataset(FrameSequence):
         affines: Any = None,
         per_frame: Mapping[str, Any] | None = None,
         overall: Mapping[str, Any] | None = None,
-        store: Literal["auto", "file", "memfd", "shm", "disk"] = "auto",
+        store: Literal["auto", "file", "memfd", "shm", "disk", "private"] = "auto",
         memory_limit: int | float | str | None = None,
     ) -> None:
         with within(memory_limit):

@@ -27,7 +27,7 @@ from sharedmask.image.image import SharedImage
 from sharedmask.records import dataclass
 from sharedmask.sources.opening import open_source
 from sharedmask.storage.registry import Claim, directory, socket_address
-from sharedmask.system import limits, process
+from sharedmask.system import limits, platform, process
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import Lock, Semaphore
 from sharedmask.system.threads import start
@@ -109,6 +109,8 @@ class Coordinator:
     # --- life ---
 
     def __enter__(self) -> "Coordinator":
+        if not platform.can_share():
+            raise SegmentError(platform.NOT_SHARED)
         with contextlib.ExitStack() as opened:
             self._claim = Claim(protocol.ROLE)
             opened.callback(self._claim.release)

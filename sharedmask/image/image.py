@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from sharedmask.image.niimg import SharedNifti
 _log = logging.getLogger(__name__)
 
-Store = Literal["auto", "shm", "memfd", "disk", "file"]
+Store = Literal["auto", "shm", "memfd", "disk", "file", "private"]
 
 
 class SharedImage(Searchlights):
@@ -74,9 +75,10 @@ class SharedImage(Searchlights):
         .nii.gz with an index, and of uncompressed files, nothing else is read.
     index : bool
         Make the index of a .nii.gz that has none, as ``sharedmask index`` does; it is used in any case.
-    store : {"auto", "shm", "memfd", "disk", "file"}
+    store : {"auto", "shm", "memfd", "disk", "file", "private"}
         Where the bytes live: named shared memory; sealed anonymous memory (Linux); a file of rows
-        that is kept for the next run; the image's own file, uncompressed. ``"auto"`` is the first,
+        that is kept for the next run; the image's own file, uncompressed; memory of this process, for
+        its threads. ``"auto"`` is the first (the last where the system shares no memory),
         the second in a batch job or where /dev/shm is too small, the third if the image does not
         fit in memory; :attr:`store` tells which and why.
     smoothing_fwhm : float, optional
@@ -231,6 +233,8 @@ class SharedImage(Searchlights):
 
         If another thread closes the image before workers attach, that is what is said.
         """
+        if self._asked_store == rows.PRIVATE:
+            knobs = replace(knobs, shared_memory=False)
         try:
             before = self._bytes_in_memory
             budget = MemoryBudget.here(self._memory_limit, before, knobs)
@@ -311,7 +315,7 @@ class SharedImage(Searchlights):
         """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
         shared = self._loaded().shared
         if shared is None:
-            raise ParameterError(f"{self._name} is held by this process alone: shared_memory is off")
+            raise rows.held_alone(self._name, self._asked_store)
         if self._owned is not None:
             self._owned.keep_record()
         return shared.handle
@@ -330,7 +334,8 @@ class SharedImage(Searchlights):
             With that name.
         """
         with self._lock:
-            self._loaded()
+            if self._loaded().shared is None:
+                return self.handle  # which says why there is none
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
             handle = self._owned.rename(name)

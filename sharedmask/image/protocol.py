@@ -26,7 +26,7 @@ from typing import Any
 from sharedmask import errors
 from sharedmask.errors import AttachError, SharedMaskError
 from sharedmask.storage import registry
-from sharedmask.system import process
+from sharedmask.system import platform, process
 
 ROLE = "coordinator"
 VERSION = 1
@@ -90,7 +90,7 @@ def _read(connection: socket.socket, size: int) -> bytes | None:
 def is_ours(connection: socket.socket) -> bool:
     """Whether the process at the other end is this user's; the kernel says so, not the process."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(raw)[1] == os.geteuid())
+    return bool(_CREDENTIALS.unpack(raw)[1] == platform.user_id())
 
 
 _open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
@@ -113,6 +113,8 @@ def connect(timeout: float | None = None) -> socket.socket | None:
     AttachError
         The coordinator does not take it in ``timeout`` seconds, by default ``ANSWER_SECONDS``.
     """
+    if not platform.can_share():
+        return None
     timeout = ANSWER_SECONDS if timeout is None else timeout
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

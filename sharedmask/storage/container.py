@@ -126,7 +126,7 @@ def _header_bytes(start: bytes, nbytes: int) -> int:
     return size
 
 
-def arrays_in(buffer: mmap.mmap | bytearray, specs: Any, first: int) -> dict[str, Array]:
+def arrays_in(buffer: mmap.mmap | bytearray | bytes, specs: Any, first: int) -> dict[str, Array]:
     """The arrays of a header, each of them behind the first ``first`` bytes of ``buffer`` and within it.
 
     Raises
@@ -153,7 +153,7 @@ def _checked(name: str, spec: Mapping[str, Any], first: int, end: int) -> Mappin
     return spec
 
 
-def array_at(buffer: mmap.mmap | bytearray, spec: Mapping[str, Any]) -> Array:
+def array_at(buffer: mmap.mmap | bytearray | bytes, spec: Mapping[str, Any]) -> Array:
     # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
     # and closing the map under such a view is a segmentation fault.
     count = math.prod(spec["shape"])

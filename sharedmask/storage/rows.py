@@ -34,16 +34,17 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Span, Volumes
-from sharedmask.storage import container, disk, mapped_file, memory
+from sharedmask.storage import container, disk, mapped_file, memory, segment
 from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
-from sharedmask.system import settings
+from sharedmask.system import platform, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
-STORES = (*memory.KINDS, disk.KIND, "file")
-PRIVATE = "private"
+PRIVATE = segment.PRIVATE
+"""Memory of this process, for its threads."""
+STORES = (*memory.KINDS, disk.KIND, "file", PRIVATE)
 _MOST_RUNS = 1000  # of rows that are asked for one by one
 _INSTEAD = "store='disk' takes little, and extract() holds the masks' voxels only"
 
@@ -148,8 +149,9 @@ class MappedVolumes(ArraySource):
         return view
 
     @property
-    def shared(self) -> Shared:
-        return Shared(self.attachment.handle, "volumes")
+    def shared(self) -> Shared | None:
+        handle = self.attachment.handle
+        return Shared(handle, "volumes") if handle.store != PRIVATE else None
 
     def check(self, when: str = "after it was mapped: open it again") -> None:
         if self.attachment.is_written_to():
@@ -192,7 +194,8 @@ def attached(attachment: Attachment) -> Held:
         facts, finite = Facts.from_dict(meta["facts"]), bool(meta["finite"])
         if "rows" in arrays:
             file = attachment.file
-            shared, lies = Shared(handle, "rows"), None if file is None or file.ours else file.path
+            shared = Shared(handle, "rows") if handle.store != PRIVATE else None
+            lies = None if file is None or file.ours else file.path
             if lies is not None:
                 mapped_file.no_read_ahead(arrays["rows"])
             return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment, lies)
@@ -233,8 +236,16 @@ def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudg
     if reason := budget.why_on_disk(held, projected(source, voxels)):
         return disk.KIND, reason
     if not budget.settings.shared_memory:
-        return PRIVATE, "shared_memory is off"
+        return PRIVATE, "shared_memory is off" if platform.can_share() else "this system shares no memory"
     return memory.choose("auto", held)
+
+
+def held_alone(name: str, asked: str) -> ParameterError:
+    """What to say to who wants to share an image that is private."""
+    why = "shared_memory is off" if asked == "auto" else f"its store is {asked!r}"
+    return ParameterError(
+        f"{name} is held by this process alone: {why if platform.can_share() else platform.NOT_SHARED}"
+    )
 
 
 def loading_bytes(asked: str, source: Source, budget: MemoryBudget) -> int:
@@ -364,7 +375,8 @@ def _mapped(source: RowSource, shared: bool) -> Iterator[Rows]:
     try:
         yield held
     finally:
-        owned.release()
+        if owned is not None:
+            owned.release()
 
 
 def as_source(held: Held) -> Source:
@@ -390,7 +402,7 @@ def as_source(held: Held) -> Source:
 
 def _on_disk(
     source: Source, voxels: Voxels | None, label: str, budget: MemoryBudget
-) -> tuple[OwnedSegment, Held]:
+) -> tuple[OwnedSegment | None, Held]:
     geometry = geometry_of(source, voxels)
     bands = rechunk.cut(source, geometry["rows"][0][0], _working_memory(budget))
 
@@ -425,7 +437,7 @@ def _working_memory(budget: MemoryBudget) -> int:
     return min(budget.limit // 2, per_process or budget.limit)
 
 
-def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[OwnedSegment, Held]:
+def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[OwnedSegment | None, Held]:
     layout = source.layout
     if not isinstance(layout, FileLayout):
         raise ImageError(f"{source.name} cannot be used as it is ({layout}): take another store")
@@ -445,7 +457,11 @@ def _in_its_file(source: Source, voxels: Voxels | None, label: str) -> tuple[Own
         raise
 
 
-def _anchored(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> tuple[OwnedSegment, Held]:
-    """A segment that is a header only, and the file attached through it."""
+def _anchored(
+    label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]
+) -> tuple[OwnedSegment | None, Held]:
+    """A segment that is a header only, and the file attached through it; the file alone without one."""
+    if not platform.can_share():
+        return None, attached(segment.here_only(label, elsewhere, meta))
     owned, attachment = publish(label, {}, lambda _: None, meta=meta, elsewhere=elsewhere)
     return owned, attached(attachment)

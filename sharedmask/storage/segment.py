@@ -45,6 +45,8 @@ from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
 _VERSION = 1
+PRIVATE = "private"
+"""The store of what stays in its process."""
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
 
@@ -208,7 +210,7 @@ def _redirect_to_devnull(name: str) -> None:
 class Attachment(Origin):
     """The arrays of a segment in this process, read-only, and the facts of its header."""
 
-    def __init__(self, handle: Handle, buffer: mmap.mmap, writable: bool) -> None:
+    def __init__(self, handle: Handle, buffer: mmap.mmap | bytes, writable: bool) -> None:
         facts, first = parse_header(buffer)
         self.file = FileIdentity.from_dict(facts["file"]) if "file" in facts else None
         """In which the arrays lie, if not in the segment."""
@@ -239,10 +241,20 @@ class Attachment(Origin):
         return output_of if self.writable else view_of, self.handle.to_json()
 
     def view(self, name: str) -> "SharedArray":
-        """The array ``name`` as one that pickles as a handle."""
+        """The array ``name`` as one that pickles as a handle, if others can attach."""
         shared = self.arrays[name].view(SharedArray)
-        shared._origin = self
+        shared._origin = self if self.handle.store != PRIVATE else None
         return shared
+
+
+def here_only(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> Attachment:
+    """The arrays in a file, attached to by this process and no other."""
+    token, facts = os.urandom(16).hex(), {"meta": dict(meta), **elsewhere.to_facts()}
+    size = layout({}, facts).header_bytes
+    facts |= {"token": token, "nbytes": size}
+    pid, now = os.getpid(), time.monotonic()
+    handle = Handle(token, PRIVATE, "", size, 0, 0, 0, "", "", 0, pid, 0, -1, now, label)
+    return Attachment(handle, header(facts, size), False)
 
 
 def view_of(
@@ -275,6 +287,8 @@ def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     found = _attached.get(key)
     if found is None or found.handle != handle:
         try:
+            if not platform.can_share():
+                raise AttachError(platform.NOT_SHARED)
             _check_handle(handle)
             found = _attached[key] = Attachment(handle, _map(handle, writable), writable)
         except AttachError:

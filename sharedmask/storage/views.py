@@ -24,7 +24,7 @@ DTYPE = re.compile(r"[<>|=][biufc]\d+")
 class Origin(ABC):
     """Bytes that this process maps read-only, and whose views travel as a text and a place in them."""
 
-    def __init__(self, buffer: mmap.mmap) -> None:
+    def __init__(self, buffer: mmap.mmap | bytes) -> None:
         self._bytes = np.frombuffer(buffer, np.uint8)
         self._start = self._bytes.ctypes.data
 

@@ -339,9 +339,11 @@ def _named_draft(draft: Draft, name: str) -> Iterator[Path]:
     try:
         yield draft.path.with_name(name)
         draft.sync()
+        platform.let_go(draft.fd)
         with _about(draft.path):
             _rename(draft.folder, name, draft.path.name)
     except BaseException:
+        platform.let_go(draft.fd)
         with contextlib.suppress(FileNotFoundError):
             if settings.current().cleanup_temporary:
                 platform.unlink_at(draft.folder, name)

@@ -124,6 +124,14 @@ def can_move_open_files() -> bool:
     return os.name != "nt"
 
 
+def let_go(fd: int) -> None:
+    """Where they cannot, have no file behind a descriptor any more; its number stays taken."""
+    if not can_move_open_files():
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+
+
 # --- whose files ---------------------------------------------------------------------------------
 
 
@@ -306,6 +314,12 @@ def has_memfd() -> bool:
 def shared_memory() -> ModuleType:
     """The standard module, imported where it is there and needed."""
     return importlib.import_module("multiprocessing.shared_memory")
+
+
+NOT_SHARED = (
+    "sharing between processes needs /dev/shm or memfd, which this system lacks; "
+    "images with store='private' stay in this process"
+)
 
 
 def can_share() -> bool:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
-from sharedmask.system import inputs, limits
+from sharedmask.system import inputs, limits, platform
 from sharedmask.system.process import Lock, is_worker
 from sharedmask.system.units import parse_bytes
 
@@ -352,13 +352,17 @@ def _current() -> tuple[Settings, dict[str, str]]:
     """Resolved again only when something changed: each request asks."""
     global _resolved
     with _lock:
-        names = [os.fsdecode(name) for name in os.environb if name.startswith(_ASKED)]
+        names = [os.fsdecode(name) for name in _variables() if name.startswith(_ASKED)]
         environ = {name: os.environ[name] for name in names}
         path = _config_file(_given.get("config"), environ)
         key = _given, environ, path, _changed(path)
         if _resolved is None or _resolved[0] != key:
             _resolved = key, *_resolve(environ, path)
         return _resolved[1], _resolved[2]
+
+
+def _variables() -> Iterable[bytes]:
+    return os.environb if hasattr(os, "environb") else map(os.fsencode, os.environ)
 
 
 def _changed(path: str | None) -> int:
@@ -374,4 +378,6 @@ def _resolve(environ: Mapping[str, str], path: str | None) -> tuple[Settings, di
     found |= _checked(given, lambda _: "given")
     found = {**_from_profile(found), **found}
     values = {name: value for name, (value, _) in found.items()}
+    if not platform.can_share():
+        values["shared_memory"] = False  # whoever asks for more is told where it is needed
     return Settings(**values), {name: origin for name, (_, origin) in found.items()}

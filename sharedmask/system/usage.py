@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sharedmask.records import dataclass
+from sharedmask.system import platform
 from sharedmask.system.files import DISK_FOLDER
 
 _SHARE = re.compile(rb"^(Pss|Pss_Anon|Pss_Shmem): +(\d+) kB", re.MULTILINE)
@@ -83,7 +84,11 @@ def of_processes(pids: Sequence[int]) -> Usage:
 
 
 def _shares(pid: int) -> tuple[int, int]:
-    """PSS of private pages, and of files."""
+    """PSS of private pages, and of files; without /proc what is resident."""
+    if not platform.has_proc():
+        import psutil
+
+        return psutil.Process(pid).memory_info().rss, 0
     found = _SHARE.findall(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     kib = {name: int(value) for name, value in found}
     private = kib.get(b"Pss_Anon", 0)
@@ -102,7 +107,7 @@ def _shared_objects(pid: int) -> Iterator[tuple[tuple[bytes, bytes], int]]:
 def nameless_bytes(folder: Path) -> int:
     """On disk: files without a name in ``folder`` that processes of this user have open, once."""
     nameless: dict[tuple[int, int], int] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(str.isdigit, os.listdir("/proc") if platform.has_proc() else ()):
         with suppress(OSError):  # it left meanwhile, or is another user's
             found = _spilled_files(int(pid), f"{folder}/")
             nameless |= {key: facts.st_blocks * 512 for key, facts in found if not facts.st_nlink}

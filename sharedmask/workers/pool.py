@@ -20,6 +20,7 @@ from multiprocessing import connection, current_process
 from typing import Any
 
 from sharedmask.errors import WorkerError
+from sharedmask.system import platform
 from sharedmask.system.platform import rights
 from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
 from sharedmask.system.threads import Threads
@@ -224,7 +225,7 @@ def shutdown() -> None:
 
 def can_start_processes() -> bool:
     """Whether processes are started unasked: not by a daemonic one, which is somebody's worker."""
-    return not current_process().daemon
+    return platform.can_fork() and not current_process().daemon
 
 
 def run_processes(
