@@ -21,7 +21,7 @@ from segments import Segments, Watch
 from sharedmask.reports import figures
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.study import executors
-from sharedmask.system import process
+from sharedmask.system import platform, process
 from sharedmask.workers import pool
 
 # Hundreds of children import what is imported here: they find it compiled, whatever the caller's shell says.
@@ -103,6 +103,10 @@ def _helpers_that_stay(tmp_path_factory):
     """Start what lives as long as the process (resource tracker, templates), outside of any test."""
     command.start()
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
+    if not platform.can_share():
+        yield
+        command.stop()
+        return
     owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
     for preload in ((), ("nilearn.signal",), executors.EXTRACTING, executors.CLEANING):

@@ -427,8 +427,8 @@ class SharedImage(Searchlights):
         from sharedmask.image.niimg import SharedNifti
 
         box_of(self._grid, "a NIfTI image")
-        self._loaded()
-        return SharedNifti.of(self.handle)
+        held = self._loaded()
+        return SharedNifti.here(held) if held.shared is None else SharedNifti.of(self.handle)
 
     # --- the array ---
 

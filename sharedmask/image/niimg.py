@@ -50,10 +50,15 @@ class SharedNifti(_Lent):
     def of(cls, handle: Handle | str) -> SharedNifti:
         """The image behind a handle."""
         handle = Handle.from_json(handle) if isinstance(handle, str) else handle
-        held = attached(segment.attach(handle))
-        facts = held.facts
-        image = cls(_data_of(held), facts.affine, _header_of(facts))
-        image._handle, image.held = handle, held
+        image = cls.here(attached(segment.attach(handle)))
+        image._handle = handle
+        return image
+
+    @classmethod
+    def here(cls, held: Held) -> SharedNifti:
+        """The image that this process holds; it travels with its values."""
+        image = cls(_data_of(held), held.facts.affine, _header_of(held.facts))
+        image.held = held
         return image
 
     def __reduce_ex__(self, protocol: Any) -> Any:
