@@ -107,10 +107,6 @@ def lowest(session):
     session.run(".ci/lowest", external=True)
 
 
-if __name__ == "__main__":
-    nox.main()
-
-
 @nox.session
 @nox.parametrize("profile", ["macos", "windows"])
 def bare(session, profile):
@@ -119,3 +115,7 @@ def bare(session, profile):
     session.env["PYTHONPATH"] = "tests/helpers"
     which = ("tests/regions", "tests/maskers", "tests/contracts/test_masker.py")
     _pytest(session, "-p", "bare", "--profile", profile, *which)
+
+
+if __name__ == "__main__":
+    nox.main()
