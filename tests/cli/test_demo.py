@@ -7,9 +7,10 @@ from command import sharedmask
 
 @pytest.mark.long
 def test_demo_compares_and_finds_the_same_numbers(study):
-    done = sharedmask("demo", "--volumes", "10", "-j", "2")
+    done = sharedmask("demo", "--volumes", "10", "-j", "2", "--full")
     assert done.returncode == 0, done.stderr
     assert "NiftiMasker loop" in done.stdout
+    assert "projected" not in done.stdout
     assert "equal to NiftiMasker's, bit for bit" in done.stdout
 
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="NIFREEZE_PYTHON names no Pyt
 N = 12
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.normal(size=(N, 3))
+del RNG
 GRADIENTS = np.c_[DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1, keepdims=True), np.full(N, 1000.0)]
 READER = """
 import sys

@@ -13,6 +13,7 @@ MASK = niimg(random_masks(1)[0].astype("u1"))
 ATLAS = niimg(RNG.integers(0, 6, SHAPE).astype("i2"))
 MAPS = niimg(RNG.random((*SHAPE, 3)))
 CONFOUNDS = RNG.normal(size=(T, 2))
+del RNG
 
 PAIRS = {
     "voxels": (SharedNiftiMasker, NiftiMasker, {"mask_img": MASK}),

@@ -34,6 +34,7 @@ LABELS = surface(np.arange(40) % 4)
 MASK = surface(np.arange(40) % 3 > 0)
 MAPS = surface(RNG.normal(size=(40, 3)).astype("f4"))
 CONFOUNDS = RNG.normal(size=(T, 2))
+del RNG
 CLEANING = [
     {"standardize": None},
     {"standardize": "zscore_sample", "detrend": True},

@@ -2,12 +2,14 @@
 
 import ast
 import itertools
+import random
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sharedmask
@@ -243,3 +245,18 @@ def test_what_workflows_run_is_in_the_noxfile():
     assert len(run) > 5
     there = re.findall(r"^def (\w+)\(session|name=\"([\w-]+)\"", (root / "noxfile.py").read_text(), re.M)
     assert run <= {name for names in there for name in names}
+
+
+def test_no_module_of_tests_holds_a_generator():
+    """It is the user's to workers, each of which imports the module for it: seconds at each start of one."""
+    tests = str(Path(__file__).parents[1])
+    kinds = (np.random.Generator, np.random.RandomState, random.Random)
+    loaded = [one for one in sys.modules.values() if str(getattr(one, "__file__", "")).startswith(tests)]
+    assert len(loaded) > 5
+    held = [
+        (one.__name__, name)
+        for one in loaded
+        for name, value in vars(one).items()
+        if isinstance(value, kinds)
+    ]
+    assert [where for *where, held in of_each if isinstance(held, kinds)] == []

@@ -12,6 +12,7 @@ from sharedmask.regions.coverage import Coverage
 
 RNG = np.random.default_rng(4)
 MAPS = np.where(RNG.random((*SHAPE, 3)) < 0.5, RNG.random((*SHAPE, 3)), 0.0).astype("f4")
+del RNG
 GRID = Grid(SHAPE, AFFINE)
 
 
