@@ -53,8 +53,11 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """All tests run on all cores; a few run here, where the start of workers would take longer than they."""
-    return process.n_cpus() if _all_are_asked_for(config) else 0
+    """All tests run on all cores; a few run here, where the start of workers would take longer than they.
+
+    There is one worker more than cores: some tests wait.
+    """
+    return process.n_cpus() + 1 if _all_are_asked_for(config) else 0
 
 
 def _all_are_asked_for(config):

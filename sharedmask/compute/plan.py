@@ -153,7 +153,7 @@ def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
 
     if not budget.settings.shared_memory:
         if request.prefer == "processes":
-            why = "shared_memory is off" if platform.can_share() else platform.NOT_SHARED
+            why = "store='private', or shared_memory is off" if platform.can_share() else platform.NOT_SHARED
             raise ParameterError(f"prefer='processes' has nothing to read from: {why}")
         return False
     cleans = request.function is None

@@ -14,6 +14,7 @@ def test_demo_compares_and_finds_the_same_numbers(study):
     assert "equal to NiftiMasker's, bit for bit" in done.stdout
 
 
+@pytest.mark.long
 def test_demo_takes_a_run(study):
     done = sharedmask("demo", "bold.nii.gz", "-j", "2", cwd=study)
     assert done.returncode == 0, done.stderr

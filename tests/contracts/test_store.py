@@ -13,7 +13,7 @@ def path(tmp_path):
 
 
 class TestStores(StoreContract):
-    @pytest.fixture(params=rows.STORES)
+    @pytest.fixture(params=[store for store in rows.STORES if store != rows.PRIVATE])
     def store(self, request):
         return request.param
 
@@ -21,8 +21,9 @@ class TestStores(StoreContract):
 class TestPrivateMemory(StoreContract):
     shared = False
 
-    @pytest.fixture
-    def store(self, monkeypatch):
-        """What "auto" is where nothing may be shared."""
-        monkeypatch.setenv("SHAREDMASK_SHARED_MEMORY", "0")
-        return "auto"
+    @pytest.fixture(params=["auto", rows.PRIVATE])
+    def store(self, request, monkeypatch):
+        """Asked for, or what "auto" is where nothing may be shared."""
+        if request.param == "auto":
+            monkeypatch.setenv("SHAREDMASK_SHARED_MEMORY", "0")
+        return request.param

@@ -127,13 +127,13 @@ if __name__ == "__main__":
     others = [name for name in here if here[name] != alone[name]]
     print(differ, others, os.listdir(os.environ["SHAREDMASK_DIR"]))
 """
-PLACES = ["joblib-loky"]
+PLACES = ["executor-fork"]
 MORE = [
+    "joblib-loky",
     "notebook-",
     "pool-spawn",
     "pool-fork",
     "pool-forkserver",
-    "executor-fork",
     "executor-spawn",
     "executor-forkserver",
 ]
