@@ -226,6 +226,7 @@ def test_the_app_takes_images_of_ica_aroma_by_itself(tmp_path):
     assert "_desc-preproc_bold.nii.gz: 7 x 6 x 5" in printed and "0 of them would fail" in printed
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("drop", [[], ["--drop-empty"]])
 def test_the_app_writes_matrices_of_the_one_pass(tmp_path, decoded, drop):
     root, out = preprocessed(tmp_path / "in", subjects=("01",)), tmp_path / "out"

@@ -54,6 +54,7 @@ def test_several_images_still_need_a_folder(study):
     assert done.returncode == 64 and "--out-dir" in done.stderr and not done.stdout
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("ending", [".txt", ".1D", ".csv", ".tsv"])
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("transpose", [True, False])

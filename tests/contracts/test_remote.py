@@ -83,6 +83,7 @@ WAYS = {
 }
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("run", [RUN, "plain.nii", "pair.img"])
 @pytest.mark.parametrize("way", WAYS)
 def test_numbers_are_those_of_the_file(here, server, way, run):
@@ -277,6 +278,7 @@ server.stop()
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("account", [{}, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}])
 def test_buckets(here, account):
     """In a process of its own: s3fs keeps its connections."""

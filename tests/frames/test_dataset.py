@@ -22,6 +22,7 @@ from sharedmask.workers import pool
 # --- values --------------------------------------------------------------------------------------
 
 
+@pytest.mark.some(16)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float32", "float64", ">i2", ">f4"])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -37,6 +37,7 @@ def near(got, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.some(3)
 @every
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_the_numbers_are_nilearns(ours, nilearns, regions, n_jobs, paths):

@@ -206,7 +206,7 @@ def seen(folder, args):
 CASES = [(verb, option) for verb, options in OPTIONS.items() for option in options]
 
 
-@pytest.mark.some(40)
+@pytest.mark.some(25)
 @pytest.mark.parametrize("verb, option", CASES, ids=["".join(case) for case in CASES])
 def test_an_option_is_seen(inputs, verb, option):
     shown = OPTIONS[verb][option]

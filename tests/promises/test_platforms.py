@@ -73,6 +73,7 @@ SMOKE = """
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("profile", ["macos", "windows"])
 def test_what_needs_no_other_process_works(profile, tmp_path):
     folder = tmp_path / "data"

@@ -127,20 +127,21 @@ if __name__ == "__main__":
     others = [name for name in here if here[name] != alone[name]]
     print(differ, others, os.listdir(os.environ["SHAREDMASK_DIR"]))
 """
-PLACES = ["executor-fork"]
-MORE = [
+PLACES = [
     "joblib-loky",
     "notebook-",
     "pool-spawn",
     "pool-fork",
     "pool-forkserver",
+    "executor-fork",
     "executor-spawn",
     "executor-forkserver",
 ]
-MORE += ["joblib-multiprocessing", "joblib-threading", "dask-worker", "dask-nanny", "prefork-", "command-"]
+PLACES += ["joblib-multiprocessing", "joblib-threading", "dask-worker", "dask-nanny", "prefork-", "command-"]
 
 
-@pytest.mark.parametrize("place", [*PLACES, *(pytest.param(place, marks=pytest.mark.long) for place in MORE)])
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
 def test_workers_answer_as_the_caller_in_every_place(place, folders, segments_of_this_test):
     """In workers of other tools, with functions of the main script; in a notebook, which has no file."""
     script = folders / "script.py"

@@ -80,6 +80,7 @@ def seen(page, width, tmp_path, script=""):
     return json.loads(html.unescape(found[1]))
 
 
+@pytest.mark.some(1)
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_all_of_a_page(run, width, tmp_path):
@@ -110,6 +111,7 @@ CLICKS = """
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_sorts_and_filters_runs(width, tmp_path):
@@ -154,6 +156,7 @@ MANY = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 def test_a_page_of_ten_thousand_runs_is_small_and_shows_them(tmp_path):
     facts = {"mean_fd": "0.123456", "tsnr": "52.1234", "space": "MNI152NLin2009cAsym", "notes": ""}

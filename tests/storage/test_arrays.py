@@ -90,6 +90,7 @@ def _fill(out, i):
     out[i] = i + 1
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_workers_fill_an_output_that_its_owner_seals(store, order):

@@ -128,6 +128,7 @@ def test_python_dash_m(tmp_path):
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
+@pytest.mark.long
 def test_a_notebook(tmp_path):
     pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel")
     pytest.importorskip("ipykernel", reason="notebooks need nbclient and ipykernel")
