@@ -37,11 +37,12 @@ KILLS = '''
     scenario, store, path = sys.argv[1:4]
 
     # Names of this test's own, whoever else uses /dev/shm at the moment.
-    mark, token_hex = os.urandom(4).hex(), registry.secrets.token_hex
-    registry.secrets.token_hex = lambda n: token_hex(n) if n < 16 else mark + token_hex(12)
+    urandom = os.urandom
+    mark = urandom(4)
+    os.urandom = lambda n: urandom(n) if n < 16 else mark + urandom(n - 4)  # of tokens
 
     def named():
-        return {name for name in os.listdir("/dev/shm") if name.startswith("sharedmask-" + mark)}
+        return {name for name in os.listdir("/dev/shm") if name.startswith("sharedmask-" + mark.hex())}
     GEOMETRY = {"rows": ((3, 5), np.dtype("int16"))}
     raw_read, raw_write = os.read, os.write
     # Reads are left out: nothing is other after one of them.
@@ -79,7 +80,7 @@ KILLS = '''
     def victim():
         """What somebody leaves who is killed: written by hand, so no tracker takes it away."""
         for suffix in ("", ".0a1b2c3d"):
-            token = mark + os.urandom(12).hex()
+            token = os.urandom(16).hex()
             os.close(os.open(f"/dev/shm/{segments.segment_name(token)}", os.O_CREAT | os.O_WRONLY, 0o600))
             with open(f"{folder}/{token}.json{suffix}", "w") as file:
                 file.write("{")

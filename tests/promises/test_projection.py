@@ -114,6 +114,7 @@ def measured(folder, name, store, before, body, monkeypatch, spill):
         for store in rows.STORES
         if store != "shm"
         for operation in FEW
+        if store != rows.PRIVATE or "processes" not in operation
     ],
 )
 def test_no_operation_on_an_image_takes_more_than_projected(operation, store, run, monkeypatch, tmp_path):
