@@ -180,8 +180,10 @@ def _padded(columns: Sequence[Array]) -> Array:
 
 
 def _mean(columns: Sequence[Array]) -> Array:
+    if len(columns) == 1:
+        return columns[0]
     values = _padded(columns)
     there = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of a region that none of them has
         mean: Array = np.where(there, values, 0).sum(axis=0) / there.sum(axis=0)
-    return mean.astype(np.float32) if len(columns) > 1 else values[0]
+    return mean.astype(np.float32)

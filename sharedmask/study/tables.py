@@ -135,10 +135,8 @@ def _cells(row: Array, missing: str = "n/a", precision: int | None = None) -> li
 
 def _doubles(row: Array, missing: str) -> list[str]:
     """As Python writes them, twenty times faster; small ones and what is no number by itself."""
-    try:
-        import orjson
-    except ImportError:  # a machine that it is not built for
-        return [missing if text == "nan" else text for text in map(repr, row.tolist())]
+    import orjson
+
     text = orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY).decode()
     cells, sizes = text[1:-1].split(","), np.abs(row)
     for number in np.flatnonzero(~((sizes >= _PLAIN) & (sizes < np.inf)) & (row != 0)).tolist():

@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -88,10 +87,7 @@ def test_archives_go_to_what_is_no_regular_file(name, kind, tmp_path):
         np.testing.assert_array_equal(read["a"][:], series["a"])
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_numbers_are_written_as_python_writes_them(tmp_path, monkeypatch, installed):
-    if not installed:
-        monkeypatch.setitem(sys.modules, "orjson", None)
+def test_numbers_are_written_as_python_writes_them(tmp_path):
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**64, 4000, dtype=np.uint64).view(np.float64)
     powers = [
