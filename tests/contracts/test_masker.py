@@ -1,5 +1,6 @@
 """The contract of maskers: checks of nilearn and scikit-learn, and what makes ours stand in for nilearn's."""
 
+import itertools
 import os
 import pickle
 import tempfile
@@ -193,12 +194,13 @@ def test_cleaning_takes_all_forms_of_its_parameters(ours, nilearns, regions, tmp
     frame.to_csv(tmp_path / "confounds.tsv", sep="\t", index=False)
     settings = {"detrend": True, "standardize": "psc", "low_pass": 0.2, "t_r": 2.0}
     kept = np.arange(30) > 1
-    for confounds in (table, [table], frame, str(tmp_path / "confounds.tsv"), [table, frame]):
-        for sample_mask in (None, np.flatnonzero(kept), kept, [kept]):
-            call = {"confounds": confounds, "sample_mask": sample_mask}
-            expected = plain(nilearns, regions, **settings).fit().transform(path, **call)
-            got = plain(ours, regions, **settings).fit().transform(path, **call)
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    forms = [table, [table], frame, str(tmp_path / "confounds.tsv"), [table, frame]]
+    masks = [None, np.flatnonzero(kept), kept, [kept]]
+    for confounds, sample_mask in [*zip(forms, itertools.cycle(masks)), *zip(itertools.repeat(table), masks)]:
+        call = {"confounds": confounds, "sample_mask": sample_mask}
+        expected = plain(nilearns, regions, **settings).fit().transform(path, **call)
+        got = plain(ours, regions, **settings).fit().transform(path, **call)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 @every_masker

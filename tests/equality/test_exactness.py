@@ -414,6 +414,7 @@ def test_signals(encoding, path, write):
     assert_exact(path, write(encoding))
 
 
+@pytest.mark.some(20)
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_functions_get_the_same_signals(encoding, write):
     written = write(encoding)

@@ -180,7 +180,7 @@ def changes_at_all_moments(tmp_path, name, work, change):
     return outcomes
 
 
-@pytest.mark.some(12)
+@pytest.mark.some(6)
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("work", PASSES.values(), ids=PASSES)

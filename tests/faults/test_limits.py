@@ -45,6 +45,7 @@ CALLS = {
 }
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("call", CALLS)
 def test_where_no_process_can_be_started_threads_give_the_answer(call, embedded, path, caplog):
     masks = random_masks(3)

@@ -62,7 +62,7 @@ def test_views_copied_or_computed_hold_no_bytes(compute, tmp_path):
     assert found == []
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("last", ["image", "view", "nifti", "cycle", "module"])
 def test_views_at_the_end_of_the_interpreter(last, store, tmp_path, registry_dir):

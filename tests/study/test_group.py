@@ -48,8 +48,8 @@ def test_a_row_for_each_region_of_each_table(done):
 def test_stacks_hold_the_matrices_of_all_runs(done):
     stacks = Stack.all(done)
     assert len(stacks) == len({stack.name for stack in stacks}) == 2 * 2 * 2 * 2
-    for stack in stacks:
-        assert len(set(stack.runs)) == 2
+    assert all(len(set(stack.runs)) == 2 for stack in stacks)
+    for stack in stacks[::5]:  # each has a picture, which takes a while
         written = stack.write(done)
         with np.load(written[0]) as kept:
             assert kept["runs"].tolist() == list(stack.runs)

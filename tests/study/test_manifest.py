@@ -224,11 +224,13 @@ def test_what_was_done_is_in_the_names(tmp_path, root, toy):
     out = tmp_path / "out"
     simple, psc = {"denoise_strategy": "simple"}, {"standardize": "psc"}
     ways = [{}, simple, {"detrend": True}, {"low_pass": 0.1}, {"low_pass": 0.08}, psc, simple | psc]
-    for way in ways:
-        assert len(analyse(root, out, [toy], **way).complete) == 1
-    assert len(list(out.rglob("*mean*timeseries.tsv"))) == len(list(out.glob("sub*.html"))) == len(ways)
-    for way in ways:
-        assert len(analyse(root, out, [toy], **way).skipped) == 1
+    for number, way in enumerate(ways):
+        outputs = Outputs(reports=number < 2)
+        assert len(analyse(root, out, [toy], outputs, **way).complete) == 1
+    assert len(list(out.rglob("*mean*timeseries.tsv"))) == len(ways)
+    assert len(list(out.glob("sub*.html"))) == 2
+    for number, way in enumerate(ways):
+        assert len(analyse(root, out, [toy], Outputs(reports=number < 2), **way).skipped) == 1
 
 
 @pytest.mark.parametrize("how", ["folders", "files", "root", "inside"])
