@@ -130,7 +130,7 @@ def of_rows(facts: Facts, request: Request, budget: MemoryBudget) -> Plan:
     block, n_jobs = _bounded(work, request, in_processes, budget)
     each = work.each(block, in_processes)
     at_work = min(n_jobs, -(-work.amount // block) if work.divisible else work.amount)
-    at_work = at_work if in_processes else min(at_work, process.n_cpus())
+    at_work = at_work if in_processes else process.at_a_time(at_work)
     needed, hint = work.fixed + at_work * each, work.hint
     if needed > budget.limit >= work.fixed + each:
         hint = f"n_jobs={(budget.limit - work.fixed) // each} would fit"
@@ -157,7 +157,7 @@ def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
             raise ParameterError(f"prefer='processes' has nothing to read from: {why}")
         return False
     cleans = request.function is None
-    many = min(request.n_jobs, process.n_cpus()) > _CLEANING_THREADS if cleans else request.n_jobs > 1
+    many = process.at_a_time(request.n_jobs) > _CLEANING_THREADS if cleans else request.n_jobs > 1
     worthwhile = request.is_heavy and many and pool.can_start_processes()
     return request.prefer == "processes" or (request.prefer is None and worthwhile)
 

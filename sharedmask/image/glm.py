@@ -158,7 +158,7 @@ def fit(held: Held, question: Question, request: Request, budget: MemoryBudget) 
     from threadpoolctl import threadpool_limits
 
     regions, n_timepoints = request.regions, held.facts.n_timepoints
-    n_threads = min(request.n_jobs, process.n_cpus())
+    n_threads = process.at_a_time(request.n_jobs)
     results = question.result_bytes(len(regions.indices))
     needed = results + n_threads * glm.block_bytes(n_timepoints)
     needed += 0 if isinstance(held, Rows) else rows.union_bytes(held, regions)

@@ -28,7 +28,7 @@ from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage.views import DTYPE
 from sharedmask.system import files, platform
-from sharedmask.system.process import n_cpus
+from sharedmask.system.process import at_a_time
 from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
@@ -218,7 +218,7 @@ def _crc32_of(data: memoryview) -> int:
     """Of much on all cores: a result that was found is mostly this."""
     from isal import isal_zlib
 
-    n_parts = min(len(data) // _PART_BYTES, n_cpus())
+    n_parts = at_a_time(len(data) // _PART_BYTES)
     if n_parts < 2:
         return _crc32(data)
     edges = [len(data) * part // n_parts for part in range(n_parts + 1)]

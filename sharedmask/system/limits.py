@@ -86,11 +86,11 @@ def _cgroups() -> Iterator[Limit]:
     whole way up counts.
     """
     with contextlib.suppress(OSError):
-        for base, limit_name, used_name in _cgroup_folders(Path("/proc/self/cgroup").read_text(), _CGROUPS):
+        for base, most, in_use in _cgroup_files(Path("/proc/self/cgroup").read_text(), _CGROUPS):
             with contextlib.suppress(OSError, ValueError):
-                limit = int((base / limit_name).read_text())
+                limit = int(most.read_text())
                 if limit < _NO_LIMIT:
-                    used = int((base / used_name).read_text()) - _reclaimable(base)
+                    used = int(in_use.read_text()) - _reclaimable(base)
                     yield Limit(limit, max(limit - max(used, 0), 0), f"control group {base}")
 
 
@@ -99,13 +99,13 @@ def cpu_quota() -> float | None:
     quotas: list[float] = []
     with contextlib.suppress(OSError):
         groups = Path("/proc/self/cgroup").read_text()
-        for base, quota_name, period_name in _cgroup_folders(groups, _CGROUPS, "cpu"):
+        for _, quota, period in _cgroup_files(groups, _CGROUPS, "cpu"):
             # Version 2 has both numbers in one file, and "max" for no quota; version 1 says -1.
             with contextlib.suppress(OSError, ValueError):
-                words = (base / quota_name).read_text().split()
-                words += (base / period_name).read_text().split() if len(words) == 1 else []
-                if (quota := int(words[0])) > 0:
-                    quotas.append(quota / int(words[1]))
+                words = quota.read_text().split()
+                words += period.read_text().split() if len(words) == 1 else []
+                if (time := int(words[0])) > 0:
+                    quotas.append(time / int(words[1]))
     return min(quotas, default=None)
 
 
@@ -116,8 +116,8 @@ _FILES = {
 
 
 @functools.cache
-def _cgroup_folders(groups: str, mounted: Path, controller: str = "memory") -> list[tuple[Path, str, str]]:
-    """The folders of the groups of a controller in ``/proc/self/cgroup``, and the names of their files."""
+def _cgroup_files(groups: str, mounted: Path, controller: str = "memory") -> list[tuple[Path, Path, Path]]:
+    """The folders of the groups of a controller in ``/proc/self/cgroup``, and the two files that tell."""
     found, (unified, separate) = [], _FILES[controller]
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -128,7 +128,8 @@ def _cgroup_folders(groups: str, mounted: Path, controller: str = "memory") -> l
         else:
             continue
         own = root / path.lstrip("/")
-        found += [(folder, *names) for folder in (own, *own.parents) if folder.is_relative_to(root)]
+        above = [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+        found += [(folder, folder / names[0], folder / names[1]) for folder in above]
     return found
 
 

@@ -89,6 +89,11 @@ def n_cpus() -> int:
     return max(1, min(found))
 
 
+def at_a_time(wanted: int) -> int:
+    """As many of ``wanted`` as there are CPUs for, which are counted only if there is a choice."""
+    return wanted if wanted < 2 else min(wanted, n_cpus())
+
+
 def effective_n_jobs(n_jobs: int | None) -> int:
     """joblib's convention: None is 1, -1 every CPU this process may use, -2 all but one."""
     try:

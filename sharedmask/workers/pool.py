@@ -22,7 +22,7 @@ from typing import Any
 from sharedmask.errors import WorkerError
 from sharedmask.system import platform
 from sharedmask.system.platform import rights
-from sharedmask.system.process import Caller, Lock, at_fork, n_cpus
+from sharedmask.system.process import Caller, Lock, at_a_time, at_fork
 from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.modules import Modules
@@ -364,7 +364,7 @@ def run_threads(
     Threads have their generators in common: several draw from the caller's as it comes, unless
     ``streams`` are given, which then go one after the other.
     """
-    n_threads = min(n_jobs, len(items), n_cpus())
+    n_threads = at_a_time(min(n_jobs, len(items)))
     done = _checked(on_done)
     _import(preload)
     if n_threads <= 1 or (streams is not None and streams.are_given):

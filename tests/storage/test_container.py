@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container
+from sharedmask.system import process
 
 KEY, OTHER = 40 * "a", 40 * "b"
 _here = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -195,7 +196,7 @@ def test_a_byte_changed_anywhere_is_noticed(data, tmp_path):
 @pytest.mark.parametrize("n_bytes", [0, 1, 63, 64, 1001])
 def test_a_checksum_is_the_same_on_all_cores(monkeypatch, n_cpus, n_bytes):
     monkeypatch.setattr(container, "_PART_BYTES", 64)
-    monkeypatch.setattr(container, "n_cpus", lambda: n_cpus)
+    monkeypatch.setattr(process, "n_cpus", lambda: n_cpus)
     data = np.random.default_rng(n_bytes).bytes(n_bytes)
     assert container._crc32_of(memoryview(data)) == zlib.crc32(data)
 
