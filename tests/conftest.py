@@ -112,7 +112,7 @@ def _helpers_that_stay(tmp_path_factory):
         return
     owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
-    for preload in ((), ("nilearn.signal",), executors.EXTRACTING, executors.CLEANING):
+    for preload in ((), ("nilearn.signal",), executors.preloaded(False), executors.preloaded(True)):
         pool.run_processes(len, (), [((),)], 1, preload=preload)
     pool.shutdown()
     _keep_fonts()

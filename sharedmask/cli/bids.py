@@ -107,14 +107,13 @@ def app(
     **options: Any,
 ) -> None:
     """Write the signals of atlas regions of all preprocessed runs below BIDS_DIR to OUT_DIR."""
-    from sharedmask.study.summary import summarise
-
     if level not in ("participant", "group"):
         click.echo(f"sharedmask: {level!r} is no analysis level: participant or group", err=True)
         raise click.exceptions.Exit(_UNKNOWN_LEVEL)
     out = Path(out_dir) if output_layout == "bids" else Path(out_dir) / "sharedmask"
     if level == "group":
         from sharedmask.study.group import summarise_group
+        from sharedmask.study.summary import summarise
 
         if other := set(options["connectivity"]) - {"tangent"}:
             raise click.UsageError(f"the group level makes tangent connectivity: leave out {min(other)}")
@@ -133,7 +132,19 @@ def app(
     # What is typed wins over the file.
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
     filters |= {} if file_format == "nifti" else {"file_format": file_format}
+    options["denoise_strategy"] = denoise_of(options)
+    if not options["dry_run"]:
+        _begin_workers(**options)
     _participants(bids_dir, out, _atlases(bids_dir, atlases, atlases_dir, filters), filters, **options)
+
+
+def _begin_workers(n_jobs: int | None, low_mem: bool, **options: Any) -> None:
+    """Have what workers come from begin while all else is imported and looked at, if there will be any."""
+    from sharedmask.compute.cleaning import is_cleaning
+    from sharedmask.study import executors
+
+    cleans = bool(options["denoise_strategy"]) or is_cleaning(options)
+    executors.begin(1 if low_mem else n_jobs, executors.preloaded(cleans, bool(options["connectivity"])))
 
 
 def _filter_file(path: str | None) -> dict[str, Any]:
@@ -199,7 +210,6 @@ def _participants(
     from sharedmask.study.analysis import Outputs
     from sharedmask.study.dataset import analyse
 
-    options["denoise_strategy"] = denoise_of(options)
     outputs = Outputs(
         statistic=strategy_of(stat),
         min_coverage=min_coverage,

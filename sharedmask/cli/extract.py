@@ -133,7 +133,8 @@ def begin_workers(images: Sequence[str], confounds: Sequence[str], **asked: Any)
 
     if len(images) > 1 and not asked["dask"]:
         given = asked | {"confounds": confounds or None}
-        executors.begin(asked["n_jobs"], bool(asked["denoise"]) or is_cleaning(given))
+        cleans = bool(asked["denoise"]) or is_cleaning(given)
+        executors.begin(asked["n_jobs"], executors.preloaded(cleans))
 
 
 def denoised(options: dict[str, Any], confounds: Sequence[str]) -> Any:

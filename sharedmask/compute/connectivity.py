@@ -4,7 +4,8 @@ Covers: nilearn's measures, regions without signals, Fisher's z, the correlation
 not cover: how signals come to be (``signals``), files (``tables`` of ``study``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from sharedmask.typing import Array
 
 KINDS = ("correlation", "partial correlation", "covariance", "precision")
 """nilearn's that a single run has."""
+CONNECTIVITY_MODULES = ("nilearn.connectome",)
+"""What workers that make matrices import, once for all."""
 _BOUNDED = ("correlation", "partial correlation")
 
 
@@ -92,6 +95,23 @@ def connectivity(signals: Array, kind: str, *, fisher_z: bool = False) -> NDArra
         nilearns = ConnectivityMeasure(kind=kind)
         matrix[np.ix_(there, there)] = nilearns.fit_transform([np.ascontiguousarray(signals[:, there])])[0]
     return fishers_z(matrix) if fisher_z else matrix
+
+
+@dataclass(frozen=True)
+class Related:
+    """Signals with matrices by each measure, in a dict."""
+
+    kinds: tuple[str, ...]
+    fisher_z: bool
+
+    def __call__(self, signals: Array) -> dict[str, Array]:
+        """``"signals"`` are the first."""
+        made = {kind: connectivity(signals, kind, fisher_z=self.fisher_z) for kind in self.kinds}
+        return {"signals": signals, **made}
+
+    def variant(self, given: str | Callable[[Any], str], key: Any) -> str:
+        """What an image's outputs depend on, with these."""
+        return f"{given(key) if callable(given) else given} {(self.kinds, self.fisher_z)}"
 
 
 def fishers_z(correlations: Array) -> NDArray[np.float64]:

@@ -88,11 +88,26 @@ class Coverage:
             start += len(taken)
         return found
 
+    def spread(self, matrices: Sequence[Array]) -> list[Array]:
+        """Matrices of :attr:`parts` as those of the tables, NaN for regions that are not covered enough."""
+        found = []
+        for table, taken, matrix in zip(self.tables, self._taken, matrices, strict=True):
+            if len(taken) == len(table):
+                found.append(matrix)
+                continue
+            found.append(np.full((len(table),) * 2, np.nan))
+            found[-1][np.ix_(taken, taken)] = matrix
+        return found
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where in :attr:`regions` each atlas begins and ends."""
+        return list(pairwise(np.cumsum([0, *map(len, self._taken)]).tolist()))
+
     @property
     def parts(self) -> list[Regions]:
         """:attr:`regions`, atlas by atlas."""
-        ends = np.cumsum([0, *map(len, self._taken)]).tolist()
-        return [self.regions.part(start, stop) for start, stop in pairwise(ends)]
+        return [self.regions.part(start, stop) for start, stop in self.spans]
 
     def share(self, series: Sequence[T]) -> list[dict[str, T]]:
         """One thing per region of :attr:`regions` as one mapping per atlas, by the regions' names."""

@@ -9,8 +9,10 @@ from dataclasses import field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from sharedmask.compute.connectivity import check_matrices
-from sharedmask.compute.request import checked_strategy, is_weighted
+import numpy as np
+
+from sharedmask.compute.connectivity import check_matrices, checked_kinds, connectivity
+from sharedmask.compute.request import Probed, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import check_share
@@ -22,6 +24,9 @@ from sharedmask.study.atlases import Atlas, distinct
 from sharedmask.study.bids import Run
 from sharedmask.study.denoising import Denoise
 from sharedmask.system.process import cached_property
+from sharedmask.typing import Array
+
+Matrices = Mapping[tuple[str, str], Sequence[Array]]
 
 FORMATS = ("tsv", "parquet")
 # Parameters that change no signal, or only where it is said in the sidecar.
@@ -66,6 +71,11 @@ class Outputs:
         """A table is written of each; none if the series of voxels are."""
         several = (self.statistic,) if isinstance(self.statistic, str) else tuple(self.statistic)
         return () if self.voxels else several
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Measures of connectivity by nilearn's names."""
+        return checked_kinds(self.connectivity)
 
     def check(self) -> None:
         """That they can be written.
@@ -192,6 +202,34 @@ class Analysis:
             raise ParameterError("no atlas is given")
         self.outputs.check()
         distinct(self.atlases)
+
+
+@dataclass(frozen=True)
+class RelatedProbes:
+    """Signals with matrices of each atlas, made where the signals are.
+
+    Parameters
+    ----------
+    kinds : tuple of str
+    fisher_z : bool
+    spans : sequence of (int, int)
+        Columns of each atlas.
+    """
+
+    kinds: tuple[str, ...]
+    fisher_z: bool
+    spans: Sequence[tuple[int, int]]
+
+    def __call__(self, probed: Probed) -> tuple[Probed, Matrices]:
+        """The signals, and by statistic and measure a matrix of each atlas."""
+        return probed, {
+            (statistic, kind): [
+                connectivity(np.atleast_2d(values)[:, start:stop], kind, fisher_z=self.fisher_z)
+                for start, stop in self.spans
+            ]
+            for statistic, values in probed.signals.items()
+            for kind in self.kinds
+        }
 
 
 def _hertz(frequency: float) -> str:

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedmask.compute.cleaning import is_cleaning
-from sharedmask.compute.connectivity import check_matrices
-from sharedmask.compute.connectivity import connectivity as matrix_of
+from sharedmask.compute.connectivity import Related, check_matrices
 from sharedmask.compute.journal import Entry
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import Strategy, check_names, checked_strategy
@@ -48,7 +47,7 @@ from sharedmask.remote.addresses import absolute, named
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.completion import Completion, Resumption
 from sharedmask.study.denoising import Denoise, Denoisings
-from sharedmask.study.executors import Engine, engine
+from sharedmask.study.executors import Engine, engine, preloaded
 from sharedmask.study.outcome import Study
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
@@ -81,8 +80,8 @@ class Task:
     variant: str | None = None
     """What else its outputs depend on; None if nobody records them."""
     needed: int = 0
-    connectivity: tuple[str, ...] = ()
-    fisher_z: bool = False
+    finish: Callable[[Any], Any] | None = None
+    """What else is made of the signals, where they are."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -115,10 +114,9 @@ class Task:
         return request.label, request.operation, self.needed
 
     def run(self) -> Any:
-        """The signals, as :func:`sharedmask.extract` gives them; with matrices in a dict."""
+        """The signals, as :func:`sharedmask.extract` gives them, and what is made of them."""
         signals = self.asked.run(self.memory_limit, self.memory)
-        made = {kind: matrix_of(signals, kind, fisher_z=self.fisher_z) for kind in self.connectivity}
-        return {"signals": signals, **made} if made else signals
+        return signals if self.finish is None else self.finish(signals)
 
 
 def _path_of(key: str | Path) -> str:
@@ -225,7 +223,7 @@ def extract_many(
     >>> study.results["sub-2"].shape
     (5, 8)
     """
-    check_names(parameters, "smoothing_fwhm", "memory", "probes")
+    check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish")
     kinds = check_matrices(connectivity, fisher_z)
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
@@ -238,7 +236,11 @@ def extract_many(
         if both := [name for name in _PER_IMAGE if asked.get(name) is not None]:
             raise ParameterError(f"{both[0]} and denoise are two answers to one question: give one")
         asked |= Denoisings.of(denoise, keyed).parameters
-    cleans = is_cleaning(asked)
+    if kinds:
+        related = Related(kinds, fisher_z)
+        asked["finish"] = lambda _: related
+        variant = partial(related.variant, variant)
+    preload = preloaded(is_cleaning(asked), asked.get("finish") is not None)
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
     completion = _completion(resume, on_result, overwrite)
@@ -251,9 +253,8 @@ def extract_many(
         budget,
         memory_limit,
         None if resume is None else variant,
-        (kinds, fisher_z),
     )
-    with engine(executor, n_jobs, cleans) as works, progress_to(progress, len(chosen), "image") as tell:
+    with engine(executor, n_jobs, preload) as works, progress_to(progress, len(chosen), "image") as tell:
         return _Run(prepare, works, budget, completion, on_result, on_error, retries, tell).all(chosen)
 
 
@@ -274,7 +275,7 @@ def _keyed(sources: Any) -> dict[Key, Any]:
 
 def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> Callable[[Key], dict[str, Any]]:
     """The parameters of each image alone, by its key; taken out of ``asked``."""
-    names = [name for name in (*_PER_IMAGE, "t_r", "probes") if callable(asked.get(name))]
+    names = [name for name in (*_PER_IMAGE, "t_r", "probes", "finish") if callable(asked.get(name))]
     own = {name: asked.pop(name) for name in names}
     for name in _PER_IMAGE:
         given = asked.pop(name, None)
@@ -326,7 +327,6 @@ class _Preparer:
         budget: MemoryBudget,
         memory_limit: Any,
         variant: str | Callable[[Key], str] | None,
-        matrices: tuple[tuple[str, ...], bool],
     ) -> None:
         self._keyed, self._each, self._asked = keyed, each, dict(asked)
         self._memory = self._asked.pop("memory", None)
@@ -334,29 +334,20 @@ class _Preparer:
         self._masks = masks
         self._shared = per_space(lambda grid: self._regions_of(masks, grid))
         self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
-        self._matrices = matrices
 
     def __call__(self, key: Key) -> Task:
         def regions_on(grid: Space) -> Regions:
             return self._regions_of(self._masks(key), grid) if callable(self._masks) else self._shared(grid)
 
         own, image = self._each(key), self._keyed[key]
+        finish = own.pop("finish", None)
         with within(self._memory_limit):
             opened = image(key) if callable(image) else image
             asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
-        if variant is not None and self._matrices[0]:
-            variant = f"{variant} {self._matrices}"
-        needed, (kinds, fisher_z) = asked.needed(self._budget), self._matrices
+        needed = asked.needed(self._budget)
         return Task(
-            key,
-            asked,
-            self._memory,
-            self._memory_limit,
-            variant=variant,
-            needed=needed,
-            connectivity=kinds,
-            fisher_z=fisher_z,
+            key, asked, self._memory, self._memory_limit, variant=variant, needed=needed, finish=finish
         )
 
     def _regions_of(self, masks: Any, grid: Space) -> Regions:
@@ -378,6 +369,8 @@ class _Run:
     tell: Callable[[int], None]
     study: Study = field(default_factory=Study)
     _running: dict[Future[Any], tuple[Task, str, int, float]] = field(default_factory=dict)
+    _worked: list[tuple[Task, Callable[[], None]]] = field(default_factory=list)
+    """What the work on an image gave is kept while the next ones are worked on."""
     _ended: int = 0
 
     def all(self, keys: Sequence[Key]) -> Study:
@@ -385,8 +378,10 @@ class _Run:
             for key in keys:
                 with self._failing(key):
                     self._start(key)
+                self._keep_worked()
             while self._running:
                 self._collect()
+                self._keep_worked()
         finally:
             for future in self._running:
                 future.cancel()
@@ -402,8 +397,11 @@ class _Run:
         if self.completion.has(task.name, task.digest, task.content):
             self._skip(key)
             return
-        while self._running and not self._admits(task):
-            self._collect()
+        while (self._running or self._worked) and not self._admits(task):
+            if self._worked:
+                self._keep_worked()
+            else:
+                self._collect()
         self._submit(task, stamp, 0)
 
     def _skip(self, key: Key) -> None:
@@ -416,7 +414,8 @@ class _Run:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
         if len(self._running) >= self.engine.at_once:
             return False
-        held = sum(task.needed for task, *_ in self._running.values())
+        tasks = [*(task for task, *_ in self._running.values()), *(task for task, _ in self._worked)]
+        held = sum(task.needed for task in tasks)
         return not self.engine.local or held + task.needed <= self.budget.limit
 
     def _submit(self, task: Task, stamp: str, tries: int) -> None:
@@ -436,9 +435,16 @@ class _Run:
                         stamp, task = self.completion.stamp(task.key), self.prepare(task.key)
                     self._submit(task, stamp, tries + 1)
                 else:
-                    self._keep(task, stamp, result, content, time.monotonic() - start)
+                    seconds = time.monotonic() - start
+                    self._worked.append((task, partial(self._keep, task, stamp, result, content, seconds)))
         if self.completion.is_due:
             self._record()
+
+    def _keep_worked(self) -> None:
+        while self._worked:
+            task, keep = self._worked.pop(0)
+            with self._failing(task.key):
+                keep()
 
     def _keep(self, task: Task, stamp: str, result: Any, content: str, seconds: float) -> None:
         outputs: Any = ()

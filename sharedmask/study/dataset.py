@@ -21,26 +21,26 @@ from typing import Any
 
 import numpy as np
 
-from sharedmask.compute.connectivity import checked_kinds
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Probed
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
+from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.reports import figures, pages
 from sharedmask.reports.pages import Parcels, RunReport, Timeline
 from sharedmask.reports.quality import Quality, as_texts, kept_of
-from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
-from sharedmask.study.analysis import Analysis, Outputs
+from sharedmask.study.analysis import Analysis, Matrices, Outputs, RelatedProbes
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
 from sharedmask.study.cohort import extract_many, shard_of
 from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
-from sharedmask.study.manifest import Manifest, clashes
+from sharedmask.study.executors import elsewhere, preloaded
+from sharedmask.study.manifest import Load, Manifest, clashes
 from sharedmask.study.outcome import Study
 from sharedmask.study.summary import LAST, summarise, thumbnail_of, write_quality
 from sharedmask.system import usage
@@ -53,7 +53,6 @@ from sharedmask.typing import Array, Numbers
 from sharedmask.workers import pool
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
-_PICTURED_VOLUMES = 10
 _PLAIN = (str, int, float, type(None))
 _SECONDS = 0.5  # from one look at the memory of all processes to the next
 
@@ -106,7 +105,9 @@ def analyse(
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor(interval=_SECONDS) if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
-    work = _Work(study, stop_on_first_crash, watch, limit)
+    preload = preloaded(cleans=True, relates=bool(study.analysis.outputs.connectivity))
+    load = Denoise.load if executor else elsewhere(n_jobs, preload, Denoise.load)
+    work = _Work(study, stop_on_first_crash, watch, limit, load)
     work.begin()
     with watch or contextlib.nullcontext():
         done = extract_many(
@@ -234,9 +235,9 @@ class _Survey:
     def run(self, key: str) -> Run:
         return Run.of(self.derivatives.source, self.paths[key])
 
-    def manifest(self, key: str) -> Manifest:
+    def manifest(self, key: str, load: Load = Denoise.load) -> Manifest:
         run = self.run(key)
-        drawn = Manifest.draw(run, self.analysis, self.derivatives)
+        drawn = Manifest.draw(run, self.analysis, self.derivatives, load)
         if run.bold in self.clashes:
             drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))
         return drawn
@@ -251,6 +252,8 @@ class _Work:
     watch: MemoryMonitor | None
     limit: int
     """Of all that is held meanwhile; bytes."""
+    load: Load
+    """Who loads confounds."""
     _started: float = field(default_factory=time.time)
     _begun: dict[str, tuple[float, Manifest]] = field(default_factory=dict)
     """When work on each run began, and what was known of it then."""
@@ -292,9 +295,12 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         """What is extracted from a run, after all that can be known of it before is known."""
+        return self._covered(key).regions
+
+    def _covered(self, key: str) -> Coverage:
         coverage = self._known(key).coverage
         assert coverage is not None
-        return coverage.regions
+        return coverage
 
     def source(self, key: str) -> Source:
         """A run's image, opened when its manifest was drawn."""
@@ -310,7 +316,7 @@ class _Work:
         if key not in self._begun or key in self._prepared:
             shown = self.watch is not None and self.study.analysis.outputs.reports
             begun = self.watch.sample().time if self.watch and shown else time.time()
-            manifest = self.study.manifest(key)
+            manifest = self.study.manifest(key, self.load)
             manifest.check()
             self._begun[key] = begun, manifest
             self._prepared.discard(key)
@@ -334,6 +340,9 @@ class _Work:
         if self.study.analysis.denoise is not None:
             own["confounds"] = lambda key: self._denoising(key).confounds
             own["sample_mask"] = lambda key: self._denoising(key).sample_mask
+        if kinds := self.study.analysis.outputs.kinds:
+            fisher_z = self.study.analysis.outputs.fisher_z
+            own["finish"] = lambda key: RelatedProbes(kinds, fisher_z, self._covered(key).spans)
         return own
 
     def _denoising(self, key: str) -> Denoising:
@@ -356,16 +365,20 @@ class _Work:
             if self.study.analysis.outputs.voxels:
                 written.paths += self._write_voxels(manifest, signals)
             else:
-                written.paths += self._write_tables(key, manifest, signals, begun)
+                probed, related = signals if self.study.analysis.outputs.kinds else (signals, {})
+                written.paths += self._write_tables(key, manifest, probed, related, begun)
         self.failures.remove(key)
         return written
 
-    def _write_tables(self, key: str, manifest: Manifest, probed: Probed, begun: float) -> list[Path]:
+    def _write_tables(
+        self, key: str, manifest: Manifest, probed: Probed, related: Matrices, begun: float
+    ) -> list[Path]:
         """Signals, matrices, quality and the page."""
-        run, denoising = manifest.run, manifest.denoising
+        run, denoising, coverage = manifest.run, manifest.denoising, manifest.coverage
+        assert coverage is not None
         kept = kept_of(len(probed.values), None if denoising is None else denoising.kept)
         quality = Quality.of(probed.values, kept, run.confounds)
-        matrices: dict[str, Array] = {}
+        matrices = {of: coverage.spread(several) for of, several in related.items()}
         written = self._write_signals(manifest, probed.signals, matrices)
         measures, desc = as_texts(quality.measures() | manifest.covered()), self.study.analysis.desc(run)
         written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
@@ -382,31 +395,23 @@ class _Work:
         return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
 
     def _write_signals(
-        self, manifest: Manifest, signals: Mapping[str, Array], matrices: dict[str, Array]
+        self, manifest: Manifest, signals: Mapping[str, Array], matrices: Matrices
     ) -> list[Path]:
-        """The tables of each atlas; ``matrices`` gets those that the page shows."""
+        """The tables of each atlas."""
         run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
         assert coverage is not None
-        every = [
-            (statistic, *part)
-            for statistic, values in signals.items()
-            for part in zip(
-                analysis.atlases, coverage.split(np.atleast_2d(values)), coverage.tables, strict=True
-            )
-        ]
-        outputs, written = analysis.outputs, list[Path]()
+        outputs, write, written = analysis.outputs, self.study.derivatives, list[Path]()
         told: dict[str, Any] = {
             "desc": analysis.desc(run), "facts": manifest.facts(), "drop_empty": outputs.drop_empty
         }  # fmt: skip
-        for statistic, atlas, columns, table in every:
-            of = run, atlas, statistic, columns, table
-            for kind in checked_kinds(outputs.connectivity):
-                path, matrix = self.study.derivatives.write_matrix(
-                    *of, kind, fisher_z=outputs.fisher_z, **told
-                )
-                written.append(path)
-                matrices[f"{kind} of {statistic}s, {atlas.entities['atlas']}"] = matrix
-            written.append(self.study.derivatives.write_signals(*of, form=outputs.form, **told))
+        for statistic, values in signals.items():
+            parts = coverage.split(np.atleast_2d(values))
+            for number, (atlas, table) in enumerate(zip(analysis.atlases, coverage.tables, strict=True)):
+                of = run, atlas, statistic, parts[number], table
+                for kind in outputs.kinds:
+                    one = matrices[statistic, kind][number]
+                    written.append(write.write_matrix(*of, kind, one, fisher_z=outputs.fisher_z, **told))
+                written.append(write.write_signals(*of, form=outputs.form, **told))
         return written
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
@@ -425,7 +430,7 @@ class _Work:
         manifest: Manifest,
         signals: Array,
         quality: Quality,
-        matrices: Mapping[str, Array],
+        matrices: Matrices,
         begun: float,
     ) -> Path:
         source, coverage = manifest.source, manifest.coverage
@@ -439,13 +444,17 @@ class _Work:
             replace(source, t_r=manifest.t_r),
             parcels,
             signals,
-            _picture(manifest.run, source),
+            manifest.picture(),
             self._asked(),
             self._timeline(begun),
             manifest.table(),
             replace(quality, values=quality.values[:, order]),
             groups,
-            matrices,
+            {
+                f"{kind} of {statistic}s, {name}": matrix
+                for (statistic, kind), several in matrices.items()
+                for name, matrix in zip(names, several, strict=True)
+            },
         ).write(path)
         with atomic_write(thumbnail_of(self.study.derivatives.root, key)) as temporary:
             temporary.write_bytes(figures.thumbnail(quality.values[:, order]))
@@ -475,18 +484,3 @@ def _ordered(
     order = np.argsort(owner[probes], kind="stable")
     n_inside = int((owner[probes] < len(regions)).sum())
     return order, [(names[0], n_inside), ("other", len(probes) - n_inside)]
-
-
-def _picture(run: Run, source: Source) -> Array:
-    """The reference image beside the run, else the mean of its first volumes."""
-    if run.reference is not None:
-        found = open_source(run.reference)
-        if found.shape[:3] == source.shape[:3]:
-            return found.read().reshape(source.shape[:3])
-    volume, total = np.empty(source.n_voxels, source.dtype), np.zeros(source.n_voxels)
-    count = min(_PICTURED_VOLUMES, source.n_timepoints)
-    with source.volumes() as reader:
-        for _ in range(count):
-            reader.readinto(volume)
-            total += volume
-    return (total / count * source.slope + source.inter).reshape(source.shape[:3], order="F")

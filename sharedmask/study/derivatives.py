@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask._version import __version__
-from sharedmask.compute.connectivity import checked_kinds, connectivity, measure
+from sharedmask.compute.connectivity import measure
 from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
@@ -114,7 +114,7 @@ class Derivatives:
             paths += [
                 self.relmat(run, atlas, statistic, measure(kind, outputs.fisher_z), desc)
                 for statistic in outputs.statistics
-                for kind in checked_kinds(outputs.connectivity)
+                for kind in outputs.kinds
             ]
             paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
         if not outputs.voxels:
@@ -187,16 +187,16 @@ class Derivatives:
         signals: Array,
         table: Sequence[RegionRow],
         kind: str,
+        matrix: Array,
         *,
         fisher_z: bool = False,
         desc: str | None = None,
         facts: Mapping[str, Any] | None = None,
         drop_empty: bool = False,
-    ) -> tuple[Path, Array]:
+    ) -> Path:
         """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`."""
         path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
         kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
-        matrix = connectivity(signals[:, kept], kind, fisher_z=fisher_z)
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {
             "Statistic": statistic,
@@ -209,8 +209,9 @@ class Derivatives:
             "NonNegative": False,
         }
         write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | told | dict(facts or {}))
-        write_matrix(path, matrix, [table[number].name for number in kept.tolist()])
-        return path, matrix
+        names = [table[number].name for number in kept.tolist()]
+        write_matrix(path, matrix[np.ix_(kept, kept)] if drop_empty else matrix, names)
+        return path
 
     def write_voxels(
         self,

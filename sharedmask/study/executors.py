@@ -7,9 +7,10 @@ cover: which image is next (``cohort``), workers themselves (``pool``).
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, TypeVar
 
 from sharedmask.compute.cleaning import CLEANING_MODULES
+from sharedmask.compute.connectivity import CONNECTIVITY_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import monitor, process, settings
@@ -17,9 +18,9 @@ from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
 
 _AHEAD = 64
-# What the workers' template imports, once for all of them.
-EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
-CLEANING = (*EXTRACTING, *CLEANING_MODULES)
+# What their template imports, once for all of them.
+_EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,31 @@ class _Processes(Threads):
             return pool.run_processes(function, (), [(task,)], 1, None, self._preload)[0]
 
 
-def begin(n_jobs: int | None, cleans: bool) -> None:
+def preloaded(cleans: bool, relates: bool = False) -> tuple[str, ...]:
+    """What the workers of a study import: to clean signals, to relate them."""
+    return (
+        *_EXTRACTING,
+        *(CLEANING_MODULES if cleans else ()),
+        *(CONNECTIVITY_MODULES if relates else ()),
+    )
+
+
+def begin(n_jobs: int | None, preload: Sequence[str]) -> None:
     """Start what the workers of a later call come from, which takes a while, and wait for nothing."""
     if _has_processes(process.effective_n_jobs(n_jobs)):
-        pool.begin(CLEANING if cleans else EXTRACTING)
+        pool.begin(preload)
+
+
+def elsewhere(n_jobs: int | None, preload: Sequence[str], function: Callable[..., _T]) -> Callable[..., _T]:
+    """The function as it is called in a worker, if there will be any: what it imports is not held here."""
+    if not _has_processes(process.effective_n_jobs(n_jobs)):
+        return function
+
+    def call(*arguments: Any) -> _T:
+        found: _T = pool.run_processes(function, (), [arguments], 1, None, preload)[0]
+        return found
+
+    return call
 
 
 def _has_processes(count: int) -> bool:
@@ -58,7 +80,7 @@ def _has_processes(count: int) -> bool:
 
 
 @contextlib.contextmanager
-def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Iterator[Engine]:
+def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]) -> Iterator[Engine]:
     """The caller's executor, or one of our own for ``n_jobs`` images at a time, until the context ends."""
     if executor is not None:
         at_once = _ahead(executor) if n_jobs is None else process.effective_n_jobs(n_jobs)
@@ -67,7 +89,7 @@ def engine(executor: Executor | None, n_jobs: int | None, cleans: bool) -> Itera
     count = process.effective_n_jobs(n_jobs)
     own: Executor
     if _has_processes(count):
-        own = _Processes(count, CLEANING if cleans else EXTRACTING)
+        own = _Processes(count, preload)
     else:
         # Where nobody said how many: the second decodes while the first is in Python code that cleans.
         count += n_jobs is None

@@ -1,11 +1,11 @@
 """Manifests: what is read and written for one run, and what is already seen to be wrong.
 
 Covers: everything of a run that can be known before its voxels are read, for dry runs, pages and sidecars.
-Does not cover: finding files (``bids``, ``atlases``), reading voxels (``extraction``), pages (``pages``).
+Does not cover: finding files (``bids``, ``atlases``), signals (``extraction``), pages (``pages``).
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import NATIVE, Run
-from sharedmask.study.denoising import Denoising
+from sharedmask.study.denoising import Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.typing import Array, Numbers
+
+_PICTURED_VOLUMES = 10
+Load = Callable[[Denoise, Run, int], Denoising]
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Manifest:
     run: Run
     analysis: Analysis
     derivatives: Derivatives
+    load: Load = field(default=Denoise.load, repr=False)
+    """Who loads its confounds."""
     written: list[Path] = field(default_factory=list)
     rows: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -61,9 +66,11 @@ class Manifest:
     _brain: Array | None = field(default=None, repr=False)
 
     @classmethod
-    def draw(cls, run: Run, analysis: Analysis, derivatives: Derivatives) -> "Manifest":
+    def draw(
+        cls, run: Run, analysis: Analysis, derivatives: Derivatives, load: Load = Denoise.load
+    ) -> "Manifest":
         """Look at all that ``run`` has for ``analysis``; nothing is raised."""
-        drawn = cls(run, analysis, derivatives, derivatives.planned(run, analysis))
+        drawn = cls(run, analysis, derivatives, load, derivatives.planned(run, analysis))
         for step in (drawn._image, drawn._mask, drawn._time, drawn._confounds, drawn._space, drawn._regions):
             try:
                 step()
@@ -137,6 +144,22 @@ class Manifest:
             steps |= {"confounds": self.denoising.columns, "dropped_volumes": self.denoising.dropped.tolist()}
         return steps | ({"t_r": self.t_r} if self.analysis.filters else {})
 
+    def picture(self) -> Array:
+        """The reference image beside the run, else the mean of its first volumes; (x, y, z)."""
+        assert self.source is not None
+        source = self.source
+        if self.run.reference is not None:
+            found = open_source(self.run.reference)
+            if found.shape[:3] == source.shape[:3]:
+                return found.read().reshape(source.shape[:3])
+        volume, total = np.empty(source.n_voxels, source.dtype), np.zeros(source.n_voxels)
+        count = min(_PICTURED_VOLUMES, source.n_timepoints)
+        with source.volumes() as reader:
+            for _ in range(count):
+                reader.readinto(volume)
+                total += volume
+        return (total / count * source.slope + source.inter).reshape(source.shape[:3], order="F")
+
     # --- what is looked at -----------------------------------------------------------------------
 
     def _name(self, path: Path) -> str:
@@ -202,7 +225,7 @@ class Manifest:
             self.rows["confounds"] = f"{self._name(found)}, not used"
         if asked is None or self.source is None:
             return
-        self.denoising = denoising = asked.load(self.run, self.source.n_timepoints)
+        self.denoising = denoising = self.load(asked, self.run, self.source.n_timepoints)
         self.rows["confounds"] = (
             f"{self._name(denoising.file)}: {len(denoising.columns)} columns of the strategy {asked}, "
             f"{len(denoising.kept)} of {denoising.n_timepoints} volumes kept"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +193,21 @@ def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, paramet
         extract_many(runs, masks, **parameters)
 
 
+@pytest.mark.parametrize(("limit", "first"), [(None, ["work", "work", "keep"]), ("tight", ["work", "keep"])])
+def test_the_next_is_worked_on_while_one_is_kept(runs, masks, limit, first, monkeypatch):
+    """As far as memory holds both."""
+    did, at_work = [], ThreadPoolExecutor(1)
+    submit = at_work.submit
+    at_work.submit = lambda *a, **k: did.append("work") or submit(*a, **k)
+    if limit:
+        ours = cohort.Engine
+        monkeypatch.setattr(cohort, "engine", lambda *_: nullcontext(ours(at_work, 1, local=True)))
+        monkeypatch.setattr(cohort.Extraction, "needed", lambda *_: 2**62)
+    with at_work:
+        extract_many(runs[:3], masks, executor=at_work, n_jobs=1, on_result=lambda *_: did.append("keep"))
+    assert did[: len(first)] == first and did.count("keep") == did.count("work") == 3
+
+
 @pytest.mark.parametrize(
     ("parameters", "cleans"),
     [({}, False), ({"detrend": False, "low_pass": None}, False), ({"detrend": True}, True)],
@@ -201,7 +217,7 @@ def test_what_cleans_is_imported_by_workers_that_clean(runs, masks, parameters, 
     told, engine = [], cohort.engine
     monkeypatch.setattr(cohort, "engine", lambda *a: told.append(a[2]) or engine(*a))
     extract_many(runs, masks, n_jobs=1, **parameters)
-    assert told == [cleans]
+    assert ["nilearn.signal" in preload for preload in told] == [cleans]
 
 
 def test_a_study_says_what_became_of_it_not_the_signals(runs, masks):
