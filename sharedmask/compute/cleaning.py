@@ -35,10 +35,13 @@ class Cleaning:
     t_r: float | None = None
 
     @property
+    def filters(self) -> bool:
+        return self.low_pass is not None or self.high_pass is not None
+
+    @property
     def needed(self) -> bool:
-        filters = self.low_pass is not None or self.high_pass is not None
         series = self.confounds is not None or self.sample_mask is not None
-        return self.standardize is not None or self.detrend or filters or series
+        return self.standardize is not None or self.detrend or self.filters or series
 
     def apply(self, signals: Array) -> Array:
         """Clean ``signals`` of shape (n_timepoints, n_columns)."""

@@ -168,6 +168,25 @@ class Request:
         return BY_VOLUME.issuperset(self.strategies) if self.strategy else not self.cleaning.needed
 
     @property
+    def span(self) -> slice | None:
+        """From the first to the last of the volumes that are kept; None if the results need all."""
+        kept = self.cleaning.sample_mask
+        by_volume = self.function is None and BY_VOLUME.issuperset(self.strategies)
+        if kept is None or not by_volume or self.cleaning.filters or self.probes is not None:
+            return None
+        return slice(int(kept.min()), int(kept.max()) + 1)
+
+    def within(self, span: slice) -> "Request":
+        """The same, of an image that has these volumes of its image only."""
+        kept, confounds = self.cleaning.sample_mask, self.cleaning.confounds
+        cleaning = replace(
+            self.cleaning,
+            sample_mask=None if kept is None else kept - span.start,
+            confounds=None if confounds is None else confounds[span],
+        )
+        return replace(self, cleaning=cleaning)
+
+    @property
     def adds_up(self) -> bool:
         """Whether the results are sums of rows, which can be added in the order of the image."""
         if self.probes is not None or self.nan_policy == "omit" or not SUMS.issuperset(self.strategies):
@@ -288,15 +307,19 @@ def checked_cleaning(
         t_r = _repetition_time(facts) if t_r is None else t_r
         _check_filter(low_pass, high_pass, t_r)
         check_length(facts, low_pass, high_pass)
-    return Cleaning(
+    kept = None if sample_mask is None else kept_volumes(facts, sample_mask)
+    cleaning = Cleaning(
         standardize="zscore_sample" if standardize is True else standardize or None,
         detrend=bool(detrend),
         confounds=None if confounds is None else confounds_table(facts, confounds),
-        sample_mask=None if sample_mask is None else kept_volumes(facts, sample_mask),
+        sample_mask=kept,
         low_pass=low_pass,
         high_pass=high_pass,
         t_r=t_r,
     )
+    if cleaning.filters and kept is not None and np.any(np.diff(kept) <= 0):
+        raise ParameterError("sample_mask must ascend where a filter interpolates the volumes between")
+    return cleaning
 
 
 def check_length(facts: Facts, low_pass: float | None, high_pass: float | None) -> None:

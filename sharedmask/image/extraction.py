@@ -23,6 +23,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.fit import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
+from sharedmask.sources.excerpt import excerpt, is_cuttable
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import smoothed
@@ -88,7 +89,7 @@ class Extraction:
             They are more than may be used.
         """
         if self.store is None:
-            return of_volumes(self.source, self.request, budget).needed
+            return of_volumes(*self._in_passing(), budget).needed
         loading = rows.loading_bytes(self.store, self.source, budget)
         return loading + of_rows(self.source, self.request, budget.less(loading)).needed
 
@@ -113,7 +114,8 @@ class Extraction:
                 with SharedImage(told, store=self.store, memory_limit=memory_limit) as image:
                     return image.carry_out(self.request, knobs)
             budget = MemoryBudget.here(memory_limit, knobs=knobs)
-            return signals.run(self.source, of_volumes(self.source, self.request, budget), budget).values
+            source, request = self._in_passing()
+            return signals.run(source, of_volumes(source, request, budget), budget).values
 
         if cache is None:
             results = compute()
@@ -121,6 +123,13 @@ class Extraction:
             lookup = Lookup(self.source, self.source.fingerprint, self.request)
             results = get_or_compute(cache, lookup, compute)
         return self.request.pack(results)
+
+    def _in_passing(self) -> tuple[Source, Request]:
+        """What is read, and asked of that: of volumes that are kept those from the first to the last."""
+        span = self.request.span
+        if span is None or not is_cuttable(self.source):
+            return self.source, self.request
+        return excerpt(self.source, span), self.request.within(span)
 
 
 @overload

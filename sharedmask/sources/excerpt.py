@@ -42,6 +42,11 @@ def excerpt(source: Source, volumes: slice | None) -> Source:
     raise ImageError(f"volumes={volumes}: {source.name} is not stored volume by volume")
 
 
+def is_cuttable(source: Source) -> bool:
+    """Whether its volumes lie one after the other."""
+    return type(source) is FileSource or isinstance(source, SeriesSource | ArraySource)
+
+
 def _checked(volumes: slice, source: Source) -> tuple[int, int]:
     n_all, wanted = source.n_timepoints, "a slice of consecutive volumes, such as slice(100, 200)"
     try:

@@ -1,14 +1,17 @@
 """Extraction in one pass, and what it refuses as the shared image does."""
 
+import gzip
 from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
-from images import AFFINE, SHAPE, bold, niimg, same_bits, save, truth
+from gzip_files import raw_run, small_pieces
+from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save, truth
 from small_runs import LARGE_MASKS, every_worker, owned, refused
 
 from sharedmask import Regions, SharedImage, extract
+from sharedmask.decoding.points import Points
 from sharedmask.errors import (
     DamagedImageError,
     EmptyMaskError,
@@ -20,6 +23,7 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
+from sharedmask.sources.opening import open_source
 
 
 def test_an_empty_mask_is_named(mask_parallel, masks):
@@ -102,6 +106,15 @@ def test_a_mask_img_on_another_grid_is_refused(path, masks):
 def test_a_parameter_is_refused_before_any_work(wrong, said, mask_parallel, masks, monkeypatch):
     monkeypatch.setattr(loader, "load", None)
     assert said in refused(ParameterError, mask_parallel, masks, **wrong)
+
+
+def test_a_filter_needs_its_volumes_in_order(tmp_path):
+    image = save(tmp_path / "run.nii", bold((*SHAPE, 40)))
+    for kept in ([3, 2, *range(4, 40)], [3, 3, *range(4, 40)]):
+        said = refused(
+            ParameterError, extract, image, random_masks(1), sample_mask=kept, low_pass=0.1, t_r=2.0
+        )
+        assert "ascend" in said
 
 
 def test_an_unknown_parameter_is_refused(mask_parallel, masks):
@@ -225,3 +238,51 @@ def test_real_masks_of_several_kinds_by_many_jobs(real_data):
         jobs = opened.mask_parallel(masks, n_jobs=20, prefer="processes")
     for name in masks:
         same_bits(jobs[name], alone[name])
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", "volumes"])
+@pytest.mark.parametrize("strategy", [None, "mean", "pc1"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"detrend": True, "standardize": "psc"},
+        {"confounds": np.arange(80.0).reshape(40, 2) ** 2},
+        {"low_pass": 0.1, "t_r": 2.0},
+    ],
+    ids=lambda asked: "+".join(asked) or "alone",
+)
+def test_kept_volumes_are_the_same_from_what_is_read_of_the_image(tmp_path, ending, strategy, asked):
+    data = bold((*SHAPE, 40))
+    if ending == "volumes":
+        image = [save(tmp_path / f"{n:02d}.nii", data[..., n]) for n in range(40)]
+    else:
+        image = save(tmp_path / f"run{ending}", data)
+    masks = random_masks(2)
+    for kept in ([12, 17, 13, 15, 19, 14], np.arange(40) > 35, [39]):
+        if asked and len(kept) == 1:
+            continue
+        kept = sorted(kept) if "low_pass" in asked and len(kept) < 40 else kept
+        got = extract(image, masks, strategy=strategy, sample_mask=kept, **asked)
+        with SharedImage(image) as held:
+            if strategy is None:
+                expected = held.mask_parallel(masks, sample_mask=kept, **asked)
+            else:
+                expected = held.reduce(masks, strategy=strategy, sample_mask=kept, **asked)
+        for one, other in zip(got, expected, strict=True):
+            same_bits(one, other)
+
+
+@pytest.mark.parametrize("strategy", [None, "mean"])
+def test_of_kept_volumes_with_an_index_nothing_else_is_decoded(tmp_path, monkeypatch, strategy):
+    pytest.importorskip("rapidgzip")
+    small_pieces(monkeypatch)
+    (tmp_path / "run.nii.gz").write_bytes(gzip.compress(raw_run(tmp_path), 1))
+    source = open_source(tmp_path / "run.nii.gz")
+    middle, masks = source.n_timepoints // 2, [np.ones(source.shape[:3], bool)]
+    extract(source, masks, strategy="mean", index=True)
+    decoded, decode = [], Points.decode
+    monkeypatch.setattr(Points, "decode", lambda *args: decoded.append(args) or decode(*args))
+    monkeypatch.setattr("sharedmask.decoding.parallel.n_cpus", lambda: 1)
+    extract(source, masks, strategy=strategy, sample_mask=[middle, middle + 1])
+    assert 0 < len({number for _, _, number, _ in decoded}) < len(decoded[0][0]) / 3
