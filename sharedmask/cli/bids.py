@@ -30,6 +30,7 @@ from sharedmask.cli.base import (
     t_r_option,
 )
 from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.remote.addresses import url_of
 from sharedmask.system.inputs import read_json
 
 _UNKNOWN_LEVEL = 17
@@ -165,14 +166,18 @@ def _atlases(
 
     if not given:
         raise click.UsageError("--atlases: give at least one")
-    if all(Path(name).is_file() for name in given):
+    if all(map(_is_file, given)):
         return [find_atlas(name) for name in given]
     found = [find_atlas(name, folders, _space_of_runs(dataset, filters)) for name in given]
     for name, atlas in zip(given, found, strict=True):
-        if not Path(name).is_file():
+        if not _is_file(name):
             for image in atlas.resolutions or (atlas.image,):
                 click.echo(f"sharedmask: atlas {name}: {image}", err=True)
     return found
+
+
+def _is_file(atlas: str) -> bool:
+    return url_of(atlas) is not None or Path(atlas).is_file()
 
 
 def _space_of_runs(dataset: str, filters: dict[str, Any]) -> str | None:

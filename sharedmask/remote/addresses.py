@@ -8,6 +8,7 @@ the names of what lies beside it are made as those of files are.
 """
 
 import os
+import pathlib
 import re
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]+(.*)", re.DOTALL)  # one letter would be a drive
@@ -39,6 +40,11 @@ def is_http(url: str) -> bool:
 def absolute(path: Path) -> str:
     """The path as it is meant now, wherever the caller is later; a URL as it is."""
     return url_of(path) or os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+
+
+def place_of(path: Path) -> pathlib.Path:
+    """The same as a ``Path``, below which others can be named; links and ``..`` are left."""
+    return pathlib.Path(url_of(path) or pathlib.Path(os.fsdecode(path)).expanduser().absolute())
 
 
 def without_query(path: Path) -> str:

@@ -1,7 +1,7 @@
 """File systems of fsspec: objects by ``s3://`` and all other protocols that it knows.
 
-Covers: finding the file system, anonymous access to S3, fetching blocks beside each other. Does not cover:
-HTTP (``http``), reading ahead (``objects``).
+Covers: finding the file system, anonymous access to S3, fetching blocks beside each other, walks. Does not
+cover: HTTP (``http``), reading ahead (``objects``).
 
 Credentials and servers are found as fsspec finds them: its configuration, the variables and files of AWS.
 """
@@ -9,7 +9,7 @@ Credentials and servers are found as fsspec finds them: its configuration, the v
 import contextlib
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -72,14 +72,24 @@ class FsspecServer:
             return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
         return None
 
+    def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
+        """Folder, name and identity of all files: a request for each page of them, as of 1000 in a bucket."""
+        with self._errors():
+            found = self._patiently(lambda: self._fresh().find(self._path, detail=True))
+        if not found:
+            raise MissingFileError(f"{self.name} does not exist, or is empty")
+        root = self._path.rstrip("/")
+        for path, facts in found.items():
+            folder, _, name = path.removeprefix(root).lstrip("/").rpartition("/")
+            if all(map(goes_into, filter(None, folder.split("/")))):
+                yield folder, name, _version_of(facts).identity
+
     def _version(self) -> Version:
         with self._errors():
             facts = self._patiently(lambda: self._fresh().info(self._path))
         if facts.get("type") == "directory":
             raise RemoteError(f"{self.name} is a directory; give a file")
-        when = next((str(facts[name]) for name in _TIMES if facts.get(name)), "")
-        size = facts.get("size")
-        return Version(None if size is None else int(size), str(facts.get("ETag") or ""), when)
+        return _version_of(facts)
 
     def _fresh(self) -> Any:
         self._files.invalidate_cache(self._path.rpartition("/")[0])
@@ -118,6 +128,12 @@ class FsspecServer:
         except Exception as error:  # libraries of servers have errors of their own
             said = str(error) or type(error).__name__
             raise RemoteError(f"{self.name} cannot be read: {said}") from error
+
+
+def _version_of(facts: Mapping[str, Any]) -> Version:
+    when = next((str(facts[name]) for name in _TIMES if facts.get(name)), "")
+    size = facts.get("size")
+    return Version(None if size is None else int(size), str(facts.get("ETag") or ""), when)
 
 
 def _opened(url: str) -> tuple[Any, str]:

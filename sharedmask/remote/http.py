@@ -9,7 +9,9 @@ import contextlib
 import os
 import socket
 from base64 import b64encode
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
@@ -26,6 +28,8 @@ from sharedmask.remote.patience import Patience
 from sharedmask.remote.version import Version
 
 _PIECE = 256 * 1024  # of what is taken from a connection at once
+_PAGE = 64 * _PIECE  # of one that lists a folder
+_AT_ONCE = 6  # such pages
 _GONE = (404, 410)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NO_SUCH_RANGE = 416
@@ -90,13 +94,46 @@ class HttpServer:
 
     def listed(self) -> list[str] | None:
         """Names in a folder, if the server has a page that lists them."""
-        try:
-            with _ask(self.url.rstrip("/") + "/", {}) as response:
-                if "text/html" not in response.headers.get("Content-Type", ""):
-                    return None
-                return _links(response.url, response.read(_PIECE * 64).decode("utf-8", "replace"))
-        except _BROKEN:
-            return None
+        with contextlib.suppress(*_BROKEN):
+            return self._page()
+        return None
+
+    def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
+        """Folder and name of all files; a request for each folder, several at a time."""
+        with ThreadPoolExecutor(_AT_ONCE, "sharedmask-remote") as threads:
+            try:
+                pages = deque([("", threads.submit(self._names))])
+                while pages:
+                    folder, page = pages.popleft()
+                    for name in page.result():
+                        if goes_into(name):
+                            inner = HttpServer(f"{self.url}/{folder}{name}")
+                            pages.append((f"{folder}{name}/", threads.submit(inner._names)))
+                        else:
+                            yield folder, name, ""
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+
+    def _names(self) -> list[str]:
+        """Of a folder that has to be listed."""
+        tries = Patience(self._stopped)
+        while True:
+            try:
+                if (names := self._page()) is not None:
+                    return names
+                raise RemoteError(f"{self.name} cannot be searched: its server has no page that lists it")
+            except HTTPError as failure:
+                with failure:
+                    error = self._passing(self._refusal(failure))
+            except _BROKEN as failure:
+                error = self._passing(failure)
+            tries.wait(error, getattr(error, "after", 0.0))
+
+    def _page(self) -> list[str] | None:
+        with _ask(self.url.rstrip("/") + "/", {}) as response:
+            if "text/html" not in response.headers.get("Content-Type", ""):
+                return None
+            return _links(response.url, response.read(_PAGE).decode("utf-8", "replace"))
 
     # --- one request -----------------------------------------------------------------------------
 

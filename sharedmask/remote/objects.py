@@ -1,7 +1,7 @@
 """Objects on servers: what one is, its bytes as a file that is read forward, what lies beside it.
 
-Covers: telling versions apart, reading ahead in a thread while the caller decodes. Does not cover: how
-bytes come (``http``, ``filesystems``), what they mean.
+Covers: telling versions apart, reading ahead in a thread while the caller decodes, walking a tree once. Does
+not cover: how bytes come (``http``, ``filesystems``), what they mean.
 
 Who opens an image asks for its first bytes several times (magic, header): these are kept for the objects
 that were looked at last, with what the server said, and what is read later is of that version or an error.
@@ -12,11 +12,12 @@ import functools
 import io
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 from sharedmask.errors import MissingFileError, RemoteError
+from sharedmask.remote import trees
 from sharedmask.remote.addresses import is_http, named
 from sharedmask.remote.version import Version
 
@@ -35,6 +36,7 @@ class Server(Protocol):
     def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]: ...
     def interrupt(self) -> None: ...
     def listed(self) -> list[str] | None: ...
+    def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]: ...
 
 
 class Head(NamedTuple):
@@ -46,10 +48,8 @@ class Head(NamedTuple):
     @property
     def identity(self) -> str:
         """What is another one when the object is; of its first bytes where the server tells nothing."""
-        version = self.version
-        told = (version.nbytes, version.etag, version.modified)
-        known = version.etag or version.modified
-        return repr(told if known else (*told, blake2b(self.content, digest_size=16).hexdigest()))
+        digest = blake2b(self.content, digest_size=16).hexdigest
+        return self.version.identity or repr((self.version.nbytes, "", "", digest()))
 
 
 _heads: dict[str, Head] = {}
@@ -87,6 +87,8 @@ def look(url: str) -> Head:
 
 def exists(url: str) -> bool:
     """Whether there is such an object, that may be read."""
+    if trees.identity_of(url) is not None or trees.lacks(url):
+        return not trees.lacks(url)
     try:
         look(url)
     except (MissingFileError, RemoteError):
@@ -94,11 +96,35 @@ def exists(url: str) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=256)
+def identity(url: str) -> str:
+    """What is another one when the object is: of the walk that found it, else the server is asked."""
+    return trees.identity_of(url) or look(url).identity
+
+
 def listed(url: str) -> tuple[str, ...] | None:
     """Names in a folder; None where the server tells none. Asked once."""
+    known = trees.names_of(url)
+    return _asked(url) if known is None else tuple(known)
+
+
+@functools.lru_cache(maxsize=256)
+def _asked(url: str) -> tuple[str, ...] | None:
     found = _server(url).listed()
     return None if found is None else tuple(found)
+
+
+def walk(url: str, goes_into: Callable[[str], bool], endings: tuple[str, ...]) -> trees.Tree:
+    """The files below a folder, by one walk, through folders of names that it ``goes_into``.
+
+    Raises
+    ------
+    MissingFileError
+        There is none.
+    RemoteError
+        The server refuses it, cannot be reached, or lists no folders.
+    """
+    url = url.rstrip("/")
+    return trees.keep(trees.Tree.of(url, endings, _server(url).below(goes_into)))
 
 
 class RemoteFile(io.RawIOBase):

@@ -15,6 +15,12 @@ class Version:
     etag: str = ""
     modified: str = ""
 
+    @property
+    def identity(self) -> str:
+        """What is another one when the object is; empty where the server tells nothing but a length."""
+        told = (self.nbytes, self.etag, self.modified)
+        return repr(told) if self.etag or self.modified else ""
+
     def is_of(self, other: "Version") -> bool:
         """Whether nothing that both tell is different."""
         pairs = ((self.nbytes, other.nbytes), (self.etag, other.etag), (self.modified, other.modified))

@@ -7,14 +7,15 @@ which of them are runs (``bids``), what outputs are called (``derivatives``).
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.remote.addresses import named
+from sharedmask.remote.addresses import named, url_of
+from sharedmask.system import inputs
 
 # The order of BIDS 1.11; "stat" and "meas" are of no standard yet, and stand where XCP-D writes the first.
 _ORDER = (
@@ -94,6 +95,9 @@ def names_in(folder: str, endings: tuple[str, ...]) -> tuple[tuple[str, Name], .
 
     A folder is listed again if it was changed: one above many runs is asked for each of them.
     """
+    if url_of(folder):
+        there = (path.name for path in inputs.listed(Path(folder)) or ())
+        return _parsed(entry for entry in there if entry.endswith(endings))
     facts = os.stat(folder)
     is_settled = abs(time.time() - facts.st_mtime) > _TICK
     listed = _listed if is_settled else _listed.__wrapped__
@@ -102,7 +106,11 @@ def names_in(folder: str, endings: tuple[str, ...]) -> tuple[tuple[str, Name], .
 
 @lru_cache(maxsize=64)
 def _listed(folder: str, endings: tuple[str, ...], _: object) -> tuple[tuple[str, Name], ...]:
-    found = ((entry, parsed_name(entry)) for entry in sorted(os.listdir(folder)) if entry.endswith(endings))
+    return _parsed(sorted(entry for entry in os.listdir(folder) if entry.endswith(endings)))
+
+
+def _parsed(entries: Iterable[str]) -> tuple[tuple[str, Name], ...]:
+    found = ((entry, parsed_name(entry)) for entry in entries)
     return tuple((entry, name) for entry, name in found if name is not None)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError, ParameterError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import place_of, url_of
 from sharedmask.sources.names import IMAGE_EXTENSIONS, Name, image_stem, label
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import fetched, read_json
@@ -22,6 +23,7 @@ from sharedmask.spaces.grid import box_of
 from sharedmask.spaces.space import Space
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
 from sharedmask.system.files import dangling
+from sharedmask.system.inputs import exists, is_file, opened
 from sharedmask.system.process import cached_property
 
 # Those of BIDS 1.11 and of TemplateFlow for images of the whole brain, that no study is called after.
@@ -60,8 +62,8 @@ class Atlas:
     @classmethod
     def at(cls, path: str | Path, lut: str | Path | None = None) -> "Atlas":
         """The atlas in this file, by the name of the file, with this table alone."""
-        image = Path(path).expanduser().absolute()
-        return cls(image, _name(image), None if lut is None else Path(lut).expanduser().absolute())
+        image = place_of(path)
+        return cls(image, _name(image), None if lut is None else place_of(lut))
 
     @cached_property
     def entities(self) -> dict[str, str]:
@@ -80,12 +82,12 @@ class Atlas:
         images = [self.image, *self.resolutions]
         sidecars = [image.with_name(f"{image_stem(image)}.json") for image in images]
         tables = filter(None, [self.lut, *map(_lut, self.resolutions)])
-        return [*images, *tables, *(path for path in sidecars if path.exists())]
+        return [*images, *tables, *(path for path in sidecars if exists(path))]
 
     @cached_property
     def digest(self) -> str:
         """Of its file."""
-        with open(self.image, "rb") as file:
+        with opened(self.image) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     @cached_property
@@ -95,7 +97,7 @@ class Atlas:
             if found := space_of(Name.parse(self.image)):
                 return found
         sidecar = self.image.with_name(f"{image_stem(self.image)}.json")
-        if (sidecar.exists() or dangling(sidecar)) and (found := reference_of(read_json(sidecar))):
+        if (exists(sidecar) or dangling(sidecar)) and (found := reference_of(read_json(sidecar))):
             return found
         texts = [image_stem(self.image), *(folder.name for folder in self.image.absolute().parents)]
         matches = (_FOLDER.fullmatch(text) or _TEMPLATE.search(text) for text in texts)
@@ -176,8 +178,8 @@ def find_atlas(
     MissingFileError
         If it, or its table of names, is a link to nothing, or a file without content.
     """
-    path = Path(what).expanduser().absolute()
-    if path.is_file() or dangling(path):
+    path = place_of(what)
+    if url_of(path) or path.is_file() or dangling(path):
         return Atlas(fetched(path), _name(path), _lut(path))
     name, _, words = str(what).partition(":")
     there = set[str]()
@@ -276,6 +278,6 @@ def _lut(path: Path) -> Path | None:
     for candidate in candidates:
         for folder in (path.parent, path.parent.parent):
             table = folder / candidate
-            if table.is_file() or dangling(table):
+            if is_file(table) or dangling(table):
                 return fetched(table)
     return None

@@ -17,9 +17,13 @@ from typing import Any
 
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
 from sharedmask.records import dataclass
+from sharedmask.remote.addresses import absolute, place_of, url_of
+from sharedmask.remote.objects import walk
+from sharedmask.remote.trees import folders_of
 from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system.files import dangling
+from sharedmask.system.inputs import exists, is_file
 from sharedmask.system.process import cached_property
 
 FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}
@@ -93,14 +97,14 @@ class Run:
     def reference(self) -> Path | None:
         """Its reference image."""
         found = self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
-        return found if found.is_file() else None
+        return found if is_file(found) else None
 
     @property
     def files(self) -> list[Path]:
         """All of its files that outputs may depend on."""
         table = self.confounds
         beside = (table, table and table.with_suffix(".json"), self.mask, self.reference)
-        return [self.bold, *self.sidecars, *(path for path in beside if path is not None and path.exists())]
+        return [self.bold, *self.sidecars, *(path for path in beside if path is not None and exists(path))]
 
     @cached_property
     def sidecars(self) -> tuple[Path, ...]:
@@ -181,7 +185,7 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     Parameters
     ----------
     root : str or path
-        A derivatives folder with a ``dataset_description.json``.
+        A derivatives folder with a ``dataset_description.json``; on a server, one that lists its folders.
     filters : mapping, optional
         Entity -> the values wanted, one or several, with or without ``sub-`` before them;
         ``participant`` and ``session`` stand for ``sub`` and ``ses``. The default for ``desc``
@@ -194,15 +198,19 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
         If ``root`` is no BIDS data set, naming what is missing.
     NoInputError
         If no run is left, telling the first filter that left none.
+    RemoteError
+        If its server refuses it, cannot be reached, or lists no folders.
     """
-    root = Path(root).expanduser().absolute()
+    root = place_of(root)
+    if url := url_of(root):
+        walk(url, _is_on_the_way, (*_BESIDE, ".json"))
     _check_dataset(root)
     runs = [(path, name) for path, name in _images(root) if isinstance(name, Name)]
     filters = dict(filters or {})
     extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
     runs = [run for run in runs if run[1].suffix == "bold" and run[1].extension in extensions]
     if not runs:
-        raise NoInputError(f"{root} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
+        raise NoInputError(f"{absolute(root)} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
     usual = {"desc": "preproc"} if file_format == "nifti" else {}
     for key, wanted in {**usual, **_by_entity(filters)}.items():
         values = [_without_key(key, value) for value in _several(wanted)]
@@ -214,21 +222,26 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
         if not left:
             there = {name.entities[key] for _, name in runs if key in name.entities}
             asked = "|".join(sorted(map(str, values)))
-            raise NoInputError(f"no run of {root} has {key}-{asked}; there are: {joined(there)}")
+            raise NoInputError(f"no run of {absolute(root)} has {key}-{asked}; there are: {joined(there)}")
         runs = left
     return [Run(root, Path(path), name) for path, name in sorted(runs, key=itemgetter(0))]
 
 
 def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
-    root = Path(root).expanduser().absolute()
+    root = place_of(root)
     strays = {Path(path): name for path, name in _images(root) if isinstance(name, str)}
-    for folder in map(Path, _folders(root)):
+    for folder in map(Path, [] if url_of(root) else _folders(root)):
         if said := dangling(folder):
             strays[folder] = f"{folder} {said}"
         elif _is_closed(folder):
             strays[folder] = f"{folder} may not be looked into"
     return strays
+
+
+def _is_on_the_way(folder: str) -> bool:
+    """Whether runs may lie below a folder of this name."""
+    return folder == "func" or (folder.startswith(("sub-", "ses-")) and not {"_", "."} & set(folder))
 
 
 def _is_closed(folder: str | Path) -> bool:
@@ -266,7 +279,7 @@ def joined(values: set[str]) -> str:
 
 
 def _check_dataset(root: Path) -> None:
-    if not root.is_dir():
+    if not (url_of(root) or root.is_dir()):
         raise DatasetError(f"{root} is no folder")
     description = root / DESCRIPTION
     try:
@@ -281,11 +294,19 @@ def _check_dataset(root: Path) -> None:
 
 def _images(root: Path) -> Iterator[tuple[str, Name | str]]:
     """Images in folders of runs: each with its name, or with why it has none."""
-    for parent in _parents(root):
+    for parent, entries in _of_runs(root):
         parts = os.path.relpath(parent, root).split(os.sep)
-        for entry in _listed(folder := os.path.join(parent, "func")):
+        for entry in entries:
             if entry.endswith(IMAGE_EXTENSIONS) and not entry.startswith("."):
-                yield (path := os.path.join(folder, entry)), _name(path, parts)
+                yield (path := os.path.join(parent, "func", entry)), _name(path, parts)
+
+
+def _of_runs(root: Path) -> Iterator[tuple[str, Sequence[str]]]:
+    """Folders of subjects and sessions, and what lies in the folder of runs of each."""
+    if url := url_of(root):
+        yield from ((os.fspath(root / parent), names) for parent, names in folders_of(url, "func"))
+    else:
+        yield from ((parent, _listed(os.path.join(parent, "func"))) for parent in _parents(root))
 
 
 def _name(path: str, parts: Sequence[str]) -> Name | str:

@@ -16,8 +16,10 @@ from typing import Any
 from sharedmask.compute.journal import Entry, Journal
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, named, url_of
+from sharedmask.remote.objects import identity
 from sharedmask.sources.nifti import files_of
 from sharedmask.system import settings
+from sharedmask.system.inputs import exists
 from sharedmask.system.together import Together, settle
 
 Key = Any
@@ -47,15 +49,22 @@ class Resumption:
 def stamp_of(asked: str, files: Iterable[str | Path]) -> str:
     """Of files as they are now; empty where that tells nothing of what they hold."""
     given = [absolute(path) for path in files]
-    if settings.current().fingerprint != "stat" or any(map(url_of, given)):
+    if settings.current().fingerprint != "stat":
         return ""
-    paths = [one for path in given for one in files_of(path) if one == path or os.path.exists(one)]
+    paths = [one for path in given for one in files_of(path) if one == path or exists(one)]
     try:
-        facts = [(path, os.stat(path)) for path in paths]
+        told = list(map(_told, paths))
     except OSError:
         return ""
-    told = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in facts]
     return blake2b(repr((asked, told)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _told(path: str) -> tuple[object, ...]:
+    """What a file is without its bytes: of a server, what that says."""
+    if url := url_of(path):
+        return named(url), identity(url)
+    one = os.stat(path)
+    return path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
 
 
 @dataclass

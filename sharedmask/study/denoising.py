@@ -5,9 +5,11 @@ what is wrong with a table, which volumes are kept. Does not cover: finding the 
 it out (``cleaning``).
 """
 
+import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 from sharedmask.compute.confounds import named_columns
 from sharedmask.errors import MissingFileError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.remote.addresses import absolute, without_query
+from sharedmask.remote.addresses import absolute, url_of, without_query
 from sharedmask.sources.names import Name
 from sharedmask.sources.opening import open_source
 from sharedmask.study.bids import Run
+from sharedmask.system.inputs import exists, read_bytes
 from sharedmask.system.process import cached_property
 
 STRATEGIES: Mapping[str, tuple[str, ...]] = {
@@ -266,14 +269,16 @@ class Denoise:
 
         # nilearn looks for the table beside an image, by that one's name.
         desc = name.entities.get("desc") if self.wants_smooth_aroma else "preproc"
-        image = file.with_name(str(Name.parse(file).replace(desc=desc, suffix="bold", extension=".nii.gz")))
+        beside = str(Name.parse(file).replace(desc=desc, suffix="bold", extension=".nii.gz"))
         asked = {**self.parameters, "demean": self.demean}
         try:
-            if isinstance(self.strategy, str) and self.ica_aroma is None:
-                confounds, kept = load_confounds_strategy(str(image), self.strategy, **asked)
-            else:
-                components = self.components or ("high_pass",)  # of none nilearn warns
-                confounds, kept = load_confounds(str(image), components, **asked)
+            with _here(file) as folder:
+                image = str(folder / beside)
+                if isinstance(self.strategy, str) and self.ica_aroma is None:
+                    confounds, kept = load_confounds_strategy(image, self.strategy, **asked)
+                else:
+                    components = self.components or ("high_pass",)  # of none nilearn warns
+                    confounds, kept = load_confounds(image, components, **asked)
         except Exception as error:
             named_columns(file)  # which says what is no number, and where
             text = " ".join(str(error).split())
@@ -298,6 +303,19 @@ class Denoise:
         if self.demean and len(kept) and len(table) > kept.max():
             table = table - table[kept].mean(axis=0)
         return pd.DataFrame(table, columns=chosen)
+
+
+@contextlib.contextmanager
+def _here(file: Path) -> Iterator[Path]:
+    """A folder of this machine with the table, and what tells of it; of a server's they are copied."""
+    if url_of(file) is None:
+        yield file.parent
+        return
+    with tempfile.TemporaryDirectory(prefix="sharedmask-") as folder:
+        for one in (file, file.with_suffix(".json")):
+            if exists(one):
+                Path(folder, one.name).write_bytes(read_bytes(one))
+        yield Path(folder)
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ Covers: file names, tables, sidecars, the data set's description. Does not cover
 Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.compute.connectivity import measure
-from sharedmask.errors import DatasetError
+from sharedmask.errors import DatasetError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
 from sharedmask.regions.sets import RegionRow
+from sharedmask.remote.addresses import named, place_of, url_of
 from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
 from sharedmask.study.analysis import Analysis
@@ -52,7 +52,9 @@ class Derivatives:
     @classmethod
     def at(cls, root: str | Path, source: str | Path) -> "Derivatives":
         """Those in the folder ``root``, which is not touched."""
-        return cls(Path(root).expanduser().absolute(), Path(source).expanduser().absolute())
+        if url_of(root):
+            raise ParameterError(f"outputs go to a folder of this machine, not to {named(root)}")
+        return cls(place_of(root), place_of(source))
 
     @classmethod
     def create(cls, root: str | Path, source: str | Path) -> "Derivatives":
@@ -77,9 +79,14 @@ class Derivatives:
             "BIDSVersion": _BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
-            "SourceDatasets": [{"URL": self.source.absolute().as_uri()}],
-            "DatasetLinks": {_SOURCE: self.source.absolute().as_uri()},
+            "SourceDatasets": [{"URL": self._address}],
+            "DatasetLinks": {_SOURCE: self._address},
         }
+
+    @property
+    def _address(self) -> str:
+        """Of the data set, without who asks for it."""
+        return named(self.source) if url_of(self.source) else self.source.absolute().as_uri()
 
     def path(
         self,
@@ -260,9 +267,9 @@ class Derivatives:
     def _sidecar(self, run: Run, atlas: Atlas) -> dict[str, Any]:
         return {
             "Sources": [self.uri(run.bold)],
-            "AtlasFile": os.fspath(atlas.image),
+            "AtlasFile": named(atlas.image),
             "AtlasDigest": atlas.digest,
-            "AtlasLabels": None if atlas.lut is None else os.fspath(atlas.lut),
+            "AtlasLabels": None if atlas.lut is None else named(atlas.lut),
             "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
         }

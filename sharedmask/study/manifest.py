@@ -17,6 +17,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
+from sharedmask.remote.addresses import absolute, named
 from sharedmask.reports.quality import probes_of
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
@@ -200,7 +201,7 @@ class Manifest:
         elif self.source is not None:
             self.t_r = self.source.t_r
             # Sidecars are named without the ".." that the root may have.
-            root = f"{os.path.abspath(self.run.root)}{os.sep}"
+            root = f"{named(absolute(self.run.root))}{os.sep}"
             self.origin = "of " + self.source.t_r_origin.removeprefix(root)
         if self.t_r is not None:
             self.rows["repetition time"] = f"{self.t_r:g} s, {self.origin}"

@@ -34,6 +34,11 @@ def listed(folder: Path) -> list[Path] | None:
     return None if names is None else [folder / name for name in sorted(names)]
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is one; of a server, whether it has it."""
+    return exists(path) if url_of(path) else os.path.isfile(path)
+
+
 def opened(path: str | os.PathLike[str]) -> RawIOBase:
     """The file, here or on its server, to be read forward; as :func:`opened_regular`."""
     url = url_of(path)

@@ -25,7 +25,7 @@ LABELS = np.arange(np.prod(images.SHAPE)).reshape(images.SHAPE) % 4
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(patience, "PAUSE", 0.001)
-    objects.listed.cache_clear()
+    objects._asked.cache_clear()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ def quick(monkeypatch):
     """Pauses that tests can wait for, and nothing known of other servers."""
     monkeypatch.setattr(patience, "PAUSE", 0.001)
     objects._heads.clear()
-    objects.listed.cache_clear()
+    objects._asked.cache_clear()
 
 
 @pytest.fixture
