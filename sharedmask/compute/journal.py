@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -141,9 +141,12 @@ class Journal:
         """Take no run for complete that was so before; the file keeps them, for others."""
         self._places = {}
 
-    def add(self, *entries: Entry) -> None:
-        """Record complete runs, whose files are on the disk before they are; so is the record at the end."""
-        settled = _settled(entries)
+    def add(self, *entries: Entry, kept: Collection[str] = ()) -> None:
+        """Record complete runs, whose files are on the disk before they are; so is the record at the end.
+
+        Files that are ``kept`` are there already, and so are their names.
+        """
+        settled = _settled(entries, kept)
         lines = [
             json.dumps(self._relative(entry), separators=(",", ":")).encode() + b"\n" for entry in settled
         ]
@@ -200,10 +203,10 @@ class Journal:
 _unlocked: set[Path] = set()
 
 
-def _settled(entries: Sequence[Entry]) -> list[Entry]:
+def _settled(entries: Sequence[Entry], kept: Collection[str]) -> list[Entry]:
     """The same with what their files are, which are on the disk by now, and their names."""
     outputs = [tuple(map(os.path.abspath, entry.outputs)) for entry in entries]
-    paths = [path for several in outputs for path in several]
+    paths = [path for several in outputs for path in several if path not in kept]
     at_once(_settle_file, paths)
     at_once(_settle_folder, list(dict.fromkeys(map(os.path.dirname, paths))))
     return [

@@ -13,6 +13,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _LAYOUT = {"sizeof_hdr", "magic", "dim", "datatype", "bitpix", "vox_offset", "sc
 """Fields that say how values are stored."""
 _HEADER_BYTES = 64 * 2**20  # with extensions
 _MAT_BYTES = 2**20
+_OFTEN = 4096  # bytes of a header that other images may have, too
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 
@@ -92,10 +94,20 @@ def load(path: str, name: str) -> Any:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
         head += _read_extensions(stream, kind, head, name)
+    if len(kind.files_types) == 1 and len(head) <= _OFTEN:
+        return _parsed(kind, head)
     file_map = kind.filespec_to_file_map(named(path))
     file_map["header" if "header" in file_map else "image"].fileobj = BytesIO(head)
     if "mat" in file_map:
         file_map["mat"].fileobj = BytesIO(_read_affines(file_map["mat"].filename))
+    return kind.from_file_map(file_map)
+
+
+@lru_cache(maxsize=32)
+def _parsed(kind: Any, head: bytes) -> Any:
+    """The image of a header, which many runs of a study have to the byte; nobody changes it."""
+    file_map = kind.make_file_map()
+    file_map["image"].fileobj = BytesIO(head)
     return kind.from_file_map(file_map)
 
 

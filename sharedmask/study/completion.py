@@ -127,12 +127,13 @@ class Completion:
     def record(self) -> list[tuple[Key, float, Exception | None]]:
         """Files get their names, then what is done counts as complete: its seconds, and what went wrong."""
         done, self._done, self._recorded = self._done, [], time.monotonic()
+        kept = {os.fspath(draft.path) for *_, outputs in done for draft in outputs.drafts}
         errors = settle([outputs for *_, outputs in done])
         whole = [entry for (_, entry, _), error in zip(done, errors, strict=True) if error is None]
         failed = None
         try:
             if self.journal is not None and whole:
-                self.journal.add(*whole)
+                self.journal.add(*whole, kept=kept)
         except Exception as error:
             failed = error
         return [

@@ -175,6 +175,8 @@ class _Survey:
     clashes: Mapping[Path, str]
     notes: tuple[str, ...]
     """Of the study as a whole."""
+    _looked_at: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
+    """The run whose stamp was asked for, until its manifest is: what lies beside it is looked for once."""
 
     @classmethod
     def of(
@@ -226,17 +228,18 @@ class _Survey:
 
     def stamp(self, key: str) -> str:
         """Of all that a run's outputs depend on, by names, sizes and times."""
-        run = self.run(key)
+        self._looked_at.clear()
+        run = self._looked_at[key] = self._run(key)
         with contextlib.suppress(SharedMaskError, OSError):  # which drawing its manifest tells
             if self._asked and run.bold not in self.clashes:
                 return stamp_of(self._asked, run.files)
         return ""
 
-    def run(self, key: str) -> Run:
+    def _run(self, key: str) -> Run:
         return Run.of(self.derivatives.source, self.paths[key])
 
     def manifest(self, key: str, load: Load = Denoise.load) -> Manifest:
-        run = self.run(key)
+        run = self._looked_at.pop(key, None) or self._run(key)
         drawn = Manifest.draw(run, self.analysis, self.derivatives, load)
         if run.bold in self.clashes:
             drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))

@@ -29,6 +29,7 @@ from sharedmask.remote.addresses import absolute, named
 from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import sidecars
+from sharedmask.sources.source import Source
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
 from sharedmask.study.completion import Resumption, stamp_of
@@ -123,7 +124,7 @@ def extract_to(
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
     return extract_many(
-        dict(zip(images, images, strict=True)),
+        dict.fromkeys(images, work.source),
         work.regions,
         strategy=work.strategy,
         denoise=work.denoisings,
@@ -276,6 +277,8 @@ class OutputFolder:
     parts: Parts
     private: Path
     denoisings: Denoisings | None = None
+    _grids: dict[str, Space] = field(default_factory=dict, init=False)
+    """Of the images at work."""
 
     @classmethod
     def begin(
@@ -305,8 +308,14 @@ class OutputFolder:
     def failures(self) -> Failures:
         return Failures(self.private / "failed")
 
+    def source(self, key: str) -> Source:
+        """An image, opened once."""
+        source = open_source(key)
+        self._grids[key] = source.grid
+        return source
+
     def regions(self, key: str) -> Regions:
-        return self.parts.regions_on(open_source(key).grid)
+        return self.parts.regions_on(self._grids[key])
 
     def stamp(self, asked: str, key: str) -> str:
         """Of all that an image's outputs depend on, by names, sizes and times."""
@@ -320,14 +329,15 @@ class OutputFolder:
         return ""
 
     def skip(self, key: str) -> None:
-        """It was complete before."""
+        """There is nothing more to do for it."""
+        self._grids.pop(key, None)
         if self.denoisings is not None:
             self.denoisings.forget(key)
 
     def keep(self, key: str, signals: Any) -> Together:
         denoising = None if self.denoisings is None else self.denoisings.pop(key)
         with Together() as written:
-            written.paths += self.parts.write(self.paths[key], signals, open_source(key).grid, denoising)
+            written.paths += self.parts.write(self.paths[key], signals, self._grids.pop(key), denoising)
         self.failures.remove(named(absolute(key)))
         return written
 

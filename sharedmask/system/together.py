@@ -98,5 +98,14 @@ def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception |
 
     if len(items) < 2:
         return list(map(attempt, items))
-    with Threads(min(len(items), _AT_ONCE), "sharedmask-disk") as threads:
-        return list(threads.map(attempt, items))
+    found: list[Exception | None] = [None] * len(items)
+    numbers = iter(range(len(items)))  # of which each thread takes the next: quicker than a future each
+
+    def work(_: int) -> None:
+        for number in numbers:
+            found[number] = attempt(items[number])
+
+    count = min(len(items), _AT_ONCE)
+    with Threads(count, "sharedmask-disk") as threads:
+        list(threads.map(work, range(count)))
+    return found
