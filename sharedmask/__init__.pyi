@@ -3,11 +3,6 @@ from .frames.dataset import FrameDataset as FrameDataset
 from .image.coordinator import Coordinator as Coordinator
 from .image.extraction import extract as extract
 from .image.image import SharedImage as SharedImage
-from .maskers.elements import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
-from .maskers.elements import SharedCiftiMasker as SharedCiftiMasker
-from .maskers.elements import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
-from .maskers.elements import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
-from .maskers.elements import SharedSurfaceMasker as SharedSurfaceMasker
 from .maskers.labels import SharedLabelsMasker as SharedLabelsMasker
 from .maskers.maps import SharedMapsMasker as SharedMapsMasker
 from .maskers.multi import SharedMultiMasker as SharedMultiMasker
@@ -16,6 +11,11 @@ from .maskers.runs import SharedMultiLabelsMasker as SharedMultiLabelsMasker
 from .maskers.runs import SharedMultiMapsMasker as SharedMultiMapsMasker
 from .maskers.runs import SharedMultiNiftiMasker as SharedMultiNiftiMasker
 from .maskers.spheres import SharedSpheresMasker as SharedSpheresMasker
+from .maskers.surfaces import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
+from .maskers.surfaces import SharedCiftiMasker as SharedCiftiMasker
+from .maskers.surfaces import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
+from .maskers.surfaces import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
+from .maskers.surfaces import SharedSurfaceMasker as SharedSurfaceMasker
 from .network.batches import batch_process as batch_process
 from .network.mapper import FunctionalNetworkMapper as FunctionalNetworkMapper
 from .regions.regions import Regions as Regions

@@ -1,8 +1,3 @@
-from .elements import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
-from .elements import SharedCiftiMasker as SharedCiftiMasker
-from .elements import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
-from .elements import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
-from .elements import SharedSurfaceMasker as SharedSurfaceMasker
 from .labels import SharedLabelsMasker as SharedLabelsMasker
 from .maps import SharedMapsMasker as SharedMapsMasker
 from .multi import SharedMultiMasker as SharedMultiMasker
@@ -11,6 +6,11 @@ from .runs import SharedMultiLabelsMasker as SharedMultiLabelsMasker
 from .runs import SharedMultiMapsMasker as SharedMultiMapsMasker
 from .runs import SharedMultiNiftiMasker as SharedMultiNiftiMasker
 from .spheres import SharedSpheresMasker as SharedSpheresMasker
+from .surfaces import SharedCiftiLabelsMasker as SharedCiftiLabelsMasker
+from .surfaces import SharedCiftiMasker as SharedCiftiMasker
+from .surfaces import SharedSurfaceLabelsMasker as SharedSurfaceLabelsMasker
+from .surfaces import SharedSurfaceMapsMasker as SharedSurfaceMapsMasker
+from .surfaces import SharedSurfaceMasker as SharedSurfaceMasker
 
 __all__ = [
     "SharedCiftiLabelsMasker",

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from nibabel import Nifti1Image
@@ -99,8 +99,7 @@ def require_niimg(imgs: Any) -> Given:
     if not _is_niimg(image):
         check_niimg(imgs, atleast_4d=True, ensure_ndim=4)
         image = SourceNifti.of(indexed(open_source(imgs)))
-    given: Given = image
-    return given
+    return cast(Given, image)
 
 
 def read_tables(confounds: Any) -> Any:
@@ -485,9 +484,11 @@ STAND_INS: dict[Any, Callable[..., Any]] = {
 
 PRIVATE = {
     "_cache": "BaseMasker",  # calls what is costly: with our functions in the place of nilearn's
+    "_check_imgs": "SurfaceMasker",  # refuses what is no image: in words that name ours, too
+    "_reset_report": "SurfaceMasker",  # is called in the beginning and when it is fitted anew
     "_load_mask": "BaseMasker",  # alters the caller's mask: gets a copy
     "_get_masker_params": "NiftiMasker",  # what is given to the functions: with n_jobs
-    "_report_content": "NiftiMasker",  # what fit keeps for reports, here until there is one
+    "_report_content": "NiftiMasker",  # with the next: what fit keeps for reports, here until there is one
     "_reporting_data": "NiftiMasker",
     "_post_process_inverse_transform": "BaseMasker",  # gives an image of signals its dtype
     "_load_report_displays": "NiftiSpheresMasker",  # draws one radius: gets the mean of several

@@ -30,25 +30,25 @@ from sharedmask.remote.addresses import url_of
 
 Masker = TypeVar("Masker", bound=type)
 
+_ORDER = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
 _HEADING = re.compile(r"^([A-Z]\w*(?: \w+)?)\n-+\n", re.MULTILINE)
 _MEMORY_LIMIT = """\
 memory_limit : int, float, str or None, default=None
     What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
     groups limit it anyway."""
-_UNLIKE = """\
-Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
-fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
-and pairs of files are accepted, complex images refused; values have native byte order."""
 
 
 def documented(masker: Masker) -> Masker:
     """The class with nilearn's description of what it inherits, its own, and what all of ours share."""
-    own, parents = _sections(masker), _sections(masker.__mro__[2])
+    unlike: str = vars(next(one for one in masker.__mro__ if "_UNLIKE" in vars(one)))["_UNLIKE"]
+    own = _sections(masker)
+    parents = next(found for one in masker.__mro__[1:] if "Parameters" in (found := _sections(one)))
     merged = parents | own
     new = "" if _MEMORY_LIMIT in parents["Parameters"] else _MEMORY_LIMIT
     merged["Parameters"] = _joined(parents["Parameters"], own.get("Parameters"), new)
-    merged["Notes"] = _joined(own.get("Notes"), _UNLIKE)
-    order = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
+    merged["Attributes"] = _joined(parents["Attributes"], own.get("Attributes"))
+    merged["Notes"] = _joined(own.get("Notes"), unlike)
+    order = [name for name in _ORDER if name in merged]
     texts = [f"{name}\n{'-' * len(name)}\n{merged[name]}" if name else merged[name] for name in order]
     masker.__doc__ = "\n\n".join(texts) + "\n"
     return masker
@@ -85,6 +85,10 @@ class SharedMasker(TransformerMixin):
 
     _SHOWN: ClassVar[dict[str, str]]
     """What reports show besides the image, and the attribute that has it."""
+    _UNLIKE = """\
+Unlike nilearn's: the caller's images and masks are never altered nor left cached; ``memory`` caches by a
+fingerprint of the file, not by its name; ``clean_args`` that would be ignored are refused; Analyze images
+and pairs of files are accepted, complex images refused; values have native byte order."""
 
     def fit(self, imgs: Any = None, y: Any = None) -> Any:
         """Prepare the mask or the regions.

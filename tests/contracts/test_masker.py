@@ -17,7 +17,9 @@ from nilearn._utils.estimator_checks import (
     nilearn_check_generator,
     return_expected_failed_checks,
 )
+from nilearn.conftest import _make_mesh
 from nilearn.connectome import ConnectivityMeasure
+from nilearn.surface import SurfaceImage
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -71,7 +73,10 @@ def checked_maskers():
 
 
 def maskers_of_elements():
-    labels, maps = np.arange(40) % 4, np.random.default_rng(42).random((40, 3))
+    mesh = _make_mesh()
+    labels = SurfaceImage(mesh, {"left": np.array([0, 0, 1, 1]), "right": np.array([1, 1, 0, 0, 0])})
+    rng = np.random.default_rng(42)
+    maps = SurfaceImage(mesh, {"left": rng.random((4, 6)), "right": rng.random((5, 6))})
     return [
         SharedSurfaceMasker(standardize=None),
         SharedSurfaceLabelsMasker(labels, standardize=None),
@@ -82,7 +87,7 @@ def maskers_of_elements():
 
 
 def nilearn_checks():
-    for masker in checked_maskers():
+    for masker in [*checked_maskers(), *maskers_of_elements()]:
         for estimator, check in nilearn_check_generator(masker):
             # Its pattern is a page of nilearn's own documentation.
             if check is not check_doc_link:
@@ -142,7 +147,7 @@ def test_the_checks_are_those_that_nilearn_passes():
     assert of.pop("SharedMultiMasker") == MULTI_CHECKS
     for found in of.values():
         assert found == of["SharedNiftiMasker"] and len(found) >= 13
-    assert len(list(nilearn_checks())) >= 54 + 53 + 53 + 53 + 55 + 50 + 50
+    assert len(list(nilearn_checks())) >= 54 + 53 + 53 + 53 + 55 + 50 + 50 + 5 * 50
 
 
 # ---- in the place of nilearn's

@@ -62,12 +62,14 @@ def test_private_names_are_imported_at_the_border_only():
     assert found == UNLISTED
 
 
-@pytest.mark.parametrize("module", ["base", "nifti", "labels", "maps", "spheres", "multi", "runs"])
+@pytest.mark.parametrize(
+    "module", ["base", "nifti", "labels", "maps", "spheres", "multi", "runs", "elements"]
+)
 def test_the_table_names_what_is_overridden_or_set(module):
     """Whatever begins with an underscore here and in nilearn's maskers."""
     nilearns = {name for kind in vars(maskers).values() if inspect.isclass(kind) for name in dir(kind)}
     kinds = (maskers.NiftiMasker, maskers.NiftiLabelsMasker, maskers.NiftiMapsMasker)
-    texts = "".join(map(sources_of, (*kinds, maskers.NiftiSpheresMasker)))
+    texts = "".join(map(sources_of, (*kinds, maskers.NiftiSpheresMasker, maskers.SurfaceMasker)))
     used = set()
     for node in ast.walk(ast.parse((PACKAGE / "maskers" / f"{module}.py").read_text())):
         name = getattr(node, "name", None) or getattr(node, "attr", None)

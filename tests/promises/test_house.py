@@ -169,7 +169,18 @@ def test_only_the_maskers_import_nilearn_at_their_top():
 
     costly = {"nilearn", "scipy", "sklearn", "pandas"}
     found = {module for module, text in sources().items() if costly & set(imports_at_top(text))}
-    maskers = ("_nilearn", "base", "elements", "labels", "maps", "multi", "nifti", "runs", "spheres")
+    maskers = (
+        "_nilearn",
+        "base",
+        "elements",
+        "labels",
+        "maps",
+        "multi",
+        "nifti",
+        "runs",
+        "spheres",
+        "surfaces",
+    )
     assert found == {f"maskers.{name}" for name in maskers}
 
 
