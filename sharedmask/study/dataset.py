@@ -103,7 +103,7 @@ def analyse(
     if study.analysis.outputs.reports:
         pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
-    watch = MemoryMonitor(interval=_SECONDS) if executor is None else None
+    watch = MemoryMonitor(interval=_SECONDS, operations=False) if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
     preload = preloaded(cleans=True, relates=bool(study.analysis.outputs.connectivity))
     load = Denoise.load if executor else elsewhere(n_jobs, preload, Denoise.load)

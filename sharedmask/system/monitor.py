@@ -129,6 +129,9 @@ class MemoryMonitor:
         Seconds between samples.
     pid : int, optional
         The root of the tree; default: this process.
+    operations : bool
+        Whether each operation waits for ``pause`` and is a phase, whose begin and end are looked at; which
+        takes some milliseconds each.
 
     Raises
     ------
@@ -154,11 +157,13 @@ class MemoryMonitor:
         patience: float = 60.0,
         interval: float = 0.1,
         pid: int | None = None,
+        operations: bool = True,
     ) -> None:
         self._target = None if target is None else parse_bytes(target, "target")
         self._pause = None if pause is None else parse_bytes(pause, "pause")
         self._patience = patience
         self._interval = interval
+        self.operations = operations
         self._pid = os.getpid() if pid is None else pid
         self._lock = Lock()
         self._stopping = Event()
@@ -395,9 +400,9 @@ def operation(label: str, what: str, needed: int) -> Iterator[None]:
     """
     knobs = settings.current()
     with contextlib.ExitStack() as stack:
-        if knobs.monitor and not _watching:
-            stack.enter_context(MemoryMonitor(interval=0.02))
-        watched = list(_watching)
+        watched = [monitor for monitor in _watching if monitor.operations]
+        if knobs.monitor and not watched:
+            watched = [stack.enter_context(MemoryMonitor(interval=0.02))]
         for monitor in watched:
             monitor.admit(what)
         phases = [stack.enter_context(monitor.phase(label)) for monitor in watched]

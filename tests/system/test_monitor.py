@@ -233,6 +233,12 @@ def test_pictures(tmp_path):
 # ---- what settings ask for
 
 
+def test_who_draws_a_timeline_alone_has_no_phases(run, everywhere):
+    with MemoryMonitor(operations=False) as watching, SharedImage(run) as image:
+        image.reduce(everywhere)
+    assert len(watching.samples) >= 2 and not watching.phases
+
+
 def test_a_line_per_operation(run, everywhere, caplog):
     caplog.set_level(logging.INFO, "sharedmask.monitor")
     with settings.using(log_memory=True), SharedImage(run) as image:
