@@ -104,8 +104,10 @@ class Task:
         return "" if self.variant is None else self.asked.digest(self.variant)
 
     def content(self) -> str:
-        """The same wherever the image lies."""
-        return "" if self.variant is None else self.asked.digest(self.variant, of_content=True)
+        """The same wherever the image lies; of one on a server, which would be sent twice, nothing."""
+        if self.variant is None or self.asked.source.is_remote:
+            return ""
+        return self.asked.digest(self.variant, of_content=True)
 
     @property
     def operation(self) -> tuple[str, str, int]:
