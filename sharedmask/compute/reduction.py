@@ -62,6 +62,14 @@ def reduce_regions(
             out[to] = _reduced(next(iter(region)), inside, strategy, omits, own)
 
 
+def whole_sums(
+    dtype: np.dtype[Any], conversion: Conversion, strategy: str, offsets: NDArray[np.intp]
+) -> type[np.signedinteger[Any]] | None:
+    """In which integers the sums of all regions are exact, volume by volume; None if in none."""
+    plain = strategy in SUMS and not conversion.is_scaled
+    return _whole(dtype, int(np.diff(offsets).max())) if plain else None
+
+
 def reduce_volumes(
     volumes: Array,
     out: Array,
@@ -101,7 +109,7 @@ def reduce_volumes(
     array([[1.5, 6. ]])
     """
     sizes = np.diff(offsets)
-    if strategy in SUMS and not conversion.is_scaled and (whole := _whole(volumes.dtype, int(sizes.max()))):
+    if whole := whole_sums(volumes.dtype, conversion, strategy, offsets):
         for volume, values in zip(volumes, out, strict=True):
             totals = np.add.reduceat(volume, offsets[:-1], dtype=whole)
             values[...] = totals / sizes if strategy == "mean" else totals

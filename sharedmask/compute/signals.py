@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sharedmask.workers.worker import Item, Kernel
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
+_WHOLE_VOLUMES = 4  # in a block of those that are summed one by one, which larger ones make no faster
 _GROUPS = 4  # of regions for each worker
 
 
@@ -311,7 +312,14 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
     probed = np.empty((source.n_timepoints, len(wanted) - n_voxels), source.dtype)
     tables = np.empty((len(request.strategies), source.n_timepoints, len(regions)), conversion.result)
     finite = True
-    with loader.blocks(*source.narrowed(wanted)) as blocks:
+    volumes, select = source.narrowed(wanted)
+    step = loader.block_volumes(len(select), source.dtype, source.n_timepoints)
+    whole = (
+        reduction.whole_sums(source.dtype, conversion, one, regions.offsets) for one in request.strategies
+    )
+    if all(whole):
+        step = min(step, _WHOLE_VOLUMES)
+    with loader.decoded(volumes, len(select), select, step) as blocks:
         for start, block in blocks:
             probed[start : start + len(block)] = block[:, n_voxels:]
             for table, strategy in zip(tables, request.strategies, strict=True):
