@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,15 @@ from benchmarks.results import write_whole
 from benchmarks.timing import Contender, Times, take_turns
 from sharedmask import Grid, Regions, SharedImage, extract
 from sharedmask.compute.reduction import STRATEGIES
+from sharedmask.system.process import n_cpus
 
 Array = NDArray[Any]
 
 _MASKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _VOXELS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 _VOLUMES = (75, 150, 300, 600)
-_JOBS = (1, 2, 4, 8, 16, 32)
+_JOBS = tuple(n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < 4 * n_cpus())
+"""Up to twice the cores."""
 _IMAGES = (1, 2, 4, 8)
 _PARTS = ("masks", "voxels", "jobs", "volumes", "images")
 _JOBS_PANEL = "jobs"
@@ -234,6 +237,7 @@ class _Scaling:
         masks = variants.load_masks(self._dataset.masks)
         panel, call = _JOBS_PANEL, partial(image.mask_parallel, masks)
         right = partial(self._all_equal, masks)
+        yield self._curve(panel, "decompressing, by itself", _JOBS, partial(_decompress, self._short().run))
         yield self._curve(panel, "20 masks", _JOBS, lambda n: call(n_jobs=n), right)
         yield self._curve(panel, "processes", _JOBS, lambda n: call(n_jobs=n, prefer="processes"), right)
         clean = partial(call, **_CLEANING)
@@ -250,6 +254,10 @@ class _Scaling:
         passing = partial(extract, self._dataset.run, masks, **_CLEANING)
         yield self._curve(panel, "extract, cleaned", _JOBS, lambda n: passing(n_jobs=n))
 
+    def _short(self) -> data.Dataset:
+        x, y, z, _ = self._dataset.shape
+        return data.prepare(self._folder, data.Spec(shape=(x, y, z, _VOLUMES[0])))
+
     def _all_equal(self, masks: Sequence[Array], _: int, found: Sequence[Array]) -> bool:
         return self._equal(masks, len(masks), found)
 
@@ -263,8 +271,7 @@ class _Scaling:
         yield self._curve(panel, "decompress", _VOLUMES, lambda t: variants.decompress(runs[t]))
 
     def _images(self) -> Iterator[Curve]:
-        x, y, z, _ = self._dataset.shape
-        run = data.prepare(self._folder, data.Spec(shape=(x, y, z, _VOLUMES[0]))).run
+        run = self._short().run
         masks = variants.load_masks(self._dataset.masks)
 
         def several(n: int) -> None:
@@ -276,6 +283,12 @@ class _Scaling:
 
 def _deviation(signals: Array) -> Array:
     return np.asarray(signals.std(axis=0))
+
+
+def _decompress(run: Path, n_jobs: int) -> None:
+    """As often as there are jobs at most: what more cores give those that share nothing."""
+    with ThreadPoolExecutor(n_jobs) as threads:
+        list(threads.map(variants.decompress, [run] * _JOBS[-1]))
 
 
 def _load(run: Path) -> None:
