@@ -75,6 +75,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="SHAREDMASK_TEST_DATA names no folder with the real run"))
         if not_slow and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: set SHAREDMASK_SLOW_TESTS=1"))
+        if not platform.can_share() and item.get_closest_marker("shares"):
+            item.add_marker(pytest.mark.skip(reason=platform.NOT_SHARED))
 
 
 def _longest_first(item):
@@ -107,6 +109,7 @@ def _helpers_that_stay(tmp_path_factory):
     command.start()
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     if not platform.can_share():
+        _keep_fonts()
         yield
         command.stop()
         return

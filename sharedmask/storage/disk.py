@@ -154,6 +154,8 @@ def _build(
         files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
         platform.set_mode(fd, 0o400)
         locks.lock(fd, locks.SHARED)
+        platform.let_go(fd)
+    platform.take_up(fd, path)
     return fd
 
 

@@ -94,7 +94,7 @@ class KeptFolder:
         except AttachError as error:
             _log.warning("%s is damaged, and is made again: %s", self.path / name, error)
             if is_named(folder, name, fd):
-                platform.unlink_at(folder, name)
+                platform.remove_open(folder, name, fd)
             return None
         else:
             with contextlib.suppress(OSError):  # where nothing can be written, nothing is removed either
@@ -135,9 +135,10 @@ class KeptFolder:
         with self.opened() as folder, opened_ours(folder, name, _OURS) as fd:
             if fd is None or not is_free(fd) or not is_named(folder, name, fd):
                 return False
-            platform.unlink_at(folder, name)
-        _log.info("%s removed from %s", name, self.path)
-        return True
+            removed = platform.remove_open(folder, name, fd)
+        if removed:
+            _log.info("%s removed from %s", name, self.path)
+        return removed
 
     def make_room(self, is_enough: Callable[[int], bool]) -> tuple[int, int]:
         """Remove the least recently used until ``is_enough``, which gets the bytes of those that are left.
@@ -171,5 +172,4 @@ def _remove_lock(folder: Folder, name: str) -> bool:
     with opened_ours(folder, name) as fd:
         if fd is None or os.fstat(fd).st_size or not is_free(fd) or not is_named(folder, name, fd):
             return False
-        platform.unlink_at(folder, name)
-        return True
+        return platform.remove_open(folder, name, fd)

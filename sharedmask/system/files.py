@@ -146,10 +146,7 @@ def scratch(path: str | os.PathLike[str]) -> int:
     folder = platform.open_folder(path)
     try:
         fd = nameless(folder)
-        if fd is None:
-            fd, name = _named(folder, 0o600)
-            platform.unlink_at(folder, name)
-        return fd
+        return platform.open_passing(folder, process.named_file(".tmp"), 0o600) if fd is None else fd
     finally:
         locks.close(folder)
 
@@ -273,12 +270,22 @@ def _is_special(path: Path) -> bool:
 @contextlib.contextmanager
 def _passed_on(path: Path) -> Iterator[Path]:
     """A file of its own, since writers of archives go back in theirs; its bytes then go to ``path``."""
-    with open(scratch(spill_folder()), "r+b") as draft:
-        temporary = Path(f"/proc/self/fd/{draft.fileno()}")
+    with _draft_elsewhere() as temporary:
         with _naming(path, temporary):
             yield temporary
-        with _about(path), open(path, "wb") as to:
+        with _about(path), open(temporary, "rb") as draft, open(path, "wb") as to:
             shutil.copyfileobj(draft, to)
+
+
+@contextlib.contextmanager
+def _draft_elsewhere() -> Iterator[Path]:
+    """A file to write to by name, which goes; where descriptors have no names, it has one of its own."""
+    if platform.has_proc():
+        with open(scratch(spill_folder()), "r+b") as draft:
+            yield Path(f"/proc/self/fd/{draft.fileno()}")
+    else:
+        with tempfile.TemporaryDirectory(dir=spill_folder(), prefix="sharedmask-") as folder:
+            yield Path(folder, "draft")
 
 
 _here = threading.local()
@@ -404,6 +411,4 @@ def _is_of_the_dead(name: str) -> bool:
 
 def _remove_ours(folder: Folder, name: str) -> bool:
     with opened_ours(folder, name) as fd:
-        if fd is not None:
-            platform.unlink_at(folder, name)
-        return fd is not None
+        return fd is not None and platform.remove_open(folder, name, fd)

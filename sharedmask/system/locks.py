@@ -282,7 +282,7 @@ def locked(folder: Folder, name: str, path: str | os.PathLike[str] = "") -> Iter
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
-            platform.unlink_at(folder, name)
-        with contextlib.suppress(OSError):
+            platform.remove_open(folder, name, fd)
+        with contextlib.suppress(OSError, LockError):
             lock(fd, NONE)  # closing is not enough if the process was forked
         close(fd)

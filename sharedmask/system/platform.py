@@ -105,6 +105,16 @@ def link_at(fd: int, folder: Folder, name: str) -> None:
     os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)  # type: ignore[arg-type]
 
 
+def open_passing(folder: Folder, name: str, mode: int) -> int:
+    """A new file that goes with its last user, and its name at once where that can be."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    if not can_move_open_files():
+        return open_at(folder, name, flags | os.O_TEMPORARY, mode)  # type: ignore[attr-defined]
+    fd = open_at(folder, name, flags, mode)
+    unlink_at(folder, name)
+    return fd
+
+
 def open_nameless(folder: Folder, mode: int) -> int:
     """A new file in a directory without a name; an OSError where that is impossible."""
     if not hasattr(os, "O_TMPFILE") or not has_proc():
@@ -127,9 +137,27 @@ def can_move_open_files() -> bool:
 def let_go(fd: int) -> None:
     """Where they cannot, have no file behind a descriptor any more; its number stays taken."""
     if not can_move_open_files():
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, fd, inheritable=False)
-        os.close(nothing)
+        take_up(fd, os.devnull)
+
+
+def take_up(fd: int, path: str | os.PathLike[str]) -> None:
+    """The opposite of :func:`let_go`: where it let go of a file, have that of this name, to read."""
+    if not can_move_open_files():
+        found = os.open(path, os.O_RDONLY | OPEN)
+        os.dup2(found, fd, inheritable=False)
+        os.close(found)
+
+
+def remove_open(folder: Folder, name: str, fd: int) -> bool:
+    """Remove the file ``name``, open as ``fd``; no where it cannot be, since others have it open too."""
+    let_go(fd)
+    try:
+        unlink_at(folder, name)
+    except PermissionError:
+        if can_move_open_files():
+            raise
+        return False
+    return True
 
 
 # --- whose files ---------------------------------------------------------------------------------

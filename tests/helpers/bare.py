@@ -2,12 +2,15 @@
 
 Taken away is what sharedmask's own modules see: modules that they import, names in ``os``, ``mmap``,
 ``signal`` and ``socket``, the files of the kernel (/proc, /dev/shm). All others keep theirs, so that pytest
-and libraries work. Not simulated: paths with drives and backslashes, text in other encodings, the refusal of
-Windows to remove or rename what is open, its locks, threads and clocks of other kernels.
+and libraries work. Windows removes and renames nothing that this process has open, and locks a byte of a
+file. Not simulated: paths with drives and backslashes, text in other encodings, what other processes have
+open, threads and clocks of other kernels.
 """
 
 import builtins
+import contextlib
 import errno
+import fcntl
 import os
 import sys
 import types
@@ -76,6 +79,7 @@ def take_away(profile):
     if profile == "windows":
         seen["os"].name = "nt"
         seen["os"].supports_dir_fd = seen["os"].supports_fd = set()
+        _keep_what_is_open(seen["os"])
     usual = builtins.__import__
 
     def imported(name, globals=None, locals=None, fromlist=(), level=0):
@@ -90,6 +94,8 @@ def take_away(profile):
             "sharedmask"
         ):
             raise ModuleNotFoundError(f"No module named {name!r} on {profile}", name=name)
+        if name == "msvcrt" and profile == "windows":
+            return Msvcrt()
         return usual_module(name, package)
 
     import importlib
@@ -106,21 +112,69 @@ def _without(module, names):
 
 
 def _hide_files(seen):
-    def hidden(function, answer=None):
+    def hidden(name, answer=None):
         def call(path, *args, **options):
             if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(_NOWHERE):
                 if answer is not None:
                     return answer
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-            return function(path, *args, **options)
+            return getattr(os, name)(path, *args, **options)
 
         return call
 
     for name in ("open", "stat", "listdir", "scandir", "readlink", "unlink", "mkdir"):
-        setattr(seen, name, hidden(getattr(os, name)))
-    seen.access = hidden(os.access, False)
+        setattr(seen, name, hidden(name))
+    seen.access = hidden("access", False)
     seen.supports_dir_fd = {*os.supports_dir_fd, seen.open}
     seen.supports_fd = set(os.supports_fd)
+
+
+def _keep_what_is_open(seen):
+    """What is open is neither removed nor renamed, nor takes another its name, unless it was to pass."""
+
+    def kept(function):
+        def call(*paths, **options):
+            for path in paths:
+                if _is_open(path):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return function(*paths, **options)
+
+        return call
+
+    for name in ("unlink", "remove", "rename", "replace"):
+        setattr(seen, name, kept(getattr(seen, name)))
+    usual, seen.O_TEMPORARY = seen.open, 1 << 30
+
+    def opened(path, flags, *args, **options):
+        fd = usual(path, flags & ~seen.O_TEMPORARY, *args, **options)
+        if flags & seen.O_TEMPORARY:
+            os.unlink(path)
+        return fd
+
+    seen.open = opened
+
+
+def _is_open(path):
+    with contextlib.suppress(OSError):
+        named = os.stat(path)
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(int(number)), named):
+                    return True
+    return False
+
+
+class Msvcrt:
+    """Locks of Windows, by those of this system."""
+
+    LK_UNLCK, LK_NBLCK = 0, 2
+
+    def __init__(self):
+        self.places = set()
+
+    def locking(self, fd, how, nbytes):
+        self.places.add((os.lseek(fd, 0, os.SEEK_CUR), nbytes))
+        fcntl.flock(fd, fcntl.LOCK_UN if how == self.LK_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def pytest_addoption(parser):

@@ -1,9 +1,9 @@
 """What stands in where the system lacks a function: the same, by others."""
 
 import errno
-import fcntl
 import os
 
+import bare
 import pytest
 
 from sharedmask.system import locks, platform
@@ -74,22 +74,9 @@ def test_cpus_are_known_or_not(system):
     assert platform.cpus() == (os.sched_getaffinity(0) if system == "here" else set())
 
 
-class Msvcrt:
-    """Locks of Windows, by those of this system."""
-
-    LK_UNLCK, LK_NBLCK = 0, 2
-
-    def __init__(self):
-        self.places = set()
-
-    def locking(self, fd, how, nbytes):
-        self.places.add((os.lseek(fd, 0, os.SEEK_CUR), nbytes))
-        fcntl.flock(fd, fcntl.LOCK_UN if how == self.LK_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def test_locks_of_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
-    monkeypatch.setattr(locks, "msvcrt", Msvcrt())
+    monkeypatch.setattr(locks, "msvcrt", bare.Msvcrt())
     one, other = (os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT) for _ in range(2))
     os.write(one, b"content")
     locks.lock(one, locks.EXCLUSIVE)
