@@ -48,6 +48,7 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
+from sharedmask.system import platform
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_whatever_the_image_is_the_numbers_are_nilearns(ours, nilearns, regions,
     expected = plain(nilearns, regions).fit().transform(path)
     masker = plain(ours, regions).fit()
     with SharedImage(path) as image:
-        shared = [image, image.handle, image.as_nifti()]
+        shared = [image, image.as_nifti(), *([image.handle] if platform.can_share() else [])]
         for given in (path, str(path), nib.load(path), niimg(truth(path)), *shared):
             got = masker.transform(given)
             np.testing.assert_allclose(got, expected, rtol=1e-6)

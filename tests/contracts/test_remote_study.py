@@ -90,6 +90,7 @@ def test_outputs_are_those_of_the_data_set_here(here, url, toy, tmp_path, denois
     assert description["DatasetLinks"] == {"preprocessed": url}
 
 
+@pytest.mark.some(1)
 def test_pages_and_dry_runs(url, toy, out):
     manifests = list(draw_manifests(url, out, [toy]))
     assert [len(one.problems) for one in manifests] == [0, 0]

@@ -18,7 +18,13 @@ WORKERS = {
 }
 
 
-every_worker = pytest.mark.parametrize("workers", WORKERS.values(), ids=WORKERS.keys())
+every_worker = pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(how, id=who, marks=[pytest.mark.shares] * (who == "processes"))
+        for who, how in WORKERS.items()
+    ],
+)
 
 
 @pytest.fixture

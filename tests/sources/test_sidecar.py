@@ -330,6 +330,9 @@ ENTRIES = {
     "attached": of_one_attached,
     "command line": from_the_command_line,
 }
+every_entry = pytest.mark.parametrize(
+    "entry", [pytest.param(name, marks=[pytest.mark.shares] * (name == "attached")) for name in ENTRIES]
+)
 
 
 def expected(path, t_r):
@@ -347,7 +350,7 @@ def warned(call, *args, **given):
 
 
 @pytest.mark.some(6)
-@pytest.mark.parametrize("entry", ENTRIES)
+@every_entry
 @pytest.mark.parametrize("header", [0, 1.0, None])
 def test_filters_take_the_sidecars(root, entry, header):
     path = run_with(bold_of(root), header)
@@ -361,7 +364,7 @@ def test_filters_take_the_sidecars(root, entry, header):
         assert said == []
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@every_entry
 def test_what_is_given_wins_in_silence(root, entry):
     path = run_with(bold_of(root), 1.0)
     broken(path.with_name(f"{STEM}.json"), None)
@@ -373,7 +376,7 @@ def test_what_is_given_wins_in_silence(root, entry):
 
 
 @pytest.mark.some(6)
-@pytest.mark.parametrize("entry", ENTRIES)
+@every_entry
 @pytest.mark.parametrize("kind", ["dangling", "empty", "NaN"])
 def test_a_broken_one_is_refused_where_it_is_needed_and_said_elsewhere(root, entry, kind):
     path = run_with(bold_of(root), 1.0)
@@ -412,7 +415,7 @@ UNTOLD = {
 
 
 @pytest.mark.some(14)
-@pytest.mark.parametrize("entry", ENTRIES)
+@every_entry
 @pytest.mark.parametrize("image", UNTOLD)
 def test_one_that_nobody_told_is_refused(tmp_path, entry, image):
     (tmp_path / "images").mkdir()
