@@ -8,7 +8,9 @@ back are nilearn's.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from sharedmask.remote.addresses import url_of
 Masker = TypeVar("Masker", bound=type)
 
 _ORDER = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
+_ENTRY = re.compile(r"^(?=\w[\w, ]* : )", re.MULTILINE)
 _HEADING = re.compile(r"^([A-Z]\w*(?: \w+)?)\n-+\n", re.MULTILINE)
 _MEMORY_LIMIT = """\
 memory_limit : int, float, str or None, default=None
@@ -44,8 +47,8 @@ def documented(masker: Masker) -> Masker:
     own = _sections(masker)
     parents = next(found for one in masker.__mro__[1:] if "Parameters" in (found := _sections(one)))
     merged = parents | own
-    new = "" if _MEMORY_LIMIT in parents["Parameters"] else _MEMORY_LIMIT
-    merged["Parameters"] = _joined(parents["Parameters"], own.get("Parameters"), new)
+    entries = map(_entries, (parents["Parameters"], own.get("Parameters", ""), _MEMORY_LIMIT))
+    merged["Parameters"] = _joined(*functools.reduce(operator.or_, entries).values())
     merged["Attributes"] = _joined(parents["Attributes"], own.get("Attributes"))
     merged["Notes"] = _joined(own.get("Notes"), unlike)
     order = [name for name in _ORDER if name in merged]
@@ -56,6 +59,11 @@ def documented(masker: Masker) -> Masker:
 
 def _joined(*paragraphs: str | None) -> str:
     return "\n\n".join(filter(None, paragraphs))
+
+
+def _entries(text: str) -> dict[str, str]:
+    """Name -> what is said of a parameter."""
+    return {one.partition(" :")[0]: one.rstrip() for one in _ENTRY.split(text) if one.strip()}
 
 
 def _sections(documented_class: type) -> dict[str, str]:

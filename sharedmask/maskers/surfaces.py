@@ -31,15 +31,16 @@ from sharedmask.typing import Array
 class SharedSurfaceMasker(ElementsMasker, SurfaceMasker):
     """nilearn's ``SurfaceMasker`` over files, pairs of hemispheres and shared images.
 
+    Parameters
+    ----------
+    mask_img : SurfaceImage, path, pair of paths, ndarray, str or None, default=None
+        Which elements are meant: an image, also a file, that is not 0 there; an array over the elements; the
+        name of a structure, as ``"CortexLeft"``. None: all.
+
     Attributes
     ----------
     space_ : BrainModels
         Where the elements are.
-
-    Notes
-    -----
-    ``mask_img`` may also be what :meth:`SharedImage.mask_parallel` takes for one mask: a file, an array over
-    the elements, the name of a structure. Without one all elements are meant.
 
     Examples
     --------
