@@ -104,8 +104,8 @@ def cpu_quota() -> float | None:
             with contextlib.suppress(OSError, ValueError):
                 words = quota.read_text().split()
                 words += period.read_text().split() if len(words) == 1 else []
-                if (time := int(words[0])) > 0:
-                    quotas.append(time / int(words[1]))
+                if (allowed := int(words[0])) > 0:
+                    quotas.append(allowed / int(words[1]))
     return min(quotas, default=None)
 
 

@@ -117,10 +117,7 @@ class _Pool:
             self._stop(workers)
             raise
         with self._lock:
-            self._idle = [
-                *workers,
-                *self._idle,
-            ]  # the last at work go first; others stay small
+            self._idle = [*workers, *self._idle]  # the last at work go first; others stay small
 
     def _fill_up(self, workers: list[_Worker], count: int, generation: int) -> None:
         """Start what is missing of ``count``; where only some can be, those do the work."""
