@@ -14,7 +14,7 @@ from sharedmask.typing import Array
 
 CLEANING_MODULES = ("nilearn.signal",)
 """What workers that clean import, once for all."""
-_CLEANING = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
+_CLEANING = ("standardize", "detrend", "confounds", "sample_mask", "low_pass", "high_pass")
 
 
 def is_cleaning(asked: Mapping[str, Any]) -> bool:

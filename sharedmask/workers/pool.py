@@ -45,9 +45,8 @@ _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, template: Template, generation: int) -> None:
-        self.process: Child
-        self.pipe, self.process = template.fork()
+    def __init__(self, pipe: connection.Connection, process: Child, generation: int) -> None:
+        self.pipe, self.process = pipe, process
         self.generation = generation
         """Of the user's modules: those that it may have imported."""
         self._surroundings: Surroundings | None = None
@@ -122,17 +121,13 @@ class _Pool:
     def _fill_up(self, workers: list[_Worker], count: int, generation: int) -> None:
         """Start what is missing of ``count``; where only some can be, those do the work."""
         try:
-            while len(workers) < count:
-                workers.append(self._started(generation))
+            for pipe, process in self._template.fork(count - len(workers)):
+                workers.append(_Worker(pipe, process, generation))
+                self._all.add(workers[-1])
         except CannotStartError as error:
             if not workers:
                 raise
             _log.warning("%s; %d of %d workers do the work", str(error), len(workers), count)
-
-    def _started(self, generation: int) -> _Worker:
-        worker = _Worker(self._template, generation)
-        self._all.add(worker)
-        return worker
 
     def _fit(self, workers: list[_Worker], generation: int) -> list[_Worker]:
         """Those that live and have no old modules."""

@@ -276,10 +276,12 @@ class ItemStreams:
     """Those of the global generators here, and of those ``held``, for one item after the other."""
 
     def __init__(self, roots: Mapping[Name, Root], held: Sequence[Any]) -> None:
+        self._each: list[_Stream] = []
+        if not roots:
+            return
         for name in roots:
             _imported(name)
         there = _globals() | dict(enumerate(held))
-        self._each: list[_Stream] = []
         for name, root in roots.items():
             if name in there and not any(one.generator is there[name] for one in self._each):
                 self._each.append(_Stream(name, there[name], root))

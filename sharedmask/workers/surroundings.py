@@ -106,9 +106,13 @@ def _folder() -> str:
 
 def _umask() -> int | None:
     """Read without a moment in which it is another one; None where the kernel does not tell."""
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb", buffering=0) as file:
-        if found := re.search(rb"^Umask:\s*(\d+)", file.read(256), re.MULTILINE):
-            return int(found[1], 8)
+    with contextlib.suppress(OSError):
+        file = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if found := re.search(rb"^Umask:\s*(\d+)", os.read(file, 256), re.MULTILINE):
+                return int(found[1], 8)
+        finally:
+            os.close(file)
     return None
 
 

@@ -24,7 +24,8 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, spawn, util
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +41,7 @@ _HOME = str(Path(__file__).parents[2])
 _COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.workers.template import serve; serve()"
 _NUMBER = struct.Struct("=i")
 _END_SECONDS = 5  # a process that was told to end
+_Asked = tuple[connection.Connection, connection.Connection, "subprocess.Popen[bytes]"]
 
 
 # --- the caller's side ---------------------------------------------------------------------------
@@ -69,26 +71,41 @@ class Template:
         """Start the process, if it does not run; it imports while others work."""
         self._running()
 
-    def fork(self) -> tuple[connection.Connection, "Child"]:
-        """A new child, and the pipe to it.
+    def fork(self, count: int) -> Iterator[tuple[connection.Connection, "Child"]]:
+        """New children, and the pipes to them; all are asked for before the first is waited for.
 
         Raises
         ------
         WorkerError
-            It cannot be started; the next call begins anew.
+            One cannot be started; the next call begins anew.
         """
-        pipe, theirs = connection.Pipe()
-        told, tell = connection.Pipe(duplex=False)
+        asked = deque[_Asked]()
+        try:
+            while len(asked) < count:
+                asked.append(self._ask())
+            while asked:
+                pipe, told, process = asked[0]
+                child = _first_sign(told, process)
+                asked.popleft()
+                yield pipe, child
+        finally:
+            for pipe, told, _ in asked:
+                pipe.close()
+                told.close()
+
+    def _ask(self) -> "_Asked":
         with contextlib.ExitStack() as undo:
+            pipe, theirs = connection.Pipe()
             undo.callback(pipe.close)
-            undo.callback(told.close)
-            with theirs, tell:
-                process, to = self._running()
-                with contextlib.suppress(BrokenPipeError, ConnectionError):
-                    socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
-            child = _first_sign(told, process)
+            with theirs:
+                told, tell = connection.Pipe(duplex=False)
+                undo.callback(told.close)
+                with tell:
+                    process, to = self._running()
+                    with contextlib.suppress(BrokenPipeError, ConnectionError):
+                        socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
             undo.pop_all()
-        return pipe, child
+        return pipe, told, process
 
     def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         with self._lock:

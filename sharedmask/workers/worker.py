@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -132,15 +132,16 @@ class _Worker:
     def _answer(self, item: Item, number: int) -> bytes:
         """What the kernel makes of an item, as it travels."""
         drawn, begun = set[streams.Name](), time.monotonic()
+        value, failure = None, None
         with warnings.catch_warnings(record=True) as caught:
             try:
                 with self._streams.item(number, drawn):
-                    answer = Answer(self._kernel(*self._arguments, *item))
+                    value = self._kernel(*self._arguments, *item)
             except BaseException as error:
-                answer = Answer(failure=Failure(error))
+                failure = Failure(error)
         try:
             seconds = time.monotonic() - begun
-            return dumps(replace(answer, said=tuple(map(Said.of, caught)), drawn=drawn, seconds=seconds))
+            return dumps(Answer(value, failure, tuple(map(Said.of, caught)), drawn, seconds))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
             return dumps(Answer(failure=Failure(unsent)))

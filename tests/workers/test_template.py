@@ -61,7 +61,7 @@ def test_workers_have_the_rights_that_the_caller_has_now(monkeypatch):
     """A process that gives up its rights has no workers that keep them."""
 
     def forked():
-        pipe, child = own.fork()
+        ((pipe, child),) = own.fork(1)
         pipe.close()
         child.kill()
         return own._process.pid
