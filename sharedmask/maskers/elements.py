@@ -28,7 +28,7 @@ from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
-from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.spaces.parcellation import Elements
 from sharedmask.spaces.space import Space
 from sharedmask.storage.segment import Handle
 from sharedmask.typing import Array
@@ -54,7 +54,7 @@ there are then those that need no mesh, and no pictures in reports."""
     clean_args: dict[str, Any] | None
     high_variance_confounds: bool
     memory_limit: int | float | str | None
-    space_: BrainModels
+    space_: Elements
     _reads: bool
     """Whether it was fitted to what is read here."""
 
@@ -92,14 +92,14 @@ there are then those that need no mesh, and no pictures in reports."""
             self._fit_to_space(next((found for one in told if (found := _space_of(one)) is not None), None))
         else:
             super().fit(None if _is_read(imgs) else imgs, y)
-            self.space_ = cast(BrainModels, open_source(getattr(self, f"{self._given}_")).grid)
+            self.space_ = cast(Elements, open_source(getattr(self, f"{self._given}_")).grid)
         return self
 
     def _fit_to_space(self, space: Space | None) -> None:
         if self.smoothing_fwhm is not None:
             said = "smoothing_fwhm is not applied: surfaces are smoothed beforehand, as by wb_command"
             warnings.warn(said, SharedMaskWarning, stacklevel=3)
-        if not isinstance(space, BrainModels):
+        if not isinstance(space, Elements):
             raise ParameterError(f"fit() needs an image, or {self._given}= as a file, to know the elements")
         self._reset_report()
         self.space_ = space

@@ -31,6 +31,7 @@ from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.grid import Grid, box_of
+from sharedmask.spaces.parcellation import Elements, Parcellation
 from sharedmask.spaces.space import Space, mismatch_error, times
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import matches, readable
@@ -39,7 +40,7 @@ from sharedmask.typing import Array, Numbers
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
 _PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
-_KINDS = r"(\.d?(label|scalar|tseries|func|shape))?"
+_KINDS = r"(\.[dp]?(label|scalar|tseries|func|shape))?"
 _SUFFIX = re.compile(
     rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
 )
@@ -194,14 +195,16 @@ def read_volume(
         return mask
     if isinstance(mask, np.ndarray):
         return _volume(where, mask, None, 3 if space is None else len(space.shape))
-    if isinstance(space, BrainModels) and path is not None and not os.path.exists(path):
-        return _structure(where, path, space)
+    if isinstance(space, BrainModels | Parcellation) and path is not None and not os.path.exists(path):
+        return _part(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
     elif not isinstance(mask, DataobjImage) and not is_surface(mask) and not is_label_pair(mask):
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = open_source(mask if path is None else _file(path))
+        if what == "label image" and isinstance(source.grid, Parcellation) and source.is_series:
+            return _of_parcels(where, source.grid, space)
         if on is not None and _is_elsewhere(source.grid, on):
             raise mismatch_error(where, source.grid, on, "image")
         _require_memory(source, where)
@@ -209,18 +212,27 @@ def read_volume(
     return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
 
 
+def _of_parcels(where: str, parcels: Parcellation, space: Space | None) -> _Volume:
+    """Each parcel as a label: of parcels if the image has such, else of elements."""
+    names = dict(enumerate(parcels.names, 1))
+    if isinstance(space, BrainModels | Grid):
+        return _Volume(where, parcels.owners + 1, parcels.models, 1, names)
+    return _Volume(where, np.arange(1, parcels.n_voxels + 1), parcels, 1, names)
+
+
 def _is_elsewhere(own: Space, target: Space) -> bool:
     return target.numbers_of(own, np.empty(0, np.intp)) is None
 
 
-def _structure(where: str, name: str, models: BrainModels) -> _Volume:
-    """The elements of a structure of that name."""
-    numbers = models.part(name)
+def _part(where: str, name: str, space: Elements) -> _Volume:
+    """The elements of a structure of that name, or a parcel."""
+    numbers = space.part(name)
     if numbers is None:
-        raise errors.MissingFileError(f"{where} is no file, and no structure: there are {models.parts}")
-    inside = np.zeros(models.n_voxels, bool)
+        what = "structure" if isinstance(space, BrainModels) else "parcel"
+        raise errors.MissingFileError(f"{where} is no file, and no {what}: there are {space.parts}")
+    inside = np.zeros(space.n_voxels, bool)
     inside[numbers] = True
-    return _Volume(where, inside, models, 1)
+    return _Volume(where, inside, space, 1)
 
 
 def open_maps(

@@ -16,6 +16,7 @@ from nibabel.cifti2.cifti2_axes import BrainModelAxis, ParcelsAxis, ScalarAxis, 
 from sharedmask.errors import ParameterError
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.parcellation import Elements, Parcellation
 from sharedmask.spaces.space import Space
 from sharedmask.typing import Array, Numbers
 
@@ -50,9 +51,12 @@ def parcellated(
     return _image(values, (_along(len(values), kind == "series", t_r), parcels), kind)
 
 
-def dense(models: BrainModels, values: Array, t_r: float | None = None, series: bool = True) -> Cifti2Image:
-    """``values``, (n_timepoints, n_elements), as a dense series, or as maps."""
-    axes = _along(len(values), series, t_r), elements(models)
+def dense(space: Elements, values: Array, t_r: float | None = None, series: bool = True) -> Cifti2Image:
+    """``values`` of all elements or parcels, (n_timepoints, n_elements), as a series, or as maps."""
+    if isinstance(space, Parcellation):
+        each = np.arange(space.n_voxels)[:, None]
+        return parcellated(space, space.names, each, values, "series" if series else "scalars", t_r)
+    axes = _along(len(values), series, t_r), elements(space)
     return _image(values, axes, "dense" if series else "maps")
 
 
@@ -72,6 +76,8 @@ def elements(models: BrainModels) -> BrainModelAxis:
 
 
 def _parcels(space: Space, names: Sequence[str], parts: list[Numbers]) -> ParcelsAxis:
+    if isinstance(space, Parcellation):
+        return _parcels(space.models, names, [space.elements_of(part) for part in parts])
     voxels, vertices = np.empty(len(parts), object), np.empty(len(parts), object)
     for number, part in enumerate(parts):
         voxels[number], vertices[number] = _places(space, part)

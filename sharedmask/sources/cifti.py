@@ -1,8 +1,8 @@
 """CIFTI-2 files: their axes, and what these say of an image.
 
-Covers: which axis is time and which are places, whatever their order; brain models, names of labels, the
-time from one volume to the next; refusing what has no values of elements. Does not cover: the header before
-the axes and the bytes after it (``nifti``), reading values (``source``, ``by_row``).
+Covers: which axis is time and which are places, whatever their order; brain models, parcels, names of
+labels, the time from one volume to the next; refusing what has no values of elements. Does not cover: the
+header before the axes and the bytes after it (``nifti``), reading values (``source``, ``by_row``).
 
 On disk a file's first axis is the fastest: of time by elements, as these files usually are, a row is one
 element's whole series. The axes are read here and not by nibabel, which makes an object of each element and
@@ -11,6 +11,7 @@ takes longer for them than reading all values does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,8 +27,9 @@ from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.records import dataclass
 from sharedmask.sources.nifti import HEADER_TIME
 from sharedmask.sources.sidecar import positive
-from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.spaces.brain_models import VOXELS, BrainModels
 from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.parcellation import Parcellation
 from sharedmask.typing import Array, Numbers
 
 Element = ElementTree.Element
@@ -42,6 +44,8 @@ _KINDS = {
     "CIFTI_INDEX_TYPE_LABELS": "label maps",
     "CIFTI_INDEX_TYPE_PARCELS": "parcels",
 }
+_PLACES = ("elements", "parcels")
+_CALLED = re.compile(r"\.([dp])tseries\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     shape = tuple(int(size) for size in image.shape[-len(maps) :])
     kinds = [_KINDS.get(one.get("IndicesMapToDataType", ""), "an unknown axis") for one in maps]
     _check_kinds(name, kinds)
-    place = kinds.index("elements")
+    place = next(axis for axis, kind in enumerate(kinds) if kind in _PLACES)
     along, kind = maps[1 - place], kinds[1 - place]
     with _reading(name):
-        models = replace(_models(maps[place]), name=name)
+        models = replace((_models if kinds[place] == "elements" else _parcels)(maps[place]), name=name)
         labels = _names(along) if kind == "label maps" else None
         seconds = _seconds(along) if kind == "a series" else None
     n_maps = shape[1 - place]
@@ -93,7 +97,8 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
         raise DamagedImageError(f"{name} has values of shape {shape}, and its axes {models} by {kind}")
     if labels is not None:
         _check_names(name, labels)
-    affine = np.eye(4) if models.volume is None else np.array(models.volume.affine)
+    volume = models.volume if isinstance(models, BrainModels) else models.models.volume
+    affine = np.eye(4) if volume is None else np.array(volume.affine)
     affine.setflags(write=False)
     facts = {
         "name": name,
@@ -134,12 +139,15 @@ def _index_maps(text: bytes) -> list[Element]:
 
 def _check_kinds(name: str, kinds: list[str]) -> None:
     said = " by ".join(kinds)
-    if kinds == ["elements", "elements"]:
-        raise ImageError(f"{name} is a dense matrix, {said}, and no series: give the .dtseries.nii")
-    if kinds.count("elements") != 1 or len(kinds) != 2 or "parcels" in kinds:
+    places = [kind for kind in kinds if kind in _PLACES]
+    if len(places) > 1:
+        what, ending = ("dense ", "dt") if kinds == ["elements", "elements"] else ("", "pt")
+        raise ImageError(f"{name} is a {what}matrix, {said}, and no series: give the .{ending}series.nii")
+    if len(kinds) != 2 or not places:
         raise ImageError(f"{name} holds {said}, and no values of elements: give a .dtseries.nii")
-    if ".dtseries." in name.lower() and "a series" not in kinds:
-        raise ImageError(f"{name} is called a dense series and has no axis of time: it holds {said}")
+    if (called := _CALLED.search(name)) and "a series" not in kinds:
+        what = "dense" if called[1].lower() == "d" else "parcellated"
+        raise ImageError(f"{name} is called a {what} series and has no axis of time: it holds {said}")
 
 
 @lru_cache(maxsize=_KEPT)
@@ -165,6 +173,35 @@ def _models(axis: Element) -> BrainModels:
     return BrainModels.of(said, np.concatenate(numbers), volume, "")
 
 
+@lru_cache(maxsize=_KEPT)
+def _parcels(axis: Element) -> Parcellation:
+    volume, names = _volume(axis), list[str]()
+    surfaces = {
+        one.attrib["BrainStructure"]: int(one.attrib["SurfaceNumberOfVertices"])
+        for one in axis.iterfind("Surface")
+    }
+    found: dict[str, list[tuple[int, Numbers]]] = {structure: [] for structure in (*surfaces, VOXELS)}
+    for number, parcel in enumerate(axis.iterfind("Parcel")):
+        names.append(parcel.attrib["Name"].strip())
+        for one in parcel.iterfind("Vertices"):
+            found[one.attrib["BrainStructure"]].append((number, _numbers(one.text or "")))
+        if parcel.find("VoxelIndicesIJK") is not None:
+            found[VOXELS].append((number, _voxels(parcel, volume)))
+    if not names:
+        raise ValueError("there are no parcels")
+    said, numbers, owners = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    for structure, parts in found.items():
+        own = np.concatenate([numbers[0], *(places for _, places in parts)])
+        most = surfaces.get(structure, _MOST_PLACES)
+        if most > _MOST_PLACES or np.any((own < 0) | (own >= most)):
+            raise ValueError(f"parcels have places that {structure} has not")
+        said += [(structure, len(own), surfaces.get(structure))] if structure in surfaces or len(own) else []
+        numbers.append(own)
+        owners.append(np.repeat([number for number, _ in parts], [len(places) for _, places in parts]))
+    models = BrainModels.of(said, np.concatenate(numbers), volume, "")
+    return Parcellation(tuple(names), models, np.concatenate(owners).astype(np.intp))
+
+
 def _volume(axis: Element) -> Grid | None:
     found = axis.find("Volume")
     if found is None:
@@ -183,7 +220,11 @@ def _volume(axis: Element) -> Grid | None:
 def _integers(model: Element, name: str) -> Numbers:
     text = model.findtext(name)
     if text is None:
-        raise ValueError(f"{model.get('BrainStructure')} has no {name}")
+        raise ValueError(f"{model.get('BrainStructure') or model.get('Name')} has no {name}")
+    return _numbers(text)
+
+
+def _numbers(text: str) -> Numbers:
     return np.fromstring(text, np.intp, sep=" ") if text.strip() else np.empty(0, np.intp)
 
 

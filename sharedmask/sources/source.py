@@ -32,8 +32,8 @@ from sharedmask.remote.addresses import without_query
 from sharedmask.sources import nifti
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.volumes import VolumeReader, Volumes
-from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.parcellation import Elements, elements_from_dict
 from sharedmask.spaces.space import Space
 from sharedmask.system import identity, inputs
 from sharedmask.system.identity import FileState
@@ -58,7 +58,7 @@ class Facts:
     t_r: float | None  # repetition time in seconds: the BIDS sidecar's, else the header's
     t_r_origin: str  # the sidecar or "its header"; why it is not known
     header: Any = field(repr=False)  # a copy, for later writers; of a shared image without extensions
-    models: BrainModels | None = field(repr=False, default=None, kw_only=True)  # of one that is no volume
+    models: Elements | None = field(repr=False, default=None, kw_only=True)  # of one that is no volume
 
     @property
     def n_voxels(self) -> int:
@@ -115,7 +115,7 @@ class Facts:
         affine = np.array(given["affine"], np.float64)
         affine.setflags(write=False)
         exact = {"shape": tuple(given["shape"]), "dtype": np.dtype(given["dtype"]), "affine": affine}
-        models = given["models"] and BrainModels.from_dict(given["models"])
+        models = given["models"] and elements_from_dict(given["models"])
         return Facts(**given | exact | {"header": nifti.header_of(given["header"]), "models": models})
 
 

@@ -21,6 +21,8 @@ from sharedmask.system.process import cached_property
 from sharedmask.typing import Numbers
 
 _PREFIX = "CIFTI_STRUCTURE_"
+VOXELS = f"{_PREFIX}OTHER"
+"""What voxels are of where no structure is told, as those of parcels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +141,25 @@ class BrainModels:
     def _of_volume(self, own: Grid, numbers: Numbers) -> Numbers | None:
         if self.volume is None or (inside := self.volume.numbers_of(own, numbers)) is None:
             return None
-        found = np.full(self.volume.n_voxels, -1, np.intp)
+        return self._elements_of_voxels[inside]
+
+    @property
+    def _elements_of_voxels(self) -> Numbers:
+        """For each voxel of the volume its element; -1: there is none."""
+        found = np.full(self.volume.n_voxels if self.volume else 0, -1, np.intp)
         for start, one in zip(self.starts, self.structures, strict=False):
             if one.n_vertices is None:
                 found[one.numbers] = np.arange(start, start + len(one.numbers))
-        return found[inside]
+        return found
 
     def _of_elements(self, own: BrainModels, numbers: Numbers) -> Numbers | None:
         table = np.full(own.n_voxels, -2, np.intp)  # -2: there is nothing like it here
-        volume = self.volume is not None and own.volume is not None and self.volume.matches(own.volume)
+        volume = own.volume is not None and self.volume is not None and self.volume.matches(own.volume)
         for start, theirs in zip(own.starts, own.structures, strict=False):
+            if theirs.name == VOXELS and volume:
+                inside = self._elements_of_voxels[theirs.numbers]
+                table[start : start + len(theirs.numbers)] = np.where(inside < 0, -2, inside)
+                continue
             for first, mine in zip(self.starts, self.structures, strict=False):
                 if mine.is_like(theirs) and (volume or mine.n_vertices is not None):
                     table[start : start + len(theirs.numbers)] = _matched(theirs, mine, first)

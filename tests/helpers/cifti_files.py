@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.cifti2 import BrainModelAxis, Cifti2Image, LabelAxis, ScalarAxis, SeriesAxis
+from nibabel.cifti2 import BrainModelAxis, Cifti2Image, LabelAxis, ParcelsAxis, ScalarAxis, SeriesAxis
 
 N_VERTICES = 12
 BOX = (4, 3, 2)
@@ -89,4 +89,18 @@ def truth(path: Path):
     """What nibabel reads, as (n_maps, n_elements)."""
     image = nib.load(path)
     data = np.asanyarray(image.dataobj).copy()  # not mapped
-    return data.T if isinstance(image.header.get_axis(0), BrainModelAxis) else data
+    return data.T if isinstance(image.header.get_axis(0), BrainModelAxis | ParcelsAxis) else data
+
+
+def parcels():
+    """Three parcels: vertices of both surfaces, of one, and voxels; the names of two are the same."""
+    named = [
+        ("V1", surface(vertices=(0, 1)) + surface("CortexRight", (1, 2))),
+        ("A1", surface(vertices=(3, 4, 7))),
+        ("A1", voxels()),
+    ]
+    return ParcelsAxis.from_brain_models([(name, models) for name, models in named])
+
+
+def ptseries(path: Path, n_timepoints=20, dtype="f4", **how):
+    return dtseries(path, n_timepoints, parcels(), dtype, **how)
