@@ -76,7 +76,7 @@ def main() -> None:
 @click.option("--drop-empty", is_flag=True, help="No columns of n/a for regions below --min-coverage.")
 @click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
 @click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
-@click.option("--no-reports", is_flag=True, help="No HTML page per run.")
+@click.option("--no-reports", is_flag=True, help="No HTML pages, of runs or of the study.")
 @connectivity_options
 @denoise_options
 @filter_options
@@ -114,12 +114,13 @@ def app(
     out = Path(out_dir) if output_layout == "bids" else Path(out_dir) / "sharedmask"
     if level == "group":
         from sharedmask.study.group import summarise_group
-        from sharedmask.study.summary import summarise
+        from sharedmask.study.summary import summarise, write_quality
 
         if other := set(options["connectivity"]) - {"tangent"}:
             raise click.UsageError(f"the group level makes tangent connectivity: leave out {min(other)}")
         written = summarise_group(out, tangent=bool(options["connectivity"]))
-        click.echo("\n".join(map(str, [summarise(out), *written])))
+        page = (write_quality if options["no_reports"] else summarise)(out)
+        click.echo("\n".join(map(str, [page, *written])))
         return
     chosen = [
         name

@@ -264,11 +264,6 @@ def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
         temporary.write_text(legible(page), encoding="utf-8")
 
 
-def missing() -> list[str]:
-    """The packages that pages need and that are not installed."""
-    return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-
-
 def check_installed() -> None:
     """Learn before the work that it cannot be shown.
 
@@ -277,7 +272,7 @@ def check_installed() -> None:
     ParameterError
         Naming the packages that pages need and that are not there.
     """
-    if lacking := missing():
+    if lacking := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
         raise ParameterError(
             f"pages need {' and '.join(lacking)}: install {' and '.join(lacking)}, "
             "or go without (reports=False, --no-reports)"

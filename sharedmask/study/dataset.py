@@ -100,7 +100,7 @@ def analyse(
         Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
     study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
-    if study.analysis.outputs.reports:
+    if shown := (outputs or Outputs()).reports:
         pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor(interval=_SECONDS, operations=False) if executor is None else None
@@ -130,18 +130,8 @@ def analyse(
     work.end()
     if shard is None:
         pool.shutdown()  # what idle workers hold, and what draws the page, would be the most that is held
-        _show(output)
+        (summarise if shown else write_quality)(output)
     return done
-
-
-def _show(output: str | Path) -> None:
-    """Write the study's page, if it can be written."""
-    if lacking := pages.missing():
-        write_quality(Path(output))
-        said = f"study.html is not written: it needs {' and '.join(lacking)}"
-        warnings.warn(said, SharedMaskWarning, stacklevel=3)
-    else:
-        summarise(output)
 
 
 def draw_manifests(

@@ -111,9 +111,17 @@ def _told(entry: Entry) -> dict[str, Any]:
     }
 
 
-def write_quality(root: Path) -> None:
-    """Write a row for each run: its entities, and what its own table of quality has."""
+def write_quality(output: str | Path) -> Path:
+    """Write ``group_qc.tsv`` alone: a row for each run, its entities and what its own table of quality has.
+
+    Returns
+    -------
+    Path
+        Of the table, which is not there if no run has one.
+    """
+    root = Path(output).expanduser()
     _gathered(root)
+    return root / QC
 
 
 def _gathered(root: Path) -> tuple[list[_Done], "_Coverage"]:

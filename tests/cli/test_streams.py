@@ -13,6 +13,8 @@ from datasets import atlas, preprocessed
 from images import bold, random_masks, save
 from networks import lesion, series, write
 
+from sharedmask.study.summary import summarise
+
 VERBS = {
     "extract": "sharedmask extract bold.nii.gz --atlas atlas.nii.gz -o out.tsv",
     "extract many": "sharedmask extract bold.nii.gz copy.nii.gz --atlas atlas.nii.gz --out-dir out -j2",
@@ -163,7 +165,7 @@ def test_data_sets_and_atlases_of_any_name_are_named_in_sidecars_and_pages(study
     (sidecar,) = (study / "out").rglob("*_timeseries.json")
     shown = f"Toy_{SHOWN[name]}.nii.gz"
     assert json.loads(sidecar.read_text(encoding="utf-8"))["AtlasFile"].endswith(shown)
-    assert shown in (study / "out" / "study.html").read_text(encoding="utf-8")
+    assert shown in summarise(study / "out").read_text(encoding="utf-8")
 
 
 @in_every_locale

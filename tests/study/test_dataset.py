@@ -24,6 +24,7 @@ from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
+from sharedmask.study.summary import summarise
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -116,7 +117,7 @@ def test_a_bad_run_is_named_and_the_others_complete(dataset, toy, out):
     assert len(study.complete) == 1 and isinstance(*study.errors.values(), DamagedImageError)
     (failed,) = (out / ".sharedmask" / "failed").iterdir()
     assert json.loads(failed.read_text())["kind"] == "DamagedImageError"
-    assert "DamagedImageError" in (out / "study.html").read_text()
+    assert "DamagedImageError" in summarise(out).read_text()
     bad.write_bytes(find_runs(dataset)[0].bold.read_bytes())
     again = analyse(dataset, out, [toy], PLAIN)
     assert len(again.complete) == 1 and len(again.skipped) == 1

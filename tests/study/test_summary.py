@@ -35,7 +35,7 @@ def shown(monkeypatch):
     return written
 
 
-def test_the_quality_of_all_runs_is_that_of_their_voxels(moving, toy, out, blank_pictures):
+def test_the_quality_of_all_runs_is_that_of_their_voxels(moving, toy, out):
     analyse(moving, out, [toy], Outputs(min_coverage=0.0, reports=False), denoise_strategy=["scrub"])
     table = pd.read_csv(out / QC, sep="\t", dtype={"sub": str})
     assert table["sub"].tolist() == ["01", "02"] and table["n_kept"].tolist()[0] == 24
@@ -61,6 +61,8 @@ def test_the_worst_run_comes_first_with_its_page_and_picture(moving, toy, out, s
 def test_coverage_is_regions_by_runs(dataset, toy, out, tmp_path, shown):
     other = find_atlas(atlas(tmp_path / "atlases", "Other", n_regions=3, seed=1))
     analyse(dataset, out, [toy, other], Outputs(min_coverage=0.0, reports=False))
+    assert not shown
+    summarise(out)
     coverage = shown[0].coverage
     assert {name: shares.shape for name, shares in coverage.items()} == {"Toy": (7, 2), "Other": (4, 2)}
     path = signals(out, stat="coverage")
