@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import command
+import hypothesis
 import numpy as np
 import psutil
 import pytest
@@ -30,6 +31,14 @@ sys.dont_write_bytecode = False
 
 pytest.register_assert_rewrite("contracts")
 pytest_plugins = ["small_runs", "study_runs"]
+
+# No property depends on the time that the machine gives it, and all of them may use a test's folder.
+hypothesis.settings.register_profile(
+    "ours",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ours")
 
 # A shell that starts us in the background, or nohup, has signals ignored, and children inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -29,6 +29,7 @@ def test_the_command_line_converts_there_and_back(tmp_path):
     assert nib.load(tmp_path / "back.nii").header["pixdim"][4] == 2.0
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("source", "target", "code", "said"),
     [

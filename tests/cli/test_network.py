@@ -63,6 +63,7 @@ def test_each_lesion_has_its_maps_and_its_summary(study):
     assert len(contents(study / "out")) == 9 * 8 + 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("patterns", [["lesions/*.nii.gz"], ["lesions/sub-[0-4]*", "lesions/sub-[5-8]*"]])
 def test_patterns_may_be_quoted(study, patterns):
     done = subprocess.run(
@@ -90,6 +91,7 @@ def test_some_that_fail_are_named_and_the_exit_code_is_1(study):
     assert len(pd.read_csv(study / "out/summary.tsv", sep="\t")) == 6
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -109,6 +111,7 @@ def test_exit_codes(options, code, message, study):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_killed_and_resumed_the_files_are_those_of_an_undisturbed_run(study):
     """Killed in the second batch, between two files, with one of them half written."""
     assert run(study, "--n-jobs", "2", out="whole").returncode == 0

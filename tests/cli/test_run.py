@@ -85,6 +85,7 @@ def test_outputs_must_be_clear(study, args, message):
     assert done.returncode == 64 and message in done.stderr
 
 
+@pytest.mark.long
 def test_a_local_dask_cluster(study):
     pytest.importorskip("distributed")
     command = [sys.executable, "-m", "sharedmask", "extract", *images(study), "--masks", "roi-*.nii.gz",

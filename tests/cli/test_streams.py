@@ -89,7 +89,7 @@ def call(study, locale, *arguments):
     return subprocess.run(line, cwd=study, env=environ | locale, capture_output=True, timeout=120)
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @in_every_locale
 @of_every_name
 def test_lesions_of_any_name_are_mapped_listed_and_resumed(study, locale, name):
@@ -149,7 +149,7 @@ def test_images_of_any_name_have_outputs_named_like_them(study, locale, name):
     assert os.fsencode(failure.name).startswith(b"bad_" + name)
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @in_every_locale
 @of_every_name
 def test_data_sets_and_atlases_of_any_name_are_named_in_sidecars_and_pages(study, locale, name):
@@ -168,6 +168,7 @@ def test_data_sets_and_atlases_of_any_name_are_named_in_sidecars_and_pages(study
     assert shown in summarise(study / "out").read_text(encoding="utf-8")
 
 
+@pytest.mark.some(1)
 @in_every_locale
 @of_every_name
 def test_a_script_for_slurm_names_images_as_they_are(study, locale, name):

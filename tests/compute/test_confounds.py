@@ -119,7 +119,7 @@ WORLD = {
 }
 
 
-@pytest.mark.some(40)
+@pytest.mark.some(16)
 @pytest.mark.parametrize(
     "content",
     [*(text.encode() for text in WORLD.values()), in_text().encode("utf-16")],

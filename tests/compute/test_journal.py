@@ -54,7 +54,7 @@ def test_outputs_are_found_from_another_directory_and_after_a_move(path, tmp_pat
     assert Journal(tmp_path / "moved" / path.name).has("sub-01", "abc")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(1, 200))
 def test_a_line_cut_short_loses_only_itself(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("journal") / "done.jsonl"

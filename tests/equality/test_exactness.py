@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save
 
@@ -450,7 +450,7 @@ def some_labels(shape):
     return np.random.default_rng(8).integers(0, 5, shape).astype("i2") * 3
 
 
-@pytest.mark.some(40)
+@pytest.mark.some(16)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "name",
@@ -557,6 +557,7 @@ REDUCING_PATHS = {
 }
 
 
+@pytest.mark.some(4)
 @some_always(REDUCING_PATHS, "processes", "extract")
 @pytest.mark.parametrize("name", ["int16", "float32", "scaled", "not finite", "130 volumes"])
 def test_reductions_have_the_same_bits_by_every_path(name, path, write):
@@ -752,12 +753,7 @@ ANY_PATHS = st.one_of(
     st.just(extract),
     st.builds(partial, st.just(in_batches), batch_size=st.sampled_from([1, 2, 20])),
 )
-quickly = partial(
-    settings,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+quickly = partial(settings, derandomize=True)
 
 
 def any_masks(data, shape):
@@ -766,7 +762,7 @@ def any_masks(data, shape):
     return dict(enumerate(random_masks(count, shape, seed, density)))
 
 
-@quickly(max_examples=150)
+@quickly(max_examples=60)
 @given(run=RUNS, path=ANY_PATHS, data=st.data(), block_bytes=st.sampled_from([1, 2000, 2**23]))
 def test_any_run_by_any_path(run, path, data, block_bytes, tmp_path):
     image, masks = run.write(tmp_path), any_masks(data, run.shape[:3])
@@ -777,7 +773,7 @@ def test_any_run_by_any_path(run, path, data, block_bytes, tmp_path):
         same_bits(signals[key], by_nibabel(image, mask))
 
 
-@quickly(max_examples=40)
+@quickly(max_examples=25)
 @given(run=RUNS, path=ANY_PATHS, data=st.data())
 def test_any_run_as_nilearn_reads_it(run, path, data, tmp_path):
     image, masks = run.write(tmp_path), any_masks(data, run.shape[:3])
@@ -786,7 +782,7 @@ def test_any_run_as_nilearn_reads_it(run, path, data, tmp_path):
     same_bits(signals[key], by_nilearn(image, masks[key]))
 
 
-@quickly(max_examples=40)
+@quickly(max_examples=25)
 @given(run=RUNS, n_jobs=st.sampled_from([1, 2, 3]), data=st.data())
 def test_any_run_by_processes(run, n_jobs, data, tmp_path):
     image, masks = run.write(tmp_path), any_masks(data, run.shape[:3])
@@ -795,7 +791,7 @@ def test_any_run_by_processes(run, n_jobs, data, tmp_path):
         same_bits(signals[key], by_nibabel(image, mask))
 
 
-@quickly(max_examples=40)
+@quickly(max_examples=25)
 @given(run=RUNS, strategy=st.sampled_from(STRATEGIES), n_jobs=st.sampled_from([None, 2, 3]), data=st.data())
 def test_any_reduction_by_numpy(run, strategy, n_jobs, data, tmp_path):
     image, masks = run.write(tmp_path), any_masks(data, run.shape[:3])

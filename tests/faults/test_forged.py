@@ -54,7 +54,7 @@ _shapes = st.one_of(st.lists(_numbers, max_size=4), st.lists(st.just(1), max_siz
 _spec = st.fixed_dictionaries({}, optional={"dtype": _dtypes, "shape": _shapes, "offset": _anything})
 
 
-_fuzz = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+_fuzz = {"database": None, "suppress_health_check": list(HealthCheck)}
 
 
 def _fuzzed(test, cases):

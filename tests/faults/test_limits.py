@@ -244,6 +244,7 @@ def test_a_control_group_that_allows_few_processes_and_threads(control_group, pa
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.privileged
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_user_who_may_start_nothing(monkeypatch):

@@ -116,6 +116,7 @@ FULL = """
 """
 
 
+@pytest.mark.some(2)
 @pytest.mark.privileged
 @small_shm
 @pytest.mark.parametrize("spare", [0, 1, 2, 3])

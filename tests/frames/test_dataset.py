@@ -117,6 +117,7 @@ LOOP = """
 """
 
 
+@pytest.mark.long
 def test_a_joblib_loop_over_folds_sends_handles(run):
     done = python(LOOP, run)
     assert (done.returncode, done.stderr) == (0, "")
@@ -234,7 +235,7 @@ OWNER = """
 """
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", ["file", "shm", "memfd", "disk"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_an_owner_that_is_killed(run, registry_dir, tmp_path, store, number):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from children import python
 from frame_cases import N, left_in
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from images import AFFINE, SHAPE, bold, niimg, same_bits, save, truth
@@ -28,7 +28,7 @@ COMPRESSIONS = [(), ("gzip", 1), ("gzip", 6), ("lzf",)]
 # --- round trip ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(
     data=st.sampled_from(["i2", "u1", "f4", "f8", "i4", "u2"]).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from frame_cases import N, shift
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from images import bold, same_bits, save, truth
 
@@ -32,7 +32,6 @@ def _fields():
     return {"time": np.arange(N) * 2.0, "gradients": np.arange(N * 4.0).reshape(N, 4)}
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(index=INDICES)
 def test_indices_mean_what_they_mean_to_numpy(dataset, index):
     at = np.array(index, int) if isinstance(index, list) else index

@@ -146,6 +146,7 @@ def test_different_images_are_loaded_at_the_same_time(runs, monkeypatch):
         assert coordinator.n_loads == 2
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 def test_two_processes_get_the_same_memory(store, run):
     client = """
@@ -254,6 +255,7 @@ def test_fifty_clients_and_five_killed_of_them(
 # --- leases and limits ---
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_death_of_a_client_releases_what_it_held(number, run):
     client = """
@@ -506,6 +508,7 @@ def test_the_remains_of_a_killed_coordinator_are_taken_over(run, registry_dir, s
     assert not segments_of_this_test()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 def test_clients_keep_their_data_when_the_coordinator_is_killed(store, run):
     with serving("--store", store) as coordinator, SharedImage.connect(run) as image:
@@ -514,6 +517,7 @@ def test_clients_keep_their_data_when_the_coordinator_is_killed(store, run):
         np.testing.assert_array_equal(image.mask(np.ones(image.shape[:3])), signals(run))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("view", [lambda i: i.array, lambda i: i.frame(3), lambda i: i.stored], ids="afs")
 def test_an_attached_image_gives_views_after_its_owner_is_gone(view, store, run):
@@ -539,6 +543,7 @@ def test_it_ends_when_nobody_came_for_a_while(run, registry_dir):
     assert os.listdir(registry_dir) == []
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("store", STORES)
 def test_signals_end_it_with_nothing_left(number, store, run, registry_dir, segments_of_this_test):
@@ -621,7 +626,7 @@ def few_descriptors(number):
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("n_images", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp_path):
@@ -634,6 +639,7 @@ def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp
         assert 20 < len(listed()["images"]) < n_images
 
 
+@pytest.mark.long
 def test_where_all_descriptors_are_held_the_refusal_says_so_and_ends_with_them(tmp_path):
     paths = [save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(200)]
     held = []
@@ -665,6 +671,7 @@ def is_served(run):
         return np.array_equal(image.array, truth(run))
 
 
+@pytest.mark.long
 def test_a_hundred_clients_at_once_have_an_answer_or_a_named_error(run, tmp_path):
     paths = [run, *(save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(99))]
     with serving(preexec_fn=few_descriptors(256)):

@@ -240,6 +240,7 @@ def test_real_masks_of_several_kinds_by_many_jobs(real_data):
         same_bits(jobs[name], alone[name])
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", "volumes"])
 @pytest.mark.parametrize("strategy", [None, "mean", "pc1"])
 @pytest.mark.parametrize(

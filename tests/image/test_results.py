@@ -14,7 +14,7 @@ import joblib
 import numpy as np
 import pytest
 from children import python, running
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import bold, niimg, random_masks, same_bits, save
 
@@ -121,7 +121,7 @@ def test_the_least_recently_used_go_first(place):
 
 
 @given(sizes=st.lists(st.integers(1, 4000), max_size=12))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_the_limit_holds(sizes, tmp_path_factory):
     cache = Cache(tmp_path_factory.mktemp("cache"), limit=60_000)
     for number, size in enumerate(sizes):
@@ -523,7 +523,7 @@ def test_containers_are_the_callers(run, place):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_whatever_is_asked_the_cache_gives_what_computing_gives(data, tmp_path):
     source = save(
         tmp_path / f"run{data.draw(st.integers(0, 1))}.nii",

@@ -21,6 +21,7 @@ def path(tmp_path):
     return save(tmp_path / "run.nii.gz", DATA, affine=IMAGE_AFFINE)
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("mask", [None, MASK])
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(

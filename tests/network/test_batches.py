@@ -27,7 +27,7 @@ def inverse(number):
     return 1 / number
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(0, 12), size=st.integers(1, 14))
 def test_each_lesion_is_in_one_batch_in_order(count, size):
     batches = []

@@ -24,7 +24,7 @@ def test_a_file_in_several_blocks_gives_the_same_bytes(layout, tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(value=st.floats(-1e6, 1e6, width=32), n_timepoints=st.integers(2, 300))
 def test_a_constant_voxel_is_zero_and_not_rounding(value, n_timepoints):
     rows = np.full((1, n_timepoints), value, "f4")

@@ -10,14 +10,14 @@ from networks import inside, lesion, mapped, mask, reference, write
 from sharedmask.network import correlation
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(p=hnp.arrays("f8", st.integers(1, 50), elements=st.floats(0, 1)))
 def test_fdr_of_any_p_is_scipys(p):
     expected = scipy.stats.false_discovery_control(p)
     np.testing.assert_allclose(correlation.benjamini_hochberg(p), expected, rtol=1e-12, atol=1e-300)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     t=hnp.arrays("f8", 5, elements=st.floats(-50, 50)),
     n_subjects=st.integers(2, 1000),
@@ -27,7 +27,7 @@ def test_p_of_any_t_is_scipys(t, n_subjects):
     np.testing.assert_allclose(correlation.p_values(t, n_subjects), expected, rtol=1e-9, atol=1e-300)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(z=hnp.arrays("f8", st.tuples(st.integers(2, 9), st.just(3)), elements=st.floats(-0.7, 0.7)))
 def test_moments_are_mean_and_squared_deviations(z):
     """Correlations made to be tanh(z), one subject after the other."""

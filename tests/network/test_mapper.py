@@ -296,6 +296,7 @@ def test_without_shared_memory_blocks_are_private(connectome, lesions):
 # --- many lesions --------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_500_lesions_of_which_3_are_bad(tmp_path):
     connectome = write(tmp_path / "c.h5", series(3, 20))
     shifted = AFFINE.copy()

@@ -9,6 +9,7 @@ from sharedmask.errors import DamagedImageError
 from sharedmask.network.connectome import Connectome
 
 
+@pytest.mark.some(14)
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "f8", "f2", "i2"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_and_dtype_gives_the_same_rows(layout, dtype, tmp_path):

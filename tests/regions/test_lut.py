@@ -244,6 +244,7 @@ def test_tables_in_memory_name_the_right_regions(atlas, tmp_path, lut, entry):
     assert entry(atlas, lut, tmp_path / "out.tsv") == NAMED
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("name", ["n/a", "", "N/A", '""'])
 def test_labels_without_a_name_go_by_their_number(atlas, tmp_path, name, entry):

@@ -437,7 +437,7 @@ def test_damaged_files(tmp_path):
         Regions.from_any(tmp_path / "crc.nii.gz")
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(position=st.integers(0, 351), byte=st.integers(0, 255))
 def test_damaged_headers_raise_our_errors_or_nothing(tmp_path_factory, position, byte):
     # dim is left alone: sizes read from noise would only test how much memory there is

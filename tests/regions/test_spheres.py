@@ -31,7 +31,7 @@ def nilearns_voxels(seeds, radius, affine, inside):
     return [np.ravel_multi_index(tuple(coordinates[:, row]), inside.shape, order="F") for row in graph.rows]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=60)
 @given(
     affine=st.sampled_from(AFFINES),
     place=st.tuples(*[st.integers(0, n - 1) for n in SHAPE]),

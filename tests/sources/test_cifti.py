@@ -6,7 +6,7 @@ import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import same_bits
 from nibabel.testing import data_path
@@ -24,7 +24,7 @@ def packed(path):
     return target
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15)
 @given(
     st.sampled_from(DTYPES),
     st.booleans(),

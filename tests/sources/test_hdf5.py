@@ -142,6 +142,7 @@ FAILING = """
 """
 
 
+@pytest.mark.long
 def test_whichever_call_meets_the_full_disk_the_error_names_the_file(tmp_path):
     """In a process of its own: HDF5 crashes, at the latest when it ends, where it is told of errors."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), *_here()])}
@@ -165,7 +166,7 @@ def _here():
     return [os.path.dirname(__file__), os.path.join(os.path.dirname(__file__), "..", "helpers")]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("layout", ["in one piece", "deflated"])
 @pytest.mark.parametrize("limit", [0, 100, 1000, 3000])
 def test_a_file_that_cannot_grow_is_an_error_and_no_crash(limit, layout, tmp_path):

@@ -119,7 +119,7 @@ def test_more_selected_voxels_than_there_are():
     np.testing.assert_array_equal(rows, source.data.T[select])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     n_timepoints=st.integers(1, 140),
     n_voxels=st.integers(1, 1200),

@@ -25,7 +25,7 @@ def path(tmp_path):
     share=st.floats(0, 1),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bands_of_any_size_give_the_same_rows(tmp_path_factory, shape, compressed, rows, share, seed):
     tmp = tmp_path_factory.mktemp("bands")
     source = open_source(save(tmp / ("run.nii.gz" if compressed else "run.nii"), bold(shape, seed=seed)))

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.spatialimages import SpatialImage
 from source_files import (
@@ -124,7 +124,7 @@ def members(data: st.DataObject, raw: bytes, compress: Callable[[bytes], bytes])
 CONTAINERS = ["nii", "gz", "bz2", "pair", "pair.gz", "analyze"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.data(), SHAPES, DTYPES, st.sampled_from("<>"), st.booleans(), st.sampled_from(CONTAINERS))
 def test_any_image_reads_as_nibabel_reads_it(
     tmp_path: Path,
@@ -164,7 +164,7 @@ def test_any_image_reads_as_nibabel_reads_it(
     assert source.ndim == (3 if len(shape) == 3 else 4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.data())
 def test_any_cut_of_a_file_is_refused_or_complete(tmp_path: Path, data: st.DataObject) -> None:
     """However few bytes are missing, no wrong value is ever delivered."""
@@ -182,7 +182,7 @@ def test_any_cut_of_a_file_is_refused_or_complete(tmp_path: Path, data: st.DataO
         np.testing.assert_array_equal(got, signal())
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(st.data())
 def test_any_wrong_byte_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     raw = save(tmp_path / "a.nii").read_bytes()

@@ -215,6 +215,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.some(16)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("case", ROUNDED)
 def test_rounding_is_no_other_grid(files, entry, case):
@@ -225,6 +226,7 @@ def test_rounding_is_no_other_grid(files, entry, case):
     np.testing.assert_allclose(ENTRIES[entry](bold, mask), expected, rtol=1e-5)
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry != "data"])
 @pytest.mark.parametrize("case", ELSEWHERE)
 def test_beyond_it_both_files_are_named_and_what_to_do(files, entry, case):

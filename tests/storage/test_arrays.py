@@ -9,7 +9,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from children import python, running
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -26,7 +26,7 @@ def same(got, expected):
     assert got.tobytes() == expected.tobytes()
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     values=st.sampled_from(DTYPES).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
@@ -56,6 +56,7 @@ def _sum(array):
     return float(array.sum()), len(pickle.dumps(array)), array.flags.writeable
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 def test_workers_attach_and_do_not_copy(store):
     values = np.arange(40_000.0).reshape(200, 200)
@@ -67,6 +68,7 @@ def test_workers_attach_and_do_not_copy(store):
         assert not writable
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 def test_lokys_workers_attach_and_fill(store):
     """In a process of its own: loky's workers stay."""
@@ -90,7 +92,7 @@ def _fill(out, i):
     out[i] = i + 1
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_workers_fill_an_output_that_its_owner_seals(store, order):

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -15,7 +15,6 @@ from sharedmask.storage import container
 from sharedmask.system import process
 
 KEY, OTHER = 40 * "a", 40 * "b"
-_here = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -56,7 +55,7 @@ def found(path, key=KEY):
 
 
 @given(geometry=_geometries, facts=st.dictionaries(st.text(), _json, max_size=4))
-@settings(max_examples=200, **_here)
+@settings(max_examples=60)
 def test_any_facts_fit_the_layout_that_knew_them(geometry, facts):
     facts.pop("arrays", None)
     place = container.layout(geometry, facts)
@@ -67,7 +66,7 @@ def test_any_facts_fit_the_layout_that_knew_them(geometry, facts):
 
 
 @given(geometry=_geometries)
-@settings(max_examples=100, **_here)
+@settings(max_examples=40)
 def test_arrays_lie_apart_behind_the_header(geometry):
     place = container.layout(geometry)
     assert list(place.specs) == list(geometry)
@@ -94,7 +93,7 @@ def test_facts_that_nobody_made_room_for_are_refused():
 
 
 @given(position=st.integers(0, 4095), change=st.integers(1, 255))
-@settings(max_examples=300, **_here)
+@settings(max_examples=80)
 def test_a_byte_changed_anywhere_in_a_header_is_noticed(position, change):
     page = bytearray(container.header({"meta": {}}, 4096))
     page[position] ^= change
@@ -103,7 +102,7 @@ def test_a_byte_changed_anywhere_in_a_header_is_noticed(position, change):
 
 
 @given(length=st.integers(0, 8191))
-@settings(max_examples=100, **_here)
+@settings(max_examples=40)
 def test_a_header_that_was_cut_is_noticed(length, tmp_path):
     page = container.header({"text": "x" * 5000}, 8192)[:length]
     (tmp_path / "cut").write_bytes(page)
@@ -172,7 +171,7 @@ def test_what_describes_no_arrays_is_refused(specs):
 
 
 @given(arrays=_arrays)
-@settings(max_examples=100, **_here)
+@settings(max_examples=40)
 def test_arrays_come_back_as_they_were(arrays, tmp_path):
     back = found(written(tmp_path / "entry", arrays))
     assert len(back) == len(arrays)
@@ -183,7 +182,7 @@ def test_arrays_come_back_as_they_were(arrays, tmp_path):
 
 
 @given(data=st.data())
-@settings(max_examples=300, **_here)
+@settings(max_examples=80)
 def test_a_byte_changed_anywhere_is_noticed(data, tmp_path):
     content = bytearray(written(tmp_path / "entry", [np.arange(7), np.ones((3, 2), "f4")]).read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
@@ -202,7 +201,7 @@ def test_a_checksum_is_the_same_on_all_cores(monkeypatch, n_cpus, n_bytes):
 
 
 @given(length=st.integers(0, 6000))
-@settings(max_examples=50, **_here)
+@settings(max_examples=50)
 def test_a_file_that_is_too_short_or_too_long_is_noticed(length, tmp_path):
     content = written(tmp_path / "entry", [np.arange(100)]).read_bytes()
     (tmp_path / "damaged").write_bytes((content + bytes(2000))[: length + (length >= len(content))])
@@ -211,7 +210,7 @@ def test_a_file_that_is_too_short_or_too_long_is_noticed(length, tmp_path):
 
 
 @given(facts=st.dictionaries(st.sampled_from(["key", "crc", "arrays", "x"]), _json, max_size=4))
-@settings(max_examples=200, **_here)
+@settings(max_examples=60)
 def test_a_forged_header_is_refused_or_has_no_arrays(facts, tmp_path):
     text = json.dumps({"key": KEY, "crc": 0, "arrays": {}, **facts}).encode()
     (tmp_path / "forged").write_bytes(forged(text))

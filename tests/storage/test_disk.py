@@ -160,6 +160,7 @@ KILLED = """
 """
 
 
+@pytest.mark.long
 def test_a_builder_killed_at_any_call_leaves_no_file_that_is_used(path, folder):
     for calls in range(0, 200, 4):
         done = python(KILLED, path, calls)
@@ -341,7 +342,7 @@ def large(tmp_path, request):
     return save(tmp_path / request.param, bold((48, 48, 32, 100), "float32"))
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 def test_an_image_four_times_the_limit_works_by_both_ways(large):
     shape = (48, 48, 32)
     masks = random_masks(5, shape, density=0.005)

@@ -65,7 +65,7 @@ def test_another_file_of_that_name_has_no_index(run, beside):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("n", [300, pytest.param(10000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [100, pytest.param(10000, marks=pytest.mark.long)])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_indexes_are_no_indexes(run, beside, n, caplog):
     path = indexes.make(open_source(run), beside=beside)

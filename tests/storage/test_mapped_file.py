@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_are_found_on_the_way(tmp_path):
     picked=st.lists(st.integers(0, 59), max_size=30),
     scaled=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_picking_is_indexing(n_timepoints, n_voxels, picked, scaled):
     volumes = np.random.default_rng(0).integers(0, 1000, (n_timepoints, n_voxels)).astype("i2")
     voxels = np.array(picked, np.intp) % n_voxels

@@ -233,6 +233,7 @@ def test_readers_keep_their_data_when_the_owner_is_killed():
         np.testing.assert_array_equal(rows, np.full((3, 5), 7))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "owned.release()", "del owned"])
 def test_a_forked_child_takes_nothing_with_it(end):
     script = (

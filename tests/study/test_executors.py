@@ -95,7 +95,7 @@ sizes = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @sizes
 def test_a_killed_worker_costs_nothing(study, tmp_path):
     ((peak, done, different, *failed),) = run(KILLED, study, tmp_path)

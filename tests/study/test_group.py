@@ -98,6 +98,7 @@ def test_a_study_without_tables_has_no_group(dataset, toy, out, monkeypatch):
     assert sorted(path.suffix for path in summarise_group(out)) == [".npz", ".tsv", ".tsv"]
 
 
+@pytest.mark.long
 def test_tangent_connectivity_is_nilearns(dataset, toy, out):
     analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False), standardize="zscore_sample")
     tables = [read_table(path) for path in sorted(out.rglob("*_timeseries.tsv"))]

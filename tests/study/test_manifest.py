@@ -233,6 +233,7 @@ def test_what_was_done_is_in_the_names(tmp_path, root, toy):
         assert len(analyse(root, out, [toy], Outputs(reports=number < 2), **way).skipped) == 1
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("how", ["folders", "files", "root", "inside"])
 def test_files_go_by_the_names_of_the_users_data_set(tmp_path, root, toy, how):
     """Trees of links: of folders, of files, as the root itself, and as git-annex has them within."""

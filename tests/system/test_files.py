@@ -199,7 +199,7 @@ KILLED = """
 """
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["nameless", "named"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_writer_killed_at_any_call_leaves_nothing_that_is_not_swept(folder, how, old):

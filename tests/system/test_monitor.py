@@ -78,6 +78,7 @@ def test_sampling_goes_on_by_itself():
     assert len(watching.samples) >= 5
 
 
+@pytest.mark.long
 def test_long_timelines_are_thinned(monkeypatch):
     monkeypatch.setattr(monitor, "_MOST_SAMPLES", 10)
     with MemoryMonitor(interval=60) as watching:

@@ -163,6 +163,7 @@ CALLS = [
 ]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("call", CALLS, ids=["processes", "threads", "pass"])
 def test_a_call_goes_on_in_the_parent_alone(call, path, tmp_path, masks):
     np.save(tmp_path / "masks.npy", np.array(list(masks.values())))

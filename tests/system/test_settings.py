@@ -203,7 +203,7 @@ PROGRAMS = {
 } | {"Python": ["-c", PYTHON, "BOLD", "MASK"]}
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("command", PROGRAMS.values(), ids=PROGRAMS.keys())
 def test_module_systems_have_variables_of_their_own(command, tmp_path):
     places = {name: tmp_path / f"{name}.nii.gz" for name in ("BOLD", "COPY", "MASK")} | {

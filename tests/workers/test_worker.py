@@ -112,6 +112,7 @@ def test_ctrl_c_ends_the_call_and_leaves_no_worker():
         assert child.wait(20) == 0
 
 
+@pytest.mark.long
 def test_killing_everything_at_once_leaves_no_process():
     with running(PARENT + "    time.sleep(60)") as child:
         family = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
