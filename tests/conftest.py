@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from io import BytesIO
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import command
@@ -116,6 +117,7 @@ def real_data():
 def _helpers_that_stay(tmp_path_factory):
     """Start what lives as long as the process (resource tracker, templates), outside of any test."""
     command.start()
+    resource_tracker.ensure_running()  # of processes that the standard library starts
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     if not platform.can_share():
         _keep_fonts()

@@ -294,10 +294,10 @@ class SharedImage(Searchlights):
     def close(self) -> None:
         """Release the memory; results and views that are still in use keep theirs. Idempotent."""
         with self._lock:
+            file = rows.our_file(self._held) if self._source is not None else None
             self._closed, self._held = True, None
-            if self._owned is not None:
-                rows.release(self._owned)
-                self._owned = None
+            rows.release(self._owned, file)
+            self._owned = None
             if self._lease is not None:
                 self._lease.close()
                 self._lease = None

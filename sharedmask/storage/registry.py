@@ -186,8 +186,6 @@ class OwnedSegment:
                 raise
             _kept.add(self)
         self.label = label
-        self.file = elsewhere.file.path if elsewhere is not None and elsewhere.file.ours else None
-        """The path of the file of ours in which the segment's arrays lie, if they do not lie in it."""
         self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self._record)
 
     def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:

@@ -424,11 +424,18 @@ def _on_disk(
         )
 
 
-def release(owned: OwnedSegment) -> None:
-    """Release an image that was loaded here; what is on disk stays for the next run, if wanted."""
-    owned.release()
-    if owned.file is not None and not settings.current().keep_disk:
-        disk.remove_unused(os.path.basename(owned.file))
+def our_file(held: Held | None) -> str | None:
+    """The path of the file of ours in which an image lies."""
+    file = None if held is None or held.attachment is None else held.attachment.file
+    return file.path if file is not None and file.ours else None
+
+
+def release(owned: OwnedSegment | None, file: str | None) -> None:
+    """Release an image that was loaded here, into ``file``, which stays for the next run, if wanted."""
+    if owned is not None:
+        owned.release()
+    if file is not None and not settings.current().keep_disk:
+        disk.remove_unused(os.path.basename(file))
 
 
 def _working_memory(budget: MemoryBudget) -> int:

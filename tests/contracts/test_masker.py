@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drop_ins import MASK, PAIRS, T, every_masker, plain
-from images import SHAPE, bold, niimg, save, truth
+from images import SHAPE, bold, niimg, save, sent, truth
 from nilearn._utils.estimator_checks import (
     check_doc_link,
     nilearn_check_generator,
@@ -48,7 +48,6 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
-from sharedmask.system import platform
 
 
 @pytest.fixture
@@ -166,7 +165,7 @@ def test_whatever_the_image_is_the_numbers_are_nilearns(ours, nilearns, regions,
     expected = plain(nilearns, regions).fit().transform(path)
     masker = plain(ours, regions).fit()
     with SharedImage(path) as image:
-        shared = [image, image.as_nifti(), *([image.handle] if platform.can_share() else [])]
+        shared = [image, image.as_nifti(), sent(image)]
         for given in (path, str(path), nib.load(path), niimg(truth(path)), *shared):
             got = masker.transform(given)
             np.testing.assert_allclose(got, expected, rtol=1e-6)

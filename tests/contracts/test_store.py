@@ -1,10 +1,12 @@
 """The contract of stores, held by each of them."""
 
+import bare
 import pytest
 from contracts.store import StoreContract
 from images import bold, save
 
 from sharedmask.storage import rows
+from sharedmask.system import platform
 
 
 @pytest.fixture
@@ -13,7 +15,9 @@ def path(tmp_path):
 
 
 class TestStores(StoreContract):
-    @pytest.fixture(params=[store for store in rows.STORES if store != rows.PRIVATE])
+    shared = platform.can_share()
+
+    @pytest.fixture(params=bare.cases(sorted({*rows.STORES} - {rows.PRIVATE}), "shm", "memfd"))
     def store(self, request):
         return request.param
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import bare
 import cifti_files
 import networks
 import nibabel as nib
@@ -109,7 +110,7 @@ def held(folder, store, narrowed=False):
             yield rows.as_source(series), by_volume(data())
         del series
     finally:
-        rows.release(owned)
+        rows.release(owned, None)
 
 
 def step(make, dtype):
@@ -202,7 +203,7 @@ IMPLEMENTERS = {
 
 
 class TestVolumes(VolumesContract):
-    @pytest.fixture(params=IMPLEMENTERS)
+    @pytest.fixture(params=bare.cases(IMPLEMENTERS, "ArraySource-of-rows"))
     def it(self, request, tmp_path):
         it = SimpleNamespace()
         with IMPLEMENTERS[request.param](tmp_path) as (it.volumes, it.values):

@@ -15,6 +15,8 @@ import os
 import sys
 import types
 
+import pytest
+
 _NOWHERE = ("/proc", "/dev/shm")
 _MACOS = {
     "modules": {"_posixshmem", "multiprocessing.shared_memory"},
@@ -175,6 +177,11 @@ class Msvcrt:
     def locking(self, fd, how, nbytes):
         self.places.add((os.lseek(fd, 0, os.SEEK_CUR), nbytes))
         fcntl.flock(fd, fcntl.LOCK_UN if how == self.LK_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def cases(names, *shared):
+    """Names as parameters, of which ``shared`` are skipped where processes share nothing."""
+    return [pytest.param(name, marks=[pytest.mark.shares] * (name in shared)) for name in names]
 
 
 def pytest_addoption(parser):

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from images import AFFINE, niimg, save
+from images import AFFINE, niimg, save, sent
 
 from sharedmask import SharedImage
 
@@ -148,7 +148,7 @@ def for_us(source, imgs, closing):
     if source not in SHARED:
         return imgs
     image = closing.enter_context(SharedImage(imgs))
-    return image.handle if source == "handle" else image
+    return sent(image) if source == "handle" else image
 
 
 # ---- grids of masks and atlases, as shape and affine

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from drop_ins import ATLAS, MAPS, MASK, plain
-from images import SHAPE, bold, niimg, save
+from images import SHAPE, bold, niimg, save, sent
 from nilearn.maskers import MultiNiftiLabelsMasker, MultiNiftiMapsMasker, MultiNiftiMasker
 
 from sharedmask import SharedImage, SharedMultiLabelsMasker, SharedMultiMapsMasker, SharedMultiNiftiMasker
@@ -57,7 +57,7 @@ def test_whatever_the_runs_are(ours, nilearns, regions, paths):
     masker = plain(ours, regions).fit()
     with SharedImage(paths[0]) as image:
         near(masker.transform([image, nib.load(paths[1]), str(paths[2])]), expected)
-        near(masker.transform([image.handle, *paths[1:]]), expected)
+        near(masker.transform([sent(image), *paths[1:]]), expected)
     near(plain(ours, regions).fit_transform(paths), expected)
     np.testing.assert_array_equal(masker.transform(paths[1]), masker.transform(paths)[1])
 
@@ -87,6 +87,7 @@ def test_workers_leave_the_table_of_the_last_run(paths):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.shares
 @every
 def test_as_many_runs_at_a_time_as_memory_allows(ours, nilearns, regions, paths, monkeypatch):
     asked = []

@@ -4,7 +4,7 @@ import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
-from images import same_bits
+from images import same_bits, sent
 from nilearn.maskers import SurfaceLabelsMasker, SurfaceMapsMasker, SurfaceMasker
 from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
 from sklearn.base import clone
@@ -94,7 +94,7 @@ def test_parcels_of_grayordinates(tmp_path, path):
     np.testing.assert_allclose(signals, means, rtol=1e-6)
     with SharedImage(path, store="file") as image:
         same_bits(masker.transform(image), signals)
-        same_bits(masker.transform(image.handle), signals)
+        same_bits(masker.transform(sent(image)), signals)
     dense = masker.inverse_transform(signals)
     assert dense.header.get_axis(1) == files.models()
     np.testing.assert_array_equal(dense.get_fdata()[:, values == 2], np.repeat(signals[:, 1:2], 4, axis=1))
@@ -114,7 +114,7 @@ def test_a_masker_of_surface_images_takes_files_and_shared_images(ours, theirs, 
     expected = masker.transform(BOLD)
     same_bits(expected, theirs(**given, standardize="zscore_sample").fit_transform(BOLD))
     with SharedImage(paths) as image:
-        for one in (paths, image, image.handle):
+        for one in (paths, image, sent(image)):
             np.testing.assert_allclose(masker.transform(one), expected, rtol=1e-4, atol=1e-4)
     assert isinstance(masker.inverse_transform(expected), SurfaceImage)
     frame = masker.set_output(transform="pandas").transform(paths)

@@ -22,6 +22,7 @@ from sharedmask.sources import loader, rechunk
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import container, disk, segment
 from sharedmask.storage import rows as holding
+from sharedmask.system import platform
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.settings import using
 
@@ -35,7 +36,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / f"sharedmask-disk-{os.geteuid()}"
+    return tmp_path / f"sharedmask-disk-{platform.user_name()}"
 
 
 def on_disk(path, **options):
