@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
 _WHOLE_VOLUMES = 4  # in a block of those that are summed one by one, which larger ones make no faster
+_WHOLE_BYTES = 256 * 1024  # unless volumes are small: a block has its own price
 _GROUPS = 4  # of regions for each worker
 
 
@@ -318,7 +319,8 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
         reduction.whole_sums(source.dtype, conversion, one, regions.offsets) for one in request.strategies
     )
     if all(whole):
-        step = min(step, _WHOLE_VOLUMES)
+        volume_bytes = source.n_voxels * source.dtype.itemsize
+        step = min(step, max(_WHOLE_VOLUMES, _WHOLE_BYTES // volume_bytes))
     with loader.decoded(volumes, len(select), select, step) as blocks:
         for start, block in blocks:
             probed[start : start + len(block)] = block[:, n_voxels:]

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -120,9 +119,7 @@ def _read_head(stream: Stream) -> bytes:
 
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
-    told = named(path), (head, Path(named(meta)).as_posix())  # nibabel writes names so
-    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(*told)[0]), None)
-    kind = Nifti2Image if kind is Cifti2Image else kind  # which leaves the axes as they are
+    kind = _kind_by(_endings(path), _endings(meta), head)
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
     if kind is None or not issubclass(kind, AnalyzeImage):
@@ -130,11 +127,29 @@ def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     return kind
 
 
+@lru_cache(maxsize=32)
+def _kind_by(ending: str, meta_ending: str, head: bytes) -> Any:
+    """The class by a header and endings of names, of which a study has few; None if it is of none."""
+    told = f"image{ending}", (head, f"image{meta_ending}")
+    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(*told)[0]), None)
+    return Nifti2Image if kind is Cifti2Image else kind  # which leaves the axes as they are
+
+
+def _endings(path: str) -> str:
+    """Of a file's name what tells its kind, at most ``.nii.gz``."""
+    return ".".join(["", *os.path.basename(named(path)).split(".")[1:][-2:]])
+
+
+@lru_cache(maxsize=32)
+def _data_begin(kind: Any, head: bytes) -> int:
+    """What a header says of where the data begin, in its file."""
+    return int(kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)["vox_offset"])
+
+
 def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes:
     """What follows the header up to the data, or (of a pair) to the end of the file."""
-    header = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
     is_single = len(kind.files_types) == 1
-    end = int(header["vox_offset"]) if is_single else _HEADER_BYTES + 1
+    end = _data_begin(kind, head) if is_single else _HEADER_BYTES + 1
     if not is_single:
         end = len(head) + len(more := stream.take(end - len(head)))
     if end > _HEADER_BYTES:

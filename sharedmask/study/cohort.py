@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,13 @@ class Task:
     needed: int = 0
     finish: Callable[[Any], Any] | None = None
     """What else is made of the signals, where they are."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where nothing but signals is made nobody asks for the header, which takes longest to pack.
+        asked = self.asked
+        if asked.store is None:
+            asked = replace(asked, source=replace(asked.source, header=None))
+        return {**self.__dict__, "asked": asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

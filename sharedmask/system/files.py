@@ -7,6 +7,7 @@ Does not cover: locks (``locks``), what is kept in files (``registry``, ``kept``
 
 import contextlib
 import errno
+import functools
 import glob
 import json
 import os
@@ -259,12 +260,20 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
 
 def _is_special(path: Path) -> bool:
     """Whether the path leads to what is no regular file, or through a descriptor (``/dev/stdout``)."""
-    place = os.path.realpath(path.parent)
-    if place == "/dev" or place.startswith("/proc/"):
-        return True
+    with contextlib.suppress(OSError):
+        facts = os.stat(path.parent)
+        place = _real(path.parent, (facts.st_dev, facts.st_ino))
+        if place == "/dev" or place.startswith("/proc/"):
+            return True
     with contextlib.suppress(OSError):
         return not stat.S_ISREG(os.stat(path).st_mode)
     return False
+
+
+@functools.lru_cache(maxsize=16)
+def _real(folder: Path, _: object) -> str:
+    """The folder's own name, which many files share; asked for again if the name leads to another."""
+    return os.path.realpath(folder)
 
 
 @contextlib.contextmanager

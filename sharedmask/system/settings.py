@@ -293,6 +293,7 @@ def _from_job(capacity: int) -> dict[str, Any]:
 _lock = Lock()
 _given: dict[str, Any] = {}
 _resolved: tuple[Any, Settings, dict[str, str]] | None = None
+_variables_seen: tuple[Any, Mapping[str, str]] = None, {}
 _known: set[str] = set()
 
 
@@ -352,13 +353,22 @@ def _current() -> tuple[Settings, dict[str, str]]:
     """Resolved again only when something changed: each request asks."""
     global _resolved
     with _lock:
-        names = [os.fsdecode(name) for name in _variables() if name.startswith(_ASKED)]
-        environ = {name: os.environ[name] for name in names}
+        environ = _environ()
         path = _config_file(_given.get("config"), environ)
         key = _given, environ, path, _changed(path)
         if _resolved is None or _resolved[0] != key:
             _resolved = key, *_resolve(environ, path)
         return _resolved[1], _resolved[2]
+
+
+def _environ() -> Mapping[str, str]:
+    """The variables that settings are made of, looked for again if any variable is another one."""
+    global _variables_seen
+    now = getattr(os.environ, "_data", None)  # comparing it takes a fiftieth of going through it
+    if now is None or now != _variables_seen[0]:
+        names = [os.fsdecode(name) for name in _variables() if name.startswith(_ASKED)]
+        _variables_seen = dict(now or ()), {name: os.environ[name] for name in names}
+    return _variables_seen[1]
 
 
 def _variables() -> Iterable[bytes]:
