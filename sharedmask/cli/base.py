@@ -356,7 +356,7 @@ folder_options = options(
     click.option(
         "--format",
         "form",
-        type=click.Choice(["tsv", "npz", "h5"]),
+        type=click.Choice(["tsv", "ptseries.nii", "pconn.nii", "npz", "h5"]),
         default="tsv",
         help="Of the files in the folder.",
     ),
@@ -421,9 +421,9 @@ def check_form(stat: str | Sequence[str] | None, form: str) -> None:
     UsageError
         A statistic is a table, and .npz and .h5 hold the series of all voxels.
     """
-    from sharedmask.study.tables import TABLES
+    from sharedmask.study.tables import holds_regions
 
-    if stat and form not in ("", *TABLES):
+    if stat and form and not holds_regions(form):
         stat = stat if isinstance(stat, str) else " ".join(stat)
         raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
 

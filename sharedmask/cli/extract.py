@@ -4,7 +4,6 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 """
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +72,8 @@ def profiled(path: str | None) -> Iterator[None]:
     "-o",
     "--output",
     metavar="OUT",
-    help=".tsv, .csv, .txt, .1D, .npz, .h5; - is standard output, as is nothing if that is no terminal.",
+    help=".tsv, .csv, .txt, .1D, .ptseries.nii, .pconn.nii, .npz, .h5; - is standard output, as is nothing "
+    "if that is no terminal.",
 )
 @click.option("--out-dir", metavar="DIR", help="One file per BOLD, named like it; complete ones are skipped.")
 @style_options
@@ -96,15 +96,16 @@ def extract(
     **options: Any,
 ) -> None:
     """Extract the signals of regions from each BOLD, in one pass."""
-    from sharedmask.study.tables import TABLES
+    from sharedmask.study.tables import TABLES, holds_regions, split
 
     given = given_regions(options)
     if not output and not out_dir and len(images) == 1 and not sys.stdout.isatty():
         output = "-"
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
         raise click.UsageError("give -o OUT for one BOLD, or --out-dir DIR for any number")
-    ending = f".{options['form']}" if out_dir else os.path.splitext(cast(str, output))[1].lower()
+    ending = f".{options['form']}" if out_dir else split(cast(str, output))[1].lower()
     check_form(options["stat"], ending)
+    options["connectivity"] = connectivity_of(options, ending)
     options["memory"] = memory_of(no_cache, cache_dir)
     for flag in ("form", "overwrite", "shard", "dask") if output else ():
         if is_given(flag):
@@ -114,8 +115,8 @@ def extract(
     options["denoise"] = denoised(options, confounds)
     if out_dir:
         begin_workers(images, confounds, **options)
-    table = bool(options["stat"]) or output == "-" or ending in TABLES
-    style = style_of(options, table)
+    table = bool(options["stat"]) or output == "-" or holds_regions(ending)
+    style = style_of(options, table and (ending in ("", *TABLES) or output == "-"))
     chosen = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z")
     parts = parts_of(given, table=table, style=style, **{name: options[name] for name in chosen})
     with profiled(profile_memory):
@@ -145,6 +146,16 @@ def denoised(options: dict[str, Any], confounds: Sequence[str]) -> Any:
             "--confounds are tables of your own: leave out --denoise-strategy and its like"
         )
     return denoise
+
+
+def connectivity_of(options: dict[str, Any], ending: str) -> Sequence[str]:
+    """The measures that are asked for; correlations are what a file of a matrix holds unless one is."""
+    kinds: Sequence[str] = options["connectivity"]
+    if ending != ".pconn.nii":
+        return kinds
+    if len(kinds) > 1:
+        raise click.UsageError(f"{ending} holds one matrix: give one --connectivity")
+    return kinds or ("correlation",)
 
 
 def style_of(options: dict[str, Any], table: bool) -> Any:
@@ -266,7 +277,7 @@ def _extract_one(output: str, bold: str, parts: Any, confounds: list[str], **opt
         raise click.UsageError(f"Missing argument 'BOLD...': {bold}, the last mask, is one volume")
     regions, start = asked.request.regions, time.monotonic()
     signals = asked.run(options["memory_limit"], options["memory"])
-    parts.write(output, signals, open_source(bold).grid, denoising)
+    parts.write(output, signals, open_source(bold), denoising, options["t_r"])
     took = time.monotonic() - start
     echo(f"{bold}: {len(regions)} regions x {asked.source.n_timepoints} volumes in {took:.1f} s")
 

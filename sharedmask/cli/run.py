@@ -32,6 +32,7 @@ from sharedmask.cli.base import (
 from sharedmask.cli.cache import tell_cache
 from sharedmask.cli.extract import (
     begin_workers,
+    connectivity_of,
     denoised,
     extract_each,
     parts_of,
@@ -96,6 +97,7 @@ def run_pipeline(
     with settings.using(**knobs):
         begin_workers(chosen, confounds, **options | {"n_jobs": _n_jobs(options)})
     options["style"] = style_of(options, options["form"] == "tsv")
+    options["connectivity"] = connectivity_of(options, f".{options['form']}")
     parts = _chosen_parts(options)
     with (
         settings.using(**knobs) as now,
@@ -178,6 +180,8 @@ def _chosen_parts(options: Mapping[str, Any]) -> Any:
     """What is written of each image, of regions of these names only; an unknown name is an error."""
     from sharedmask.regions.lut import read_lut
     from sharedmask.regions.masks import named_masks
+    from sharedmask.sources.opening import open_source
+    from sharedmask.study.tables import holds_regions
 
     given, labels = given_regions(options), None
     names, atlases, lut = (options[key] for key in ("names", "atlas", "lut"))
@@ -187,11 +191,12 @@ def _chosen_parts(options: Mapping[str, Any]) -> Any:
         found = named_masks(given)
         given = {name: found[name] for name in _known(names, found)}
     elif names:
-        values = {name: value for value, name in read_lut(next(iter(lut), None)).items()}
+        known = read_lut(lut[0]) if lut else open_source(atlases[0]).labels or {}
+        values = {name: value for value, name in known.items()}
         labels = [values[name] for name in _known(names, values)]
     taken = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z", "style")
     chosen = {name: options[name] for name in taken}
-    return parts_of(given, table=options["form"] == "tsv", labels=labels, **chosen)
+    return parts_of(given, table=holds_regions(f".{options['form']}"), labels=labels, **chosen)
 
 
 def _known(names: Sequence[str], there: Collection[str]) -> Sequence[str]:

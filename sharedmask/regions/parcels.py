@@ -119,7 +119,7 @@ def _box(space: Space) -> dict[str, Any]:
 
 def _along(length: int, series: bool, t_r: float | None) -> Any:
     if series:
-        return SeriesAxis(0, t_r or 1.0, length, "SECOND")
+        return SeriesAxis(0, t_r or 0.0, length, "SECOND")  # 0: not known
     return ScalarAxis([f"map {number}" for number in range(1, length + 1)])
 
 

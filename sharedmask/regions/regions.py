@@ -89,7 +89,7 @@ class Regions(Sets):
         kind : {"series", "matrix", "scalars"}
             To save as ``.ptseries.nii``, ``.pconn.nii``, ``.pscalar.nii``.
         t_r : float, optional
-            Seconds from one volume of a series to the next.
+            Seconds from one volume of a series to the next; by default 0, which is none.
 
         Returns
         -------

@@ -372,7 +372,7 @@ class _Work:
         kept = kept_of(len(probed.values), None if denoising is None else denoising.kept)
         quality = Quality.of(probed.values, kept, run.confounds)
         matrices = {of: coverage.spread(several) for of, several in related.items()}
-        written = self._write_signals(manifest, probed.signals, matrices)
+        written = self._write_signals(manifest, probed.signals, matrices, related)
         measures, desc = as_texts(quality.measures() | manifest.covered()), self.study.analysis.desc(run)
         written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
         if self.study.derivatives.page(run, self.study.analysis) in manifest.written:
@@ -388,9 +388,9 @@ class _Work:
         return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
 
     def _write_signals(
-        self, manifest: Manifest, signals: Mapping[str, Array], matrices: Matrices
+        self, manifest: Manifest, signals: Mapping[str, Array], matrices: Matrices, related: Matrices
     ) -> list[Path]:
-        """The tables of each atlas."""
+        """The tables of each atlas; of grayordinates also CIFTI-2 files of what is ``related`` of it."""
         run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
         assert coverage is not None
         outputs, write, written = analysis.outputs, self.study.derivatives, list[Path]()
@@ -398,12 +398,21 @@ class _Work:
             "desc": analysis.desc(run), "facts": manifest.facts(), "drop_empty": outputs.drop_empty
         }  # fmt: skip
         for statistic, values in signals.items():
-            parts = coverage.split(np.atleast_2d(values))
+            values = np.atleast_2d(values)
+            parts = coverage.split(values)
             for number, (atlas, table) in enumerate(zip(analysis.atlases, coverage.tables, strict=True)):
                 of = run, atlas, statistic, parts[number], table
+                regions = None if run.is_volume else coverage.parts[number]
                 for kind in outputs.kinds:
                     one = matrices[statistic, kind][number]
-                    written.append(write.write_matrix(*of, kind, one, fisher_z=outputs.fisher_z, **told))
+                    how = {"fisher_z": outputs.fisher_z, **told}
+                    if regions:
+                        how["parcels"] = regions, related[statistic, kind][number]
+                    written += write.write_matrix(*of, kind, one, **how)
+                if regions:
+                    own = values[:, slice(*coverage.spans[number])]
+                    how = {"t_r": manifest.t_r, "desc": told["desc"]}
+                    written += write.write_parcels(run, atlas, statistic, own, regions, table, **how)
                 written.append(write.write_signals(*of, form=outputs.form, **told))
         return written
 

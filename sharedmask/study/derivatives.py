@@ -6,7 +6,7 @@ Covers: file names, tables, sidecars, the data set's description. Does not cover
 Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from sharedmask.compute.connectivity import measure
 from sharedmask.errors import DatasetError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns
+from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
 from sharedmask.remote.addresses import named, place_of, url_of
 from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
-from sharedmask.study.analysis import Analysis
+from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
-from sharedmask.study.tables import write_matrix, write_series, write_table
+from sharedmask.study.tables import split, write_matrix, write_parcels, write_series, write_table
 from sharedmask.system.files import atomic_write, write_json
 from sharedmask.system.inputs import read_json
 from sharedmask.typing import Array
@@ -124,6 +125,7 @@ class Derivatives:
                 for kind in outputs.kinds
             ]
             paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
+            paths += self._planned_parcels(run, atlas, outputs, desc)
         if not outputs.voxels:
             paths.append(self.path(run, None, None, "qc", ".tsv", desc))
         if analysis.denoise is not None:
@@ -131,6 +133,41 @@ class Derivatives:
         if outputs.reports and not outputs.voxels:
             paths.append(self.page(run, analysis))
         return paths
+
+    def _planned_parcels(self, run: Run, atlas: Atlas, outputs: Outputs, desc: str | None) -> Iterator[Path]:
+        if run.is_volume:
+            return
+        yield self.path(run, atlas, "coverage", "boldmap", ".pscalar.nii", desc)
+        for statistic in outputs.statistics:
+            yield self.path(run, atlas, camel(statistic), "timeseries", ".ptseries.nii", desc)
+            for kind in outputs.kinds:
+                yield _boldmap(self.relmat(run, atlas, statistic, measure(kind, outputs.fisher_z), desc))
+
+    def write_parcels(
+        self,
+        run: Run,
+        atlas: Atlas,
+        statistic: str,
+        signals: Array,
+        regions: Regions,
+        table: Sequence[RegionRow],
+        *,
+        t_r: float | None,
+        desc: str | None = None,
+    ) -> list[Path]:
+        """The signals of ``regions`` and their coverage as CIFTI-2, whose sidecars those of the tables are.
+
+        Regions that are not covered enough are no parcels.
+        """
+        shares = {row.name: row.coverage for row in table}
+        covered = np.array([[shares[name] for name in regions.names]])
+        series = self.path(run, atlas, camel(statistic), "timeseries", ".ptseries.nii", desc)
+        shown = self.path(run, atlas, "coverage", "boldmap", ".pscalar.nii", desc)
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        write_json(_sidecar_of(shown), self._sidecar(run, atlas) | {"Statistic": "coverage"})
+        write_parcels(shown, covered, regions)
+        write_parcels(series, signals, regions, t_r)
+        return [shown, series]
 
     def write_signals(
         self,
@@ -200,8 +237,12 @@ class Derivatives:
         desc: str | None = None,
         facts: Mapping[str, Any] | None = None,
         drop_empty: bool = False,
-    ) -> Path:
-        """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`."""
+        parcels: tuple[Regions, Array] | None = None,
+    ) -> list[Path]:
+        """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`.
+
+        ``parcels``, regions that are covered and their matrix, are also written as CIFTI-2.
+        """
         path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
         kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,10 +256,15 @@ class Derivatives:
             "StorageFormat": "Full",
             "NonNegative": False,
         }
-        write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | told | dict(facts or {}))
+        written = [path]
+        if parcels is not None:
+            written.append(_boldmap(path))
+            write_parcels(written[-1], parcels[1], parcels[0])
+        for one in written:
+            write_json(_sidecar_of(one), self._sidecar(run, atlas) | told | dict(facts or {}))
         names = [table[number].name for number in kept.tolist()]
         write_matrix(path, matrix[np.ix_(kept, kept)] if drop_empty else matrix, names)
-        return path
+        return written
 
     def write_voxels(
         self,
@@ -273,6 +319,15 @@ class Derivatives:
             "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
         }
+
+
+def _boldmap(relmat: Path) -> Path:
+    """What XCP-D calls a matrix that is no table."""
+    return relmat.with_name(str(Name.parse(relmat).replace(suffix="boldmap", extension=".pconn.nii")))
+
+
+def _sidecar_of(path: Path) -> Path:
+    return path.with_name(f"{split(path)[0]}.json")
 
 
 def _is_ours(description: Path) -> bool:

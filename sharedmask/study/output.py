@@ -29,13 +29,23 @@ from sharedmask.remote.addresses import absolute, named
 from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import sidecars
-from sharedmask.sources.source import Source
+from sharedmask.sources.source import Facts, Source
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
 from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
 from sharedmask.study.outcome import Study
-from sharedmask.study.tables import Style, series_writer, write_matrix, write_series, write_table
+from sharedmask.study.tables import (
+    PARCELLATED,
+    Style,
+    holds_regions,
+    series_writer,
+    split,
+    write_matrix,
+    write_parcels,
+    write_series,
+    write_table,
+)
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
@@ -59,6 +69,10 @@ def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, P
     {'in/sub-01_bold.nii.gz': PosixPath('out/sub-01_bold.tsv')}
     """
     stems = {image: _stem(image) for image in images}
+    if form in PARCELLATED:
+        stems = {
+            image: stem.removesuffix(".dtseries").removesuffix(".ptseries") for image, stem in stems.items()
+        }
     twice = [stem for stem, count in Counter(stems.values()).items() if count > 1]
     if twice:
         both = [image for image in images if stems[image] == twice[0]]
@@ -108,8 +122,8 @@ def extract_to(
         Paths.
     masks : masks, a function of a Grid, or Parts
         As for :func:`sharedmask.extract`; a function makes the regions on an image's grid.
-    form : {".tsv", ".npz", ".h5"}
-        A table of one value per region and volume, or the series of all voxels.
+    form : {".tsv", ".ptseries.nii", ".pconn.nii", ".npz", ".h5"}
+        One value per region and volume, the regions' matrix, or the series of all voxels.
     strategy : str
         For tables.
     **options
@@ -121,6 +135,7 @@ def extract_to(
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
     work = OutputFolder.begin(folder, images, masks, form, strategy, denoise)
+    work.t_r = options.get("t_r")
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
     return extract_many(
@@ -213,14 +228,14 @@ class Parts:
 
     def paths(self, path: str | Path) -> list[Path]:
         """The files, where a single one would go to ``path``."""
-        whole = Path(path)
-        return [whole.with_name(f"{whole.stem}{name}{whole.suffix}") for name in self.names]
+        stem, ending = split(path)
+        return [Path(path).with_name(f"{stem}{name}{ending}") for name in self.names]
 
     def planned(self, path: str | Path, denoised: bool) -> list[Path]:
         """All that :meth:`write` writes for ``path``."""
         tables = self.paths(path)
-        matrices = [_matrix(table, name) for table in tables for name in self.measures]
-        return [*tables, *matrices, *(_of_denoising(path) if denoised else ())]
+        matrices = [self._matrix(table, name) for table in tables for name in self.measures]
+        return [*dict.fromkeys([*tables, *matrices]), *(_of_denoising(path) if denoised else ())]
 
     def regions_on(self, grid: Space) -> Regions:
         """The regions of all atlases, one atlas after the other."""
@@ -240,12 +255,20 @@ class Parts:
         return parts
 
     def write(
-        self, path: str | Path, signals: Any, grid: Space, denoising: Denoising | None = None
+        self,
+        path: str | Path,
+        signals: Any,
+        image: Facts,
+        denoising: Denoising | None = None,
+        t_r: float | None = None,
     ) -> list[Path]:
-        """Write what :meth:`regions_on` of ``grid`` gave, a file each; and what was taken out before."""
+        """Write what :meth:`regions_on` of an image's grid gave, a file each; and what was taken out before.
+
+        A repetition time that is given is that of what is written, whatever the image says.
+        """
         if denoising is not None:
             write_denoising(path, denoising)
-        parts, paths = self._on(grid), self.paths(path)
+        parts, paths = self._on(image.grid), self.paths(path)
         ends = [0, *accumulate(map(len, parts))]
         tables = list(signals.values()) if isinstance(self.strategy, tuple) else [signals]
         targets = iter(tuple(paths))
@@ -256,17 +279,36 @@ class Parts:
                     write_series(next(targets), dict(zip(part.names, series, strict=True)))
                 else:
                     target = next(targets)
-                    paths += self._write_matrices(target, table[..., start:stop], part.names)
-                    write_table(target, table[..., start:stop], part.names, self.style)
-        return paths
+                    paths += self._write_matrices(target, table[..., start:stop], part)
+                    self._write_signals(target, table[..., start:stop], part, t_r or image.t_r)
+        return list(dict.fromkeys(paths))
 
-    def _write_matrices(self, table: Path, signals: Array, names: Sequence[str]) -> list[Path]:
+    def _write_signals(self, path: Path, signals: Array, regions: Regions, t_r: float | None) -> None:
+        kind = PARCELLATED.get(split(path)[1].lower())
+        if kind is None:
+            write_table(path, signals, regions.names, self.style)
+        elif kind != "matrix":  # which is written where matrices are
+            write_parcels(path, signals, regions, t_r)
+
+    def _write_matrices(self, table: Path, signals: Array, regions: Regions) -> list[Path]:
         written = []
         for kind, name in zip(self.connectivity, self.measures, strict=True):
-            path = _matrix(table, name)
-            write_matrix(path, connectivity(signals, kind, fisher_z=self.fisher_z), names)
+            path, matrix = self._matrix(table, name), connectivity(signals, kind, fisher_z=self.fisher_z)
+            if split(path)[1].lower() in PARCELLATED:
+                write_parcels(path, matrix, regions)
+            else:
+                write_matrix(path, matrix, regions.names)
             written.append(path)
         return written
+
+    def _matrix(self, table: Path, name: str) -> Path:
+        """Where a matrix goes: beside its table, or in its place."""
+        stem, ending = split(table)
+        if PARCELLATED.get(ending.lower()) == "matrix":
+            return table
+        return table.with_name(
+            f"{stem}_meas-{name}_relmat{'.pconn.nii' if ending in PARCELLATED else '.tsv'}"
+        )
 
 
 @dataclass
@@ -277,8 +319,9 @@ class OutputFolder:
     parts: Parts
     private: Path
     denoisings: Denoisings | None = None
-    _grids: dict[str, Space] = field(default_factory=dict, init=False)
-    """Of the images at work."""
+    _at_work: dict[str, Source] = field(default_factory=dict, init=False)
+    t_r: float | None = None
+    """That is given, of all images."""
 
     @classmethod
     def begin(
@@ -291,7 +334,7 @@ class OutputFolder:
         denoise: Denoise | None = None,
     ) -> "OutputFolder":
         """Check what can be checked, and make the folder; ``masks`` may be :class:`Parts` too."""
-        if form != ".tsv":
+        if not holds_regions(form):
             series_writer(f"x{form}")
             strategy = None
         private = Path(folder) / PRIVATE
@@ -311,11 +354,11 @@ class OutputFolder:
     def source(self, key: str) -> Source:
         """An image, opened once."""
         source = open_source(key)
-        self._grids[key] = source.grid
+        self._at_work[key] = source
         return source
 
     def regions(self, key: str) -> Regions:
-        return self.parts.regions_on(self._grids[key])
+        return self.parts.regions_on(self._at_work[key].grid)
 
     def stamp(self, asked: str, key: str) -> str:
         """Of all that an image's outputs depend on, by names, sizes and times."""
@@ -330,14 +373,15 @@ class OutputFolder:
 
     def skip(self, key: str) -> None:
         """There is nothing more to do for it."""
-        self._grids.pop(key, None)
+        self._at_work.pop(key, None)
         if self.denoisings is not None:
             self.denoisings.forget(key)
 
     def keep(self, key: str, signals: Any) -> Together:
         denoising = None if self.denoisings is None else self.denoisings.pop(key)
         with Together() as written:
-            written.paths += self.parts.write(self.paths[key], signals, self._grids.pop(key), denoising)
+            to, source = self.paths[key], self._at_work.pop(key)
+            written.paths += self.parts.write(to, signals, source, denoising, self.t_r)
         self.failures.remove(named(absolute(key)))
         return written
 
@@ -361,12 +405,8 @@ def write_denoising(path: str | Path, denoising: Denoising) -> None:
 
 
 def _of_denoising(path: str | Path) -> tuple[Path, Path]:
-    whole = Path(path)
-    return whole.with_suffix(".json"), whole.with_name(f"{whole.stem}_outliers.tsv")
-
-
-def _matrix(table: Path, name: str) -> Path:
-    return table.with_name(f"{table.stem}_meas-{name}_relmat.tsv")
+    stem = split(path)[0]
+    return Path(path).with_name(f"{stem}.json"), Path(path).with_name(f"{stem}_outliers.tsv")
 
 
 def _each(signals: Any) -> Sequence[Any]:

@@ -1,7 +1,7 @@
 """Results to files, whole or not at all.
 
-Covers: tables as text, voxel series as NPZ or HDF5. Does not cover: BIDS names and sidecars
-(``derivatives``), images, what makes a file whole or nothing (``files``).
+Covers: tables as text, regions as CIFTI-2, voxel series as NPZ or HDF5. Does not cover: BIDS names and
+sidecars (``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
 import csv
@@ -17,6 +17,8 @@ import numpy as np
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
+from sharedmask.regions.parcels import Kind
+from sharedmask.regions.regions import Regions
 from sharedmask.sources import hdf5
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
@@ -62,6 +64,37 @@ _PLAIN = 1e-4  # smaller numbers have an exponent in Python and zeros in JSON
 
 TABLES = {".tsv": ("\t", "n/a"), ".csv": (",", "n/a"), ".txt": (" ", "nan"), ".1d": (" ", "nan")}
 """Endings of tables: what stands between cells, and for a missing number."""
+
+
+PARCELLATED: dict[str, Kind] = {".ptseries.nii": "series", ".pconn.nii": "matrix", ".pscalar.nii": "scalars"}
+"""Endings of CIFTI-2 files of regions, and what these hold."""
+
+
+def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The name of a file before its ending, and the ending.
+
+    Examples
+    --------
+    >>> split("out/sub-01.ptseries.nii"), split("a.b.tsv")
+    (('sub-01', '.ptseries.nii'), ('a.b', '.tsv'))
+    """
+    name = Path(path).name
+    ending = next((one for one in PARCELLATED if name.lower().endswith(one)), Path(path).suffix)
+    return name[: len(name) - len(ending)], name[len(name) - len(ending) :]
+
+
+def holds_regions(ending: str) -> bool:
+    """Whether files of this ending have values of regions, not of all voxels."""
+    return ending in TABLES or ending in PARCELLATED
+
+
+def write_parcels(
+    path: str | os.PathLike[str], values: Array, regions: Regions, t_r: float | None = None
+) -> None:
+    """Values of regions as the CIFTI-2 file that the ending of ``path`` says."""
+    image = regions.to_cifti(values, PARCELLATED[split(path)[1].lower()], t_r=t_r)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(image.to_bytes())
 
 
 def write_table(

@@ -4,6 +4,7 @@ import json
 import sys
 
 import cifti_files as files
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -48,6 +49,33 @@ def test_signals_of_a_data_set_of_dense_series(study, monkeypatch):
     sidecar = json.loads((found / f"{NAMED}_stat-mean_timeseries.json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["Space"]) == (0.8, "fsLR")
     assert not list((folder / "out").glob("sub-*.html"))
+
+
+def test_parcels_of_a_data_set_beside_its_tables(study, monkeypatch):
+    folder, _ = study
+    asked = ["--file-format", "cifti", "--atlases", "Toy", "--atlases-dir", folder / "atlases"]
+    more = ["--connectivity", "correlation", "--stat", "mean", "median", "--no-reports"]
+    args = ["sharedmask-bids", folder / "prep", folder / "out", "participant", *asked, *more]
+    monkeypatch.setattr(sys, "argv", list(map(str, args)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found = folder / "out" / "sub-01" / "func"
+    for stat in ("mean", "median"):
+        series = nib.load(found / f"{NAMED}_stat-{stat}_timeseries.ptseries.nii")
+        table = np.loadtxt(found / f"{NAMED}_stat-{stat}_timeseries.tsv", skiprows=1)
+        np.testing.assert_array_equal(series.get_fdata(), table.astype("f4"))
+        assert series.header.get_axis(0).step == 0.8
+        stem = f"{NAMED}_stat-{stat}_meas-correlation_"
+        matrix = nib.load(found / f"{stem}boldmap.pconn.nii")
+        same = np.loadtxt(found / f"{stem}relmat.tsv", skiprows=1, usecols=(1, 2, 3))
+        np.testing.assert_array_equal(matrix.get_fdata(), same)
+        assert json.loads((found / f"{stem}boldmap.json").read_text())["RelationshipMeasure"] == "correlation"
+    shares = nib.load(found / f"{NAMED}_stat-coverage_boldmap.pscalar.nii")
+    assert shares.get_fdata().tolist() == [[1, 1, 1]]
+    assert json.loads((found / f"{NAMED}_stat-coverage_boldmap.json").read_text())["Statistic"] == "coverage"
+    for image in (series, matrix, shares):
+        assert list(image.header.get_axis(1).name) == ["V1", "A1", "M1"]
 
 
 def test_volumes_and_dense_series_are_told_apart(study):
