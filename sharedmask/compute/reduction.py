@@ -122,12 +122,6 @@ def reduce_volumes(
             for span in pieces(len(volumes), (edges[-1] - edges[0]) * 8, VOLUMES_BYTES):
                 stored = volumes[span, edges[0] : edges[-1]].T
                 values, inside = np.empty(stored.shape), (edges - edges[0]).tolist()
-                if strategy in SUMS | _SQUARES and not omits:  # which are finite where all values are
-                    np.copyto(values, scale(stored, conversion), casting="unsafe")
-                    made = _reduced(values, inside, strategy, omits, own)
-                    if np.isfinite(made).all():
-                        out[span, first:last] = made.T
-                        continue
                 finite = convert(stored, values, conversion) and finite
                 out[span, first:last] = _reduced(values, inside, strategy, omits, own).T
     return finite
@@ -167,10 +161,10 @@ def add_rows(
                 values = scratch[: len(stored) + 1]
                 values[0] = total
                 np.copyto(values[1:], scale(stored, conversion), casting="unsafe")
-                if np.isfinite(_added(values, total)).all():  # so are all values
+                if np.isfinite(added(values, total)).all():  # so are all values
                     continue
                 finite = convert(stored, values[1:], conversion) and finite
-                _added(values, total)
+                added(values, total)
     return finite
 
 
@@ -184,7 +178,7 @@ def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] |
 def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weights: Array | None) -> Array:
     """(n_regions, n_volumes) of the rows of each region, which lie one after the other."""
     spans = list(pairwise(edges))
-    if omits or strategy not in SUMS | _SQUARES:
+    if omits or strategy not in SUMS | SQUARES:
         each = [None if weights is None else weights[start:stop] for start, stop in spans]
         regions = [_Values(values[a:b], omits, own) for (a, b), own in zip(spans, each, strict=True)]
         return np.array([STRATEGIES[strategy](region) for region in regions])
@@ -192,9 +186,9 @@ def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weight
     totals = np.empty((len(spans), values.shape[1]))
     for total, (start, stop) in zip(totals, spans, strict=True):
         part = values[start:stop]
-        _added(part, total)
-        if strategy in _SQUARES:
-            _added(_squares(part, total / len(part), part), total)
+        added(part, total)
+        if strategy in SQUARES:
+            added(_squares(part, total / len(part), part), total)
     totals += 0.0  # no sum is -0.0
     if strategy != "sum":
         totals /= np.array([[stop - start] for start, stop in spans], float)
@@ -317,13 +311,14 @@ def _accumulate(parts: Iterator[Array]) -> Array:
     The order is that of ``scipy.ndimage``'s reductions, hence nilearn's bits: the sum so far
     goes in as the first row of the next piece, so that pieces leave no trace.
     """
-    total: Array = _added(next(parts)) + 0.0  # no sum is -0.0
+    total: Array = added(next(parts)) + 0.0  # no sum is -0.0
     for values in parts:
-        total = _added(np.concatenate([total[None], values]))
+        total = added(np.concatenate([total[None], values]))
     return total
 
 
-def _added(rows: Array, out: Array | None = None) -> Array:
+def added(rows: Array, out: Array | None = None) -> Array:
+    """The sum of rows, one after the other."""
     total = np.empty(rows.shape[1]) if out is None else out
     if len(total) > 1:
         np.add.reduce(rows, 0, np.float64, out=total)
@@ -462,6 +457,7 @@ STRATEGIES: dict[str, Callable[[_Region], Array]] = {
 }
 SUMS = frozenset({"sum", "mean"})
 """Strategies that are made of the sum of a region's rows."""
-_SQUARES = frozenset({"variance", "standard_deviation"})
+SQUARES = frozenset({"variance", "standard_deviation"})
+"""Strategies that are made of the sum of squared differences from the mean."""
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
 """Strategies whose value of a volume needs no other volume."""

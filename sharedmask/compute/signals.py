@@ -28,6 +28,7 @@ from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.compute.plan import Plan, passes_by
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
+from sharedmask.compute.steps import Reducer
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
 from sharedmask.sources.by_row import RowSource
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from sharedmask.workers.worker import Item, Kernel
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
-_WHOLE_VOLUMES = 4  # in a block of those that are summed one by one, which larger ones make no faster
-_WHOLE_BYTES = 256 * 1024  # unless volumes are small: a block has its own price
 _GROUPS = 4  # of regions for each worker
 
 
@@ -308,28 +307,21 @@ def _grouped(positions: NDArray[np.intp], regions: Regions, most: int) -> Iterat
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:
     """Nothing of the image is kept: values are made of blocks of volumes as they are decoded."""
     regions, conversion, probes = request.regions, request.reduction(source), request.probes
-    n_voxels = len(regions.indices)
-    wanted = regions.indices if probes is None else np.concatenate([regions.indices, probes])
+    reducer = Reducer.of(request.strategies, source.dtype, conversion, regions.offsets, regions.weights)
+    wanted, n_voxels = regions.indices[reducer.order], len(regions.indices)
+    if probes is not None:
+        wanted = np.concatenate([wanted, probes])
     probed = np.empty((source.n_timepoints, len(wanted) - n_voxels), source.dtype)
     tables = np.empty((len(request.strategies), source.n_timepoints, len(regions)), conversion.result)
     finite = True
     volumes, select = source.narrowed(wanted)
-    step = loader.block_volumes(len(select), source.dtype, source.n_timepoints)
-    whole = (
-        reduction.whole_sums(source.dtype, conversion, one, regions.offsets) for one in request.strategies
-    )
-    if all(whole):
-        volume_bytes = source.n_voxels * source.dtype.itemsize
-        step = min(step, max(_WHOLE_VOLUMES, _WHOLE_BYTES // volume_bytes))
+    step = min(loader.block_volumes(len(select), source.dtype, source.n_timepoints), reducer.most(source))
     with loader.decoded(volumes, len(select), select, step) as blocks:
         for start, block in blocks:
             probed[start : start + len(block)] = block[:, n_voxels:]
             for table, strategy in zip(tables, request.strategies, strict=True):
                 out = table[start : start + len(block)]
-                found = reduction.reduce_volumes(
-                    block[:, :n_voxels], out, conversion, strategy, regions.offsets, regions.weights
-                )
-                finite = finite and found
+                finite = reducer.reduce(block[:, :n_voxels], out, strategy) and finite
             tell(start + len(block))
     values = _tables(list(tables), source, request)
     return Signals(values if probes is None else [*values, _true(probed, source)], finite)

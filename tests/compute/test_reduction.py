@@ -4,8 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import ndimage
 from stored import INDEX, conversion, random_rows
 
@@ -133,31 +131,6 @@ def test_sums_have_the_bits_of_scipy(strategy):
     expected = [getattr(ndimage, strategy)(volume, labels, [1])[0] for volume in rows.T]
     got = reduced(strategy, rows, np.arange(3000), conversion("f4", "f8"))
     np.testing.assert_array_equal(got, expected)
-
-
-@given(
-    st.lists(st.sampled_from([1, 2, 7, 300, 9000]), min_size=1, max_size=6),
-    st.sampled_from([1, 2, 3, 16, 70]),
-    st.sampled_from(sorted(reduction.BY_VOLUME)),
-    st.sampled_from(["zero", "propagate", "omit"]),
-    st.sampled_from(["f4", "i2", "u1", "u2", "i4", "u4", "i8"]),
-    st.sampled_from([1.0, 0.3]),
-)
-@settings(max_examples=100)
-def test_volumes_that_pass_by_give_the_bits_of_rows(sizes, n_volumes, strategy, policy, stored, slope):
-    rows = random_rows(sum(sizes), n_volumes, "f4")
-    if stored == "f4":
-        rows[np.random.default_rng(5).random(rows.shape) < 0.01] = np.nan
-    else:
-        rows = np.clip(rows * 1e30, np.iinfo(stored).min / 2, np.iinfo(stored).max / 2).astype(stored)
-    how = conversion(stored, "f8", slope, nan_policy=policy)
-    offsets = np.cumsum([0, *sizes])
-    expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
-    index, weights = np.arange(len(rows)), weights_of(len(rows))
-    reduction.reduce_regions(rows, False, expected, how, strategy, index, offsets, 0, weights)
-    finite = reduction.reduce_volumes(np.ascontiguousarray(rows.T), got, how, strategy, offsets, weights)
-    assert finite == bool(np.isfinite(rows).all())
-    np.testing.assert_array_equal(got, expected.T)
 
 
 @pytest.mark.parametrize("stored", ["u1", "i2", "u2", "i4", "u4"])
