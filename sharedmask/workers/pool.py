@@ -45,11 +45,13 @@ _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, pipe: connection.Connection, process: Child, generation: int) -> None:
+    def __init__(
+        self, pipe: connection.Connection, process: Child, generation: int, surroundings: Surroundings
+    ) -> None:
         self.pipe, self.process = pipe, process
         self.generation = generation
         """Of the user's modules: those that it may have imported."""
-        self._surroundings: Surroundings | None = None
+        self._surroundings = surroundings
 
     def begin(self, payload: bytes, surroundings: Surroundings, roots: Mapping[Name, Root]) -> None:
         known = surroundings is self._surroundings
@@ -103,13 +105,13 @@ class _Pool:
         self._lock = Lock()
 
     @contextlib.contextmanager
-    def lease(self, count: int, generation: int = 0) -> Iterator[list[_Worker]]:
+    def lease(self, count: int, generation: int, surroundings: Surroundings) -> Iterator[list[_Worker]]:
         """``count`` workers; those not idle again at the end, for whatever reason, are stopped."""
         with self._lock:
             workers, self._idle = self._idle[:count], self._idle[count:]
         try:
             workers = self._fit(workers, generation)
-            self._fill_up(workers, count, generation)
+            self._fill_up(workers, count, generation, surroundings)
             yield workers
         except BaseException:
             # Some are still at work on an output that nobody will read.
@@ -118,11 +120,13 @@ class _Pool:
         with self._lock:
             self._idle = [*workers, *self._idle]  # the last at work go first; others stay small
 
-    def _fill_up(self, workers: list[_Worker], count: int, generation: int) -> None:
+    def _fill_up(
+        self, workers: list[_Worker], count: int, generation: int, surroundings: Surroundings
+    ) -> None:
         """Start what is missing of ``count``; where only some can be, those do the work."""
         try:
-            for pipe, process in self._template.fork(count - len(workers)):
-                workers.append(_Worker(pipe, process, generation))
+            for pipe, process in self._template.fork(count - len(workers), surroundings):
+                workers.append(_Worker(pipe, process, generation, surroundings))
                 self._all.add(workers[-1])
         except CannotStartError as error:
             if not workers:
@@ -248,7 +252,7 @@ def run_processes(
     surroundings, generation = _caller.look()
     payload = (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
     try:
-        with pool.lease(min(n_jobs, len(items)), generation) as workers:
+        with pool.lease(min(n_jobs, len(items)), generation, surroundings) as workers:
             for worker in workers:
                 worker.begin(payload, surroundings, {} if streams is None else streams.roots)
             answers = _Dispatch(workers, items, on_done, streams).run()

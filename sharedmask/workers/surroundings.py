@@ -2,7 +2,7 @@
 
 Covers: the folder, the environment, where modules are found, locale, file mode, filters of warnings, NumPy's
 errors; taken in the caller, taken over by the worker. Does not cover: modules (``modules``), when workers
-are told (``pool``).
+and what they come from are told (``pool``, ``template``).
 
 What a process has once and for all stays the template's: one thread for BLAS, descriptors, signals, limits.
 """
@@ -12,6 +12,7 @@ import importlib
 import locale
 import multiprocessing
 import os
+import pickle
 import re
 import sys
 import time
@@ -40,8 +41,8 @@ class Surroundings:
     arguments: list[str]
     locale: str
     umask: int | None
-    filters: list[Any]
-    """Of warnings."""
+    filters: list[tuple[Any, ...]]
+    """Of warnings, categories by their names: what is not imported by a worker is not for a filter."""
     float_errors: dict[str, str]
     print_options: dict[str, Any]
     """NumPy's."""
@@ -66,7 +67,7 @@ class Surroundings:
             list(sys.argv),
             locale.setlocale(locale.LC_ALL),
             _umask(),
-            list(warnings.filters),
+            [(one[0], one[1], _name(one[2]), *one[3:]) for one in warnings.filters],  # type: ignore[arg-type]
             dict(np.geterr()),  # type: ignore[arg-type]
             dict(np.get_printoptions()),
             sys.getrecursionlimit(),
@@ -78,15 +79,17 @@ class Surroundings:
         """Make them this process's own."""
         os.chdir(self.folder)
         _set_environment(self.environment | _ONE_THREAD)
-        sys.path[:] = self.path
+        if sys.path != self.path:
+            sys.path[:] = self.path
+            importlib.invalidate_caches()
         sys.argv[:] = self.arguments
-        importlib.invalidate_caches()
         with contextlib.suppress(locale.Error):  # a name that is known to the caller alone
             locale.setlocale(locale.LC_ALL, self.locale)
         if self.umask is not None:
             os.umask(self.umask)
         warnings.resetwarnings()
-        warnings.filters.extend(self.filters)  # type: ignore[attr-defined]
+        for action, message, name, module, line in self.filters:
+            warnings.filters.append((action, message, _category(*name), module, line))  # type: ignore[attr-defined]
         np.seterr(**self.float_errors)  # type: ignore[arg-type]
         np.set_printoptions(**self.print_options)
         sys.setrecursionlimit(self.recursion_limit)
@@ -94,6 +97,48 @@ class Surroundings:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self.cpus)
         multiprocessing.current_process().authkey = self.authkey
+
+
+class Entered:
+    """The surroundings that this process has entered, which are its children's too."""
+
+    def __init__(self) -> None:
+        self._packed: bytes | None = None
+        self._found: Surroundings | None = None
+        """What they were when they had been entered."""
+
+    def enter(self, packed: bytes) -> None:
+        self._packed, self._found = packed, None
+        pickle.loads(packed).enter()
+        self._found = Surroundings.here()
+
+    def require(self) -> None:
+        """Enter what could not be entered before, or say why it cannot."""
+        if self._packed is not None and self._found is None:
+            self.enter(self._packed)
+
+    def restore(self) -> None:
+        """Undo what a function changed."""
+        if self._packed is not None and self._found != Surroundings.here():
+            self.enter(self._packed)
+
+
+class _ByName(type):
+    """Of categories of warnings that are not imported here: those of this name are meant."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any(_name(one) == _name(cls) for one in other.__mro__)
+
+
+def _name(category: type) -> tuple[str, str]:
+    return category.__module__, category.__qualname__
+
+
+def _category(module: str, name: str) -> type:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else _ByName(name, (Warning,), {"__module__": module})
 
 
 def _folder() -> str:

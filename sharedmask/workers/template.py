@@ -6,6 +6,7 @@ cover: what a child does (``worker``), which children there are (``pool``).
 A template is a fresh interpreter. It knows nothing of the caller's main module, threads or locks,
 and no name: it hears its caller through an inherited socket, and ends with it::
 
+    caller ──its surroundings, unless they are those of before──> template
     caller ──a byte, the worker's pipe, a descriptor to tell──> template ──fork──> worker
     caller <──its pid, and how it ended── told
 
@@ -35,11 +36,13 @@ from sharedmask.system import settings
 from sharedmask.system.limits import explained
 from sharedmask.system.platform import rights
 from sharedmask.system.process import Lock
-from sharedmask.workers.surroundings import ONE_THREAD
+from sharedmask.workers.surroundings import ONE_THREAD, Entered, Surroundings
 
 _HOME = str(Path(__file__).parents[2])
 _COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.workers.template import serve; serve()"
 _NUMBER = struct.Struct("=i")
+_SIZE = struct.Struct("=Q")
+_FORK, _ENTER = b"f", b"s"
 _END_SECONDS = 5  # a process that was told to end
 _Asked = tuple[connection.Connection, connection.Connection, "subprocess.Popen[bytes]"]
 
@@ -65,14 +68,17 @@ class Template:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._surroundings: Surroundings | None = None
         self._rights = rights()
 
     def begin(self) -> None:
         """Start the process, if it does not run; it imports while others work."""
         self._running()
 
-    def fork(self, count: int) -> Iterator[tuple[connection.Connection, "Child"]]:
-        """New children, and the pipes to them; all are asked for before the first is waited for.
+    def fork(self, count: int, surroundings: Surroundings) -> Iterator[tuple[connection.Connection, "Child"]]:
+        """New children in these surroundings, and the pipes to them.
+
+        All are asked for before the first is waited for.
 
         Raises
         ------
@@ -81,8 +87,9 @@ class Template:
         """
         asked = deque[_Asked]()
         try:
-            while len(asked) < count:
-                asked.append(self._ask())
+            with self._lock:
+                while len(asked) < count:
+                    asked.append(self._ask(surroundings))
             while asked:
                 pipe, told, process = asked[0]
                 child = _first_sign(told, process)
@@ -93,7 +100,7 @@ class Template:
                 pipe.close()
                 told.close()
 
-    def _ask(self) -> "_Asked":
+    def _ask(self, surroundings: Surroundings) -> "_Asked":
         with contextlib.ExitStack() as undo:
             pipe, theirs = connection.Pipe()
             undo.callback(pipe.close)
@@ -103,9 +110,21 @@ class Template:
                 with tell:
                     process, to = self._running()
                     with contextlib.suppress(BrokenPipeError, ConnectionError):
-                        socket.send_fds(to, [b"f"], [theirs.fileno(), tell.fileno()])
+                        self._tell(to, surroundings)
+                        socket.send_fds(to, [_FORK], [theirs.fileno(), tell.fileno()])
             undo.pop_all()
         return pipe, told, process
+
+    def _tell(self, to: socket.socket, surroundings: Surroundings) -> None:
+        if surroundings is self._surroundings:
+            return
+        packed = surroundings.packed
+        try:
+            to.sendall(_ENTER + _SIZE.pack(len(packed)) + packed)
+        except BaseException:  # it waits for the rest, which does not come
+            self.stop()
+            raise
+        self._surroundings = surroundings
 
     def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         with self._lock:
@@ -145,7 +164,7 @@ class Template:
     def _forget(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._process = self._socket = None
+        self._process = self._socket = self._surroundings = None
 
 
 def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -241,7 +260,7 @@ def serve() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     number, preload, *_ = sys.argv[1:]
     caller = socket.socket(fileno=int(number))
-    from sharedmask.workers import streams, worker
+    from sharedmask.workers import worker
 
     settings.know_variables(os.environ)  # the caller tells of those that are no settings
     for name in preload.split(","):
@@ -249,7 +268,7 @@ def serve() -> NoReturn:
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(name)
-    streams.reseed()  # each child does it again, and finds what it looks for
+    worker.rehearse()
     gc.freeze()  # what all share is not looked through, and so not copied, by each
     _Server(caller, worker.work).run()
 
@@ -257,9 +276,10 @@ def serve() -> NoReturn:
 class _Server:
     """Forks at each request, and tells of each end."""
 
-    def __init__(self, caller: socket.socket, work: Callable[[connection.Connection], None]) -> None:
+    def __init__(self, caller: socket.socket, work: Callable[[connection.Connection, Entered], None]) -> None:
         self._caller = caller
         self._work = work
+        self._entered = Entered()
         self._tell: dict[int, connection.Connection] = {}
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
@@ -273,13 +293,26 @@ class _Server:
             if self._woken in ready:
                 self._reap()
             if self._caller in ready:
-                self._fork()
+                request, fds, *_ = socket.recv_fds(self._caller, 1, 2)
+                if request == _FORK:
+                    self._fork(*map(connection.Connection, fds))
+                elif request == _ENTER:
+                    (size,) = _SIZE.unpack(self._received(_SIZE.size))
+                    with contextlib.suppress(Exception):  # who is forked tries again, and says what is wrong
+                        self._entered.enter(self._received(size))
+                else:
+                    self._leave()
 
-    def _fork(self) -> None:
-        request, fds, *_ = socket.recv_fds(self._caller, 1, 2)
-        if not request:
-            self._leave()
-        pipe, tell = (connection.Connection(fd) for fd in fds)
+    def _received(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            part = self._caller.recv(size - len(found))
+            if not part:
+                self._leave()
+            found += part
+        return bytes(found)
+
+    def _fork(self, pipe: connection.Connection, tell: connection.Connection) -> None:
         try:
             pid = os.fork()
         except OSError as error:
@@ -303,7 +336,7 @@ class _Server:
                 ours.close()
             for tell in self._tell.values():
                 tell.close()
-            self._work(pipe)
+            self._work(pipe, self._entered)
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -30,9 +30,11 @@ from typing import Any
 from sharedmask.errors import WorkerError
 from sharedmask.records import dataclass
 from sharedmask.storage.segment import Shared, attach
+from sharedmask.system import platform
+from sharedmask.system.process import boot_id
 from sharedmask.workers import streams
 from sharedmask.workers.failure import Failure, dumps
-from sharedmask.workers.surroundings import Surroundings
+from sharedmask.workers.surroundings import Entered
 
 PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
@@ -69,13 +71,20 @@ class Answer:
     """That the kernel took."""
 
 
-def work(pipe: Connection) -> None:
-    """The life of a worker."""
+def rehearse() -> None:
+    """Find out and import once for all, before they are forked, what each would at its first job."""
+    streams.reseed()
+    platform.can_share()
+    boot_id()
+
+
+def work(pipe: Connection, entered: Entered) -> None:
+    """The life of a worker, which begins in the surroundings ``entered`` by what it was forked from."""
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
     streams.reseed()
     with contextlib.suppress(RuntimeError):  # no more threads: the end is noticed between items
         threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
-    worker = _Worker()
+    worker = _Worker(entered)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             kind, *message = pipe.recv()
@@ -97,9 +106,8 @@ def _leave_with_caller(pipe: Connection) -> None:
 class _Worker:
     """One job after the other, each in its caller's surroundings."""
 
-    def __init__(self) -> None:
-        self._surroundings: Surroundings | None = None
-        self._entered: Surroundings | None = None
+    def __init__(self, entered: Entered) -> None:
+        self._entered = entered
         self._kernel: Kernel = len
         self._arguments: Item = ()
         self._streams = streams.ItemStreams({}, ())
@@ -107,11 +115,13 @@ class _Worker:
     def begin(
         self, payload: bytes, surroundings: bytes | None, roots: Mapping[streams.Name, streams.Root]
     ) -> None:
-        """Receive a job, and its caller's surroundings unless they are those of the job before."""
+        """Receive a job, and its caller's surroundings unless they are entered already."""
         self._drop()
         try:
-            if surroundings is not None:
-                self._enter(pickle.loads(surroundings))
+            if surroundings is None:
+                self._entered.require()
+            else:
+                self._entered.enter(surroundings)
             (kernel, arguments), generators = streams.loads(payload)
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
             self._streams = streams.ItemStreams(roots, generators)
@@ -149,17 +159,11 @@ class _Worker:
     def end(self) -> None:
         """Hold nothing of the job; what its function changed here is its caller's again."""
         self._drop()
-        if self._surroundings is not None and self._entered != Surroundings.here():
-            self._enter(self._surroundings)
+        self._entered.restore()
 
     def _drop(self) -> None:
         self._kernel, self._arguments = len, ()
         self._streams = streams.ItemStreams({}, ())
-
-    def _enter(self, surroundings: Surroundings) -> None:
-        self._surroundings, self._entered = surroundings, None
-        surroundings.enter()
-        self._entered = Surroundings.here()
 
 
 def _send(pipe: Connection, answers: list[bytes]) -> None:

@@ -5,12 +5,14 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from jobs import in_worker
 
 from sharedmask.workers import pool
+from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.surroundings import Surroundings
 
 
@@ -142,6 +144,33 @@ def test_filters_of_warnings_are_the_callers(warm):
     assert caught[0].filename == __file__
 
 
+def test_a_filter_of_what_is_not_imported_imports_nothing_and_holds(folder, monkeypatch):
+    (folder / "users_categories.py").write_text("class Mine(UserWarning):\n    class Own(UserWarning): pass")
+    monkeypatch.syspath_prepend(folder)
+    import users_categories
+
+    def look():
+        import sys
+        import warnings
+
+        before = "users_categories" in sys.modules
+        from users_categories import Mine
+
+        said = []
+        for category in (Mine, Mine.Own, UserWarning):
+            try:
+                warnings.warn("mind", category, stacklevel=1)
+            except UserWarning as error:
+                said.append(type(error).__name__)
+        return before, said
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", users_categories.Mine.Own)
+        assert in_worker(look) == (False, ["Own"])
+    del sys.modules["users_categories"]
+
+
 def test_blas_has_one_thread_whatever_the_caller_says(warm, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert in_worker(lambda: os.environ["OMP_NUM_THREADS"]) == "1"
@@ -155,6 +184,33 @@ def test_what_does_not_change_is_sent_once(warm):
     for _ in range(3):
         in_worker(os.getpid)
     assert [message[2] is None for message in sent if message[0] == "job"] == [True] * 3
+
+
+def test_new_workers_begin_where_the_caller_is_then(folder):
+    (folder / "a").mkdir()
+    for place in (folder / "a", folder):
+        os.chdir(place)
+        pool.shutdown()
+        assert in_worker(os.getcwd) == str(place)
+
+
+def test_what_could_not_be_entered_is_tried_again_by_each_job(folder):
+    own, there = pool._Pool(()), folder / "there"
+    surroundings = replace(Surroundings.here(), folder=str(there))
+
+    def look():
+        worker.begin(dumps_by_value((os.getcwd, ())), surroundings, {})
+        worker.send("items", [((), 0)])
+        (answer,) = worker.receive()
+        return answer
+
+    try:
+        with own.lease(1, 0, surroundings) as (worker,):
+            assert isinstance(look().failure.error, FileNotFoundError)
+            there.mkdir()
+            assert look().value == str(there)
+    finally:
+        own.end()
 
 
 def test_of_one_moment():

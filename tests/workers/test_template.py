@@ -13,6 +13,7 @@ from children import gone, python
 
 from sharedmask.workers import pool, template
 from sharedmask.workers.pool import run_processes
+from sharedmask.workers.surroundings import Surroundings
 
 
 def test_workers_import_little():
@@ -47,7 +48,7 @@ def test_nothing_of_the_caller_changes_while_workers_start():
     watcher.start()
     own = pool._Pool(())
     try:
-        with own.lease(2):
+        with own.lease(2, 0, Surroundings.here()):
             pass
     finally:
         over.set()
@@ -61,7 +62,7 @@ def test_workers_have_the_rights_that_the_caller_has_now(monkeypatch):
     """A process that gives up its rights has no workers that keep them."""
 
     def forked():
-        ((pipe, child),) = own.fork(1)
+        ((pipe, child),) = own.fork(1, Surroundings.here())
         pipe.close()
         child.kill()
         return own._process.pid
