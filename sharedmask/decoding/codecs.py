@@ -15,13 +15,14 @@ from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isal import igzip_lib
+from isal import igzip_lib, isal_zlib
 
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.remote.addresses import named, url_of
 from sharedmask.system import inputs
 
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
+_READER = getattr(isal_zlib, "_GzipReader", None)  # of isal's own igzip.open
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -159,6 +160,53 @@ class MemberStream(Stream):
         return True
 
 
+class GzipStream(Stream):
+    """Gzip data decompressed into the place where they are wanted, which takes a tenth less time.
+
+    Where anything is wrong, and it may be what follows the image, the file is read again by `MemberStream`:
+    what is wrong is said there.
+    """
+
+    def __init__(self, file: FileIO, name: str) -> None:
+        super().__init__(file)
+        self._name, self._done = name, 0
+        assert _READER is not None
+        self._reader = _READER(file, CHUNK // 2)
+        self._members: MemberStream | None = None
+
+    def skip(self, n_bytes: int) -> int:
+        return self._read_past(n_bytes)
+
+    def finish(self) -> None:
+        rest = bytearray(CHUNK)
+        while self._members is None and self._read(rest):
+            pass
+        if not self._done:
+            self._leave()
+        if self._members is not None:
+            self._members.finish()
+
+    def _some(self, view: memoryview) -> int:
+        got = self._read(view) if self._members is None else 0
+        if self._members is not None:
+            return self._members.readinto(view)
+        self._done += got
+        return got
+
+    def _read(self, view: memoryview | bytearray) -> int:
+        """As much as there is at once; none where the data end or are left to `MemberStream`."""
+        try:
+            return int(self._reader.readinto(view))
+        except (igzip_lib.IsalError, OSError, EOFError):  # type: ignore[misc]
+            self._leave()
+            return 0
+
+    def _leave(self) -> None:
+        self._file.seek(0)
+        self._members = MemberStream(self._file, GZIP, self._name)
+        self._members.skip(self._done)
+
+
 def open_raw(path: str | Path) -> RawIOBase:
     """The file, here or on its server."""
     return open_file(path) if url_of(path) is None else inputs.opened(path)
@@ -180,4 +228,7 @@ def open_file(path: str | Path) -> FileIO:
 def open_stream(path: str, name: str) -> Iterator[Stream]:
     with open_raw(path) as file:
         codec = codec_of(path)
-        yield MemberStream(file, codec, name) if codec else Stream(file)
+        if codec is GZIP and _READER is not None and isinstance(file, FileIO):
+            yield GzipStream(file, name)
+        else:
+            yield MemberStream(file, codec, name) if codec else Stream(file)

@@ -7,6 +7,7 @@ import gzip
 import os
 import tracemalloc
 import zlib
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ import pytest
 from isal import igzip_lib
 from source_files import assert_same, gz, read, save, signal, wrong_crc
 
-from sharedmask.decoding.codecs import CHUNK, MemberStream
+from sharedmask.decoding.codecs import CHUNK, GZIP, GzipStream, MemberStream, Stream, open_file
 from sharedmask.errors import (
     DamagedImageError,
 )
@@ -163,13 +164,53 @@ def test_no_copy_of_the_file(tmp_path: Path, name: str) -> None:
 def test_opening_does_not_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.nii.gz", signal((40, 40, 20, 50)))
     done: list[int] = []
-    piece = MemberStream._piece
+    some = GzipStream._some
 
-    def counted(self: MemberStream, limit: int) -> bytes:
-        data = piece(self, limit)
-        done.append(len(data))
-        return data
+    def counted(self: GzipStream, view: memoryview) -> int:
+        done.append(some(self, view))
+        return done[-1]
 
-    monkeypatch.setattr(MemberStream, "_piece", counted)
+    monkeypatch.setattr(GzipStream, "_some", counted)
     open_source(path)
-    assert sum(done) <= CHUNK
+    assert 0 < sum(done) <= CHUNK
+
+
+_RAW = os.urandom(3000) * 200
+_WHOLE = gzip.compress(_RAW, 1, mtime=0)
+_DAMAGED = _WHOLE[:2000] + b"\0" * 50 + _WHOLE[2050:]
+
+
+@pytest.mark.parametrize("wanted", [1, 5000, len(_RAW)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(_WHOLE + garbage for garbage in (b"", *GARBAGE)),
+        *(_WHOLE[:size] for size in (0, 1, 9, 12, 2000, len(_WHOLE) - 9, len(_WHOLE) - 3)),
+        wrong_crc(_WHOLE, -6),
+        wrong_crc(_WHOLE, -1),
+        wrong_crc(_WHOLE, -6) + _WHOLE,
+        _WHOLE + wrong_crc(_WHOLE, -6),
+        _DAMAGED,
+        _WHOLE + _DAMAGED,
+        gzip.compress(_RAW[:5000]) + gzip.compress(_RAW[5000:]),
+    ],
+)
+def test_decompressing_into_place_gives_the_same(tmp_path: Path, content: bytes, wanted: int) -> None:
+    """Bytes, and what is said of files that are not plain."""
+    (tmp_path / "a.gz").write_bytes(content)
+    found = []
+    for stream in (partial(MemberStream, codec=GZIP), GzipStream):
+        with open_file(tmp_path / "a.gz") as file:
+            found.append(_all_of(stream(file, name="a.gz"), wanted))
+    assert found[0] == found[1]
+
+
+def _all_of(stream: Stream, wanted: int) -> tuple[bytes, str]:
+    taken = b""
+    try:
+        while len(taken) < wanted and (piece := stream.take(min(70_000, wanted - len(taken)))):
+            taken += piece
+        stream.finish()
+    except DamagedImageError as error:
+        return taken, str(error)
+    return taken, ""
