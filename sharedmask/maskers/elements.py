@@ -95,11 +95,11 @@ there are then those that need no mesh, and no pictures in reports."""
             self.space_ = cast(Elements, open_source(getattr(self, f"{self._given}_")).grid)
         return self
 
-    def _fit_to_space(self, space: Space | None) -> None:
+    def _fit_to_space(self, space: Elements | None) -> None:
         if self.smoothing_fwhm is not None:
             said = "smoothing_fwhm is not applied: surfaces are smoothed beforehand, as by wb_command"
             warnings.warn(said, SharedMaskWarning, stacklevel=3)
-        if not isinstance(space, Elements):
+        if space is None:
             raise ParameterError(f"fit() needs an image, or {self._given}= as a file, to know the elements")
         self._reset_report()
         self.space_ = space
@@ -237,8 +237,13 @@ def _opened(imgs: Any) -> Iterator[tuple[Any, Space]]:
         yield source, source.grid
 
 
-def _space_of(thing: Any) -> Space | None:
-    """Of what has one: arrays and names of structures have none."""
+def _space_of(thing: Any) -> Elements | None:
+    """Of what has elements: arrays, names of structures and volumes have none."""
+    space = _any_space_of(thing)
+    return space if isinstance(space, Elements) else None
+
+
+def _any_space_of(thing: Any) -> Space | None:
     if isinstance(thing, Regions):
         return thing.grid
     if thing is None or isinstance(thing, np.ndarray):
@@ -247,6 +252,8 @@ def _space_of(thing: Any) -> Space | None:
         with _opened(thing) as (_, space):
             return space
     except FileNotFoundError:
+        if not isinstance(thing, str) or "." in thing:
+            raise
         return None  # the name of a structure
 
 

@@ -100,6 +100,7 @@ def named_masks(masks: Any) -> dict[str, Any]:
 
 def is_label_pair(masks: Any) -> bool:
     """Whether these are the files of labels of two hemispheres: one atlas."""
+    masks = list(matching(masks).values()) or masks
     several = isinstance(masks, (list, tuple)) and len(masks) > 1
     return several and all((_path(one) or "").lower().endswith((".label.gii", ".annot")) for one in masks)
 
@@ -174,7 +175,7 @@ def target_grid(volume: _Volume, grid: Space | None, own: bool = False) -> Space
 def _reading(where: str) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, GridMismatchError):
+    except (MemoryError, GridMismatchError, MaskError):
         raise
     except FileNotFoundError as error:
         raise errors.MissingFileError(f"{where}: {error}") from error
@@ -207,6 +208,10 @@ def read_volume(
             return _of_parcels(where, source.grid, space)
         if on is not None and _is_elsewhere(source.grid, on):
             raise mismatch_error(where, source.grid, on, "image")
+        if source.labels is not None and source.n_timepoints > 1:
+            raise MaskError(
+                f"{where} holds {source.n_timepoints} label maps: give a file of the one that is meant"
+            )
         _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
@@ -292,6 +297,8 @@ def _volume(where: str, data: Array, grid: Space | None, n_axes: int) -> _Volume
 
 
 def _dimensions(where: str, shape: tuple[int, ...], needed: int) -> str:
+    if needed == 1 and len(shape) == 2:
+        return f"{where} holds {times(shape[1:])} maps of {shape[0]} elements; one is needed"
     return f"{where} has {len(shape)} dimensions ({times(shape)}); {needed} are needed"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import EmptyMaskError
+from sharedmask.errors import EmptyMaskError, MaskError
 from sharedmask.regions import parcels
 from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
@@ -298,6 +298,8 @@ class Regions(Sets):
         volume = read_volume(labels_img, stem, "label image", on, grid)
         grid = target_grid(volume, grid, own=to_masks)
         known = read_lut(lut) if lut is not None else volume.names or {}
+        if lut is None and volume.names == {}:
+            raise MaskError(f"{volume.where} has a label table that gives no names: give them as lut=")
         values, codes = label_codes(volume, background_label)
         names = wanted_labels(labels, {*values, *known} - {background_label}, known, volume.where)
         numbers, found = place_on(volume, codes, grid, resampling_target)

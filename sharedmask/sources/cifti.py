@@ -12,7 +12,7 @@ takes longer for them than reading all values does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -30,6 +30,7 @@ from sharedmask.sources.sidecar import positive
 from sharedmask.spaces.brain_models import VOXELS, BrainModels
 from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.parcellation import Parcellation
+from sharedmask.surfaces.surface import names_of
 from sharedmask.typing import Array, Numbers
 
 Element = ElementTree.Element
@@ -66,7 +67,7 @@ def axes_text(image: Any) -> bytes | None:
     if not isinstance(image, Nifti2Image) or not 3000 <= image.header["intent_code"] < 3100:
         return None
     found = (one.content for one in image.header.extensions if one.get_code() == _EXTENSION)
-    return next(found, None)
+    return next(found, b"")
 
 
 def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
@@ -81,6 +82,8 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     """
     if dtype.kind not in "iuf":
         raise ImageError(f"{name} holds {dtype} values; only real numbers can be served")
+    if not text:
+        raise DamagedImageError(f"{name} is a CIFTI-2 file by its intent, and has no axes in its header")
     with _reading(name):
         maps = _index_maps(text)
     shape = tuple(int(size) for size in image.shape[-len(maps) :])
@@ -90,13 +93,13 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     along, kind = maps[1 - place], kinds[1 - place]
     with _reading(name):
         models = replace((_models if kinds[place] == "elements" else _parcels)(maps[place]), name=name)
-        labels = _names(along) if kind == "label maps" else None
+        table = list(_labels(along)) if kind == "label maps" else None
+        said = _length(along)
         seconds = _seconds(along) if kind == "a series" else None
     n_maps = shape[1 - place]
-    if models.n_voxels != shape[place] or not n_maps:
+    if models.n_voxels != shape[place] or not n_maps or said not in (None, n_maps):
         raise DamagedImageError(f"{name} has values of shape {shape}, and its axes {models} by {kind}")
-    if labels is not None:
-        _check_names(name, labels)
+    labels = None if table is None else names_of(name, table)
     volume = models.volume if isinstance(models, BrainModels) else models.models.volume
     affine = np.eye(4) if volume is None else np.array(volume.affine)
     affine.setflags(write=False)
@@ -152,9 +155,9 @@ def _check_kinds(name: str, kinds: list[str]) -> None:
 
 @lru_cache(maxsize=_KEPT)
 def _models(axis: Element) -> BrainModels:
-    volume, said, numbers, end = _volume(axis), [], list[Numbers](), 0
+    volume, said, numbers, end = _volume(axis), list[tuple[str, int, int | None]](), list[Numbers](), 0
     for model in sorted(axis.iterfind("BrainModel"), key=lambda one: int(one.attrib["IndexOffset"])):
-        structure, vertices = model.attrib["BrainStructure"], None
+        structure, vertices = model.attrib["BrainStructure"].strip(), None
         if model.attrib["ModelType"] == "CIFTI_MODEL_TYPE_SURFACE":
             vertices = int(model.attrib["SurfaceNumberOfVertices"])
             found = _integers(model, "VertexIndices")
@@ -163,6 +166,9 @@ def _models(axis: Element) -> BrainModels:
             found = _voxels(model, volume)
             fits = bool(np.all(found >= 0))
         start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
+        if structure in {one for one, _, _ in said}:
+            raise ValueError(f"{structure} is there twice")
+        fits = fits and (bool(np.all(found[1:] > found[:-1])) or len(np.unique(found)) == len(found))
         if not fits or (start, count) != (end, len(found)):
             raise ValueError(f"the {count} elements of {structure} do not fit from {start} on")
         end += count
@@ -244,15 +250,17 @@ def _seconds(axis: Element) -> float | None:
     return positive(float(axis.attrib["SeriesStep"]) * 10.0 ** int(axis.attrib["SeriesExponent"]))
 
 
-def _names(axis: Element) -> Mapping[int, str]:
-    return {int(one.attrib["Key"]): (one.text or "").strip() for one in axis.iter("Label")}
+def _length(axis: Element) -> int | None:
+    """How many maps, or points in time, there are; None: it does not say."""
+    if (said := axis.get("NumberOfSeriesPoints")) is not None:
+        return int(said)
+    return sum(1 for _ in axis.iterfind("NamedMap")) or None
 
 
-def _check_names(name: str, labels: Mapping[int, str]) -> None:
-    unnamed = sorted(key for key, label in labels.items() if key and not label)
-    if not labels or unnamed:
-        of = f" to {', '.join(map(str, unnamed[:5]))}" if unnamed else "s"
-        raise ImageError(f"{name} has a label table that gives no name{of}: give names with wb_command")
+def _labels(axis: Element) -> Iterator[tuple[int, str | None]]:
+    """Of the first map; a file of several is no atlas."""
+    table = axis.find("NamedMap/LabelTable")
+    return ((int(one.attrib["Key"]), one.text) for one in (() if table is None else table.iterfind("Label")))
 
 
 def in_memory(data: Array, by_row: bool) -> Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -100,6 +99,8 @@ def _open(source: object) -> Source:
         items = [_open_one(item) for item in source]
         return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
     if isinstance(source, str) and (found := matches(source)):
+        if all(map(is_surface, found)):
+            return _from_surfaces(found)
         items = [_open_one(path) for path in found]
         whole = len(items) == 1 and items[0].is_series
         return items[0] if whole else _series(f"{source} ({len(items)} volumes)", items)
@@ -144,9 +145,12 @@ def is_surface(thing: Any) -> bool:
         return True
     from sharedmask.surfaces import freesurfer
 
-    with suppress(Exception):  # which reading it will say
+    try:
         return freesurfer.is_overlay(path)
-    return False
+    except FileNotFoundError:
+        return False
+    except Exception:  # which reading it will say
+        return True
 
 
 def _from_surfaces(names: Sequence[str]) -> Source:

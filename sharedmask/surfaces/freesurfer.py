@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.freesurfer.io import read_annot
 from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
 
+from sharedmask.errors import DamagedImageError
 from sharedmask.surfaces.surface import Surface, structure_of
 
 _BACKGROUND = ("unknown", "???", "background", "medial", "freesurfer_defined_medial")
@@ -19,7 +20,10 @@ _BACKGROUND = ("unknown", "???", "background", "medial", "freesurfer_defined_med
 
 def read_annotation(path: str) -> Surface:
     """The labels of an ``.annot``: places in its table, from 1 on unless the first is the background."""
-    places, _, names = read_annot(path)
+    try:
+        places, _, names = read_annot(path)
+    except (IndexError, ValueError, EOFError) as error:
+        raise DamagedImageError(f"{path} is no complete annotation of FreeSurfer ({error})") from error
     called = [name.decode("utf-8", "replace") for name in names]
     first = not called or not called[0].lower().startswith(_BACKGROUND)
     labels = {place + first: name for place, name in enumerate(called)}

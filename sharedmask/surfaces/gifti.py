@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.gifti.gifti import GiftiImage
 
 from sharedmask.errors import ImageError
-from sharedmask.surfaces.surface import Surface, structure_of
+from sharedmask.surfaces.surface import Surface, names_of, structure_of
 
 _MESH = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
 _LABEL, _SERIES = "NIFTI_INTENT_LABEL", "NIFTI_INTENT_TIME_SERIES"
@@ -42,13 +42,15 @@ def of_image(name: str, image: GiftiImage) -> Surface:
     columns = [one.data.reshape(len(one.data), -1) for one in image.darrays]
     if len({len(one) for one in columns}) > 1:
         raise ImageError(f"{name} has arrays of {', '.join(str(len(one)) for one in columns)} vertices")
-    said = next((one.meta.get("AnatomicalStructurePrimary") for one in (image, *image.darrays)), None)
+    told = (one.meta.get("AnatomicalStructurePrimary") for one in (image, *image.darrays))
+    said = next(filter(None, told), None)
     values = np.concatenate(columns, axis=1)
-    labels = _labels(image) if _LABEL in intents else None
+    labels = _labels(name, image) if _LABEL in intents else None
     is_series = labels is None and (_SERIES in intents or values.shape[1] > 1)
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     return Surface.of_parts(name, {structure_of(name, said): native}, is_series, labels)
 
 
-def _labels(image: GiftiImage) -> Mapping[int, str]:
-    return {one.key: (one.label or "").strip() for one in image.labeltable.labels}
+def _labels(name: str, image: GiftiImage) -> Mapping[int, str]:
+    labels = image.labeltable.labels  # one without a name has no such attribute
+    return names_of(name, ((int(one.key), getattr(one, "label", None)) for one in labels))

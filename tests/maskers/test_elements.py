@@ -35,3 +35,15 @@ def test_what_cannot_be_fitted_is_refused(path):
         SharedSurfaceMapsMasker(np.ones((15, 2)), allow_overlap=False).fit(path)
     with pytest.warns(errors.SharedMaskWarning, match="smoothing_fwhm is not applied"):
         SharedCiftiMasker(smoothing_fwhm=4).fit(path)
+
+
+def test_a_volume_is_an_atlas_of_the_elements_of_an_image(path, tmp_path):
+    labels = nib.Nifti1Image(np.arange(24, dtype="i2").reshape(files.BOX) % 3, files.AFFINE)
+    nib.save(labels, tmp_path / "atlas.nii")
+    masker = SharedCiftiLabelsMasker(tmp_path / "atlas.nii", standardize=None).fit(path)
+    assert masker.transform(path).shape == (50, 2)
+
+
+def test_a_file_that_is_not_there_is_told_of():
+    with pytest.raises(errors.MissingFileError, match=r"none\.dtseries\.nii does not exist"):
+        SharedCiftiMasker().fit("none.dtseries.nii")

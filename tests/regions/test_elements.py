@@ -4,6 +4,7 @@ import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.cifti2 import LabelAxis
 
 from sharedmask import Regions, errors, extract
 from sharedmask.sources.opening import open_source
@@ -127,3 +128,44 @@ def test_a_volume_is_not_masked_with_elements(tmp_path):
         extract(bold, dense(files.surface()))
     with pytest.raises(errors.GridMismatchError, match="elements: CORTEX_LEFT"):
         extract(bold, dense(files.surface()), resampling_target="mask")
+
+
+def test_which_of_several_label_maps_is_meant_is_not_guessed(tmp_path):
+    maps = np.array([[1, 2], [2, 1]], "f4")
+    path = files.save(
+        tmp_path / "a.dlabel.nii", maps, files.labels("one", "two"), files.surface(vertices=(0, 3))
+    )
+    for read in (Regions.from_any, Regions.from_labels):
+        with pytest.raises(
+            errors.MaskError, match=r"a\.dlabel\.nii\) holds 2 label maps: give a file of the one"
+        ):
+            read(path)
+
+
+def test_labels_without_names_take_those_given(tmp_path):
+    values, axis = np.array([[1, -2]], "f4"), LabelAxis(["parcels"], [{}])
+    path = files.save(tmp_path / "a.dlabel.nii", values, axis, files.surface(vertices=(0, 3)))
+    with pytest.raises(errors.MaskError, match=r"a\.dlabel\.nii\) has a label table that gives no names"):
+        Regions.from_labels(path)
+    assert Regions.from_labels(path, lut={1: "V1", -2: "A1"}).names == ("A1", "V1")
+
+
+def test_a_pattern_of_hemispheres_is_one_atlas(tmp_path):
+    for side, structure in ("lh", "CortexLeft"), ("rh", "CortexRight"):
+        array = nib.gifti.GiftiDataArray(
+            np.array([0, 1, 2], "i4"),
+            intent="NIFTI_INTENT_LABEL",
+            datatype="NIFTI_TYPE_INT32",
+            meta={"AnatomicalStructurePrimary": structure},
+        )
+        table = nib.gifti.GiftiLabelTable()
+        for key, name in enumerate(("???", "V1", "A1")):
+            label = nib.gifti.GiftiLabel(key)
+            label.label = name
+            table.labels.append(label)
+        nib.save(
+            nib.gifti.GiftiImage(labeltable=table, darrays=[array]), tmp_path / f"{side}_aparc.label.gii"
+        )
+    regions = Regions.from_any(str(tmp_path / "?h_aparc.label.gii"))
+    assert regions.names == ("V1", "A1") and regions.sizes.tolist() == [2, 2]
+    assert regions.grid.parts == "CORTEX_LEFT, CORTEX_RIGHT"

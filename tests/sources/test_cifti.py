@@ -122,8 +122,19 @@ def test_what_is_no_series_of_elements_is_refused(tmp_path):
 
 def test_a_label_table_without_names_is_refused(tmp_path):
     path = saved(tmp_path / "a.dlabel.nii", files.labels(), files.surface())
-    path.write_bytes(path.read_bytes().replace(b">V1<", b">  <", 1))
-    with pytest.raises(ImageError, match="no name to 1"):
+    whole = path.read_bytes()
+    for old, new, said in ((b">V1<", b">  <", "no name to 1"), (b'Key="2"', b'Key="1"', "gives 1 two names")):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(ImageError, match=rf"a\.dlabel\.nii.*{said}"):
+            open_source(path)
+
+
+def test_axes_that_are_not_there_are_told_of(tmp_path):
+    path = files.dtseries(tmp_path / "a.dtseries.nii")
+    whole = bytearray(path.read_bytes())
+    whole[544 + 4 : 544 + 8] = np.array([6], "<i4").tobytes()  # the code of the extension: a comment
+    path.write_bytes(whole)
+    with pytest.raises(DamagedImageError, match=r"a\.dtseries\.nii .*has no axes"):
         open_source(path)
 
 
@@ -150,6 +161,10 @@ def test_a_damaged_header_is_refused(tmp_path):
         (b'VolumeDimensions="4,3,2"', b'VolumeDimensions="4,3"'),
         (b'AppliesToMatrixDimension="1"', b'AppliesToMatrixDimension="2"'),
         (b'NumberOfSeriesPoints="20"', b'SeriesUnit="20"'),
+        (b'NumberOfSeriesPoints="20"', b'NumberOfSeriesPoints="19"'),
+        (b"0 1 3 4 7 8 11", b"0 1 3 4 7 8  8"),
+        (b"0 1 3 4 7 8 11", b"0 1 x 4 7 8 11"),
+        (b"CIFTI_STRUCTURE_CORTEX_RIGHT", b"CIFTI_STRUCTURE_CORTEX_LEFT "),
     ],
 )
 def test_axes_that_do_not_fit_are_refused(tmp_path, old, new):
