@@ -19,6 +19,7 @@ _COMMANDS = {
     "cohort": "many runs at a time, beside what the cores allow",
     "study": "a preprocessed data set to tables and matrices, beside nilearn in a joblib loop",
     "scale": "what a run costs beside its bytes, with up to a hundred thousand of them",
+    "remote": "a run on a server beside the same run here",
     "sharing": "attaching, publishing, travelling as a handle",
     "disk": "writing the disk store, and what a cold region reads from it",
     "cache": "a result found again against computing it",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from isal import igzip_lib, isal_zlib
 
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
-from sharedmask.remote.addresses import named, url_of
+from sharedmask.remote.addresses import own_name, url_of
 from sharedmask.system import inputs
 
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
@@ -40,7 +40,7 @@ CODECS = {**ENDINGS, ".mgz": GZIP}
 
 
 def codec_of(path: str | Path) -> Codec | None:
-    return CODECS.get(os.path.splitext(named(path))[1].lower())
+    return CODECS.get(os.path.splitext(own_name(path))[1].lower())
 
 
 def most_bytes(path: str, size: int) -> float:

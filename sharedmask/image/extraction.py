@@ -61,6 +61,11 @@ class Extraction:
     store: Store | None = None
     """Where all of the image is held while its signals are taken; None: nothing of it is."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Where nothing but signals is made nobody asks for the header, which takes longest to pack.
+        bare = {"source": replace(self.source, header=None)} if self.store is None else {}
+        return {**self.__dict__, **bare}
+
     @classmethod
     def prepared(
         cls,

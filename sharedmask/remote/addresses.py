@@ -12,7 +12,10 @@ import pathlib
 import re
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]+(.*)", re.DOTALL)  # one letter would be a drive
-_ASKING = re.compile(r"(?<=^http://)[^/]*@|(?<=^https://)[^/]*@")  # a name and a password
+_INNER = re.compile(r"::([A-Za-z][A-Za-z0-9+.-]+):[/\\]+")  # where an archive lies, behind what is in it
+_HERE = ("file", "local")
+# A name and a password; before an @ alone other protocols have names of containers.
+_ASKING = re.compile(r"(?<=\bhttp://)[^/]*@|(?<=\bhttps://)[^/]*@|(?<=://)[^/@:]*:[^/]*@")
 _HTTP = ("http", "https")
 
 Path = str | os.PathLike[str]
@@ -30,7 +33,13 @@ def url_of(path: Path) -> str | None:
     if ":" not in text or (found := _URL.fullmatch(text)) is None:  # a pattern takes ten times as long
         return None
     rest = found[2].replace("\\", "/") if os.sep == "\\" else found[2]
-    return f"{found[1].lower()}://{rest}"
+    return _whole(found[1], _INNER.sub(lambda one: f"::{_whole(one[1], '')}", rest))
+
+
+def _whole(protocol: str, rest: str) -> str:
+    """With the slashes that may have been lost; a file of this machine begins with one more."""
+    here = protocol.lower() in _HERE
+    return f"{protocol.lower()}://{'/' if here else ''}{rest.removeprefix('localhost/') if here else rest}"
 
 
 def is_http(url: str) -> bool:
@@ -51,9 +60,17 @@ def place_of(path: Path) -> pathlib.Path:
 def without_query(path: Path) -> str:
     """The path without the query of a URL, which is no part of a file's name."""
     url = url_of(path)
-    if url is None or not is_http(url):
-        return url or os.fsdecode(path)
-    return re.split(r"[?#]", url, maxsplit=1)[0]
+    if url is None:
+        return os.fsdecode(path)
+    return "::".join(
+        re.split(r"[?#]", one, maxsplit=1)[0] if is_http(one) else one for one in url.split("::")
+    )
+
+
+def own_name(path: Path) -> str:
+    """What tells a file's kind: of one in an archive (``zip://a.nii.gz::s3://...``) its name in there."""
+    shown = named(path)
+    return shown if url_of(path) is None else shown.partition("::")[0]
 
 
 def named(path: Path) -> str:

@@ -15,12 +15,14 @@ from threading import Event
 from typing import Any
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
+from sharedmask.remote.addresses import named
 from sharedmask.remote.patience import Patience
 from sharedmask.remote.version import Version
 
 _BLOCK = 2**20
 _AT_ONCE = 6  # requests beside each other, so that their waits are not one after the other
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+_ACCOUNT = {"anon", "key", "secret", "token", "username", "password", "profile", "session"}
 _FINAL = (PermissionError, FileNotFoundError, IsADirectoryError)
 
 
@@ -28,11 +30,14 @@ class FsspecServer:
     """One object and the way to it."""
 
     def __init__(self, url: str) -> None:
-        self.url = self.name = url
+        self.url, self.name = url, named(url)
         try:
             self._files, self._path = _opened(url)
         except (ImportError, ValueError) as error:
-            raise RemoteError(f"{url} cannot be opened: {error}; `pip install sharedmask[remote]`") from error
+            said = f"{self.name} cannot be opened: {self._said(error)}; `pip install sharedmask[remote]`"
+            raise RemoteError(said) from error
+        except OSError as error:  # some connect at once
+            raise RemoteError(f"{self.name} cannot be reached: {self._said(error)}") from error
         self._stopped = Event()
 
     def head(self, most: int) -> tuple[Version, bytes]:
@@ -126,8 +131,14 @@ class FsspecServer:
         except FileNotFoundError as error:
             raise MissingFileError(f"{self.name} does not exist") from error
         except Exception as error:  # libraries of servers have errors of their own
-            said = str(error) or type(error).__name__
-            raise RemoteError(f"{self.name} cannot be read: {said}") from error
+            raise RemoteError(f"{self.name} cannot be read: {self._said(error)}") from error
+
+    def _said(self, error: Exception) -> str:
+        """What a library says, of addresses only what may be shown."""
+        said = str(error) or type(error).__name__
+        for one in self.url.split("::"):
+            said = said.replace(one, named(one))
+        return said
 
 
 def _version_of(facts: Mapping[str, Any]) -> Version:
@@ -149,7 +160,7 @@ def _options(url: str) -> dict[str, Any]:
         return {}
     from fsspec.config import conf
 
-    if conf.get("s3") or os.environ.get("AWS_ACCESS_KEY_ID"):
+    if _ACCOUNT & conf.get("s3", {}).keys() or os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
     import botocore.session
 

@@ -21,7 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
-from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
+from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError, SourceChangedError
 from sharedmask.remote import patience
 from sharedmask.remote.addresses import named
 from sharedmask.remote.patience import Patience
@@ -35,6 +35,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NO_SUCH_RANGE = 416
 _PARTIAL = 206
 _BROKEN = (OSError, HTTPException)
+_PLAIN = "/%:@!$&'()*+,;=~"  # what addresses have besides letters and digits
 
 
 class _PassingError(RemoteError):
@@ -147,6 +148,8 @@ class HttpServer:
             with error:
                 if error.code == _NO_SUCH_RANGE and not place:  # of nothing there is no first byte
                     response = _ask(self.url, {})
+                elif error.code == _NO_SUCH_RANGE:
+                    raise SourceChangedError(f"{self.name} is shorter now than {place} bytes") from error
                 else:
                     raise self._refusal(error) from error
         with response:
@@ -177,7 +180,9 @@ class HttpServer:
         return _PassingError(f"{self.name} ended after {place} of {version.nbytes} bytes")
 
     def _refusal(self, error: HTTPError) -> OSError:
-        said = f"{self.name}: the server answered {error.code} {error.reason}"
+        leads = error.code // 100 == 3  # somewhere that may hold secrets, which the reason has
+        reason = "and leads to nothing that can be read" if leads else error.reason
+        said = f"{self.name}: the server answered {error.code} {reason}"
         if error.code in _GONE:
             return MissingFileError(f"{self.name} does not exist: {error.code} {error.reason}")
         if error.code not in _PASSING:
@@ -224,20 +229,36 @@ def _seconds(told: str) -> float:
 
 
 def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
-    parts = urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    place = quote(parts.path, safe="/%:@!$&'()*+,;=~")
-    request = Request(
-        parts._replace(netloc=host, path=place, fragment="").geturl(),
-        headers={"Accept-Encoding": "identity", "User-Agent": "sharedmask", **headers},
-    )
+    user, address = _written(url)
+    request = Request(address, headers={"Accept-Encoding": "identity", "User-Agent": "sharedmask", **headers})
     if user:  # never sent on to where the server leads
         secret = b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
-    for name, value in _configured(parts.scheme).items():
+    for name, value in _configured(request.type).items():
         request.add_unredirected_header(name, value)
     response: HTTPResponse = urlopen(request, timeout=patience.TIMEOUT)
     return response
+
+
+def _written(url: str) -> tuple[str, str]:
+    """Who asks, and the address as a request has it.
+
+    Raises
+    ------
+    RemoteError
+        It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        user, _, host = parts.netloc.rpartition("@")
+        _ = parts.port  # which is looked at now
+        host = host if host.isascii() else host.encode("idna").decode()
+        if not parts.hostname:
+            raise ValueError("it names no host")
+    except ValueError as error:
+        raise RemoteError(f"{named(url)} is no address: {error}") from error
+    path, query = quote(parts.path, safe=_PLAIN), quote(parts.query, safe=f"{_PLAIN}?[]")
+    return user, parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
 
 
 def _configured(scheme: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from nibabel.wrapstruct import WrapStructError
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
-from sharedmask.remote.addresses import named, url_of
+from sharedmask.remote.addresses import named, own_name, url_of
 from sharedmask.sources.sidecar import positive
 from sharedmask.system import files
 
@@ -137,7 +137,7 @@ def _kind_by(ending: str, meta_ending: str, head: bytes) -> Any:
 
 def _endings(path: str) -> str:
     """Of a file's name what tells its kind, at most ``.nii.gz``."""
-    return ".".join(["", *os.path.basename(named(path)).split(".")[1:][-2:]])
+    return ".".join(["", *os.path.basename(own_name(path)).split(".")[1:][-2:]])
 
 
 @lru_cache(maxsize=32)
@@ -167,7 +167,7 @@ def _read_affines(path: str) -> bytes:
 
 
 def _is_pair(path: str) -> bool:
-    return re.search(r"\.(img|hdr)$", without_codec(named(path)), re.IGNORECASE) is not None
+    return re.search(r"\.(img|hdr)$", without_codec(own_name(path)), re.IGNORECASE) is not None
 
 
 def _header_path(path: str) -> str:

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
-from dataclasses import field, replace
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,6 @@ class Task:
     finish: Callable[[Any], Any] | None = None
     """What else is made of the signals, where they are."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Where nothing but signals is made nobody asks for the header, which takes longest to pack.
-        asked = self.asked
-        if asked.store is None:
-            asked = replace(asked, source=replace(asked.source, header=None))
-        return {**self.__dict__, "asked": asked}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         settings.adopt(self.knobs)
@@ -97,13 +90,13 @@ class Task:
     @property
     def name(self) -> str:
         """Its key in a journal: a path that is seen from everywhere, if the key is one."""
-        return _path_of(self.key) if self.is_file else named(str(self.key))
+        return absolute(self.key) if self.is_file else named(str(self.key))
 
     @property
     def is_file(self) -> bool:
         """Whether its key is the path of its image."""
         paths = [file.path for file in self.asked.source.files if not file.is_remote]
-        return isinstance(self.key, str | Path) and _path_of(self.key) in paths
+        return isinstance(self.key, str | Path) and absolute(self.key) in paths
 
     @cached_property
     def digest(self) -> str:
@@ -126,10 +119,6 @@ class Task:
         """The signals, as :func:`sharedmask.extract` gives them, and what is made of them."""
         signals = self.asked.run(self.memory_limit, self.memory)
         return signals if self.finish is None else self.finish(signals)
-
-
-def _path_of(key: str | Path) -> str:
-    return absolute(key)
 
 
 def _work(task: Task) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedmask.remote.addresses import absolute, is_http, named, url_of, without_query
+from sharedmask.remote.addresses import absolute, is_http, named, own_name, url_of, without_query
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,11 @@ from sharedmask.remote.addresses import absolute, is_http, named, url_of, withou
         (Path("https://host/sub-01") / "a.nii.gz", "https://host/sub-01/a.nii.gz"),
         ("S3://bucket/Key", "s3://bucket/Key"),
         ("memory:/a", "memory://a"),
+        ("file:///data/a.nii", "file:///data/a.nii"),
+        (Path("file:///data") / "a.nii", "file:///data/a.nii"),
+        ("file://localhost/data/a.nii", "file:///data/a.nii"),
+        (Path("zip://a.nii::https://host/z.zip"), "zip://a.nii::https://host/z.zip"),
+        (Path("zip://a.nii::file:///data/z.zip"), "zip://a.nii::file:///data/z.zip"),
         ("/data/https:/a", None),
         ("a.nii.gz", None),
         ("C:/data/a.nii", None),
@@ -37,3 +42,23 @@ def test_other_schemes_have_no_query():
     assert named("s3://bucket/what?.nii") == without_query("s3://bucket/what?.nii") == "s3://bucket/what?.nii"
     assert named("what?.nii") == "what?.nii"
     assert not is_http("s3://bucket")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://me:pw@host/a@b.nii", "ftp://host/a@b.nii"),
+        ("zip://a.nii::https://me:pw@host/z.zip?sig=1", "zip://a.nii::https://host/z.zip"),
+        ("abfs://container@account/a.nii", "abfs://container@account/a.nii"),
+        ("s3://bucket/a:b@c.nii", "s3://bucket/a:b@c.nii"),
+        ("https://host/a@b.nii", "https://host/a@b.nii"),
+    ],
+)
+def test_what_is_shown(url, shown):
+    assert named(url) == shown
+
+
+def test_what_tells_a_kind():
+    assert own_name("zip://d/a.nii.gz::s3://bucket/z.zip") == "zip://d/a.nii.gz"
+    assert own_name("https://host/a.nii.gz?sig=1") == "https://host/a.nii.gz"
+    assert own_name("/data/a::b.nii") == "/data/a::b.nii"

@@ -1,11 +1,14 @@
 """File systems of fsspec, by the one in memory; buckets are in the contract."""
 
 import random
+import zipfile
 from collections import Counter
 
 import pytest
 
 from sharedmask.errors import MissingFileError, RemoteError, SourceChangedError
+from sharedmask.remote import filesystems
+from sharedmask.remote.addresses import absolute
 from sharedmask.remote.objects import RemoteFile, exists, listed, look
 
 fsspec = pytest.importorskip("fsspec")
@@ -75,3 +78,35 @@ def test_what_is_read_no_further_leaves_nothing(files):
     with RemoteFile(URL) as file:
         assert file.read(65536) == CONTENT[:65536]
         assert file.read(10) == CONTENT[65536:65546]
+
+
+@pytest.mark.parametrize("form", ["file://{}/a.bin", "file://localhost{}/a.bin", "zip://d/a.bin::{}/z.zip"])
+def test_files_of_this_machine(tmp_path, form):
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.write(tmp_path / "a.bin", "d/a.bin")
+    assert read(absolute(form.format(tmp_path))) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://me:secret@127.0.0.1:1/a", "nosuch://me:secret@host/a", "zip://a::ftp://me:secret@127.0.0.1:1/z"],
+)
+def test_no_secret_is_told(url):
+    with pytest.raises(RemoteError) as told:
+        read(url)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("configured", "given"),
+    [({}, {"anon": True}), ({"endpoint_url": "x"}, {"anon": True}), ({"key": "k"}, {})],
+)
+def test_who_has_no_account(monkeypatch, tmp_path, configured, given):
+    pytest.importorskip("botocore")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setitem(fsspec.config.conf, "s3", configured)
+    assert filesystems._options("s3://bucket/a") == given

@@ -94,6 +94,45 @@ def test_refusals_are_not_asked_again(server, url, code):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("secret", ["", "?token=secret"])
+@pytest.mark.parametrize("leads", ["file:///etc/passwd", "https:///nowhere", "/b.bin"])
+def test_redirects_that_lead_nowhere(server, leads, secret):
+    server.answers = [(302, {"Location": leads + secret})] * 20
+    with pytest.raises(RemoteError, match=r"/b\.bin") as told:
+        read(f"{server.url}/b.bin")
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server, url, code):
+    server.answers = [(code, {"Location": f"{url}?token=secret"})]
+    head = look(f"{server.url}/b.bin")
+    assert head.content == CONTENT[:65536]
+    assert "Range" in server.requests[-1][1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:abc", "[::1", "me:secret@"])
+def test_what_is_no_address(host):
+    with pytest.raises(RemoteError, match="is no address") as told:
+        read(f"http://{host}/a.bin")
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("query", ["a b", "ü", "a=%20&b[0]=?"])
+def test_queries(server, url, query):
+    assert read(f"{url}?{query}") == CONTENT
+    assert server.requests[0][0].isascii()
+
+
+@pytest.mark.parametrize("left", [b"", CONTENT[:100_000]])
+def test_one_that_became_shorter(server, url, left):
+    look(url)
+    server.cuts = [200_000]
+    server.after = lambda *_: server.files.update({"a.bin": left})
+    with pytest.raises(SourceChangedError, match=r"a\.bin is shorter now"):
+        read(url)
+
+
 def test_what_is_not_there(server):
     with pytest.raises(MissingFileError, match="none does not exist: 404"):
         read(f"{server.url}/none")
