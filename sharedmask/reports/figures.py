@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.reports.carpet import OTHER
 from sharedmask.reports.quality import FD_THRESHOLD, Quality
 from sharedmask.typing import Array
 
@@ -23,6 +24,7 @@ _WIDTH = 5.2
 _INK, _PAPER, _BLUE, _ORANGE = "#222222", "#ffffff", "#0b5fa5", "#d1570a"
 _THUMBNAIL = (160, 48)
 _BELOW = 0.5  # inches for numbers and the name of an axis
+_IN_A_LINE = 4  # names of a carpet's groups
 _N_SLICES = 5
 _FINER = 4
 # Of the three rows of slices: what goes to the right, what goes up.
@@ -113,7 +115,8 @@ def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None
     t_r : float or None
         Seconds; without it the axis counts volumes.
     """
-    figure = _figure(_WIDTH, 4.4)
+    lines = -(-len(groups) // _IN_A_LINE)
+    figure = _figure(_WIDTH, 4.5 + 0.2 * lines, below=_BELOW + 0.1 + 0.2 * lines)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 3.4))
     volumes = (np.arange(len(quality.kept)) + 0.5) * (t_r or 1)
     _course(top, volumes, quality.fd, "FD (mm)", FD_THRESHOLD)
@@ -126,19 +129,31 @@ def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None
     shown = {"aspect": "auto", "cmap": "gray", "vmin": -2, "vmax": 2, "interpolation": "nearest"}
     bottom.imshow(_steady(values).T, extent=extent, **shown)
     bottom.set_xlabel("time (s)" if t_r else "volume")
-    ends = np.cumsum([0, *(count for _, count in groups)])
-    there = [place for place, (_, count) in enumerate(groups) if count]
-    bottom.set_yticks(
-        [(ends[place] + ends[place + 1]) / 2 for place in there],
-        [groups[place][0] for place in there],
-        rotation=90,
-        va="center",
-    )
-    bottom.tick_params(axis="y", length=0)
-    for place in there[1:]:
-        bottom.axhline(ends[place], color=_ORANGE, linewidth=1)
+    bottom.set_yticks([])
+    _mark_groups(figure, bottom, groups)
     bottom.set_xlim(0, stop)
     return _data_url(figure)
+
+
+def _mark_groups(figure: Any, axes: Any, groups: Sequence[tuple[str, int]]) -> None:
+    """A bar of colours beside a carpet, lines between its groups, and what they are below it."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    bar = axes.inset_axes((-0.045, 0, 0.03, 1))
+    ends = np.cumsum([0, *(count for _, count in groups)])
+    shown = []
+    for place, (name, count) in enumerate(groups):
+        colour = "#bbbbbb" if name == OTHER else colours(place % colours.N)
+        bar.axhspan(ends[place], ends[place + 1], color=colour, linewidth=0)
+        shown.append(Patch(color=colour, label=name))
+        if place and count:
+            axes.axhline(ends[place], color=_PAPER, linewidth=1)
+    bar.set_ylim(max(ends[-1], 1), 0)
+    bar.set_axis_off()
+    placed = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "ncols": min(_IN_A_LINE, len(groups))}
+    figure.legend(handles=shown, frameon=False, fontsize=8, handlelength=1, columnspacing=1.2, **placed)
 
 
 def _course(axes: Any, times: Array, values: Array | None, label: str, threshold: float | None) -> None:
@@ -275,7 +290,8 @@ def matrix(values: Array, title: str) -> bytes:
     off = values[~np.eye(len(values), dtype=bool)]
     off = np.abs(off[np.isfinite(off)])
     most = float(np.percentile(off, 99)) if off.size and off.any() else 1.0
-    figure = _figure(_WIDTH, 0.82 * _WIDTH, left=0.5, right=0.4, top=0.4)
+    above = 0.4 if title else 0.1
+    figure = _figure(_WIDTH, 0.82 * _WIDTH - 0.4 + above, left=0.5, right=0.4, top=above)
     axes = figure.subplots()
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
     axes.set_title(title, fontsize=8, wrap=True)
@@ -284,13 +300,20 @@ def matrix(values: Array, title: str) -> bytes:
     return _png(figure)
 
 
-def _figure(width: float, height: float, left: float = 0.75, right: float = 0.15, top: float = 0.1) -> Any:
+def _figure(
+    width: float,
+    height: float,
+    left: float = 0.75,
+    right: float = 0.15,
+    top: float = 0.1,
+    below: float = _BELOW,
+) -> Any:
     """One with margins in inches: to let matplotlib find them takes as long as to draw."""
     # A figure of its own, not of pyplot, which keeps figures and may want a screen.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
-    bottom = _BELOW if left else 0.0
+    bottom = below if left else 0.0
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     return figure
 

@@ -255,7 +255,11 @@ def versions() -> dict[str, str]:
 
 
 def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in parameters.items() if value not in (None, False, (), [])}
+    asked = {name: value for name, value in parameters.items() if value not in (None, False, (), [])}
+    several = {
+        name: ", ".join(map(str, value)) for name, value in asked.items() if isinstance(value, list | tuple)
+    }
+    return {name: str(value) for name, value in (asked | several).items()}
 
 
 def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:

@@ -34,6 +34,9 @@ NATIVE = "native"
 _BESIDE = (*IMAGE_EXTENSIONS, ".tsv")
 # Masks and confounds are of the head in the scanner, whichever of its images was preprocessed.
 _SAME_HEAD = {"echo", "part"}
+# What a segmentation into tissues has in its name; without a space it is of the T1-weighted image.
+_OF_HEAD = {"sub", "ses", "acq", "ce", "rec", "run", "space", "cohort", "res"}
+_ANATOMICAL = {"T1w", "anat"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,30 @@ class Run:
         """Its reference image."""
         found = self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
         return found if is_file(found) else None
+
+    @cached_property
+    def segmentation(self) -> Path | None:
+        """Structures (``desc-aseg``) or tissues in its space: beside it, else among its head's images."""
+        for desc in ("aseg", "aparcaseg", None):
+            wanted = Name({"desc": desc} if desc else {}, "dseg", "")
+            found = self._beside(wanted, IMAGE_EXTENSIONS, exact={"space", "cohort"})
+            if found is not None:
+                return found
+        return self._of_head()
+
+    def _of_head(self) -> Path | None:
+        own = self.name.entities
+        space = (None if own.get("space") in _ANATOMICAL else own.get("space"), own.get("cohort"))
+        for folder in dict.fromkeys((self.bold.parent.parent, self.root / f"sub-{own['sub']}")):
+            there = [] if url_of(folder) or not (folder / "anat").is_dir() else names_in(
+                os.fspath(folder / "anat"), IMAGE_EXTENSIONS)  # fmt: skip
+            for entry, name in there:
+                theirs = name.entities
+                if name.suffix == "dseg" and set(theirs) <= _OF_HEAD and (
+                    (theirs.get("space"), theirs.get("cohort")) == space
+                ):  # fmt: skip
+                    return fetched(folder / "anat" / entry)
+        return None
 
     @property
     def files(self) -> list[Path]:

@@ -28,7 +28,7 @@ from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
-from sharedmask.reports import figures, pages
+from sharedmask.reports import carpet, figures, pages
 from sharedmask.reports.pages import Parcels, RunReport, Timeline
 from sharedmask.reports.quality import Quality, as_texts, kept_of
 from sharedmask.sources.source import Source
@@ -440,7 +440,7 @@ class _Work:
         path = self.study.derivatives.page(manifest.run, self.study.analysis)
         names = [atlas.entities["atlas"] for atlas in self.study.analysis.atlases]
         parcels = [Parcels(*one) for one in zip(names, coverage.parts, coverage.tables, strict=True)]
-        order, groups = _ordered(manifest.probes, names, coverage.parts)
+        order, groups = _ordered(manifest, names[0], coverage.parts[0])
         RunReport(
             key,
             replace(source, t_r=manifest.t_r),
@@ -475,14 +475,8 @@ class _Work:
             raise error
 
 
-def _ordered(
-    probes: Numbers, names: Sequence[str], atlases: Sequence[Regions]
-) -> tuple[Numbers, list[tuple[str, int]]]:
-    """The probes region by region of the first atlas, and then the others; how many of each there are."""
-    regions = atlases[0]
-    owner = np.full(regions.grid.n_voxels, len(regions))
-    for number, voxels in enumerate(regions):
-        owner[voxels] = number
-    order = np.argsort(owner[probes], kind="stable")
-    n_inside = int((owner[probes] < len(regions)).sum())
-    return order, [(names[0], n_inside), ("other", len(probes) - n_inside)]
+def _ordered(manifest: Manifest, name: str, regions: Regions) -> tuple[Numbers, list[tuple[str, int]]]:
+    """The order of the carpet's voxels: by tissue, else by network, region by region of the first atlas."""
+    owner = carpet.owners(regions, manifest.probes)
+    lut = manifest.analysis.atlases[0].lut
+    return carpet.ordered(manifest.tissues() or carpet.groups_of(owner, regions, name, lut), owner)

@@ -6,6 +6,7 @@ Does not cover: finding files (``bids``, ``atlases``), signals (``extraction``),
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from sharedmask.compute.request import check_length
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
+from sharedmask.reports.carpet import tissues_of
 from sharedmask.reports.quality import probes_of
+from sharedmask.sources.names import Name
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
+from sharedmask.spaces.grid import box_of
 from sharedmask.study.analysis import Analysis
 from sharedmask.study.bids import NATIVE, Run
 from sharedmask.study.denoising import Denoise, Denoising
@@ -160,6 +164,17 @@ class Manifest:
                 reader.readinto(volume)
                 total += volume
         return (total / count * source.slope + source.inter).reshape(source.shape[:3], order="F")
+
+    def tissues(self) -> list[str] | None:
+        """Which tissue each probe is; None without a segmentation in the run's space that can be read."""
+        assert self.source is not None
+        with suppress(SharedMaskError, OSError, ValueError):
+            if (found := self.run.segmentation) is not None:
+                structures = "desc" in Name.parse(found).entities
+                tissues = tissues_of(found, structures, box_of(self.source.grid, "tissues"), self.probes)
+                self.rows["tissues"] = self._name(found)
+                return tissues
+        return None
 
     # --- what is looked at -----------------------------------------------------------------------
 

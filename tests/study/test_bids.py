@@ -253,3 +253,28 @@ def test_a_folder_that_may_not_be_looked_into_is_left_out_and_said(tmp_path, clo
         os.seteuid(0)
     assert [run.name.entities["sub"] for run in runs] == ["01"]
     assert strays == {root / closed: f"{root / closed} may not be looked into"}
+
+
+@pytest.mark.parametrize(
+    ("session", "space", "names", "expected"),
+    [
+        ("", MNI, ["anat/sub-01_{space}_dseg", "func/sub-01_task-rest_{space}_desc-aparcaseg_dseg"], 1),
+        ("", MNI, ["func/sub-01_task-rest_{space}_desc-aparcaseg_dseg",
+                   "func/sub-01_task-rest_{space}_desc-aseg_dseg"], 1),
+        ("", MNI, ["func/sub-01_task-rest_space-T1w_desc-aseg_dseg", "anat/sub-01_dseg",
+                   "anat/sub-01_{space}_label-GM_dseg", "anat/sub-01_{space}_res-1_dseg"], 3),
+        ("", MNI, ["anat/sub-01_dseg", "anat/sub-01_space-MNI152NLin6Asym_dseg"], None),
+        ("", "space-T1w", ["anat/sub-01_{space}_desc-x_dseg", "anat/sub-01_dseg"], 1),
+        ("ses-a", MNI, ["anat/sub-01_{space}_dseg"], 0),
+        ("ses-a", MNI, ["anat/sub-01_{space}_dseg", "ses-a/anat/sub-01_ses-a_{space}_dseg"], 1),
+    ],
+)  # fmt: skip
+def test_a_segmentation_is_that_of_the_runs_space(tmp_path, session, space, names, expected):
+    root = preprocessed(tmp_path / "in", subjects=("02",))
+    run_of(root, f"sub-01_{session}_task-rest".replace("__", "_"), space=space)
+    paths = [root / "sub-01" / f"{name.format(space=space)}.nii.gz" for name in names]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"")
+    (run,) = find_runs(root, {"sub": "01"})
+    assert run.segmentation == (None if expected is None else paths[expected])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import PLAIN, SPACE, atlas, parcellations, signals, text, troubled
-from images import save, truth
+from images import SHAPE, save, truth
 
 from sharedmask.errors import (
     DamagedImageError,
@@ -19,6 +19,7 @@ from sharedmask.errors import (
     SharedMaskWarning,
     SourceChangedError,
 )
+from sharedmask.reports import figures
 from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
@@ -303,3 +304,27 @@ def test_a_troubled_data_set(tmp_path, strategy, cleaning, desc, shard):
         assert any("no brain mask was found" in text and text.startswith(page_of[maskless]) for text in texts)
         assert table_of(out, maskless, atlases[0], desc)[1]["BrainMask"] is None
         assert "no brain mask was found" in text(out / f"{page_of[maskless]}.html")
+
+
+@pytest.mark.parametrize("known", ["tissue", "network", "nothing"])
+def test_the_carpet_is_in_the_order_of_what_is_known(dataset, toy, out, monkeypatch, known):
+    drawn = []
+    monkeypatch.setattr(figures, "brain", lambda quality, groups, t_r: drawn.append(groups) or "data:,")
+    anat = dataset / "sub-01" / "anat"
+    anat.mkdir()
+    tissues = np.random.default_rng(0).integers(1, 3, SHAPE).astype("uint8")
+    segmentation = save(anat / f"sub-01_{SPACE}_dseg.nii.gz", tissues)
+    if known != "tissue":  # as of a link that is not fetched yet
+        segmentation.write_bytes(b"")
+    if known == "network":
+        rows = [f"{label}\tr{label}\t{'Vis' if label < 3 else 'DMN'}" for label in range(1, 8)]
+        toy.lut.write_text("\n".join(["index\tname\tnetwork_label", *rows]) + "\n")
+    assert not analyse(dataset, out, [toy], filters={"sub": "01"}, n_jobs=1).errors
+    names = {
+        "tissue": ["grey matter", "white matter"],
+        "network": ["Vis", "DMN", "other"],
+        "nothing": ["Toy", "other"],
+    }
+    assert [name for name, _ in drawn[0]] == names[known]
+    page = next(out.glob("sub-01*.html")).read_text()
+    assert (segmentation.name in page) == (known == "tissue")
