@@ -64,6 +64,11 @@ def main() -> None:
 )
 @click.option("--atlases-dir", multiple=True, metavar="DIR", help="Of ..._atlas-A_dseg.nii.gz, .dlabel.nii.")
 @click.option(
+    "--download",
+    is_flag=True,
+    help="Have templateflow get atlases by name that are not here; else nothing is downloaded.",
+)
+@click.option(
     "--stat",
     cls=Yielding,
     multiple=True,
@@ -98,6 +103,7 @@ def app(
     atlases: tuple[str, ...],
     atlases_dir: tuple[str, ...],
     bids_filter_file: str | None,
+    download: bool,
     file_format: str,
     output_layout: str,
     sub: tuple[str, ...],
@@ -135,9 +141,12 @@ def app(
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
     filters |= {} if file_format == "nifti" else {"file_format": file_format}
     options["denoise_strategy"] = denoise_of(options)
+    if download and options["dry_run"]:
+        raise click.UsageError("--dry-run writes nothing: leave out --download")
     if not options["dry_run"]:
         _begin_workers(**options)
-    _participants(bids_dir, out, _atlases(bids_dir, atlases, atlases_dir, filters), filters, **options)
+    found = _atlases(bids_dir, atlases, atlases_dir, filters, download)
+    _participants(bids_dir, out, found, filters, **options)
 
 
 def _begin_workers(n_jobs: int | None, low_mem: bool, **options: Any) -> None:
@@ -160,7 +169,7 @@ def _filter_file(path: str | None) -> dict[str, Any]:
 
 
 def _atlases(
-    dataset: str, given: Sequence[str], folders: Sequence[str], filters: dict[str, Any]
+    dataset: str, given: Sequence[str], folders: Sequence[str], filters: dict[str, Any], download: bool
 ) -> list[Any]:
     """The atlases by file, or by name: those in the runs' space; each run takes the nearest resolution."""
     from sharedmask.study.atlases import find_atlas
@@ -169,7 +178,8 @@ def _atlases(
         raise click.UsageError("--atlases: give at least one")
     if all(map(_is_file, given)):
         return [find_atlas(name) for name in given]
-    found = [find_atlas(name, folders, _space_of_runs(dataset, filters)) for name in given]
+    space = _space_of_runs(dataset, filters)
+    found = [find_atlas(name, folders, space, download=download) for name in given]
     for name, atlas in zip(given, found, strict=True):
         if not _is_file(name):
             for image in atlas.resolutions or (atlas.image,):

@@ -7,8 +7,10 @@ Does not cover: what a label image holds (``regions``), reading tables (``lut``)
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ _TEMPLATE = re.compile(
 )
 _FOLDER = re.compile(r"(?:tpl|space)-([a-zA-Z0-9+]+)")
 # Spaces of one head each: another subject's is another space, though it has the same name.
+# TemplateFlow's words for entities.
+_TEMPLATEFLOWS = {"res": "resolution", "seg": "segmentation", "den": "density"}
 _INDIVIDUAL = {NATIVE, "T1w", "T2w", "anat", "individual", "orig", "func", "bold", "boldref", "scanner"}
 
 
@@ -154,6 +158,8 @@ def find_atlas(
     folders: Sequence[str | Path] = (),
     space: str | None = None,
     voxel_size: float | None = None,
+    *,
+    download: bool = False,
 ) -> Atlas:
     """An atlas by its file, or by its name in one of ``folders`` or in TemplateFlow's.
 
@@ -164,31 +170,35 @@ def find_atlas(
         the one whose ``desc-``, ``scale-`` or ``seg-`` has these numbers or words.
     folders : sequence of str or path
         Where names are looked for, subfolders included; then in ``TEMPLATEFLOW_HOME``, as far as files are
-        there: nothing is downloaded.
+        there.
     space : str, optional
         Which of several images of that name: its ``tpl-`` or ``space-`` entity.
     voxel_size : float, optional
         Of those that are left, the one whose resolution is nearest; mm. Without it those that differ in
         nothing else go together, and each run takes its own.
+    download : bool
+        Have templateflow get what is not there of a name that no folder has. Else nothing is downloaded.
 
     Raises
     ------
     NoInputError
         If there is none, naming those that there are; or if several remain.
     MissingFileError
-        If it, or its table of names, is a link to nothing, or a file without content.
+        If it, or its table of names, is a link to nothing, a file without content, or cannot be downloaded.
+    ParameterError
+        If it is to be downloaded and templateflow is not installed.
     """
     path = place_of(what)
     if url_of(path) or path.is_file() or dangling(path):
         return Atlas(fetched(path), _name(path), _lut(path))
     name, _, words = str(what).partition(":")
     there = set[str]()
-    for places in (folders, _templateflow(space)):
-        images = [image for folder in places for image in _images(folder)]
+    for of_templateflow in (False, True):
+        places = _templateflow(space) if of_templateflow else folders
+        images, matching = _matching(places, name, words, space)
+        if of_templateflow and download and not (matching and all(map(_is_complete, matching))):
+            images, matching = _downloaded(name, words, space)
         there |= {_name(image) for image in images}
-        matching = [image for image in images if _is_called(image, name, words)]
-        if space is not None and len(matching) > 1:
-            matching = [image for image in matching if Atlas(image, name, None).space == space]
         if voxel_size is not None and len(matching) > 1:
             matching = _nearest(matching, voxel_size)
         if len(matching) > 1 and voxel_size is None and len(set(map(_without_resolution, matching))) == 1:
@@ -199,6 +209,60 @@ def find_atlas(
             return Atlas(_with_content(fetched(image)), _name(image), _lut(image))
     where = ", ".join(map(str, folders)) or "any folder"
     raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {joined(there)}")
+
+
+def _matching(
+    folders: Iterable[str | Path], name: str, words: str, space: str | None
+) -> tuple[list[Path], list[Path]]:
+    """The atlases there, and those of them that are asked for."""
+    images = [image for folder in folders for image in _images(folder)]
+    matching = [image for image in images if _is_called(image, name, words)]
+    if space is not None and len(matching) > 1:
+        matching = [image for image in matching if Atlas(image, name, None).space == space]
+    return images, matching
+
+
+def _is_complete(image: Path) -> bool:
+    """Whether it and its table have content."""
+    return all(map(_has_content, filter(None, (image, _table(image)))))
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _downloaded(name: str, words: str, space: str | None) -> tuple[list[Path], list[Path]]:
+    """As :func:`_matching` of TemplateFlow's home, which has got all of these; of one atlas only."""
+    if find_spec("templateflow") is None:
+        raise ParameterError(f"downloading atlas {name} needs templateflow: install templateflow")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a home is made
+        from templateflow import conf
+
+        conf.update(local=True, overwrite=False, silent=True)  # the names of all its files, without a network
+    images, matching = _matching(_templateflow(space), name, words, space)
+    if len(set(map(_without_resolution, matching))) == 1:
+        for image in matching:
+            _get(image)
+            if (table := _table(image)) is not None:
+                _get(table)
+    return images, matching
+
+
+def _get(file: Path) -> None:
+    """Have TemplateFlow's client download a file of its home."""
+    if _has_content(file):
+        return
+    from templateflow import api
+
+    name = Name.parse(file)
+    own = {_TEMPLATEFLOWS.get(key, key): value for key, value in name.entities.items() if key != "tpl"}
+    asked = {key: int(value) if key in ("resolution", "cohort") else value for key, value in own.items()}
+    exactly = {"desc": None, **asked, "suffix": name.suffix, "extension": name.extension}
+    try:
+        api.get(name.entities["tpl"], **exactly)
+    except Exception as error:  # of requests, of its own, of DataLad
+        raise MissingFileError(f"{file} cannot be downloaded: {' '.join(str(error).split())}") from error
 
 
 def _templateflow(space: str | None) -> list[Path]:
@@ -232,7 +296,7 @@ def _is_called(image: Path, name: str, words: str) -> bool:
 
 def _nearest(images: Sequence[Path], voxel_size: float) -> list[Path]:
     """Those with the resolution that is nearest; links to nothing and empty files have none."""
-    whole = [image for image in images if image.is_file() and image.stat().st_size] or list(images)
+    whole = [image for image in images if _has_content(image)] or list(images[:1])
     if len(whole) < 2:
         return whole
     off = {image: abs(size_of(open_source(str(image)).grid) - voxel_size) for image in whole}
@@ -246,10 +310,10 @@ def size_of(space: Space) -> float:
 
 
 def _with_content(image: Path) -> Path:
-    if not image.stat().st_size:
+    if not _has_content(image):
         raise MissingFileError(
-            f"{image} has no content: get it (of TemplateFlow with `templateflow.api.get`, on a machine that "
-            "has a network)"
+            f"{image} has no content: get it (of TemplateFlow with --download or `templateflow.api.get`, "
+            "on a machine that has a network)"
         )
     return image
 
@@ -269,6 +333,12 @@ def _name(path: Path) -> str:
 
 
 def _lut(path: Path) -> Path | None:
+    """The table beside an atlas, whose content is there."""
+    table = _table(path)
+    return table if table is None else fetched(table)
+
+
+def _table(path: Path) -> Path | None:
     """The table beside an atlas: of the same name, or of its name without what only images differ in."""
     candidates = [f"{image_stem(path)}.tsv"]
     with suppress(ParameterError):
@@ -279,5 +349,5 @@ def _lut(path: Path) -> Path | None:
         for folder in (path.parent, path.parent.parent):
             table = folder / candidate
             if is_file(table) or dangling(table):
-                return fetched(table)
+                return table
     return None

@@ -13,11 +13,12 @@ from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.compute.connectivity import CONNECTIVITY_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.system import monitor, process, settings
+from sharedmask.system import monitor, platform, process, settings
 from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
 
 _AHEAD = 64
+_LARGE = 2**20
 # What their template imports, once for all of them.
 _EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
 _T = TypeVar("_T")
@@ -58,8 +59,12 @@ def preloaded(cleans: bool, relates: bool = False) -> tuple[str, ...]:
 
 
 def begin(n_jobs: int | None, preload: Sequence[str]) -> None:
-    """Start what the workers of a later call come from, which takes a while, and wait for nothing."""
+    """Start what the workers of a later call come from, which takes a while, and wait for nothing.
+
+    This is for programs of our own: a process that only keeps what workers give holds no more than that.
+    """
     if _has_processes(process.effective_n_jobs(n_jobs)):
+        platform.let_go_of_memory(_LARGE)
         pool.begin(preload)
 
 

@@ -91,8 +91,7 @@ class Manifest:
     def slim(self, whole: bool) -> "Manifest":
         """Without what it takes memory to keep until the run is done; ``whole``: but with its coverage."""
         denoising = None if self.denoising is None else self.denoising.slim()
-        coverage, brain = (self.coverage, self._brain) if whole else (None, None)
-        return replace(self, coverage=coverage, _brain=brain, denoising=denoising)
+        return replace(self, coverage=self.coverage if whole else None, _brain=None, denoising=denoising)
 
     def with_coverage(self) -> "Manifest":
         """With it again."""

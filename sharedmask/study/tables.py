@@ -10,6 +10,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -112,15 +113,14 @@ def write_table(
     style : Style, optional
     """
     style, ending = style or Style(), Path(path).suffix.lower()
-    lines = list(style.lines(np.atleast_2d(signals), names, ending if ending in TABLES else ".tsv"))
+    lines = style.lines(np.atleast_2d(signals), names, ending if ending in TABLES else ".tsv")
     if ending == ".1d" and style.header and not style.transpose:
-        lines.insert(0, "# " + " ".join("_".join(name.split()) for name in names))
-    text = "\n".join([*lines, ""])
+        lines = chain(["# " + " ".join("_".join(name.split()) for name in names)], lines)
     if os.fspath(path) == "-":
-        _print(text)
+        _print("\n".join([*lines, ""]))
         return
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _print(text: str) -> None:

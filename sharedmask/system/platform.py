@@ -8,6 +8,7 @@ replaced (memory that processes share), this says so, and others decide what is 
 """
 
 import contextlib
+import ctypes
 import errno
 import importlib
 import mmap
@@ -45,6 +46,7 @@ OPEN = _flag("O_CLOEXEC", "O_BINARY")
 NOT_WAITING = _flag("O_NONBLOCK", "O_NOCTTY")
 NOFOLLOW = _flag("O_NOFOLLOW")
 
+_MMAP_THRESHOLD = -3  # of <malloc.h>
 _HAS_DIR_FD = os.open in os.supports_dir_fd
 _HAS_UTIME_OF_FD = os.utime in os.supports_fd
 
@@ -288,6 +290,15 @@ def free_disk(path: str | os.PathLike[str]) -> int:
 def has_proc() -> bool:
     """Whether the kernel tells of processes in files."""
     return os.access("/proc/self/fd", os.R_OK | os.X_OK)
+
+
+def let_go_of_memory(nbytes: int) -> None:
+    """Have what is freed go back to the system if it was so large, in this process; with glibc only.
+
+    Else its allocator keeps as much as the largest blocks that were freed, in each thread's arena.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, nbytes)
 
 
 def open_descriptors() -> list[int]:

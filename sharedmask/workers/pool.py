@@ -73,6 +73,7 @@ class _Worker:
             raise self.death() from None
         try:
             received = pickle.loads(payload)
+            del payload  # it may be as large as what is in it
             return [received] if isinstance(received, Answer) else list(map(pickle.loads, received))
         except Exception as error:
             raise WorkerError(f"the answer cannot be received: {error}") from error

@@ -184,6 +184,16 @@ def test_what_pages_need_is_looked_for_before_the_first_run(dataset, toy, out, l
         assert signals(out).is_file() and (out / "group_qc.tsv").is_file() and not list(out.glob("*.html"))
 
 
+def test_nothing_is_downloaded_without_templateflow(dataset, out, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "templateflow", None)
+    given = (dataset, out, "participant", "--atlases", "AAL", "--download", "--nprocs", "1")
+    for more, said in (((), "needs templateflow: install"), (("--dry-run",), "leave out --download")):
+        assert app(*given, *more) == 64
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line and not out.exists()
+
+
 def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):
     find_runs(dataset)[0].mask.unlink()
     script = "from sharedmask.cli.bids import main; main()"

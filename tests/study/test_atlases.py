@@ -2,6 +2,9 @@
 
 import json
 import re
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,3 +195,78 @@ def test_ones_own_folders_come_before_templateflow(templateflow, tmp_path):
     own = next(templateflow.rglob("tpl-MNI152NLin6Asym_res-01_*400Parcels7*.nii.gz"))
     own = own.rename(tmp_path / "own" / own.name)
     assert find_atlas("Schaefer2018:400,7", [tmp_path / "own"], "MNI152NLin6Asym", 3.4).image == own
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """TemplateFlow's client: its home gets empty files at first, and content by ``get``."""
+    home, asked = tmp_path / "templateflow", []
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    stems = [
+        f"{res}_atlas-{name}" for res in ("res-01", "res-02") for name in ("A_desc-7n", "A_desc-17n", "B")
+    ]
+    names = [f"{stem}_dseg.nii.gz" for stem in stems] + ["atlas-A_desc-7n_dseg.tsv"]
+    files = [home / f"tpl-{SPACE.removeprefix('space-')}" / f"tpl-{SPACE.removeprefix('space-')}_{name}"
+             for name in names]  # fmt: skip
+
+    def update(**_):
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def get(template, **entities):
+        asked.append(entities)
+        if entities.get("atlas") == "B":
+            raise RuntimeError("Failed to download\nit")
+        parts = [f"res-{entities['resolution']:02}"] if "resolution" in entities else []
+        parts += [f"{key}-{entities[key]}" for key in ("atlas", "desc") if entities[key]]
+        name = "_".join([f"tpl-{template}", *parts, entities["suffix"] + entities["extension"]])
+        path = home / f"tpl-{template}" / name
+        assert path in files
+        if path.suffix == ".tsv":
+            path.write_text("index\tname\n1\tone\n")
+        else:
+            size = float(entities["resolution"])
+            niimg(np.ones((2, 2, 2), "i2"), np.diag([size, size, size, 1])).to_filename(path)
+
+    module = ModuleType("templateflow")
+    module.__spec__ = ModuleSpec("templateflow", None)
+    module.conf, module.api = SimpleNamespace(update=update), SimpleNamespace(get=get)
+    monkeypatch.setitem(sys.modules, "templateflow", module)
+    return asked
+
+
+def test_an_atlas_is_downloaded_if_that_is_asked_for(client, tmp_path):
+    space = SPACE.removeprefix("space-")
+    with pytest.raises(NoInputError, match="A:7n is neither a file nor an atlas"):
+        find_atlas("A:7n", (), space)
+    assert not client and not (tmp_path / "templateflow").exists()
+    found = find_atlas("A:7n", (), space, download=True)
+    assert len(found.resolutions) == 2 and found.lut.read_text().endswith("one\n") and len(client) == 3
+    assert find_atlas("A:7n", (), space, download=True) == find_atlas("A:7n", (), space) == found
+    assert len(client) == 3  # all was there
+    with pytest.raises(NoInputError, match="is in several files"):
+        find_atlas("A", (), space, download=True)
+    with pytest.raises(NoInputError, match="C is neither a file nor an atlas of any folder; there are: A, B"):
+        find_atlas("C", (), space, download=True)
+    with pytest.raises(
+        MissingFileError, match=r"atlas-B_dseg\.nii\.gz cannot be downloaded: Failed to download it$"
+    ):
+        find_atlas("B", (), space, download=True)
+    with pytest.raises(MissingFileError, match=r"has no content: get it .*--download"):
+        find_atlas("A:17n", (), space, 1.0)
+
+
+def test_what_a_folder_has_is_not_downloaded(client, tmp_path):
+    path = atlas(tmp_path / "atlases", "A")
+    assert find_atlas("A", [tmp_path / "atlases"], download=True).image == path
+    assert find_atlas(path, download=True).image == path and not client
+
+
+def test_downloading_without_templateflow_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "templateflow", None)
+    with pytest.raises(
+        ParameterError, match=r"^downloading atlas AAL needs templateflow: install templateflow$"
+    ):
+        find_atlas("AAL", download=True)
