@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -277,6 +278,12 @@ def advise(buffer: mmap.mmap, advice: str, *span: int) -> None:
     """Tell the kernel what of a map is needed, where it takes advice."""
     if hasattr(mmap, advice):
         buffer.madvise(getattr(mmap, advice), *span)
+
+
+def trim_heap() -> None:
+    """Give back memory that was freed, where malloc can be told to."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def free_disk(path: str | os.PathLike[str]) -> int:

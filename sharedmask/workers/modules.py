@@ -9,7 +9,6 @@ import contextlib
 import os
 import site
 import sys
-import sysconfig
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -20,7 +19,8 @@ from sharedmask.records import dataclass
 _INSTALLED = tuple(
     os.path.join(folder, "")
     for folder in (
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        os.path.dirname(os.__file__),
+        *site.getsitepackages(),
         site.getusersitepackages(),
         os.path.dirname(os.path.dirname(__file__)),  # our own
     )

@@ -39,7 +39,10 @@ from sharedmask.system.process import Lock
 from sharedmask.workers.surroundings import ONE_THREAD, Entered, Surroundings
 
 _HOME = str(Path(__file__).parents[2])
-_COMMAND = "import sys; sys.path[:] = sys.argv[3:]; from sharedmask.workers.template import serve; serve()"
+_COMMAND = (  # nothing that is imported is garbage
+    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[3:];"
+    "from sharedmask.workers.template import serve; serve()"
+)
 _NUMBER = struct.Struct("=i")
 _SIZE = struct.Struct("=Q")
 _FORK, _ENTER = b"f", b"s"
@@ -270,6 +273,7 @@ def serve() -> NoReturn:
             importlib.import_module(name)
     worker.rehearse()
     gc.freeze()  # what all share is not looked through, and so not copied, by each
+    gc.enable()
     _Server(caller, worker.work).run()
 
 

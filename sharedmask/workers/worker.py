@@ -27,6 +27,8 @@ from dataclasses import field
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from sharedmask.errors import WorkerError
 from sharedmask.records import dataclass
 from sharedmask.storage.segment import Shared, attach
@@ -38,6 +40,7 @@ from sharedmask.workers.surroundings import Entered
 
 PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
+_REUSED_BYTES = 2 * 2**20  # of an array; a worker keeps twice that at most, until the end of its job
 _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
 
 Kernel = Callable[..., Any]
@@ -76,6 +79,8 @@ def rehearse() -> None:
     streams.reseed()
     platform.can_share()
     boot_id()
+    # By the first large one that is freed malloc learns to use memory again, and not to return it each time.
+    np.empty(_REUSED_BYTES, np.uint8)
 
 
 def work(pipe: Connection, entered: Entered) -> None:
@@ -159,6 +164,7 @@ class _Worker:
     def end(self) -> None:
         """Hold nothing of the job; what its function changed here is its caller's again."""
         self._drop()
+        platform.trim_heap()
         self._entered.restore()
 
     def _drop(self) -> None:
