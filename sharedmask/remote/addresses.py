@@ -29,7 +29,7 @@ def url_of(path: Path) -> str | None:
     >>> url_of("s3:/bucket/sub-01_bold.nii.gz"), url_of("/data/sub-01_bold.nii.gz")
     ('s3://bucket/sub-01_bold.nii.gz', None)
     """
-    text = os.fsdecode(path)
+    text = path if isinstance(path, str) else os.fsdecode(path)
     if ":" not in text or (found := _URL.fullmatch(text)) is None:  # a pattern takes ten times as long
         return None
     rest = found[2].replace("\\", "/") if os.sep == "\\" else found[2]

@@ -127,8 +127,10 @@ def _from_path(name: str) -> Source:
     nifti.check_path(path, name)
     files = _files_now(path)  # before the header is read: what changes later is seen
     with nifti.as_image_error(name):
-        image = nifti.load(path, name)
-        return _file_source(name, image, nifti.files_of(path)[0], files)
+        image, file = nifti.load(path, name), nifti.files_of(path)[0]
+        if file != path:
+            nifti.check_path(file, file)
+        return _file_source(name, image, file, files)
 
 
 # --- surfaces ------------------------------------------------------------------------------------
@@ -243,6 +245,7 @@ def _from_image(image: Any) -> Source:
     of_file = isinstance(image, AnalyzeImage | Cifti2Image) and type(data) is ArrayProxy and data.order == "F"
     if of_file and [type(fact) for fact in (data.file_like, data.slope, data.inter)] == [str, float, float]:
         file = os.path.abspath(data.file_like)
+        nifti.check_path(file, file)
         return _file_source(data.file_like, image, file, _files_now(file))
     name = f"{type(image).__name__} {f'of {path}' if path else 'in memory'}"
     with nifti.as_image_error(name):
@@ -256,7 +259,6 @@ def _from_image(image: Any) -> Source:
 
 
 def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...]) -> FileSource:
-    nifti.check_path(file, file)
     proxy, kind = image.dataobj, FileSource
     if (text := cifti.axes_text(image)) is not None:
         axes = cifti.read_axes(name, image, text, proxy.dtype)

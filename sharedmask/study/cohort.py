@@ -92,7 +92,7 @@ class Task:
         """Its key in a journal: a path that is seen from everywhere, if the key is one."""
         return absolute(self.key) if self.is_file else named(str(self.key))
 
-    @property
+    @cached_property
     def is_file(self) -> bool:
         """Whether its key is the path of its image."""
         paths = [file.path for file in self.asked.source.files if not file.is_remote]

@@ -27,6 +27,15 @@ def test_missing_values_are_na(tmp_path):
     assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.0\tn/a\n"
 
 
+@pytest.mark.parametrize("n_rows", [1, 127, 128, 129, 300])
+def test_cells_are_as_python_writes_them(tmp_path, n_rows):
+    odd = [0.0, -0.0, 1e-5, -3e-7, 1e300, np.inf, -np.inf, np.nan, 1e-4, 123456789.125, 1e16, 1e22, 5e-324]
+    table = np.resize(np.array(odd), (n_rows, 5))
+    write_table(tmp_path / "out.tsv", table, list("abcde"))
+    said = (tmp_path / "out.tsv").read_text().splitlines()[1:]
+    assert said == ["\t".join("n/a" if v != v else repr(v) for v in row) for row in table.tolist()]
+
+
 def test_one_volume_is_one_row(tmp_path):
     write_table(tmp_path / "out.tsv", np.array([1.5, 2.5]), ["a", "b"])
     assert (tmp_path / "out.tsv").read_text() == "a\tb\n1.5\t2.5\n"
