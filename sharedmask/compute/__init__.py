@@ -5,5 +5,5 @@ Does not cover: processes that work (``workers``), paths, images that users hold
 
 From the bottom up::
 
-    progress  journal  cleaning  connectivity  reduction  kernels  glm  confounds  request  plan  signals
+    progress  journal  cleaning  connectivity  steps  reduction  kernels  glm  confounds  request  plan  signals
 """
