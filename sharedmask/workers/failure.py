@@ -65,8 +65,8 @@ def _arrived(packed: list[bytes], trace: str) -> Failure:
 
 
 def _packed(error: BaseException) -> bytes:
-    """The exception as it pickles, or without a call of its constructor, or what it said."""
-    for form in (error, _Unconstructed(error)):
+    """The exception as it pickles, or without a call of its constructor, or with what can travel of it."""
+    for form in (error, _Unconstructed(error), _Unconstructed(error, whole=False)):
         try:
             packed = dumps(form)
             again = pickle.loads(packed)
@@ -82,9 +82,33 @@ class _Unconstructed:
     """Arrives as the exception, of which not every constructor takes what it keeps."""
 
     error: BaseException
+    whole: bool = True
+    """With all attributes, or those alone that can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self.error), self.error.args, self.error.__dict__)
+        error, args = self.error, self.error.args
+        if isinstance(error, BaseExceptionGroup):
+            args = error.message, list(map(_Member, error.exceptions))
+        state = {name: value for name, value in vars(error).items() if self.whole or _travels(value)}
+        return _rebuilt, (type(error), args, state)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Of a group: arrives as it would alone."""
+
+    error: BaseException
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (_packed(self.error),)
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.loads(dumps(value))
+    except Exception:
+        return False
+    return True
 
 
 def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

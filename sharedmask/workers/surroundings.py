@@ -46,6 +46,8 @@ class Surroundings:
     float_errors: dict[str, str]
     print_options: dict[str, Any]
     """NumPy's."""
+    decimals: tuple[Any, ...] | None
+    """The context of ``decimal``, without its flags; None: as it is in the beginning."""
     recursion_limit: int
     cpus: set[int]
     """On which it may run."""
@@ -70,6 +72,7 @@ class Surroundings:
             [(one[0], one[1], _name(one[2]), *one[3:]) for one in warnings.filters],  # type: ignore[arg-type]
             dict(np.geterr()),  # type: ignore[arg-type]
             dict(np.get_printoptions()),
+            _decimals(),
             sys.getrecursionlimit(),
             platform.cpus(),
             bytes(multiprocessing.current_process().authkey),
@@ -92,6 +95,7 @@ class Surroundings:
             warnings.filters.append((action, message, _category(*name), module, line))  # type: ignore[attr-defined]
         np.seterr(**self.float_errors)  # type: ignore[arg-type]
         np.set_printoptions(**self.print_options)
+        _set_decimals(self.decimals)
         sys.setrecursionlimit(self.recursion_limit)
         if self.cpus:
             with contextlib.suppress(OSError):
@@ -147,6 +151,23 @@ def _folder() -> str:
     except FileNotFoundError:
         # It was deleted, and is still where this process is: files are not to be found elsewhere.
         return f"/proc/{os.getpid()}/cwd"
+
+
+def _decimals() -> tuple[Any, ...] | None:
+    decimal = sys.modules.get("decimal")
+    if decimal is None:
+        return None
+    (*rest, _, traps), (*usual, _, usually) = (
+        context.__reduce__()[1] for context in (decimal.getcontext(), decimal.Context())
+    )
+    return None if (rest, traps) == (usual, usually) else (*rest, [], traps)
+
+
+def _set_decimals(wanted: tuple[Any, ...] | None) -> None:
+    if wanted is not None or "decimal" in sys.modules:
+        import decimal
+
+        decimal.setcontext(decimal.Context(*wanted or ()))
 
 
 def _umask() -> int | None:

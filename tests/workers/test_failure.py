@@ -44,14 +44,37 @@ def stop():
     raise StopIteration("it")
 
 
+class Coded(Exception):
+    """Whose constructor is its own, and which holds what cannot be pickled."""
+
+    def __init__(self, *, code):
+        super().__init__(f"it is {code}")
+        self.code, self.lock = code, threading.Lock()
+
+
+def coded():
+    raise Coded(code=3)
+
+
+def together():
+    raise ExceptionGroup("it", [ValueError("first"), Coded(code=3)])
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
-@pytest.mark.parametrize(("function", "kind"), [(unequal, Unequal), (stop, StopIteration)])
+@pytest.mark.parametrize(("function", "kind"), [(unequal, Unequal), (stop, StopIteration), (coded, Coded)])
 def test_odd_exceptions_are_the_same_with_and_without_workers(function, kind, n_jobs):
     run = run_processes if n_jobs > 1 else run_threads
     with pytest.raises(kind, match="it"):
         run(function, (), [()], n_jobs)
     with Streams(function) as streams, pytest.raises(kind, match="it"):
         run(function, (), [()], n_jobs, streams=streams)
+
+
+def test_a_group_has_its_members():
+    with pytest.raises(ExceptionGroup, match="it") as caught:
+        run_processes(together, (), [()], 1)
+    value, ours = caught.value.exceptions
+    assert (repr(value), type(ours), ours.code) == ("ValueError('first')", Coded, 3)
 
 
 def test_the_workers_traceback_is_the_cause():

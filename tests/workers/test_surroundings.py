@@ -1,5 +1,6 @@
 """Workers see what their caller sees, at the moment of each call."""
 
+import decimal
 import locale
 import os
 import sys
@@ -99,6 +100,17 @@ def test_numpys_printing_is_the_callers(warm):
     with np.printoptions(precision=2):
         assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33]"
     assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33333333]"
+
+
+def test_the_context_of_decimal_is_the_callers(warm):
+    def third():
+        import decimal
+
+        return str(decimal.Decimal(1) / 3), bool(decimal.getcontext().flags[decimal.Inexact])
+
+    with decimal.localcontext(prec=5):
+        assert in_worker(third) == ("0.33333", True)
+    assert in_worker(third)[0] == f"0.{28 * '3'}"
 
 
 def test_workers_run_where_the_caller_may(warm):
