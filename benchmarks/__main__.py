@@ -25,6 +25,7 @@ _COMMANDS = {
     "cache": "a result found again against computing it",
     "network": "lesions on a connectome, beside the prior approach",
     "prior": "what a memory-efficient loader was to save, beside nibabel's arrays",
+    "elements": "a dense series of grayordinates, beside reading, copying and a loop over labels",
     "glm": "a linear model of every voxel, beside nilearn's",
     "frames": "one frame of a long run, all of them, and all folds",
 }

@@ -331,8 +331,9 @@ def _summed_by_row(source: RowSource, request: Request, tell: Callable[[int], No
     """Rows go to the sums of their regions as they are read, the next of them meanwhile."""
     regions, conversion = request.regions, request.reduction(source)
     order = np.argsort(regions.indices, kind="stable")
-    wanted, place = np.unique(regions.indices, return_inverse=True)
-    place, region = place[order], np.repeat(np.arange(len(regions)), regions.sizes)[order]
+    wanted, places = regions.union, np.empty(source.n_voxels, np.intp)
+    places[wanted] = np.arange(len(wanted))
+    place, region = places[regions.indices[order]], np.repeat(np.arange(len(regions)), regions.sizes)[order]
     totals, finite = np.zeros((len(regions), source.n_timepoints)), True
     with source.blocks_ahead(wanted) as blocks:
         for start, rows in blocks:

@@ -45,6 +45,7 @@ _SUFFIX = re.compile(
     rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
 )
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
+_MOST_COUNTED = 2**20  # from the least label to the greatest
 _SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
 
 
@@ -355,10 +356,20 @@ def label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDAr
     fractional = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else labels[:0]
     if fractional.size:
         raise MaskError(f"{volume.where} holds {fractional[0]}: not an atlas, whose values are integers")
-    values, positions = np.unique(labels, return_inverse=True)
+    values, positions = _distinct(labels)
     codes = np.zeros(inside.shape, dtype=np.int32)
     codes[inside] = positions + 1
     return [int(value) for value in values], codes
+
+
+def _distinct(labels: Array) -> tuple[Array, Array]:
+    """The sorted values of whole numbers, and the place of each among them."""
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if high - low >= _MOST_COUNTED or max(high, -low) >= 2**53:
+        return np.unique(labels, return_inverse=True)
+    above = labels.astype(np.int64) - low
+    there = np.bincount(above, minlength=1) > 0  # faster than sorting them
+    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[above]
 
 
 def place_on(

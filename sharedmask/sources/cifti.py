@@ -168,7 +168,8 @@ def _models(axis: Element) -> BrainModels:
         start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
         if structure in {one for one, _, _ in said}:
             raise ValueError(f"{structure} is there twice")
-        fits = fits and (bool(np.all(found[1:] > found[:-1])) or len(np.unique(found)) == len(found))
+        ordered = np.sort(found)
+        fits = fits and bool(np.all(ordered[1:] > ordered[:-1]))
         if not fits or (start, count) != (end, len(found)):
             raise ValueError(f"the {count} elements of {structure} do not fit from {start} on")
         end += count
@@ -230,6 +231,7 @@ def _integers(model: Element, name: str) -> Numbers:
     return _numbers(text)
 
 
+@lru_cache(maxsize=64)  # the files of a study, and an atlas of theirs, have the same
 def _numbers(text: str) -> Numbers:
     return np.fromstring(text, np.intp, sep=" ") if text.strip() else np.empty(0, np.intp)
 
