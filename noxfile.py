@@ -107,14 +107,32 @@ def lowest(session):
     session.run(".ci/lowest", external=True)
 
 
+BARE = (
+    "tests/contracts/test_store.py",
+    "tests/contracts/test_executor.py",
+    "tests/contracts/test_volumes.py",
+    "tests/contracts/test_masker.py",
+    "tests/regions",
+    "tests/maskers",
+    "tests/sources",
+    "tests/cli/test_extract.py",
+    "tests/cli/test_cache.py",
+    "tests/cli/test_bids.py",
+    "tests/cli/test_demo.py",
+    "tests/promises/test_docs.py::test_the_readme_s_examples_run",
+    "tests/promises/test_docs.py::test_the_migration_page_runs_and_its_pairs_agree",
+    "tests/promises/test_docs.py::test_the_page_of_lacuna_runs",
+    "tests/promises/test_docs.py::test_the_page_of_nifreeze_runs",
+)
+
+
 @nox.session
 @nox.parametrize("profile", ["macos", "windows"])
 def bare(session, profile):
-    """Regions and maskers without what macOS or Windows lack, as ``tests/helpers/bare.py`` has it."""
+    """The core without what macOS or Windows lack, as ``tests/helpers/bare.py`` has it."""
     session.install("-e", ".[dev]")
     session.env["PYTHONPATH"] = "tests/helpers"
-    which = ("tests/regions", "tests/maskers", "tests/contracts/test_masker.py")
-    _pytest(session, "-p", "bare", "--profile", profile, *which)
+    _pytest(session, "-p", "bare", "--profile", profile, "-m", "not long", *BARE)
 
 
 if __name__ == "__main__":

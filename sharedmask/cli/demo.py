@@ -21,7 +21,7 @@ from sharedmask.errors import SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
-from sharedmask.system import usage
+from sharedmask.system import platform, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus
 
@@ -44,7 +44,8 @@ def demo(bold: str | None, n_jobs: int, volumes: int, full: bool) -> None:
         numbers = f"{way.n_jobs:>8}{way.n_regions:>9}{way.seconds:>9.1f}{way.peak / 2**20:>10,.0f} MiB"
         click.echo(f"{name:<18}{numbers}  {said}".rstrip())
     times, memory = found.loop.seconds / found.ours.seconds, found.loop.peak / found.ours.peak
-    click.echo(f"\n{times:.1f} times faster, {memory:.1f} times less memory (PSS of all processes)")
+    what = "PSS of all processes" if platform.has_proc() else "what all processes hold, shared pages in each"
+    click.echo(f"\n{times:.1f} times faster, {memory:.1f} times less memory ({what})")
     if not found.same:
         raise SharedMaskError("the signals differ from NiftiMasker's")
     click.echo(f"the signals of {found.done.n_regions} regions are equal to NiftiMasker's, bit for bit")
@@ -61,7 +62,7 @@ import sys, numpy as np
 from sharedmask import SharedImage
 bold, n_jobs, out, *masks = sys.argv[1:]
 with SharedImage(bold) as image:
-    signals = image.mask_parallel(masks, n_jobs=int(n_jobs), prefer="processes")
+    signals = image.mask_parallel(masks, n_jobs=int(n_jobs), prefer={!r})
     np.savez(out, *signals)
 """
 
@@ -185,7 +186,8 @@ def compare(bold: str | None, n_jobs: int, n_volumes: int, full: bool = False) -
         source = open_source(bold)
         masks = [os.fspath(path) for path in make_regions(source, folder)]
         fitting = MemoryBudget.here().limit * 0.8 // (2 * _as_float(source) + _LOOP_IMPORT_BYTES)
-        ours = _measure("sharedmask", _OURS, bold, n_jobs, masks, folder / "ours.npz")
+        workers = "processes" if platform.can_share() else "threads"
+        ours = _measure("sharedmask", _OURS.format(workers), bold, n_jobs, masks, folder / "ours.npz")
         # Two rounds on all cores: what more regions would take can be told from that.
         few = N_REGIONS if full else max(1, min(2 * n_cpus(), N_REGIONS))
         jobs = int(max(1, min(n_jobs, few, fitting)))

@@ -190,5 +190,6 @@ def pytest_addoption(parser):
 
 def pytest_load_initial_conftests(early_config):
     """As a plugin, before anything imports the package: ``-p bare --profile windows``."""
-    if early_config.known_args_namespace.profile:
-        take_away(early_config.known_args_namespace.profile)
+    if profile := early_config.known_args_namespace.profile:
+        take_away(profile)
+        os.environ["BARE_PROFILE"] = profile  # for ``command``, whose programs are bare too

@@ -143,6 +143,10 @@ if __name__ == "__main__":
     import pkgutil
     import runpy
 
+    if profile := os.environ.get("BARE_PROFILE"):
+        from bare import take_away
+
+        take_away(profile)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in _PRELOAD:

@@ -3,17 +3,22 @@
 import doctest
 import importlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import command
 import masker_cases as cases
 import networks
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from images import niimg, random_masks
 from joblib import parallel_config
+from nilearn.masking import apply_mask
 
 import sharedmask
 
@@ -27,7 +32,7 @@ MODULES = sorted(
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
-@pytest.mark.parametrize("page", ["reliability", "migrating", "from-lacuna", "from-nifreeze"])
+@pytest.mark.parametrize("page", ["reliability", "platforms", "migrating", "from-lacuna", "from-nifreeze"])
 def test_every_test_that_a_page_names_exists(page):
     named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     written = {
@@ -106,6 +111,30 @@ def test_the_migration_page_runs_and_its_pairs_agree():
             assert len(other) == len(made[0])
             for one, expected in zip(other, made[0], strict=True):
                 np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:boolean values for .standardize.:FutureWarning")  # of the loop before
+@pytest.mark.usefixtures("inputs_of_the_migration_page")
+def test_the_readme_s_examples_run():
+    """Those of Python in their order, and the lines that extract."""
+    masks = sorted(map(str, Path("rois").iterdir()))
+    shutil.copy("atlas.nii.gz", "schaefer400_dseg.nii.gz")
+    Path("schaefer400_dseg.tsv").write_text("index\tname\n" + "".join(f"{n}\tR{n}\n" for n in range(1, 10)))
+    names = {"masks": masks, "my_function": lambda image, mask: apply_mask(image, mask)}
+    text, made = (ROOT / "README.md").read_text(), []
+    with parallel_config("sequential"):  # loky's processes would stay
+        for block in re.findall(r"```python\n(.*?)```", text, re.S):
+            exec(block, names)
+            made.append(names["signals"])
+    assert [len(made), len(names["results"])] == [4, 3]
+    for one, other, other_way in zip(made[0], made[1], names["results"], strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one, other_way)
+    for line in re.findall(r"^sharedmask extract BOLD.nii.gz .*", text, re.M):
+        _, *arguments = shlex.split(line.replace("BOLD.nii.gz", "sub-01_bold.nii.gz"))
+        assert command.called(*arguments).returncode == 0
+    assert pd.read_csv("means.tsv", sep="\t").shape[0] == len(made[0][0])
+    assert len(np.load("series.npz")) == len(masks)
 
 
 def _signals_of(block, names):

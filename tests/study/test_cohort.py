@@ -279,6 +279,7 @@ def test_tries_end(runs, masks):
     assert executor.tried == {runs[0]: 2} and isinstance(study.errors[runs[0]], WorkerError)
 
 
+@pytest.mark.shares
 def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
     flag = tmp_path / "killed"
 
