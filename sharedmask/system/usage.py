@@ -88,7 +88,10 @@ def _shares(pid: int) -> tuple[int, int]:
     if not platform.has_proc():
         import psutil
 
-        return psutil.Process(pid).memory_info().rss, 0
+        try:
+            return psutil.Process(pid).memory_info().rss, 0
+        except psutil.Error as error:
+            raise ProcessLookupError(f"process {pid} is not to be seen") from error
     found = _SHARE.findall(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     kib = {name: int(value) for name, value in found}
     private = kib.get(b"Pss_Anon", 0)
