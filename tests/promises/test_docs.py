@@ -36,9 +36,7 @@ PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 def test_every_test_that_a_page_names_exists(page):
     named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     written = {
-        name
-        for path in ROOT.glob("tests/*/*.py")
-        for name in re.findall(r"def (test_\w+)", path.read_text())
+        name for path in ROOT.glob("tests/*/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert named
     assert named <= written, named - written
