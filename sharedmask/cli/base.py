@@ -53,12 +53,18 @@ _INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_NUMBER = re.compile(r"-[\d.]")  # which a value may begin with
+_REGIONS = ("mask_list", "masks", "sphere")
 LAST_TAKEN = "sharedmask.last_taken"
 """Key of what is taken for an argument although it stands among the values of an option."""
 
 
 class Yielding(click.Option):
     """A repeatable option that takes one value a time where arguments of its verb would be missing else."""
+
+
+class Naming(Yielding):
+    """One whose values are names, not files: another option's last value is rather the argument."""
 
 
 class Verb(click.Command):
@@ -69,13 +75,25 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         self._check_once(args)
-        options = [option for option in self.params if getattr(option, "multiple", False)]
-        always = [option for option in options if not isinstance(option, Yielding)]
-        spread = self._spread(args, always)
-        for attempt in (self._spread(args, options), spread):
+        for attempt in self._attempts(ctx, args):
             with contextlib.suppress(click.MissingParameter):
                 return super().parse_args(ctx, list(attempt))  # which it takes from
-        return super().parse_args(ctx, self._last_taken(ctx, spread, always))
+        return super().parse_args(ctx, list(attempt))
+
+    def _attempts(self, ctx: click.Context, args: list[str]) -> Iterator[list[str]]:
+        """The arguments as they may be meant: no value of an option is one, those of one are, the last is."""
+        options = [option for option in self.params if getattr(option, "multiple", False)]
+        always = [option for option in options if not isinstance(option, Yielding)]
+        naming = [option for option in options if isinstance(option, Naming)]
+        yielding = [option for option in options if option not in always and option not in naming]
+        yield (every := self._spread(args, options))
+        for one in yielding:
+            yield self._spread(args, [option for option in options if option is not one])
+        yield self._last_taken(ctx, every, [option for option in always if option.name in _REGIONS])
+        for one in naming:
+            yield self._spread(args, [option for option in options if option is not one])
+        yield (spread := self._spread(args, always))
+        yield self._last_taken(ctx, spread, always)
 
     @staticmethod
     def _last_taken(ctx: click.Context, spread: list[str], options: Sequence[click.Parameter]) -> list[str]:
@@ -91,11 +109,14 @@ class Verb(click.Command):
     def _spread(args: list[str], options: Sequence[click.Parameter]) -> list[str]:
         """The arguments with the name of each of these options before every value of its."""
         several = {name for option in options for name in option.opts}
+        words = {name for option in options if isinstance(option, Naming) for name in option.opts}
         repeated: list[str] = []
         option = ""
         for arg in args:
-            if arg.startswith("-") and arg != "-":
+            if arg.startswith("-") and arg != "-" and not _NUMBER.match(arg):
                 option = arg.replace("_", "-") if arg.startswith("--") else arg
+            elif option in words and {".", "/"} & set(arg):
+                pass  # a file, which is no name
             elif option in several and repeated[-1].replace("_", "-") != option:
                 repeated.append(option)
             repeated.append(arg)
@@ -266,7 +287,7 @@ denoise_options = options(
     click.option(
         "--denoise-strategy",
         "strategy",
-        cls=Yielding,
+        cls=Naming,
         multiple=True,
         metavar="NAME...",
         help="Confounds of fMRIPrep to regress out, by nilearn's names: simple, scrubbing, compcor, "
@@ -296,7 +317,7 @@ denoise_options = options(
 connectivity_options = options(
     click.option(
         "--connectivity",
-        cls=Yielding,
+        cls=Naming,
         multiple=True,
         metavar="KIND...",
         help="Matrices of the regions' signals: correlation, partial-correlation, covariance, precision; "
@@ -328,6 +349,12 @@ region_options = options(
     click.option("--mask", "mask_list", metavar="M...", multiple=True, help="One or more binary masks."),
     click.option("--masks", metavar="GLOB...", multiple=True, help="Patterns of masks, or files."),
     click.option(
+        "--sphere",
+        metavar="X,Y,Z,R...",
+        multiple=True,
+        help="Spheres in mm (without R the voxel there), or a TSV: x, y, z and, if need be, radius, name.",
+    ),
+    click.option(
         "--atlas",
         metavar="A...",
         cls=Yielding,
@@ -344,7 +371,7 @@ region_options = options(
     click.option(
         "--stat",
         metavar="NAME...",
-        cls=Yielding,
+        cls=Naming,
         multiple=True,
         help="One value per region and volume: mean, median, sum, minimum, maximum, variance, "
         "standard_deviation, pc1, or weighted_mean of an --atlas of 4D maps; a table for each of several. "
@@ -390,13 +417,17 @@ cache_dir_option = click.option(
 
 
 def given_regions(options: Mapping[str, Any]) -> Any:
-    """What is given of masks and atlas: one of them, with nothing that belongs to another."""
-    given = [options[name] for name in ("mask_list", "masks", "atlas") if options[name]]
+    """What is given of masks, spheres and atlas: one of them, with nothing that belongs to another."""
+    given = [options[name] for name in ("mask_list", "masks", "atlas", "sphere") if options[name]]
     if len(given) != 1:
-        raise click.UsageError("give one of --mask, --masks and --atlas")
+        raise click.UsageError("give one of --mask, --masks, --sphere and --atlas")
     lut, atlas = options["lut"], options["atlas"]
     if lut and len(lut) != len(atlas):
         raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
+    if options["sphere"]:
+        from sharedmask.regions.spheres import Seeds
+
+        return Seeds.of(given[0])
     return given[0][0] if options["masks"] and len(given[0]) == 1 else list(given[0])
 
 

@@ -176,7 +176,11 @@ def regions_maker(
 
     def regions_on(grid: Any) -> Any:
         from sharedmask.regions.regions import Regions
+        from sharedmask.regions.spheres import Seeds
+        from sharedmask.spaces.grid import box_of
 
+        if isinstance(given, Seeds):
+            return given.on(box_of(grid, "spheres"))
         if atlas and weighted:
             return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
         if atlas:
@@ -210,7 +214,7 @@ def parts_of(
     strategy = checked_strategy(strategy_of(stat)) if table else None
     kinds = check_matrices(connectivity, fisher_z, table)
     weighted = is_weighted(strategy)
-    given = [masks] if isinstance(masks, str) else list(masks or ())
+    given = list(masks or ()) if isinstance(masks, Sequence) and not isinstance(masks, str) else [masks]
     files = [*given, *atlas, *lut]
     known = all(isinstance(one, str) for one in files)
     stamp = stamp_of(repr((len(given), len(atlas), labels, resampling_target)), files) if known else ""

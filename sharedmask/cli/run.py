@@ -187,6 +187,8 @@ def _chosen_parts(options: Mapping[str, Any]) -> Any:
     names, atlases, lut = (options[key] for key in ("names", "atlas", "lut"))
     if names and len(atlases) > 1:
         raise click.UsageError(f"--rois are regions of one --atlas, and {len(atlases)} are given")
+    if names and options["sphere"]:
+        raise click.UsageError("--rois are of masks or of an atlas: leave them out beside --sphere")
     if names and not atlases:
         found = named_masks(given)
         given = {name: found[name] for name in _known(names, found)}

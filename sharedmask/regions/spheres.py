@@ -1,20 +1,24 @@
 """Spheres: the voxels around points that are given in millimetres.
 
-Covers: which voxels of a grid are a seed's. Does not cover: masks and atlases (``masks``), what regions
-are (``regions``).
+Covers: which voxels of a grid are a seed's, seeds as text and in tables. Does not cover: masks and atlases
+(``masks``), what regions are (``regions``).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import Grid
+from sharedmask.system.delimited import is_missing, read_cells
 from sharedmask.typing import Array, Numbers
 
 _LEAST_REACH = 2 * np.sqrt(3)  # two points with the same whole millimetres are no further apart
@@ -22,7 +26,7 @@ _LEAST_REACH = 2 * np.sqrt(3)  # two points with the same whole millimetres are 
 
 def spheres(
     seeds: Sequence[Sequence[float]],
-    radius: float | Sequence[float] | None,
+    radius: float | Sequence[float | None] | None,
     grid: Grid,
     inside: Array | None = None,
     *,
@@ -73,6 +77,71 @@ def spheres(
     names = tuple(",".join(f"{place:g}" for place in seed) for seed in seeds)
     offsets = np.cumsum([0, *sizes])
     return Regions(grid, numbers, offsets, names, tuple(range(1, len(found) + 1)), "list")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Spheres as they are written down: points and radii in millimetres, and names.
+
+    Examples
+    --------
+    >>> seeds = Seeds.of(["0,-52,26,6", "-46,-68,32"])
+    >>> seeds.radii, seeds.names
+    ((6.0, None), ('0,-52,26', '-46,-68,32'))
+    """
+
+    points: tuple[tuple[float, ...], ...]
+    radii: tuple[float | None, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: Sequence[str]) -> Seeds:
+        """Of ``x,y,z``, ``x,y,z,r``, and tables with the columns x, y, z and, if need be, radius and name.
+
+        Without a radius a sphere is the voxel of its point.
+
+        Raises
+        ------
+        ParameterError
+            Of what is neither, naming it.
+        """
+        rows = [row for one in given for row in (_rows(one) if Path(one).is_file() else [_row(one)])]
+        points, radii, names = zip(*rows, strict=True)
+        return cls(points, radii, names)
+
+    def on(self, grid: Grid) -> Regions:
+        """Those of a grid."""
+        return replace(spheres(self.points, self.radii, grid), names=self.names)
+
+
+def _row(text: str, name: str = "", where: str = "") -> tuple[tuple[float, ...], float | None, str]:
+    cells = [cell.strip() for cell in text.split(",")]
+    try:
+        x, y, z, *radius = map(float, filter(None, cells))
+        if len(radius) > 1 or not all(map(np.isfinite, (x, y, z, *radius))) or (radius and radius[0] < 0):
+            raise ValueError
+    except ValueError:
+        raise ParameterError(f"{where}{text} is no sphere: give x,y,z,radius in mm, or a table") from None
+    return (x, y, z), next(iter(radius), None), name or f"{x:g},{y:g},{z:g}"
+
+
+def _rows(table: str) -> list[tuple[tuple[float, ...], float | None, str]]:
+    try:
+        heads, *rows = read_cells(table)
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{table} cannot be read: {error}") from error
+    places = {head.strip().lower(): place for place, head in enumerate(heads)}
+    places = {"radius": places.get("r", -1), "name": places.get("label", -1), **places}
+    if not {"x", "y", "z"} <= set(places):
+        raise ParameterError(f"{table} is no table of spheres: it has no columns x, y and z, only {heads}")
+    found = []
+    for row in rows:
+        x, y, z, radius, name = (
+            "" if (place := places[key]) < 0 or is_missing(row[place]) else row[place].strip()
+            for key in ("x", "y", "z", "radius", "name")
+        )
+        found.append(_row(f"{x},{y},{z},{radius}", name, f"{table}: "))
+    return found
 
 
 def _radii(radius: Any, n_seeds: int) -> list[float | None]:

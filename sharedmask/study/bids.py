@@ -28,7 +28,15 @@ from sharedmask.system.process import cached_property
 
 FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}
 """Extensions of runs: volumes, or dense series of grayordinates."""
-_LONG = {"participant": "sub", "subject": "sub", "session": "ses", "template": "tpl"}
+# PyBIDS's words, which filters of fMRIPrep have too.
+_LONG = {
+    "participant": "sub", "subject": "sub", "session": "ses", "template": "tpl", "acquisition": "acq",
+    "ceagent": "ce", "reconstruction": "rec", "direction": "dir", "resolution": "res", "density": "den",
+    "description": "desc", "inversion": "inv", "segmentation": "seg", "modality": "mod", "tracer": "trc",
+}  # fmt: skip
+_OF_FILES = ("datatype", "suffix", "extension")
+# Whether a run has the entity; None: either way.
+_QUERIES = {"Query.NONE": False, "Query.ANY": True, "*": True, "Query.OPTIONAL": None}
 NATIVE = "native"
 """The space of a run whose name and sidecar tell none: that of its scanner."""
 _BESIDE = (*IMAGE_EXTENSIONS, ".tsv")
@@ -219,10 +227,11 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     root : str or path
         A derivatives folder with a ``dataset_description.json``; on a server, one that lists its folders.
     filters : mapping, optional
-        Entity -> the values wanted, one or several, with or without ``sub-`` before them;
-        ``participant`` and ``session`` stand for ``sub`` and ``ses``. The default for ``desc``
-        is ``preproc``. ``file_format``, which is no entity, is one of :data:`FILE_FORMATS`: dense series
-        have no default for ``desc``.
+        Entity -> the values wanted, one or several, with or without ``sub-`` before them; ``session`` and
+        PyBIDS's other words stand for ``ses`` and others. None and ``"Query.NONE"`` are for runs without it,
+        ``"*"`` and ``"Query.ANY"`` for those with any. ``datatype``, ``suffix`` and ``extension`` are known
+        too. The default for ``desc`` is ``preproc``. ``file_format``, which is no entity, is one of
+        :data:`FILE_FORMATS`: dense series have no default for ``desc``.
 
     Raises
     ------
@@ -245,15 +254,11 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
         raise NoInputError(f"{absolute(root)} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
     usual = {"desc": "preproc"} if file_format == "nifti" else {}
     for key, wanted in {**usual, **_by_entity(filters)}.items():
-        values = [_without_key(key, value) for value in _several(wanted)]
-        left = [
-            (path, name)
-            for path, name in runs
-            if any(same(key, name.entities.get(key), value) for value in values)
-        ]
+        values = _several(wanted)
+        left = [run for run in runs if any(_is_wanted(key, _part(run[1], key), value) for value in values)]
         if not left:
-            there = {name.entities[key] for _, name in runs if key in name.entities}
-            asked = "|".join(sorted(map(str, values)))
+            there = {part for _, name in runs if (part := _part(name, key)) is not None}
+            asked = "|".join(sorted(str(_without_key(key, value)) for value in values))
             raise NoInputError(f"no run of {absolute(root)} has {key}-{asked}; there are: {joined(there)}")
         runs = left
     return [Run(root, Path(path), name) for path, name in sorted(runs, key=itemgetter(0))]
@@ -356,7 +361,7 @@ def _name(path: str, parts: Sequence[str]) -> Name | str:
 
 def _by_entity(filters: Mapping[str, Any]) -> dict[str, Any]:
     found = {_LONG.get(key, key): wanted for key, wanted in filters.items()}
-    if unknown := set(found) - set(ENTITIES):
+    if unknown := set(found) - {*ENTITIES, *_OF_FILES}:
         raise ParameterError(f"{', '.join(sorted(unknown))}: no BIDS entity; known are {', '.join(ENTITIES)}")
     return found
 
@@ -367,3 +372,18 @@ def _several(wanted: Any) -> list[Any]:
 
 def _without_key(key: str, value: Any) -> str | None:
     return None if value is None else str(value).removeprefix(f"{key}-")
+
+
+def _part(name: Name, key: str) -> str | None:
+    """The value of an entity, or of what a filter knows besides."""
+    others = {"datatype": "func", "suffix": name.suffix, "extension": name.extension}
+    return others.get(key, name.entities.get(key))
+
+
+def _is_wanted(key: str, own: str | None, wanted: Any) -> bool:
+    text = "Query.NONE" if wanted is None else str(wanted)
+    if text in _QUERIES:
+        return _QUERIES[text] in (None, own is not None)
+    if key == "extension":
+        return str(own).lstrip(".") == text.lstrip(".")
+    return same(key, own, _without_key(key, text))

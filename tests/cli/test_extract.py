@@ -113,7 +113,7 @@ def test_cleaning_options_and_underscores(study):
     ("args", "code", "message"),
     [
         ([], 64, "Missing argument 'BOLD...'"),
-        (["bold.nii.gz", "-o", "o.tsv"], 64, "give one of --mask, --masks and --atlas"),
+        (["bold.nii.gz", "-o", "o.tsv"], 64, "give one of --mask, --masks, --sphere and --atlas"),
         (["bold.nii.gz", "--masks", "r*", "--atlas", "a", "-o", "o.tsv"], 64, "give one of"),
         (["bold.nii.gz", "--masks", "roi*", "--lut", "a.tsv", "-o", "o.npz"], 64, "--lut"),
         (["bold.nii.gz", "--masks", "roi*", "-o", "o.mat"], 64, r".npz or .h5"),

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,8 @@ from datasets import confounds_of
 from images import SHAPE, bold, niimg, save, truth
 from nilearn.interfaces.fmriprep import load_confounds_strategy
 
-from sharedmask import Regions, extract
+from sharedmask import Regions, SharedSpheresMasker, extract
+from sharedmask.cli.extract import extract as extract_verb
 
 LUT = "index\tname\n1\tleft, upper\n2\tright\n4\tgone\n"
 
@@ -144,3 +146,34 @@ def test_run_takes_confounds_and_gives_matrices(study):
         "run", path.name, *ATLAS, "--confounds", "c.tsv", *asked, "--output-dir", "o", cwd=study
     )
     assert both.returncode == 64 and "leave out --denoise-strategy" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns"),
+    [
+        (["--sphere", "2,2,2,3", "-1,0,1,2", "bold.nii.gz"], ["2,2,2", "-1,0,1"]),
+        (["bold.nii.gz", "--sphere", "-1,0,1"], ["-1,0,1"]),
+        (["--sphere", "seeds.tsv", "bold.nii.gz"], ["pcc", "ba"]),
+        (["--sphere", "seeds.tsv", "bold.nii.gz", "--stat", "mean", "median"], ["pcc", "ba"]),
+        (["--stat", "mean", "median", "--masks", "m1.nii.gz", "m2.nii.gz", "bold.nii.gz"], ["m1", "m2"]),
+        (["--atlas", "atlas.nii.gz", "bold.nii.gz", "--stat", "mean", "median"], ["1", "2"]),
+        (["--stat", "median", "bold.nii.gz", "--atlas", "atlas.nii.gz"], ["1", "2"]),
+    ],
+)
+def test_spheres_and_what_stands_before_bold(study, monkeypatch, arguments, columns):
+    (study / "seeds.tsv").write_text("name\tx\ty\tz\tradius\npcc\t2\t2\t2\t4\nba\t0\t1\t1\t3\n")
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[:3, 3] = -2
+    for path in study.glob("*.nii.gz"):
+        save(path, np.asanyarray(nib.load(path).dataobj), affine=affine)
+    monkeypatch.chdir(study)
+    extract_verb.main([*arguments, "-o", "out.tsv"], standalone_mode=False)
+    ends = ["_stat-mean", "_stat-median"] if "mean" in arguments else [""]
+    for end in ends:
+        table = pd.read_csv(study / f"out{end}.tsv", sep="\t")
+        assert list(table.columns) == columns and len(table) == 12
+    if arguments[:1] == ["--sphere"] and not ends[0]:
+        seeds = [(2, 2, 2), (-1, 0, 1)] if "seeds.tsv" not in arguments else [(2, 2, 2), (0, 1, 1)]
+        radii = [3, 2] if "seeds.tsv" not in arguments else [4, 3]
+        masker = SharedSpheresMasker(seeds, radius=radii, standardize=None)
+        np.testing.assert_allclose(table, masker.fit_transform(study / "bold.nii.gz"), rtol=1e-6)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nilearn.maskers.nifti_spheres_masker import apply_mask_and_get_affinity
 
 from sharedmask import Grid
-from sharedmask.errors import EmptyMaskError
-from sharedmask.regions.spheres import spheres
+from sharedmask.errors import EmptyMaskError, ParameterError
+from sharedmask.regions.spheres import Seeds, spheres
 
 AFFINES = [
     np.eye(4),
@@ -51,3 +51,36 @@ def test_the_voxels_are_nilearns(affine, place, shift, radius, seed):
         return
     found = spheres([point], radius, Grid(SHAPE, affine), inside)
     np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_seeds_are_those_that_are_written_down(tmp_path):
+    table = tmp_path / "seeds.tsv"
+    table.write_text("x\ty\tz\tr\tlabel\n2\t2\t2\t1.5\tpcc\n-1\t3\t1\tn/a\t\n")
+    seeds = Seeds.of([str(table), "1,1,1", "3, 2,2.5,2"])
+    assert seeds.points == ((2, 2, 2), (-1, 3, 1), (1, 1, 1), (3, 2, 2.5))
+    assert seeds.radii == (1.5, None, None, 2.0)
+    assert seeds.names == ("pcc", "-1,3,1", "1,1,1", "3,2,2.5")
+    grid = Grid((6, 6, 6), np.array([[1.0, 0, 0, -2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    found = seeds.on(grid)
+    assert found.names == seeds.names
+    for one, voxels in zip(spheres(seeds.points, seeds.radii, grid), found, strict=True):
+        np.testing.assert_array_equal(one, voxels)
+
+
+@pytest.mark.parametrize("given", ["1,2", "1,2,3,4,5", "a,b,c", "1,2,nan", "1,2,3,-4", "none.tsv"])
+def test_what_is_no_sphere_is_named(given):
+    with pytest.raises(ParameterError, match=f"{given} is no sphere: give x,y,z,radius"):
+        Seeds.of([given])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a\tb\n1\t2\n", "it has no columns x, y and z"),
+        ("x\ty\tz\n1\t2\tn/a\n", r"seeds\.tsv: 1,2,, is no sphere"),
+    ],
+)
+def test_a_table_that_has_no_spheres_is_named(tmp_path, text, said):
+    (tmp_path / "seeds.tsv").write_text(text)
+    with pytest.raises(ParameterError, match=said):
+        Seeds.of([str(tmp_path / "seeds.tsv")])

@@ -278,3 +278,28 @@ def test_a_segmentation_is_that_of_the_runs_space(tmp_path, session, space, name
         path.write_bytes(b"")
     (run,) = find_runs(root, {"sub": "01"})
     assert run.segmentation == (None if expected is None else paths[expected])
+
+
+@pytest.mark.parametrize(
+    ("filters", "left"),
+    [
+        ({"datatype": "func", "suffix": "bold", "extension": [".nii.gz", ".nii"]}, 3),
+        ({"extension": "nii.gz", "session": None}, 2),
+        ({"session": "Query.NONE", "echo": "Query.OPTIONAL"}, 2),
+        ({"ses": "*"}, 1),
+        ({"session": ["a", None], "acquisition": "Query.NONE", "task": "rest"}, 2),
+        ({"acquisition": "Query.ANY"}, 1),
+        ({"suffix": "T1w"}, "no run of .* has suffix-T1w; there are: bold"),
+        ({"datatype": ["anat"]}, "has datatype-anat; there are: func"),
+        ({"session": "Query.ANY", "task": "nback"}, "has task-nback; there are: rest"),
+    ],
+)
+def test_filters_are_those_of_fmriprep_too(tmp_path, filters, left):
+    root = preprocessed(tmp_path / "in", subjects=("02",))
+    for stem in ("sub-01_ses-a_task-rest", "sub-01_task-nback_acq-x"):
+        run_of(root, stem)
+    if isinstance(left, int):
+        assert len(find_runs(root, filters)) == left
+    else:
+        with pytest.raises(NoInputError, match=left):
+            find_runs(root, filters)
