@@ -416,21 +416,6 @@ cache_dir_option = click.option(
 )
 
 
-def given_regions(options: Mapping[str, Any]) -> Any:
-    """What is given of masks, spheres and atlas: one of them, with nothing that belongs to another."""
-    given = [options[name] for name in ("mask_list", "masks", "atlas", "sphere") if options[name]]
-    if len(given) != 1:
-        raise click.UsageError("give one of --mask, --masks, --sphere and --atlas")
-    lut, atlas = options["lut"], options["atlas"]
-    if lut and len(lut) != len(atlas):
-        raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
-    if options["sphere"]:
-        from sharedmask.regions.spheres import Seeds
-
-        return Seeds.of(given[0])
-    return given[0][0] if options["masks"] and len(given[0]) == 1 else list(given[0])
-
-
 def is_given(name: str) -> bool:
     """Whether an option of the verb at work stands on its command line."""
     source = click.get_current_context().get_parameter_source(name)

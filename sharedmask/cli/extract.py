@@ -6,7 +6,7 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,6 @@ from sharedmask.cli.base import (
     echo,
     echo_study,
     folder_options,
-    given_regions,
     image_options,
     is_given,
     memory_of,
@@ -125,6 +124,21 @@ def extract(
             echo_study(study, "images")
         else:
             _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
+
+
+def given_regions(options: Mapping[str, Any]) -> Any:
+    """What is given of masks, spheres and atlas: one of them, with nothing that belongs to another."""
+    given = [options[name] for name in ("mask_list", "masks", "atlas", "sphere") if options[name]]
+    if len(given) != 1:
+        raise click.UsageError("give one of --mask, --masks, --sphere and --atlas")
+    lut, atlas = options["lut"], options["atlas"]
+    if lut and len(lut) != len(atlas):
+        raise click.UsageError(f"--lut names the labels of an --atlas: {len(lut)} of {len(atlas)} are given")
+    if options["sphere"]:
+        from sharedmask.regions.spheres import Seeds
+
+        return Seeds.of(given[0])
+    return given[0][0] if options["masks"] and len(given[0]) == 1 else list(given[0])
 
 
 def begin_workers(images: Sequence[str], confounds: Sequence[str], **asked: Any) -> None:

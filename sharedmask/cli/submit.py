@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sharedmask.cli import extract
-from sharedmask.cli.base import check_form, commands, given_regions
+from sharedmask.cli.base import check_form, commands
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.system.files import atomic_write
@@ -74,7 +74,7 @@ def _cleans(options: dict[str, Any]) -> bool:
 def _largest(options: dict[str, Any]) -> int:
     from sharedmask.study.output import largest
 
-    given = given_regions(options)
+    given = extract.given_regions(options)
     chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
     parts = extract.parts_of(given, table=options["form"] == "tsv", **chosen)
     asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}

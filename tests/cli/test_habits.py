@@ -175,5 +175,5 @@ def test_spheres_and_what_stands_before_bold(study, monkeypatch, arguments, colu
     if arguments[:1] == ["--sphere"] and not ends[0]:
         seeds = [(2, 2, 2), (-1, 0, 1)] if "seeds.tsv" not in arguments else [(2, 2, 2), (0, 1, 1)]
         radii = [3, 2] if "seeds.tsv" not in arguments else [4, 3]
-        masker = SharedSpheresMasker(seeds, radius=radii, standardize=None)
+        masker = SharedSpheresMasker(seeds, radius=radii, standardize=None, allow_overlap=True)
         np.testing.assert_allclose(table, masker.fit_transform(study / "bold.nii.gz"), rtol=1e-6)
