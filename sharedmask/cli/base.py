@@ -115,10 +115,8 @@ class Verb(click.Command):
         for arg in args:
             if arg.startswith("-") and arg != "-" and not _NUMBER.match(arg):
                 option = arg.replace("_", "-") if arg.startswith("--") else arg
-            elif option in words and {".", "/"} & set(arg):
-                pass  # a file, which is no name
             elif option in several and repeated[-1].replace("_", "-") != option:
-                repeated.append(option)
+                repeated += [option] if option not in words or not {".", "/"} & set(arg) else []  # a file
             repeated.append(arg)
         return repeated
 
