@@ -56,7 +56,7 @@ def main() -> None:
     type=click.Choice(["nifti", "cifti"]),
     default="nifti",
     show_default=True,
-    help="cifti: ..._bold.dtseries.nii, without pages.",
+    help="cifti: ..._bold.dtseries.nii.",
 )
 @click.option("--bids-filter-file", metavar="JSON", help='As {"bold": {"task": "rest"}}.')
 @click.option(

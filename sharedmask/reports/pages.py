@@ -91,7 +91,7 @@ class RunReport:
     signals : ndarray, (n_timepoints, n_regions)
         Of the regions of all atlases.
     picture : ndarray, (x, y, z)
-        What the regions are drawn on: the mean image.
+        What the regions are drawn on: the mean image. Nothing is drawn on one of elements.
     parameters : mapping
         What was asked for.
     timeline : Timeline, optional
@@ -140,7 +140,7 @@ class RunReport:
             yield said, figures.brain(self.quality, self.groups, self.facts.t_r)
         yield "Signals, each standardized", figures.carpet(np.atleast_2d(self.signals), self.facts.t_r)
         for atlas in self.atlases:
-            if len(atlas.regions):
+            if len(atlas.regions) and self.facts.models is None:  # of elements there is the table
                 drawn = figures.outlines(self.picture, atlas.numbers, self.facts.affine)
                 yield f"Regions of {atlas.name} on the mean image, left is left", drawn
         for name, matrix in self.matrices.items():

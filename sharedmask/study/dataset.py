@@ -180,8 +180,6 @@ class _Survey:
         cleaning: Mapping[str, Any],
     ) -> "_Survey":
         denoise = Denoise.of(strategy)
-        if (filters or {}).get("file_format") == "cifti":
-            outputs = replace(outputs or Outputs(), reports=False)  # pages show a volume
         analysis = Analysis(tuple(atlases), outputs or Outputs(), denoise, cleaning)
         analysis.check()
         if denoise is not None and denoise.wants_smooth_aroma:

@@ -149,7 +149,7 @@ class Manifest:
         return steps | ({"t_r": self.t_r} if self.analysis.filters else {})
 
     def picture(self) -> Array:
-        """The reference image beside the run, else the mean of its first volumes; (x, y, z)."""
+        """The reference image beside the run, else the mean of its first volumes; in the image's space."""
         assert self.source is not None
         source = self.source
         if self.run.reference is not None:
@@ -162,7 +162,7 @@ class Manifest:
             for _ in range(count):
                 reader.readinto(volume)
                 total += volume
-        return (total / count * source.slope + source.inter).reshape(source.shape[:3], order="F")
+        return (total / count * source.slope + source.inter).reshape(source.shape[:-1], order="F")
 
     def tissues(self) -> list[str] | None:
         """Which tissue each probe is; None without a segmentation in the run's space that can be read."""

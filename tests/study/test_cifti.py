@@ -48,7 +48,8 @@ def test_signals_of_a_data_set_of_dense_series(study, monkeypatch):
         )
     sidecar = json.loads((found / f"{NAMED}_stat-mean_timeseries.json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["Space"]) == (0.8, "fsLR")
-    assert not list((folder / "out").glob("sub-*.html"))
+    page = (folder / "out" / f"{STEM}_bold.html").read_text()
+    assert "<td>V1</td>" in page and "on the mean image" not in page and "Signals, each standardized" in page
 
 
 def test_parcels_of_a_data_set_beside_its_tables(study, monkeypatch):
