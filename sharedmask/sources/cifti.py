@@ -29,8 +29,7 @@ from sharedmask.sources.nifti import HEADER_TIME
 from sharedmask.sources.sidecar import positive
 from sharedmask.spaces.brain_models import VOXELS, BrainModels
 from sharedmask.spaces.grid import Grid
-from sharedmask.spaces.parcellation import Parcellation
-from sharedmask.surfaces.surface import names_of
+from sharedmask.spaces.parcellation import Parcellation, names_of
 from sharedmask.typing import Array, Numbers
 
 Element = ElementTree.Element

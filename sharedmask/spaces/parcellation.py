@@ -1,16 +1,18 @@
 """Parcellations: where the values of parcellated files are, one for each parcel.
 
 Covers: parcels with their names and the vertices and voxels of each, comparing them, the same as labels of
-elements. Does not cover: elements that have a value each (``brain_models``), reading files (``sources``).
+elements, a table of labels. Does not cover: elements that have a value each (``brain_models``), reading
+files (``sources``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sharedmask.errors import ImageError
 from sharedmask.records import dataclass
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.spaces.space import Space
@@ -148,3 +150,21 @@ def shortened(names: Sequence[str]) -> str:
     """Some names, and how many more there are."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def names_of(name: str, table: Iterable[tuple[int, str | None]]) -> dict[int, str]:
+    """The names of labels, of which ``name``, a file, has this table.
+
+    Raises
+    ------
+    ImageError
+        One has no name, or two.
+    """
+    found: dict[int, str] = {}
+    for key, label in table:
+        if found.setdefault(key, said := (label or "").strip()) != said:
+            raise ImageError(f"{name} has a label table that gives {key} two names: {found[key]} and {said}")
+    if unnamed := sorted(key for key, label in found.items() if key and not label):
+        keys = ", ".join(map(str, unnamed[:5]))
+        raise ImageError(f"{name} has a label table that gives no name to {keys}: give names with wb_command")
+    return found

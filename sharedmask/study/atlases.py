@@ -234,7 +234,8 @@ def _has_content(file: Path) -> bool:
 def _downloaded(name: str, words: str, space: str | None) -> tuple[list[Path], list[Path]]:
     """As :func:`_matching` of TemplateFlow's home, which has got all of these; of one atlas only."""
     if find_spec("templateflow") is None:
-        raise ParameterError(f"downloading atlas {name} needs templateflow: install templateflow")
+        hint = "pip install 'sharedmask[atlases]'"
+        raise ParameterError(f"downloading atlas {name} needs templateflow: {hint}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a home is made
         from templateflow import conf

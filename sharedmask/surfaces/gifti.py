@@ -14,7 +14,8 @@ import numpy as np
 from nibabel.gifti.gifti import GiftiImage
 
 from sharedmask.errors import ImageError
-from sharedmask.surfaces.surface import Surface, names_of, structure_of
+from sharedmask.spaces.parcellation import names_of
+from sharedmask.surfaces.surface import Surface, structure_of
 
 _MESH = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
 _LABEL, _SERIES = "NIFTI_INTENT_LABEL", "NIFTI_INTENT_TIME_SERIES"

@@ -1,13 +1,13 @@
 """Values on the vertices of surfaces.
 
-Covers: one hemisphere or several, which structure a file is of, names of labels. Does not cover: reading
+Covers: one hemisphere or several, which structure a file is of. Does not cover: reading
 files (``gifti``, ``freesurfer``), vertices that are left out (``brain_models``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os.path import basename
 from typing import Any
@@ -106,24 +106,6 @@ class Later:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_read": self._read, "_values": None}
-
-
-def names_of(name: str, table: Iterable[tuple[int, str | None]]) -> dict[int, str]:
-    """The names of labels, of which ``name``, a file, has this table.
-
-    Raises
-    ------
-    ImageError
-        One has no name, or two.
-    """
-    found: dict[int, str] = {}
-    for key, label in table:
-        if found.setdefault(key, said := (label or "").strip()) != said:
-            raise ImageError(f"{name} has a label table that gives {key} two names: {found[key]} and {said}")
-    if unnamed := sorted(key for key, label in found.items() if key and not label):
-        keys = ", ".join(map(str, unnamed[:5]))
-        raise ImageError(f"{name} has a label table that gives no name to {keys}: give names with wb_command")
-    return found
 
 
 def structure_of(path: str, said: Any = None) -> str:

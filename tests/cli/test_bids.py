@@ -188,7 +188,7 @@ def test_nothing_is_downloaded_without_templateflow(dataset, out, capsys, monkey
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "templateflow", None)
     given = (dataset, out, "participant", "--atlases", "AAL", "--download", "--nprocs", "1")
-    for more, said in (((), "needs templateflow: install"), (("--dry-run",), "leave out --download")):
+    for more, said in (((), "needs templateflow: pip install"), (("--dry-run",), "leave out --download")):
         assert app(*given, *more) == 64
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line and not out.exists()

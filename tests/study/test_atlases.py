@@ -266,7 +266,6 @@ def test_what_a_folder_has_is_not_downloaded(client, tmp_path):
 def test_downloading_without_templateflow_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "templateflow", None)
-    with pytest.raises(
-        ParameterError, match=r"^downloading atlas AAL needs templateflow: install templateflow$"
-    ):
+    said = r"^downloading atlas AAL needs templateflow: pip install 'sharedmask\[atlases\]'$"
+    with pytest.raises(ParameterError, match=said):
         find_atlas("AAL", download=True)
