@@ -104,8 +104,10 @@ class Related:
     kinds: tuple[str, ...]
     fisher_z: bool
 
-    def __call__(self, signals: Array) -> dict[str, Array]:
-        """``"signals"`` are the first."""
+    def __call__(self, signals: Any) -> dict[str, Any]:
+        """``"signals"`` are the first; of several statistics a dict of each."""
+        if isinstance(signals, dict):
+            return {name: self(values) for name, values in signals.items()}
         made = {kind: connectivity(signals, kind, fisher_z=self.fisher_z) for kind in self.kinds}
         return {"signals": signals, **made}
 

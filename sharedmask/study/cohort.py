@@ -166,7 +166,8 @@ def extract_many(
         What of fMRIPrep's table of confounds beside each image is regressed out, and which volumes go.
     connectivity : str or sequence of str, optional
         Matrices of the regions' signals (their means, if no ``strategy`` is given), as those of
-        :meth:`SharedImage.connectivity`: each image then gives a dict of ``"signals"`` and of each measure.
+        :meth:`SharedImage.connectivity`: each image then gives a dict of ``"signals"`` and of each measure,
+        of several strategies a dict of such dicts.
     fisher_z : bool
         As there.
     executor : concurrent.futures.Executor, optional
@@ -226,8 +227,6 @@ def extract_many(
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
         checked_strategy(strategy)
-    if kinds and not isinstance(strategy, str):
-        raise ParameterError(f"strategy={strategy!r}: connectivity is of one value per region and volume")
     keyed = _keyed(sources)
     asked = {"strategy": strategy, "resampling_target": resampling_target, "store": store, **parameters}
     if denoise is not None:

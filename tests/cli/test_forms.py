@@ -281,5 +281,9 @@ def test_extract_many_gives_matrices_with_signals(tmp_path):
         for kind in ("covariance", "correlation"):
             expected = ConnectivityMeasure(kind=kind).fit_transform([signals])[0]
             np.testing.assert_allclose(found[kind], expected, rtol=1e-6)
-    with pytest.raises(ParameterError, match="connectivity is of one value per region and volume"):
-        extract_many(runs, given, connectivity="correlation", strategy=["mean", "sum"])
+    several = extract_many(runs, given, connectivity="correlation", strategy=["sum", "mean"]).results
+    for found in several.values():
+        assert list(found) == ["sum", "mean"]
+        for one in found.values():
+            expected = ConnectivityMeasure(kind="correlation").fit_transform([one["signals"]])[0]
+            np.testing.assert_allclose(one["correlation"], expected, rtol=1e-6)
