@@ -95,8 +95,12 @@ class HttpServer:
 
     def listed(self) -> list[str] | None:
         """Names in a folder, if the server has a page that lists them."""
-        with contextlib.suppress(*_BROKEN):
+        try:
             return self._page()
+        except HTTPError as refusal:
+            refusal.close()
+        except _BROKEN:
+            pass
         return None
 
     def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ from sharedmask.sources.opening import open_source
 REAL = Path(os.environ.get("SHAREDMASK_TEST_DATA", "")) / "sub-RAPIDTIDETEST_cifti.ptseries.nii"
 
 
+@pytest.mark.shares
 @pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize("dtype", ["f4", ">i2"])
 def test_parcels_are_the_elements(tmp_path, by_row, dtype):
