@@ -67,7 +67,7 @@ def check_path(path: str, name: str) -> None:
         raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
 
 
-def _check_magic(path: str, name: str) -> None:
+def check_magic(path: str, name: str) -> None:
     """The first bytes are those of the compression that the name tells, or of none."""
     with open_raw(path) as file:
         head = file.read(4)
@@ -88,7 +88,7 @@ def load(path: str, name: str) -> Any:
     they are of no known type.
     """
     meta = _header_path(path)
-    _check_magic(meta, name if meta == path else f"{meta} (header of {name})")
+    check_magic(meta, name if meta == path else f"{meta} (header of {name})")
     with open_stream(meta, name) as stream:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)

@@ -161,6 +161,7 @@ def _from_surfaces(names: Sequence[str]) -> Source:
     paths = [os.path.abspath(os.path.expanduser(name)) for name in names]
     for path, name in zip(paths, names, strict=True):
         nifti.check_path(path, name)
+        nifti.check_magic(path, name)
     files, name = tuple(FileState.now(Path(path)) for path in paths), " and ".join(names)
     surface = _read_surfaces(name, paths)
     return _surface_source(name, surface, Later(partial(_values_of, name, paths), surface.values), files)

@@ -146,7 +146,9 @@ def test_half_of_a_pair(tmp_path: Path, lost: str, asked: str) -> None:
         open_source(tmp_path / asked)
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.txt", "noextension", "a.hdr", "a.mgz"])
+@pytest.mark.parametrize(
+    "name", ["a.nii", "a.nii.gz", "a.txt", "noextension", "a.hdr", "a.mgz", "a.func.gii", "a.annot"]
+)
 def test_empty_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(DamagedImageError, match="empty") as caught:
