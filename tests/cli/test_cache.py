@@ -22,6 +22,7 @@ def told(place):
     return dict(line.rsplit(maxsplit=1) for line in lines)
 
 
+@pytest.mark.long
 def test_the_command_line_keeps_tells_and_clears(run, tmp_path, place):
     save(tmp_path / "roi.nii", random_masks(1)[0].astype("u1"))
     asked = ("extract", run, "--mask", tmp_path / "roi.nii", "-o", "-")

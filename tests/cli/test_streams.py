@@ -130,7 +130,7 @@ def test_masks_of_any_name_are_named_in_the_outputs(study, locale, name, form):
             assert list(file) == [SHOWN[name]]
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @in_every_locale
 @of_every_name
 def test_images_of_any_name_have_outputs_named_like_them(study, locale, name):
@@ -168,7 +168,7 @@ def test_data_sets_and_atlases_of_any_name_are_named_in_sidecars_and_pages(study
     assert shown in summarise(study / "out").read_text(encoding="utf-8")
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @in_every_locale
 @of_every_name
 def test_a_script_for_slurm_names_images_as_they_are(study, locale, name):

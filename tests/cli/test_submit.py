@@ -48,6 +48,7 @@ def job(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_the_job_script_works(job, tmp_path):
     for task in "12":
         done = job(task, "8192")

@@ -278,7 +278,7 @@ server.stop()
 """
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("account", [{}, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}])
 def test_buckets(here, account):
     """In a process of its own: s3fs keeps its connections."""

@@ -62,7 +62,7 @@ def _fuzzed(test, cases):
 
 
 CASES = [
-    200,
+    60,
     pytest.param(1000, marks=pytest.mark.long),
     pytest.param(100_000, marks=pytest.mark.slow),
 ]

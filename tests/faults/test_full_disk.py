@@ -31,7 +31,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("limit", [0, 1_000_000])
 @pytest.mark.parametrize(
     ("name", "options"),

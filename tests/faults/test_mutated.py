@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "40"))
+COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "15"))
 SLOW = os.environ.get("SHAREDMASK_SLOW_TESTS")
 LONG_COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "5500" if SLOW else "1000"))  # of each of 18 kinds
 SECONDS = 5.0  # of one input

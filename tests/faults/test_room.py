@@ -73,6 +73,7 @@ def test_space_too_small_is_refused_with_numbers(large, registry_dir):
     assert os.listdir(registry_dir) == []
 
 
+@pytest.mark.long
 @pytest.mark.privileged
 @small_shm
 def test_space_too_small_turns_auto_to_anonymous_memory(large):
@@ -116,7 +117,7 @@ FULL = """
 """
 
 
-@pytest.mark.some(2)
+@pytest.mark.long
 @pytest.mark.privileged
 @small_shm
 @pytest.mark.parametrize("spare", [0, 1, 2, 3])

@@ -67,7 +67,7 @@ def work(uid, shared):
     return {name: np.load(found / f"{name}.npy") for name in ("shm", "disk", "extract")}
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.privileged
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("shared", [0o1777, 0o777], ids=["sticky", "not sticky"], indirect=True)

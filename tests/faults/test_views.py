@@ -113,7 +113,7 @@ def _counts():
 
 @pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("rounds", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [200, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_views_in_many_loops_hold_nothing(rounds, store):
     for _ in range(100):
         _loop(store)

@@ -534,6 +534,7 @@ def test_an_attached_image_gives_views_after_its_owner_is_gone(view, store, run)
     assert said is None
 
 
+@pytest.mark.long
 def test_it_ends_when_nobody_came_for_a_while(run, registry_dir):
     with serving(run, "--idle", "2s") as child:
         with SharedImage.connect(run):
@@ -626,7 +627,7 @@ def few_descriptors(number):
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("n_images", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp_path):
@@ -771,6 +772,7 @@ def test_a_load_may_take_longer_than_an_answer(run, monkeypatch):
         np.testing.assert_array_equal(image.array, truth(run))
 
 
+@pytest.mark.long
 def test_a_stopped_coordinator_is_named_and_can_be_replaced(run, monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.5)
     with serving(run) as stopped:

@@ -44,7 +44,7 @@ def test_neighbourhoods_are_nilearns_spheres(workers, held, run, monkeypatch):
     assert not means.get_fdata()[~BRAIN].any()
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Use a custom estimator")
 @pytest.mark.parametrize(
     ("cv", "groups", "scoring"),

@@ -105,6 +105,7 @@ def test_impossible_spheres_are_refused(path, seeds, radius, kind, said):
         SharedSpheresMasker(seeds, radius, standardize=None).fit_transform(path)
 
 
+@pytest.mark.long
 def test_the_report_draws_spheres_of_several_sizes(path):
     masker = SharedSpheresMasker(SEEDS, [1.0, 2.0, 3.0], standardize=None).fit(niimg(DATA, IMAGE_AFFINE))
     assert "spheres" in str(masker.generate_report(displayed_spheres=3).body)

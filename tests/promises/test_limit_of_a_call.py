@@ -84,6 +84,7 @@ def test_the_command_line_holds_to_it_too(paths):
     assert "memory_limit='24M'" in done.stderr
 
 
+@pytest.mark.long
 def test_it_ends_with_the_call(paths):
     with pytest.raises(MemoryLimitError):
         extract(paths["run"], [paths["mask"]], **RESAMPLED, **LIMITED)

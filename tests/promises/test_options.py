@@ -63,6 +63,7 @@ def of_images(verb, one):
         "--mask": (one, (*regions, "--mask", "roi0.nii.gz")),
         "--masks": (one, (*regions, "--masks", "roi1*.nii.gz")),
         "--atlas": (one, atlas),
+        "--sphere": (one, (*regions, "--sphere", "0,0,0,8")),
         "--lut": (atlas, (*atlas, "--lut", "atlas.tsv")),
         "--format": (folder, (*folder, "--format", "npz")),
         "--shard": (folder, (*folder, "--shard", "1/2")),

@@ -38,6 +38,7 @@ def from_a_thread(call):
     return found[0]
 
 
+@pytest.mark.long
 def test_workers_answer_as_the_caller_at_every_moment(folders, monkeypatch):
     """In the folder of before, in another, with another environment and module, in a thread, in a fork."""
 

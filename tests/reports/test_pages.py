@@ -111,7 +111,7 @@ CLICKS = """
 """
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_sorts_and_filters_runs(width, tmp_path):

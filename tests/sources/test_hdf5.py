@@ -166,7 +166,7 @@ def _here():
     return [os.path.dirname(__file__), os.path.join(os.path.dirname(__file__), "..", "helpers")]
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["in one piece", "deflated"])
 @pytest.mark.parametrize("limit", [0, 100, 1000, 3000])
 def test_a_file_that_cannot_grow_is_an_error_and_no_crash(limit, layout, tmp_path):

@@ -55,7 +55,7 @@ def found(path, key=KEY):
 
 
 @given(geometry=_geometries, facts=st.dictionaries(st.text(), _json, max_size=4))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_any_facts_fit_the_layout_that_knew_them(geometry, facts):
     facts.pop("arrays", None)
     place = container.layout(geometry, facts)

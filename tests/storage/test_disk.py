@@ -119,6 +119,7 @@ def test_many_who_want_it_at_once_make_it_once(path, monkeypatch):
     assert made == [1]
 
 
+@pytest.mark.long
 def test_many_processes_that_want_it_at_once_make_it_once(path):
     script = """
         import sys
@@ -416,7 +417,7 @@ def limited(run, masks, how, small, limit, data, tmp_path):
     return done, np.load(tmp_path / "found.npy") if done.returncode == 0 else None
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["extract", "auto", "shm"])
 def test_a_limit_of_the_kernel_is_kept(how, tmp_path):
     shape = (64, 64, 48, 200)

@@ -59,6 +59,7 @@ def test_another_programs_folder_is_refused(dataset, toy):
         analyse(dataset, dataset, [toy])
 
 
+@pytest.mark.long
 def test_the_derivatives_are_valid_bids(dataset, toy, out):
     """All but names that no standard has yet, which the data set itself says to ignore."""
     validator = Path(sys.executable).with_name("bids-validator-deno")

@@ -216,6 +216,7 @@ def test_mprof_draws_the_timeline(tmp_path):
     assert (tmp_path / "mem.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     script = """
