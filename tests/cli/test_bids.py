@@ -145,7 +145,7 @@ def test_a_repetition_time_that_is_given(dataset, toy, out):
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.25, "given")
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("header", [0.0, 1.0])
 @pytest.mark.parametrize("place", ["beside", "task-rest_bold.json", "sub-01/sub-01_bold.json"])
 def test_filters_take_the_repetition_time_of_the_sidecar(dataset, toy, out, header, place, capfd):
@@ -257,6 +257,7 @@ def test_runs_are_selected_by_their_entities(dataset, toy, out, flags, code):
     assert app(dataset, out, "participant", "--atlases", toy.image, "--dry-run", *flags) == code
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("flags, most", [((), 2), (("--nprocs", "1"), 1), (("--low-mem",), 1)])
 def test_runs_at_a_time(dataset, toy, out, monkeypatch, flags, most):
     asked, ours = [], executors.Engine

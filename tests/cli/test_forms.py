@@ -185,6 +185,7 @@ def _from_app(root, bold, image, out):
     return table, table.with_suffix(".json"), next(out.rglob("*_outliers.tsv"))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("way", [_from_extract, _from_extract_many, _from_app])
 def test_denoised_signals_are_nilearns(way, scrubbed, tmp_path):
     root, bold, image, expected, kept = scrubbed

@@ -51,7 +51,7 @@ def command(line, study):
     return [sys.executable, "-c", main, *(toy if option == "TOY" else option for option in options)]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "closed", [(2,), pytest.param((0, 1, 2), marks=pytest.mark.long)], ids=["error", "all"]
 )

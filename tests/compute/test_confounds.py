@@ -153,6 +153,7 @@ NOT_PLAIN = {
 }
 
 
+@pytest.mark.some(30)
 @pytest.mark.parametrize(("content", "problem"), NOT_PLAIN.values(), ids=NOT_PLAIN.keys())
 def test_confounds_that_are_not_plain_are_refused(content, problem, masked, tmp_path):
     path = tmp_path / "confounds.txt"

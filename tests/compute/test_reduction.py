@@ -38,6 +38,7 @@ def test_each_strategy_is_tested():
     assert {*BY_NUMPY, "pc1", "weighted_mean"} == set(reduction.STRATEGIES)
 
 
+@pytest.mark.some(30)
 @pytest.mark.parametrize("strategy", BY_NUMPY)
 @pytest.mark.parametrize("size", [(50, 9), (50, 1), (400, 1500)])
 @pytest.mark.parametrize("stored", ["i2", "f4", "f8"])
@@ -83,7 +84,7 @@ def test_reductions_of_one_voxel(strategy):
     np.testing.assert_array_equal(reduced(strategy, rows, np.array([7]), conversion("f8", "f8")), expected)
 
 
-@pytest.mark.some(40)
+@pytest.mark.some(16)
 @pytest.mark.parametrize("strategy", BY_NUMPY)
 @pytest.mark.parametrize("stored", ["i2", "i8", "f4", "f8", ">f4", "f2"])
 @pytest.mark.parametrize("n_timepoints", [1, 2, 3, 9, 700])

@@ -98,6 +98,7 @@ def test_signals_over_the_limit_are_not_made(parameters, large, monkeypatch):
         assert "(memory_limit='16M')" in said
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "call",
     [

@@ -30,6 +30,7 @@ class ExecutorContract:
             for name, mask in masks.items():
                 same_bits(signals[name], truth(path)[mask].T.astype("float32"))
 
+    @pytest.mark.long
     def test_reduced_and_cleaned_signals_are_those_of_one_image(self, how, runs, masks):
         asked = {"strategy": "mean", "standardize": "zscore_sample", "detrend": True}
         study = extract_many(runs, masks, **asked, **how)

@@ -191,7 +191,7 @@ def test_one_volume_is_one_row_or_none(ours, nilearns, regions, path):
         assert plain(ours, regions).fit().transform(image).ndim == 1
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @every_masker
 def test_cleaning_takes_all_forms_of_its_parameters(ours, nilearns, regions, tmp_path):
     path = save(tmp_path / "long.nii.gz", bold((*SHAPE, 30)))

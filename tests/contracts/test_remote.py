@@ -83,7 +83,7 @@ WAYS = {
 }
 
 
-@pytest.mark.some(9)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("run", [RUN, "plain.nii", "pair.img"])
 @pytest.mark.parametrize("way", WAYS)
 def test_numbers_are_those_of_the_file(here, server, way, run):

@@ -21,7 +21,7 @@ class VolumesContract:
         assert type(it.volumes.compressed) is bool
         assert it.volumes.reading_bytes >= 0
 
-    @pytest.mark.some(70)
+    @pytest.mark.some(40)
     @pytest.mark.parametrize("step", [1, 3, 5, 100])
     def test_volumes_come_in_order_however_many_at_once(self, it, step):
         out = np.full_like(it.values, 77)
@@ -66,6 +66,7 @@ class VolumesContract:
         for out in (outer, inner, later):
             same_bits(out, it.values)
 
+    @pytest.mark.some(30)
     @pytest.mark.parametrize("read", [0, 1])
     def test_a_pass_may_end_early_and_leaves_nothing_open(self, it, read):
         before = sorted(os.listdir("/proc/self/fd"))
@@ -76,7 +77,7 @@ class VolumesContract:
             raise RuntimeError("mine")
         assert sorted(os.listdir("/proc/self/fd")) == before
 
-    @pytest.mark.some(50)
+    @pytest.mark.some(30)
     @pytest.mark.parametrize("select", [None, [3, 0, 3], [1]])
     def test_the_loader_makes_rows_of_it(self, it, select):
         expected = it.values if select is None else it.values[:, select]

@@ -38,7 +38,7 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.some(12)
+@pytest.mark.some(5)
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda value: value[:12].hex())
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3, 7), (40, 40, 20, 9)])
 def test_bytes_after_the_stream(tmp_path: Path, garbage: bytes, shape: tuple[int, ...]) -> None:
@@ -142,6 +142,7 @@ def test_chunks_of_any_size_give_the_same(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read(source, k), data.reshape(-1, 11, order="F").T)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
 def test_no_copy_of_the_file(tmp_path: Path, name: str) -> None:
     """48 MB of image pass through less than 2 MB of the reader's own."""

@@ -71,6 +71,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_the_same_refusals(kind, packed, tmp_path):
     path = gz(tmp_path / "run.nii.gz", DAMAGE[kind](packed))

@@ -17,6 +17,7 @@ from sharedmask.system import settings
 pytest.importorskip("rapidgzip")
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("how", WHOLE)
 def test_same_bytes(how, raw, tmp_path):
     path = gz(tmp_path / "run.nii.gz", WHOLE[how](raw))

@@ -407,14 +407,14 @@ def assert_exact(path, written):
         same_bits(as_nilearn[key], expected)
 
 
-@pytest.mark.some(70)
+@pytest.mark.some(6)
 @some_always(PATHS, "processes", "disk", "extract")
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_signals(encoding, path, write):
     assert_exact(path, write(encoding))
 
 
-@pytest.mark.some(20)
+@pytest.mark.some(8)
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_functions_get_the_same_signals(encoding, write):
     written = write(encoding)
@@ -424,6 +424,7 @@ def test_functions_get_the_same_signals(encoding, write):
         same_bits(mapped[key], np.atleast_2d(expected))
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize(
     "name",
     [
@@ -450,7 +451,7 @@ def some_labels(shape):
     return np.random.default_rng(8).integers(0, 5, shape).astype("i2") * 3
 
 
-@pytest.mark.some(16)
+@pytest.mark.some(8)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "name",
@@ -672,7 +673,7 @@ def test_cleaned_signals(cleaning, path, to_clean):
         assert_close(got[key], expected)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_cleaned_doubles(cleaning, doubles_to_clean):
     got = resident(doubles_to_clean.path, doubles_to_clean.masks, **CLEANINGS[cleaning])
@@ -680,7 +681,7 @@ def test_cleaned_doubles(cleaning, doubles_to_clean):
         assert_close(got[key], expected)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("cleaning", CLEANINGS)
 def test_functions_get_cleaned_signals(cleaning, to_clean):
     with SharedImage(to_clean.path) as image:
@@ -859,6 +860,7 @@ def test_real_eigenvariates(real_run, real_masks, real_signals):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.long
 @pytest.mark.some(1)
 @pytest.mark.realdata
 @pytest.mark.parametrize("path", ["caller", "processes", "extract"])

@@ -502,6 +502,7 @@ def _given_badly(bad, files, folder):
     return made
 
 
+@pytest.mark.some(40)
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_bad_input_is_refused_as_nilearn_refuses_it(bad, files, tmp_path):
     of_theirs = outcome(theirs(bad.kind), _given_badly(bad, files, tmp_path))

@@ -113,7 +113,7 @@ print(all("open" in one and "files" in one for one in said), len(said) < 16, os.
 """
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("prefer", ["threads", "processes"])
 @pytest.mark.parametrize("store", ["shm", "memfd"])
 def test_without_descriptors_the_error_says_so_and_nothing_stays(store, prefer, path, tmp_path):

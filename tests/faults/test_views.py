@@ -150,6 +150,7 @@ def test_results_outlive_the_image(run):
     np.testing.assert_array_equal(view, expected)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("prefer", ["threads", "processes"])
 def test_many_rounds_hold_descriptors_and_maps_constant(run, prefer):
     def counts():

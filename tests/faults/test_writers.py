@@ -61,7 +61,7 @@ def open_in(folder):
     return [path for path in found if path.startswith(str(folder))]
 
 
-@pytest.mark.some(7)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("old", [False, True])
 def test_what_fails_leaves_the_output_absent_old_or_whole(tmp_path, data, writer, old):

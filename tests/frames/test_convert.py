@@ -108,7 +108,7 @@ SAVING = """
 """
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("how", ["nameless", "named"])
 def test_killed_while_saving_the_old_file_is_intact(tmp_path, how, number):

@@ -182,7 +182,7 @@ def test_nifreeze_finds_what_it_knows_and_nothing_else(tmp_path, per_frame, told
     assert set(read) == {"dataobj", "affine", "total_duration"} | (set(per_frame) & KNOWN)
 
 
-@pytest.mark.some(20)
+@pytest.mark.some(8)
 @pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8", ">f4"])
 @pytest.mark.parametrize(
     "options",

@@ -60,7 +60,7 @@ def through_nifreeze(reader, tmp_path, kind, path):
     return back, dict(np.load(seen))
 
 
-@pytest.mark.some(10)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("compression", [(), ("gzip", 1)])
 @pytest.mark.parametrize("dtype", ["i2", "u1", "f4", "f8"])
 @pytest.mark.parametrize(

@@ -431,6 +431,7 @@ def test_an_image_the_coordinator_holds_is_found_by_its_name(run):
         assert listed() == {"version": 1, "images": [{"name": "run.nii.gz", "clients": 1}], "n_loads": 1}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("with_coordinator", [False, True])
 def test_an_image_another_process_published_is_found_by_its_name(run, with_coordinator):
     owner = """
@@ -544,7 +545,7 @@ def test_it_ends_when_nobody_came_for_a_while(run, registry_dir):
     assert os.listdir(registry_dir) == []
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("store", STORES)
 def test_signals_end_it_with_nothing_left(number, store, run, registry_dir, segments_of_this_test):
@@ -879,6 +880,7 @@ STRANGER = """
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.privileged
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("opened", [False, True], ids=["as it is", "with an open socket"])

@@ -294,6 +294,7 @@ def test_threads_compute_once(place):
     assert (counts(place).misses, counts(place).hits) == (1, 7)
 
 
+@pytest.mark.long
 def test_counts_of_many_processes_add_up(place):
     script = """
     import sys

@@ -222,6 +222,7 @@ def of_frames(tmp_path):
         ds.map(np.mean)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "call, labels",
     [(of_network, ["load", "network"]), (of_workers, ["extract"] * 2), (of_frames, ["load", "map"])],

@@ -124,7 +124,7 @@ def test_no_operation_on_an_image_takes_more_than_projected(operation, store, ru
     assert peak <= max(asked, default=0) + TOLERANCE
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("operation", "name"),
     [(operation, "run.nii") for operation in PASSES]

@@ -36,6 +36,7 @@ def mask():
 # ---- what is not read
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "make", [Regions.from_any, Regions.from_labels, lambda m, g: Regions.from_any([m], g)]
 )

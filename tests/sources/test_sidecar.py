@@ -414,7 +414,7 @@ UNTOLD = {
 }
 
 
-@pytest.mark.some(14)
+@pytest.mark.some(5)
 @every_entry
 @pytest.mark.parametrize("image", UNTOLD)
 def test_one_that_nobody_told_is_refused(tmp_path, entry, image):

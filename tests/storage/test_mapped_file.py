@@ -144,6 +144,7 @@ def test_picking_is_indexing(n_timepoints, n_voxels, picked, scaled):
     same_bits(out, right * 2.0 + 1.0 if scaled else right)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("change", ["rewritten", "touched", "removed"])
 def test_a_file_that_changed_is_refused(path, change):
     with as_it_is(path) as image:

@@ -230,6 +230,7 @@ def test_too_many_facts_are_refused(segment):
         segment.share("x", {"long": "y" * 5000})
 
 
+@pytest.mark.some(1)
 def test_an_unrelated_process_attaches_and_its_exit_harms_nothing(handle):
     script = f"""
         from sharedmask.storage.segment import Handle, attach

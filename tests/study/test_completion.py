@@ -43,7 +43,7 @@ def test_what_was_complete_is_known_without_opening_it(study):
     assert study(standardize="psc") == (2, 0, 2)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("what", ["bold", "mask", "sidecar", "atlas", "confounds"])
 def test_an_input_that_was_written_to_is_looked_at(study, tmp_path, what):
     study()
@@ -69,7 +69,7 @@ def test_a_sidecar_that_is_new_is_another_input(study, tmp_path):
     assert study()[0] == 1
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("change", ["touched", "changed", "removed", "moved"])
 def test_an_output_that_was_written_to_is_looked_at(study, tmp_path, change):
     study()

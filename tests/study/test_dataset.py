@@ -148,7 +148,7 @@ def test_changed_coverage_is_another_result(dataset, toy, out):
     assert len(analyse(dataset, out, [toy], Outputs(min_coverage=0.1, reports=True)).complete) == 2
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("what", ["data set", "output", "both", "copy", "named from the output"])
 def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_a_study_is_known_wherever_it_lies(dataset, toy, out, tmp_path, monkeypa
     assert len(again.skipped) == 2 and again.complete == []
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("what", ["sidecar", "confounds", "mask", "names", "image"])
 @pytest.mark.filterwarnings("ignore:.* has two repetition times:sharedmask.errors.SharedMaskWarning")
 def test_changed_inputs_are_done_again(dataset, toy, out, what):
@@ -306,6 +306,7 @@ def test_a_troubled_data_set(tmp_path, strategy, cleaning, desc, shard):
         assert "no brain mask was found" in text(out / f"{page_of[maskless]}.html")
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("known", ["tissue", "network", "nothing"])
 def test_the_carpet_is_in_the_order_of_what_is_known(dataset, toy, out, monkeypatch, known):
     drawn = []

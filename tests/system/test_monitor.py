@@ -165,6 +165,7 @@ def test_nothing_begins_above_the_pause_threshold(run, everywhere):
             next(image.iter_masks(everywhere))
 
 
+@pytest.mark.long
 def test_a_batch_begins_once_memory_was_released(run, everywhere):
     ballast = [block(200 * MIB)]
     with SharedImage(run) as image, MemoryMonitor(interval=0.005) as watching:

@@ -144,6 +144,7 @@ def test_a_notebook(tmp_path):
     assert done.stdout == EXPECTED, done.stderr
 
 
+@pytest.mark.long
 def test_within_a_daemonic_process():
     script = (
         USER.split("with SharedImage")[0]
