@@ -143,13 +143,17 @@ def given_regions(options: Mapping[str, Any]) -> Any:
 
 def begin_workers(images: Sequence[str], confounds: Sequence[str], **asked: Any) -> None:
     """Have what workers come from begin while all else is imported and looked at, if there will be any."""
-    from sharedmask.compute.cleaning import is_cleaning
     from sharedmask.study import executors
 
     if len(images) > 1 and not asked["dask"]:
-        given = asked | {"confounds": confounds or None}
-        cleans = bool(asked["denoise"]) or is_cleaning(given)
-        executors.begin(asked["n_jobs"], executors.preloaded(cleans))
+        executors.begin(asked["n_jobs"], executors.preloaded(cleans(asked | {"confounds": confounds})))
+
+
+def cleans(options: Mapping[str, Any]) -> bool:
+    """Whether signals are cleaned."""
+    from sharedmask.compute.cleaning import is_cleaning
+
+    return bool(options["denoise"]) or is_cleaning({**options, "confounds": options["confounds"] or None})
 
 
 def denoised(options: dict[str, Any], confounds: Sequence[str]) -> Any:

@@ -44,11 +44,12 @@ def submit(
     if not options["out_dir"] or options["shard"] or options["dask"]:
         raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
     check_form(options["stat"], f".{options['form']}")
+    options["denoise"] = extract.denoised(options, options["confounds"])
     images, n_jobs = options["images"], max(options["n_jobs"] or 1, 1)
     job = Submission(
         arguments=command,
         n_tasks=min(n_tasks or len(images), len(images), max_array or most_tasks()),
-        memory=task_bytes(_largest(options), n_jobs, _cleans(options)),
+        memory=task_bytes(_largest(options), n_jobs, extract.cleans(options)),
         folder=Path(log_dir).absolute(),
         n_cpus=n_jobs,
         directives=directives,
@@ -66,18 +67,15 @@ def most_tasks() -> int:
     return sys.maxsize
 
 
-def _cleans(options: dict[str, Any]) -> bool:
-    names = ("standardize", "detrend", "confounds", "low_pass", "high_pass")
-    return any(options[name] not in (None, False, ()) for name in names)
-
-
 def _largest(options: dict[str, Any]) -> int:
     from sharedmask.study.output import largest
+    from sharedmask.study.tables import holds_regions
 
     given = extract.given_regions(options)
     chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
-    parts = extract.parts_of(given, table=options["form"] == "tsv", **chosen)
+    parts = extract.parts_of(given, table=holds_regions(f".{options['form']}"), **chosen)
     asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
+    asked["detrend"] = asked["detrend"] or extract.cleans(options)  # confounds, too, take what this takes
     return largest(options["images"], parts, parts.strategy, options["smoothing_fwhm"], **asked)
 
 

@@ -87,3 +87,19 @@ def test_more_images_than_tasks_are_cut_into_parts(tmp_path):
     asked = ["extract", *images, "--atlas", str(atlas), "--out-dir", str(tmp_path / "out")]
     script = called("submit", "--dry-run", "--max-array", "2", "--", *asked).stdout
     assert "--array=1-2\n" in script and '--shard "$SLURM_ARRAY_TASK_ID/2"' in script
+
+
+def test_the_memory_is_that_of_what_is_asked_of_extract(tmp_path):
+    image = str(save(tmp_path / "sub-1_bold.nii.gz", np.zeros((24, 24, 24, 300), "i2")))
+    atlas = str(save(tmp_path / "atlas.nii.gz", np.ones((24, 24, 24), "i2")))
+
+    def mebibytes(*options):
+        asked = ["extract", image, "--atlas", atlas, "--out-dir", str(tmp_path / "out"), *options]
+        done = called("submit", "--dry-run", "--", *asked)
+        return int(re.search(r"--mem=(\d+)M", done.stdout)[1])
+
+    plain, series = mebibytes(), mebibytes("--format", "npz")
+    assert plain != series
+    assert mebibytes("--format", "ptseries.nii") == mebibytes("--format", "pconn.nii") == plain
+    cleaned = mebibytes("--detrend")
+    assert mebibytes("--denoise-strategy", "simple") == mebibytes("--confounds", "c.tsv") == cleaned > plain
