@@ -11,11 +11,8 @@ Every figure is an upper estimate of the peak above what is held already::
 """
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from sharedmask.compute.cleaning import CLEANING_MODULES, is_cleaning
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.records import dataclass
@@ -163,16 +160,6 @@ def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
     many = process.at_a_time(request.n_jobs) > _CLEANING_THREADS if cleans else request.n_jobs > 1
     worthwhile = request.is_heavy and many and pool.can_start_processes()
     return request.prefer == "processes" or (request.prefer is None and worthwhile)
-
-
-def begin_workers(asked: Mapping[str, Any]) -> None:
-    """Start what the workers of a function come from, by the parameters of its call, while masks are read."""
-    from sharedmask.workers import pool
-
-    prefer, many = asked.get("prefer"), process.effective_n_jobs(asked.get("n_jobs")) > 1
-    unasked = prefer is None and many and pool.can_start_processes()
-    if settings.current().shared_memory and (unasked or prefer == "processes"):
-        pool.begin(CLEANING_MODULES if is_cleaning(asked) else ())
 
 
 def signals_bytes(facts: Facts, request: Request) -> int:

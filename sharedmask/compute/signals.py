@@ -16,7 +16,7 @@ other statistics                 groups of regions       one pass, volume by vol
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.compute import kernels, reduction
-from sharedmask.compute.cleaning import CLEANING_MODULES
+from sharedmask.compute.cleaning import CLEANING_MODULES, is_cleaning
 from sharedmask.compute.plan import Plan, passes_by
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
@@ -38,7 +38,7 @@ from sharedmask.storage import rows
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Rows, Series
 from sharedmask.storage.segment import Shared
-from sharedmask.system import monitor
+from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
@@ -152,6 +152,16 @@ def _output(
     with OwnedSegment("output", {"out": (shape, dtype)}, shared.handle.store) as owned:
         array = owned.segment.array("out")
         yield array, Shared(owned.share({}, writable=True), "out", writable=True)
+
+
+def begin_workers(asked: Mapping[str, Any]) -> None:
+    """Start what the workers of a function come from, by the parameters of its call, while masks are read."""
+    from sharedmask.workers import pool
+
+    prefer, many = asked.get("prefer"), process.effective_n_jobs(asked.get("n_jobs")) > 1
+    unasked = prefer is None and many and pool.can_start_processes()
+    if settings.current().shared_memory and (unasked or prefer == "processes"):
+        pool.begin(CLEANING_MODULES if is_cleaning(asked) else ())
 
 
 def _for_workers(held: Rows, plan: Plan) -> Shared | None:

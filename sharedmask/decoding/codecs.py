@@ -161,7 +161,7 @@ class MemberStream(Stream):
 
 
 class GzipStream(Stream):
-    """Gzip data decompressed into the place where they are wanted, which takes a tenth less time.
+    """Gzip data decompressed into the place where they are wanted.
 
     Where anything is wrong, and it may be what follows the image, the file is read again by `MemberStream`:
     what is wrong is said there.
@@ -181,7 +181,7 @@ class GzipStream(Stream):
         rest = bytearray(CHUNK)
         while self._members is None and self._read(rest):
             pass
-        if not self._done:
+        if self._members is None and not self._done:  # an empty file is none
             self._leave()
         if self._members is not None:
             self._members.finish()

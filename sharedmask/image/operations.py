@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute import signals
-from sharedmask.compute.plan import begin_workers, plan_for, signals_bytes
+from sharedmask.compute.plan import plan_for, signals_bytes
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.request import Parameters, Request, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
@@ -280,7 +280,7 @@ class Operations(Described):
         list, dict or object
             What ``func`` returned, in the container of ``masks``.
         """
-        begin_workers(parameters)
+        signals.begin_workers(parameters)
         regions = self._regions(masks, resampling_target)
         operation = f"calling a function on {len(regions)} masks of {self._name}"
         request = self._request(

@@ -34,9 +34,9 @@ _TEMPLATE = re.compile(
     r"|MNIPediatricAsym|MNIInfant|IXI549Space|ICBM452\w+|OASIS30ANTs|UNCInfant\w*)(?![A-Za-z0-9])"
 )
 _FOLDER = re.compile(r"(?:tpl|space)-([a-zA-Z0-9+]+)")
-# Spaces of one head each: another subject's is another space, though it has the same name.
 # TemplateFlow's words for entities.
 _TEMPLATEFLOWS = {"res": "resolution", "seg": "segmentation", "den": "density"}
+# Spaces of one head each: another subject's is another space, though it has the same name.
 _INDIVIDUAL = {NATIVE, "T1w", "T2w", "anat", "individual", "orig", "func", "bold", "boldref", "scanner"}
 
 

@@ -127,16 +127,16 @@ class Run:
 
     def _of_head(self) -> Path | None:
         own = self.name.entities
-        space = (None if own.get("space") in _ANATOMICAL else own.get("space"), own.get("cohort"))
-        for folder in dict.fromkeys((self.bold.parent.parent, self.root / f"sub-{own['sub']}")):
-            there = [] if url_of(folder) or not (folder / "anat").is_dir() else names_in(
-                os.fspath(folder / "anat"), IMAGE_EXTENSIONS)  # fmt: skip
-            for entry, name in there:
-                theirs = name.entities
-                if name.suffix == "dseg" and set(theirs) <= _OF_HEAD and (
-                    (theirs.get("space"), theirs.get("cohort")) == space
-                ):  # fmt: skip
-                    return fetched(folder / "anat" / entry)
+        wanted = {"space": None if own.get("space") in _ANATOMICAL else own.get("space")}
+        wanted["cohort"] = own.get("cohort")
+        for above in dict.fromkeys((self.bold.parent.parent, self.root / f"sub-{own['sub']}")):
+            folder = above / "anat"
+            if url_of(folder) or not folder.is_dir():
+                continue
+            for entry, name in names_in(os.fspath(folder), IMAGE_EXTENSIONS):
+                is_plain = name.suffix == "dseg" and set(name.entities) <= _OF_HEAD
+                if is_plain and all(name.entities.get(key) == value for key, value in wanted.items()):
+                    return fetched(folder / entry)
         return None
 
     @property

@@ -100,7 +100,7 @@ def analyse(
         Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
     study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
-    if shown := (outputs or Outputs()).reports:
+    if shown := study.analysis.outputs.reports:
         pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor(interval=_SECONDS, operations=False) if executor is None else None

@@ -134,8 +134,7 @@ def extract_to(
     Study
         Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
-    work = OutputFolder.begin(folder, images, masks, form, strategy, denoise)
-    work.t_r = options.get("t_r")
+    work = OutputFolder.begin(folder, images, masks, form, strategy, denoise, options.get("t_r"))
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
     return extract_many(
@@ -319,9 +318,9 @@ class OutputFolder:
     parts: Parts
     private: Path
     denoisings: Denoisings | None = None
-    _at_work: dict[str, Source] = field(default_factory=dict, init=False)
     t_r: float | None = None
     """That is given, of all images."""
+    _at_work: dict[str, Source] = field(default_factory=dict, init=False)
 
     @classmethod
     def begin(
@@ -332,6 +331,7 @@ class OutputFolder:
         form: str,
         strategy: Any,
         denoise: Denoise | None = None,
+        t_r: float | None = None,
     ) -> "OutputFolder":
         """Check what can be checked, and make the folder; ``masks`` may be :class:`Parts` too."""
         if not holds_regions(form):
@@ -339,7 +339,7 @@ class OutputFolder:
             strategy = None
         private = Path(folder) / PRIVATE
         denoisings = None if denoise is None else Denoisings(denoise, dict(zip(images, images, strict=True)))
-        work = cls(outputs(images, folder, form), Parts.of(masks, strategy), private, denoisings)
+        work = cls(outputs(images, folder, form), Parts.of(masks, strategy), private, denoisings, t_r)
         private.mkdir(parents=True, exist_ok=True)
         return work
 

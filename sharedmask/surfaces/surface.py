@@ -1,7 +1,7 @@
 """Values on the vertices of surfaces.
 
-Covers: one hemisphere or several, which structure a file is of. Does not cover: reading
-files (``gifti``, ``freesurfer``), vertices that are left out (``brain_models``).
+Covers: one hemisphere or several, which structure a file is of. Does not cover: reading files (``gifti``,
+``freesurfer``), vertices that are left out (``brain_models``).
 """
 
 from __future__ import annotations

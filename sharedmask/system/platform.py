@@ -281,9 +281,22 @@ def advise(buffer: mmap.mmap, advice: str, *span: int) -> None:
 
 
 def trim_heap() -> None:
-    """Give back memory that was freed, where malloc can be told to."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    """Give back memory that was freed; with glibc only."""
+    _tell_malloc("malloc_trim", 0)
+
+
+def let_go_of_memory(nbytes: int) -> None:
+    """Have what is freed go back to the system if it was so large, in this process; with glibc only.
+
+    Else its allocator keeps as much as the largest blocks that were freed, in each thread's arena.
+    """
+    _tell_malloc("mallopt", _MMAP_THRESHOLD, nbytes)
+
+
+def _tell_malloc(name: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            getattr(ctypes.CDLL(None), name)(*arguments)
 
 
 def free_disk(path: str | os.PathLike[str]) -> int:
@@ -297,15 +310,6 @@ def free_disk(path: str | os.PathLike[str]) -> int:
 def has_proc() -> bool:
     """Whether the kernel tells of processes in files."""
     return os.access("/proc/self/fd", os.R_OK | os.X_OK)
-
-
-def let_go_of_memory(nbytes: int) -> None:
-    """Have what is freed go back to the system if it was so large, in this process; with glibc only.
-
-    Else its allocator keeps as much as the largest blocks that were freed, in each thread's arena.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, nbytes)
 
 
 def open_descriptors() -> list[int]:
