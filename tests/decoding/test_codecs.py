@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import random
 import tracemalloc
 import zlib
 from functools import partial
@@ -176,7 +177,7 @@ def test_opening_does_not_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 0 < sum(done) <= CHUNK
 
 
-_RAW = os.urandom(3000) * 200
+_RAW = random.Random(7).randbytes(3000) * 200
 _WHOLE = gzip.compress(_RAW, 1, mtime=0)
 _DAMAGED = _WHOLE[:2000] + b"\0" * 50 + _WHOLE[2050:]
 
