@@ -74,6 +74,11 @@ def _all_are_asked_for(config):
     return config.args == config.getini("testpaths") and not config.option.keyword
 
 
+def pytest_make_parametrize_id(val):
+    """Cases of bytes go by their sizes: what compresses writes the time, and workers compare names."""
+    return f"{len(val)}B" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     _spread(items)

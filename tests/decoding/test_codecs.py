@@ -196,7 +196,6 @@ _DAMAGED = _WHOLE[:2000] + b"\0" * 50 + _WHOLE[2050:]
         _WHOLE + _DAMAGED,
         gzip.compress(_RAW[:5000]) + gzip.compress(_RAW[5000:]),
     ],
-    ids=lambda content: str(len(content)),
 )
 def test_decompressing_into_place_gives_the_same(tmp_path: Path, content: bytes, wanted: int) -> None:
     """Bytes, and what is said of files that are not plain."""
