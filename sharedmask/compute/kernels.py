@@ -82,11 +82,16 @@ def apply(
     conversion: Conversion,
     cleaning: Cleaning,
     function: Callable[..., Any],
-    index: NDArray[np.intp],
+    positions: NDArray[np.intp],
+    first: int,
+    last: int,
     *given: Any,
 ) -> Any:
-    """What the user's function makes of one region's (n_timepoints, n_voxels) array, and of ``given``."""
-    signals = signals_of(rows, finite, conversion, index)
+    """What the user's function makes of one region's (n_timepoints, n_voxels) array, and of ``given``.
+
+    The region's voxels are ``positions[first:last]``.
+    """
+    signals = signals_of(rows, finite, conversion, positions[first:last])
     return function(cleaning.apply(signals) if cleaning.needed else signals, *given)
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
 _GROUPS = 4  # of regions for each worker
+_SENT_BYTES = 64 * 1024  # at most, to each worker
 
 
 class Signals(NamedTuple):
@@ -152,6 +153,17 @@ def _output(
     with OwnedSegment("output", {"out": (shape, dtype)}, shared.handle.store) as owned:
         array = owned.segment.array("out")
         yield array, Shared(owned.share({}, writable=True), "out", writable=True)
+
+
+@contextlib.contextmanager
+def _sent(array: Array, shared: Shared | None) -> Iterator[Any]:
+    """What a kernel gets for an array that all items need: many bytes are not sent to each worker."""
+    if shared is None or array.nbytes <= _SENT_BYTES:
+        yield array
+        return
+    with _output(array.shape, array.dtype, shared) as (copy, out):
+        copy[:] = array
+        yield out
 
 
 def begin_workers(asked: Mapping[str, Any]) -> None:
@@ -373,8 +385,11 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
 
     request, shared = plan.request, _for_workers(held, plan)
     given = request.given or [()] * len(request.regions)
-    items = [(positions[a:b], *more) for (a, b), more in zip(_spans(request.regions), given, strict=True)]
-    with counted(request.progress, len(items), "mask") as tell:
+    items = [(*span, *more) for span, more in zip(_spans(request.regions), given, strict=True)]
+    with (
+        _sent(positions, shared) as sent,
+        counted(request.progress, len(items), "mask") as tell,
+    ):
 
         def on_done(number: int, result: Any) -> None:
             tell()
@@ -382,7 +397,8 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
                 request.on_result(request.regions.keys[number], result)
 
         conversion = request.conversion(held.facts)
-        arguments = (shared or held.array, held.finite, conversion, request.cleaning, request.function)
+        series = (shared or held.array, held.finite, conversion)
+        arguments = (*series, request.cleaning, request.function, sent)
         watched = callable(request.progress) or request.on_result is not None
         with Streams(request.function, request.random_state, watched) as streams:
             answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done, streams)

@@ -84,12 +84,12 @@ def test_clean_keeps_the_sampled_volumes():
 
 def test_functions_get_signals():
     rows = random_rows()
-    got = kernels.apply(rows, True, conversion(), Cleaning(), partial(np.sum, axis=1), INDEX)
+    got = kernels.apply(rows, True, conversion(), Cleaning(), partial(np.sum, axis=1), INDEX, 0, len(INDEX))
     np.testing.assert_array_equal(got, rows[INDEX].astype("f4").sum(axis=0))
 
 
 def test_functions_get_cleaned_signals():
     rows = random_rows()
     cleaning = Cleaning(sample_mask=np.array([2, 3]))
-    got = kernels.apply(rows, True, conversion(), cleaning, lambda signals: signals, INDEX)
+    got = kernels.apply(rows, True, conversion(), cleaning, lambda signals: signals, INDEX, 0, len(INDEX))
     np.testing.assert_array_equal(got, rows[INDEX].T[[2, 3]])
