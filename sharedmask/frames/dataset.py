@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 
+from sharedmask.compute.plan import check_bound, per_process
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.compute.request import OnResult, Prefer
 from sharedmask.errors import ParameterError
@@ -25,7 +26,7 @@ from sharedmask.frames.store import FrameStore
 from sharedmask.regions.fit import brain_voxels
 from sharedmask.sources.source import Source
 from sharedmask.system import monitor, process, settings
-from sharedmask.system.budget import within
+from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
 from sharedmask.workers import pool
 from sharedmask.workers.streams import Streams
@@ -287,6 +288,8 @@ class FrameDataset(FrameSequence):
 
         Raises
         ------
+        MemoryLimitError
+            The frames that are worked on at a time do not fit.
         WorkerError
             A worker died. What ``func`` raises is raised here.
         """
@@ -295,8 +298,9 @@ class FrameDataset(FrameSequence):
             jobs = 1
         run = pool.run_threads if prefer == "threads" or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"
+        needed = self._fitting(what, min(jobs, len(self)), run is pool.run_threads)
         with (
-            monitor.operation("map", what, jobs * self._store.frame_bytes),
+            monitor.operation("map", what, needed),
             progress_to(progress, len(self), "frame") as tell,
         ):
             count = iter(range(1, len(self) + 1))
@@ -309,6 +313,14 @@ class FrameDataset(FrameSequence):
             items = [(index,) for index in range(len(self))]
             with Streams(func, random_state, callable(progress) or on_result is not None) as streams:
                 return run(_call, (self, func), items, jobs, on_done, streams=streams)
+
+    def _fitting(self, what: str, jobs: int, in_this_process: bool) -> int:
+        """What the frames worked on at a time take, which has to fit."""
+        budget, each = MemoryBudget.here(self._store.memory_limit), self._store.frame_bytes
+        needed = jobs * each
+        check_bound(what, needed if in_this_process else each, per_process(jobs, budget))
+        budget.require(what, needed, "fewer jobs take less")
+        return needed
 
     # --- files ---
 

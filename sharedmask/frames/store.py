@@ -65,9 +65,15 @@ class FrameStore:
     """All frames of a run; what selections of them share."""
 
     def __init__(
-        self, facts: Facts, header: Any, metadata: Metadata, load: Callable[[], Backing], alone: int = 0
+        self,
+        facts: Facts,
+        header: Any,
+        metadata: Metadata,
+        load: Callable[[], Backing],
+        alone: int = 0,
+        memory_limit: Any = None,
     ) -> None:
-        self.facts, self.header = facts, header
+        self.facts, self.header, self.memory_limit = facts, header, memory_limit
         self._load, self._alone = load, alone  # frames that may yet be decoded before all are loaded
         self._loading, self._backing = Lock(), None if alone else load()
         self._metadata = metadata
@@ -85,7 +91,8 @@ class FrameStore:
         """Map or load the frames of ``source``; later, where single frames can be decoded."""
         load = partial(open_backing, source, checked_store(store), memory_limit)
         alone = _ALONE if isinstance(source, FileSource) and source.points is not None else 0
-        return cls(source, source.header, metadata, load, alone if store != "file" else 0)
+        alone = 0 if store == "file" else alone
+        return cls(source, source.header, metadata, load, alone, memory_limit)
 
     # --- facts ---
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sharedmask.compute import glm
 from sharedmask.compute.confounds import confounds_table
 from sharedmask.compute.glm import Contrast, Task, contrast_matrix
+from sharedmask.compute.plan import check_bound, per_process
 from sharedmask.compute.progress import counted
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError
@@ -158,7 +159,7 @@ def fit(held: Held, question: Question, request: Request, budget: MemoryBudget) 
     from threadpoolctl import threadpool_limits
 
     regions, n_timepoints = request.regions, held.facts.n_timepoints
-    n_threads = process.at_a_time(request.n_jobs)
+    n_threads = _threads(n_timepoints, request, budget)
     results = question.result_bytes(len(regions.indices))
     needed = results + n_threads * glm.block_bytes(n_timepoints)
     needed += 0 if isinstance(held, Rows) else rows.union_bytes(held, regions)
@@ -168,7 +169,15 @@ def fit(held: Held, question: Question, request: Request, budget: MemoryBudget) 
         _rows_of(held, regions, budget) as series,
         threadpool_limits(1, user_api="blas"),
     ):
-        return _fit(series, question, request)
+        return _fit(series, question, replace(request, n_jobs=n_threads))
+
+
+def _threads(n_timepoints: int, request: Request, budget: MemoryBudget) -> int:
+    """How many may work at a time under the bound on this process."""
+    wanted, each = process.at_a_time(request.n_jobs), glm.block_bytes(n_timepoints)
+    bound = per_process(request.n_jobs, budget)
+    check_bound(request.operation, each, bound)
+    return wanted if bound is None else min(wanted, bound // each)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A call's own ``memory_limit=`` holds for what it reads first: masks, atlases, tables."""
+"""A call's own ``memory_limit=`` holds for what it reads first, and the bound on a process for all calls."""
 
 import tracemalloc
 
@@ -9,6 +9,7 @@ from command import sharedmask
 from images import AFFINE, SHAPE, bold, save
 
 from sharedmask import (
+    FrameDataset,
     FunctionalNetworkMapper,
     Regions,
     SharedImage,
@@ -17,6 +18,7 @@ from sharedmask import (
     extract_many,
 )
 from sharedmask.errors import MemoryLimitError
+from sharedmask.system import settings
 
 LIMIT = "24M"
 
@@ -89,3 +91,47 @@ def test_it_ends_with_the_call(paths):
     with pytest.raises(MemoryLimitError):
         extract(paths["run"], [paths["mask"]], **RESAMPLED, **LIMITED)
     assert Regions.from_any(paths["mask"]).sizes == (240 * 240 * 500,)
+
+
+def _of_an_image(call):
+    def run(p):
+        with SharedImage(p["run"]) as image:
+            call(image)
+
+    return run
+
+
+def _of_frames(call):
+    def run(p):
+        with FrameDataset(p["run"]) as frames:
+            call(frames)
+
+    return run
+
+
+def _lines(n_timepoints):
+    return np.stack([np.ones(n_timepoints), np.arange(n_timepoints)], axis=1)
+
+
+WORK = {
+    "extract": lambda p: extract(p["run"], [_small()]),
+    "means": lambda p: extract(p["run"], _small(), strategy="mean"),
+    "cleaned means": lambda p: extract(p["run"], _small(), strategy="mean", detrend=True),
+    "mask_parallel": _of_an_image(lambda i: i.mask_parallel([_small()])),
+    "cleaned": _of_an_image(lambda i: i.mask_parallel([_small()], detrend=True)),
+    "reduce": _of_an_image(lambda i: i.reduce(_small(), "median")),
+    "map": _of_an_image(lambda i: i.map(np.mean, [_small()])),
+    "seed_maps": _of_an_image(lambda i: i.seed_maps([_small()])),
+    "connectivity": _of_an_image(lambda i: i.connectivity([_small(), _small()])),
+    "searchlight": _of_an_image(lambda i: i.searchlight(np.mean, 4.0)),
+    "fit_glm": _of_an_image(lambda i: i.fit_glm(_lines(i.shape[3]))),
+    "network": lambda p: FunctionalNetworkMapper().fit(p["connectome"]).transform([p["mask"]]),
+    "frames": _of_frames(lambda frames: frames.map(np.mean)),
+    "frames of two jobs": _of_frames(lambda frames: frames.map(np.mean, n_jobs=2)),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_no_work_exceeds_the_bound_on_a_process(work, paths):
+    with settings.using(max_memory_per_process=100), pytest.raises(MemoryLimitError, match="per_process"):
+        WORK[work](paths)
