@@ -12,6 +12,7 @@ from io import BytesIO
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+import children
 import command
 import hypothesis
 import numpy as np
@@ -122,12 +123,14 @@ def real_data():
 def _helpers_that_stay(tmp_path_factory):
     """Start what lives as long as the process (resource tracker, templates), outside of any test."""
     command.start()
+    children.start()
     resource_tracker.ensure_running()  # of processes that the standard library starts
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
     if not platform.can_share():
         _keep_fonts()
         yield
         command.stop()
+        children.stop()
         return
     owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
     owned.release()
@@ -140,6 +143,7 @@ def _helpers_that_stay(tmp_path_factory):
     gc.freeze()  # what these imports made is not looked through after each test
     yield
     command.stop()
+    children.stop()
 
 
 def _keep_fonts():

@@ -1,10 +1,8 @@
 """``sharedmask frames``."""
 
-import subprocess
-import sys
-
 import nibabel as nib
 import pytest
+from command import sharedmask
 from images import bold, same_bits, save, truth
 
 from sharedmask.storage import disk
@@ -17,8 +15,7 @@ def left_in(folder):
 
 
 def command(*args):
-    line = [sys.executable, "-W", "error", "-m", "sharedmask", "frames", "convert", *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return sharedmask("frames", "convert", *args)
 
 
 def test_the_command_line_converts_there_and_back(tmp_path):

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from command import sharedmask
 from images import AFFINE
 from networks import lesion, mask, write_study
 
@@ -26,17 +27,15 @@ def study(tmp_path):
     return write_study(tmp_path)
 
 
-def command(study, *options, out="out", lesions="lesions/*.nii.gz"):
-    listed = sorted(map(str, study.glob(lesions)))
+def arguments(study, *options, out="out", lesions=None):
+    listed = lesions or sorted(map(str, study.glob("lesions/*.nii.gz")))
     usual = {"--connectome": "connectome", "--out": out, "--t-threshold": "2", "--batch-size": "2"}
     given = [part for option in usual.items() if option[0] not in options for part in option]
-    return [sys.executable, "-W", "error", "-m", "sharedmask", "network", *listed, *given, *options]
+    return ["network", *listed, *given, *options]
 
 
 def run(study, *options, **kwargs):
-    return subprocess.run(
-        command(study, *options, **kwargs), cwd=study, capture_output=True, text=True, timeout=120
-    )
+    return sharedmask(*arguments(study, *options, **kwargs), cwd=study)
 
 
 def contents(folder):
@@ -66,10 +65,7 @@ def test_each_lesion_has_its_maps_and_its_summary(study):
 @pytest.mark.long
 @pytest.mark.parametrize("patterns", [["lesions/*.nii.gz"], ["lesions/sub-[0-4]*", "lesions/sub-[5-8]*"]])
 def test_patterns_may_be_quoted(study, patterns):
-    done = subprocess.run(
-        [*command(study, lesions="none")[:6], *patterns, *command(study, lesions="none")[6:]],
-        cwd=study, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run(study, lesions=patterns)
     assert done.returncode == 0, done.stderr
     assert len(list((study / "out").glob("*_rmap.nii.gz"))) == 9
 
@@ -115,7 +111,8 @@ def test_exit_codes(options, code, message, study):
 def test_killed_and_resumed_the_files_are_those_of_an_undisturbed_run(study):
     """Killed in the second batch, between two files, with one of them half written."""
     assert run(study, "--n-jobs", "2", out="whole").returncode == 0
-    child = subprocess.Popen(command(study), cwd=study, start_new_session=True)
+    command = [sys.executable, "-m", "sharedmask", *arguments(study)]
+    child = subprocess.Popen(command, cwd=study, start_new_session=True)
     wanted = study / "out/sub-2_zmap.nii.gz"
     deadline = time.monotonic() + 60
     while not wanted.exists():

@@ -58,7 +58,8 @@ def test_an_image_left_open_is_released_at_exit_with_a_warning(run, registry_dir
     from sharedmask import SharedImage
     image = SharedImage({str(run)!r}).load()
     """
-    done = python(script, env={**os.environ, "PYTHONWARNINGS": "always::ResourceWarning"})
+    environment = {**os.environ, "PYTHONWARNINGS": "always::ResourceWarning"}
+    done = python(script, fresh=True, env=environment)
     assert done.returncode == 0
     assert "run.nii.gz was not closed" in done.stderr
     assert os.listdir(registry_dir) == []

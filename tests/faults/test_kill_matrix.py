@@ -5,12 +5,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from children import gone, kill_group, python, running
+from command import sharedmask
 from images import bold, random_masks, save
 from owners import OWNER, ROWS, STORES, assert_no_leak, handle_of
 
@@ -294,7 +294,7 @@ def test_nothing_is_left_after_everything_is_killed_at_once(script, run, registr
         kill_group(child)
         assert gone(workers)
         assert segments_of_this_test()
-        done = subprocess.run([sys.executable, "-m", "sharedmask", "gc"], capture_output=True, text=True)
+        done = sharedmask("gc")
         assert (done.returncode, done.stderr) == (0, "")
         assert "removed sharedmask-" in done.stdout
         assert not segments_of_this_test()

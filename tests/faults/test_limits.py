@@ -234,7 +234,7 @@ def little(how, where, path, tmp_path):
     np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
     # Where OpenBLAS finds no thread, it raises a KeyboardInterrupt of its own.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    return python(FEW, path, tmp_path / "masks.npy", how, where, env=environment)
+    return python(FEW, path, tmp_path / "masks.npy", how, where, fresh=True, env=environment)
 
 
 @pytest.mark.long

@@ -89,7 +89,7 @@ def test_views_at_the_end_of_the_interpreter(last, store, tmp_path, registry_dir
         for other in {"image", "view", "nifti"} - {sys.argv[3]}:
             del globals()[other]
     """
-    done = python(script, path, store, last)
+    done = python(script, path, store, last, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     if last == "module":
         assert done.stdout == f"{truth(path)[1:].sum()}\n"

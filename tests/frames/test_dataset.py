@@ -202,7 +202,7 @@ def large(tmp_path_factory):
     ],
 )
 def test_visiting_every_frame_takes_one_of_them(large, name, store):
-    done = python(PEAK + WALKED, large / name, store)
+    done = python(PEAK + WALKED, large / name, store, fresh=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < VOLUME + 32 * 2**20
 
@@ -210,13 +210,13 @@ def test_visiting_every_frame_takes_one_of_them(large, name, store):
 @pytest.mark.some(1)
 @pytest.mark.parametrize(("source", "target"), [("run.nii.gz", "new.h5"), ("packed.h5", "new.nii.gz")])
 def test_converting_takes_one_frame(large, tmp_path, source, target):
-    done = python(PEAK + CONVERTED, large / source, tmp_path / target)
+    done = python(PEAK + CONVERTED, large / source, tmp_path / target, fresh=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < VOLUME + 32 * 2**20
 
 
 def test_all_folds_together_copy_nothing(large):
-    done = python(PEAK + FOLDS, large / "run.nii")
+    done = python(PEAK + FOLDS, large / "run.nii", fresh=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 4 * VOLUME + 16 * 2**20
 

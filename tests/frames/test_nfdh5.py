@@ -319,5 +319,5 @@ def test_without_h5py_it_is_said_what_to_install(tmp_path):
             print(error)
     """
     (tmp_path / "run.h5").touch()
-    done = python(script, cwd=tmp_path)
+    done = python(script, cwd=tmp_path, fresh=True)
     assert done.stdout == "HDF5 files need h5py: pip install 'sharedmask[hdf5]'\n", done.stderr

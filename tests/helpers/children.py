@@ -8,11 +8,40 @@ import textwrap
 import time
 from contextlib import contextmanager
 
+from nursery import Nursery
 
-def python(script, *args, how="-c", helpers=False, timeout=120, **kwargs):
-    """The finished child: its output, errors and return code; if it uses ``helpers``, it can import them."""
+_NURSERY = Nursery(
+    [
+        *(
+            "numpy",
+            "nibabel",
+            "click",
+            "psutil",
+            "cloudpickle",
+            "isal.igzip",
+            "multiprocessing.resource_tracker",
+        ),
+        *(f"sharedmask.{package}." for package in ("sources", "storage", "workers", "compute", "image")),
+        *("sharedmask.frames.dataset", "sharedmask.study.cohort", "sharedmask.cli.serve"),
+    ]
+)
+start, stop = _NURSERY.start, _NURSERY.stop
+
+
+def python(script, *args, how="-c", helpers=False, fresh=False, timeout=120, **kwargs):
+    """The finished child: its output, errors and return code; if it uses ``helpers``, it can import them.
+
+    It finds sharedmask imported, unless it is to be ``fresh``: to measure memory, or what is imported.
+    """
     if helpers:
         _with_helpers(kwargs)
+    if not fresh and how == "-c":
+        child = _NURSERY.piped(_script(script, args), **kwargs)
+        try:
+            out, err = child.communicate(timeout)
+        finally:
+            child.kill()
+        return subprocess.CompletedProcess(args, child.returncode, out, err)
     return subprocess.run(
         [sys.executable, how, textwrap.dedent(script), *map(str, args)],
         capture_output=True,
@@ -20,6 +49,10 @@ def python(script, *args, how="-c", helpers=False, timeout=120, **kwargs):
         timeout=timeout,
         **kwargs,
     )
+
+
+def _script(script, args):
+    return {"script": textwrap.dedent(script), "args": [*map(str, args)]}
 
 
 def _with_helpers(kwargs):
@@ -32,14 +65,7 @@ def running(script, *args, ready="ready", helpers=False, **kwargs):
     """A child that has printed a line starting with ``ready``; killed at the end."""
     if helpers:
         _with_helpers(kwargs)
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **kwargs,
-    )
+    child = _NURSERY.piped(_script(script, args), session=True, **kwargs)
     try:
         line = child.stdout.readline()
         assert line.startswith(ready), (line, child.stderr.read() if child.poll() is not None else "")
@@ -48,6 +74,12 @@ def running(script, *args, ready="ready", helpers=False, **kwargs):
     finally:
         child.kill()
         child.communicate()
+
+
+def program(*args, n_files=None, **kwargs):
+    """The program ``sharedmask``, begun, in a session of its own, as after `ulimit -n` ``n_files``."""
+    what = {"module": "sharedmask", "args": [*map(str, args)], "n_files": n_files}
+    return _NURSERY.piped(what, session=True, **kwargs)
 
 
 def in_fork(call):

@@ -1,10 +1,9 @@
 """A coordinator in a process of its own."""
 
 import subprocess
-import sys
 from contextlib import contextmanager
 
-from children import kill_group
+from children import kill_group, program
 
 STORES = ["shm", "memfd"]
 
@@ -12,14 +11,7 @@ STORES = ["shm", "memfd"]
 @contextmanager
 def serving(*options, **how):
     """`sharedmask serve` as users start it; ended with SIGTERM unless the test did."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sharedmask", "serve", *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **how,
-    )
+    child = program("serve", *options, **how)
     try:
         line = child.stdout.readline()
         assert line.startswith("serving"), child.stderr.read()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import stat
@@ -623,18 +622,13 @@ def framed(body):
 # --- what would make it deaf ---
 
 
-def few_descriptors(number):
-    """What `ulimit -n` does."""
-    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("n_images", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp_path):
     image = bold((4, 4, 4, 3))
     paths = [save(tmp_path / f"run-{i}.nii", image) for i in range(n_images)]
-    with serving("--store", store, preexec_fn=few_descriptors(256)):
+    with serving("--store", store, n_files=256):
         for path in paths:
             with SharedImage.connect(path) as shared:
                 assert shared.shape == (4, 4, 4, 3)
@@ -645,7 +639,7 @@ def test_images_that_nobody_holds_make_room_for_descriptors(n_images, store, tmp
 def test_where_all_descriptors_are_held_the_refusal_says_so_and_ends_with_them(tmp_path):
     paths = [save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(200)]
     held = []
-    with serving(preexec_fn=few_descriptors(256)):
+    with serving(n_files=256):
         with pytest.raises(SegmentError, match=r"no file descriptor left: \d+ clients hold \d+ images"):
             for path in paths:
                 held.append(SharedImage.connect(path))
@@ -657,7 +651,7 @@ def test_where_all_descriptors_are_held_the_refusal_says_so_and_ends_with_them(t
 
 
 def test_clients_that_send_half_of_a_message_keep_nobody_waiting(run):
-    with serving(preexec_fn=few_descriptors(256)), ExitStack() as slow:
+    with serving(n_files=256), ExitStack() as slow:
         for _ in range(300):
             connection = slow.enter_context(protocol.connect(timeout=30))
             with suppress(BrokenPipeError):
@@ -676,7 +670,7 @@ def is_served(run):
 @pytest.mark.long
 def test_a_hundred_clients_at_once_have_an_answer_or_a_named_error(run, tmp_path):
     paths = [run, *(save(tmp_path / f"run-{i}.nii", bold((4, 4, 4, 3))) for i in range(99))]
-    with serving(preexec_fn=few_descriptors(256)):
+    with serving(n_files=256):
         answers = in_threads(SharedImage.connect, paths)
         served = [answer for answer in answers if isinstance(answer, SharedImage)]
         assert {type(answer) for answer in answers} <= {SharedImage, SegmentError}
@@ -712,10 +706,8 @@ def test_in_a_control_group_of_few_threads_it_says_so_and_goes_on(run):
         pytest.skip("no control group can be made")
     try:
         (group / "pids.max").write_text("16")
-        with (
-            serving(preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid()))),
-            ExitStack() as slow,
-        ):
+        with serving() as child, ExitStack() as slow:
+            (group / "cgroup.procs").write_text(str(child.pid))
             for _ in range(30):
                 connection = slow.enter_context(protocol.connect(timeout=30))
                 with suppress(BrokenPipeError):

@@ -357,7 +357,7 @@ def test_memory_is_a_block_and_flat_from_10_to_500_lesions(tmp_path):
     large = write(tmp_path / "large.h5", data, inside)
     peaks = []
     for count in (10, 500):
-        done = python(MEMORY, networks.__file__.rpartition("/")[0], small, large, count)
+        done = python(MEMORY, networks.__file__.rpartition("/")[0], small, large, count, fresh=True)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
     assert max(peaks) <= 1.3 * data.nbytes, peaks

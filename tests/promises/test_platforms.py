@@ -78,6 +78,6 @@ SMOKE = """
 def test_what_needs_no_other_process_works(profile, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    done = python(SMOKE, profile, folder, helpers=True)
+    done = python(SMOKE, profile, folder, helpers=True, fresh=True)
     assert done.returncode == 0, done.stderr
     assert not [name for name in json.loads(done.stdout.splitlines()[-1]) if name.endswith(".tmp")]

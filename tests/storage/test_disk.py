@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import python, running
+from command import sharedmask
 from faults import failing
 from images import bold, niimg, random_masks, same_bits, save, truth
 
@@ -181,7 +182,7 @@ def test_what_a_killed_builder_left_is_swept(path, folder, tmp_path):
     folder.mkdir(mode=0o700)
     lock = folder / f"sharedmask-{'0' * 32}.lock"
     lock.touch()
-    done = subprocess.run([sys.executable, "-m", "sharedmask", "gc"], capture_output=True, text=True)
+    done = sharedmask("gc")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"removed {lock.name}" in done.stdout
     assert os.listdir(folder) == []
@@ -413,7 +414,7 @@ def limited(run, masks, how, small, limit, data, tmp_path):
     """
     np.save(tmp_path / "masks.npy", masks)
     arguments = [run, tmp_path / "masks.npy", how, small, limit, data, tmp_path / "found.npy"]
-    done = python(LIMITED, *arguments)
+    done = python(LIMITED, *arguments, fresh=True)
     return done, np.load(tmp_path / "found.npy") if done.returncode == 0 else None
 
 
@@ -525,6 +526,6 @@ def test_workers_attach_to_the_file(path):
 def test_ls_tells_where_an_image_is(path):
     with on_disk(path) as image:
         image.load()
-        done = subprocess.run([sys.executable, "-m", "sharedmask", "ls"], capture_output=True, text=True)
+        done = sharedmask("ls")
     assert done.stderr == ""
     assert any("disk" in line and "run.nii.gz" in line for line in done.stdout.splitlines())

@@ -1,8 +1,6 @@
 """Views that travel: by name and place to another process, as values where computed."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -74,9 +72,7 @@ def test_arithmetic_gives_plain_arrays_and_scalars(handle):
 def test_a_view_whose_segment_is_gone_is_refused_elsewhere(handle, segment):
     sent = pickle.dumps(attach(handle).view("rows"))
     segment.store.release()
-    done = subprocess.run(
-        [sys.executable, "-c", f"import pickle; pickle.loads({sent!r})"], capture_output=True, text=True
-    )
+    done = python(f"import pickle; pickle.loads({sent!r})")
     assert "AttachError" in done.stderr
     assert "is gone" in done.stderr
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from children import python, running
+from command import sharedmask
 from faults import Call, failing, recorded
 
 from sharedmask.system import files, locks, process, settings
@@ -244,7 +245,7 @@ def test_gc_sweeps_the_folders_it_is_given(folder):
         child.kill()
         child.wait()
         (left,) = left_in(folder)
-    done = python("sharedmask", "gc", folder, how="-m")
+    done = sharedmask("gc", folder)
     assert f"removed {folder / left}" in done.stdout, done.stderr
     assert left_in(folder) == []
 

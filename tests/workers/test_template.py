@@ -104,7 +104,7 @@ def test_scripts_without_a_main_guard(tmp_path):
 
 
 def test_python_dash_c():
-    done = python(USER)
+    done = python(USER, fresh=True)
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
