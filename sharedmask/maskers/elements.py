@@ -89,16 +89,19 @@ there are then those that need no mesh, and no pictures in reports."""
         told = (given, self.mask_img, imgs)
         self._reads = any(map(_is_read, told[: 3 if given is None else 2]))
         if self._reads:
-            self._fit_to_space(next((found for one in told if (found := _space_of(one)) is not None), None))
+            self._fit_to_space([found for one in told if (found := _space_of(one)) is not None])
         else:
             super().fit(None if _is_read(imgs) else imgs, y)
             self.space_ = cast(Elements, open_source(getattr(self, f"{self._given}_")).grid)
         return self
 
-    def _fit_to_space(self, space: Elements | None) -> None:
+    def _fit_to_space(self, told: list[Space]) -> None:
+        space = next((one for one in told if isinstance(one, Elements)), None)
         if self.smoothing_fwhm is not None:
             said = "smoothing_fwhm is not applied: surfaces are smoothed beforehand, as by wb_command"
             warnings.warn(said, SharedMaskWarning, stacklevel=3)
+        if space is None and told:
+            raise ParameterError(f"{told[-1].name} is a volume, for SharedNiftiMasker: {told[-1]}")
         if space is None:
             raise ParameterError(f"fit() needs an image, or {self._given}= as a file, to know the elements")
         self._reset_report()
@@ -237,13 +240,8 @@ def _opened(imgs: Any) -> Iterator[tuple[Any, Space]]:
         yield source, source.grid
 
 
-def _space_of(thing: Any) -> Elements | None:
-    """Of what has elements: arrays, names of structures and volumes have none."""
-    space = _any_space_of(thing)
-    return space if isinstance(space, Elements) else None
-
-
-def _any_space_of(thing: Any) -> Space | None:
+def _space_of(thing: Any) -> Space | None:
+    """Of what has one: arrays and names of structures have none."""
     if isinstance(thing, Regions):
         return thing.grid
     if thing is None or isinstance(thing, np.ndarray):

@@ -22,8 +22,8 @@ from sharedmask.maskers.base import documented
 from sharedmask.maskers.elements import ElementsMasker, masked
 from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.opening import open_source
-from sharedmask.spaces.space import Space
+from sharedmask.sources.opening import check_signals, open_source
+from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.typing import Array
 
 
@@ -244,15 +244,19 @@ class SharedSurfaceMapsMasker(ElementsMasker, SurfaceMapsMasker):
     def _maps_on(self, space: Space) -> Array:
         """(n_elements, n_maps), 0 where there are no maps."""
         if isinstance(self.maps_img, np.ndarray):
-            maps, numbers = self.maps_img, np.arange(len(self.maps_img))
+            name, maps, numbers = "maps_img= is an array that", self.maps_img, np.arange(space.n_voxels)
         else:
             source = open_source(self.maps_img)
-            maps = source.read().reshape(source.n_voxels, -1)
-            numbers = np.arange(source.n_voxels)
-            found = space.numbers_of(source.grid, numbers)
+            check_signals(source)
+            found = space.numbers_of(source.grid, np.arange(source.n_voxels))
             if found is None:
-                raise MaskError(f"{source.name} has {source.grid}, and the image {space}")
-            numbers = found
+                raise mismatch_error(source.name, source.grid, space)
+            name, maps, numbers = source.name, source.read().reshape(source.n_voxels, -1), found
+        if maps.ndim != 2 or len(maps) != len(numbers) or maps.dtype.kind not in "biuf":
+            needed = f"({len(numbers)}, n_maps) of numbers is needed"
+            raise MaskError(f"{name} has shape {maps.shape} of {maps.dtype}: {needed}")
+        if wrong := np.count_nonzero(~np.isfinite(maps)):
+            raise MaskError(f"{name} has {wrong} values that are not finite")
         placed = np.zeros((space.n_voxels, maps.shape[1]), maps.dtype)
         placed[numbers[numbers >= 0]] = maps[numbers >= 0]
         return placed

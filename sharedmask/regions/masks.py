@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.dataobj_images import DataobjImage
+from nibabel.filebasedimages import ImageFileError
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -197,7 +198,7 @@ def read_volume(
         return mask
     if isinstance(mask, np.ndarray):
         return _volume(where, mask, None, 3 if space is None else len(space.shape))
-    if isinstance(space, BrainModels | Parcellation) and path is not None and not os.path.exists(path):
+    if isinstance(space, BrainModels | Parcellation) and path is not None and not _names_a_file(path):
         return _part(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
@@ -216,6 +217,11 @@ def read_volume(
         _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
+
+
+def _names_a_file(path: str) -> bool:
+    """Whether it is one, or cannot be anything else."""
+    return os.path.lexists(path) or os.sep in path or _SUFFIX.search(path) is not None
 
 
 def _of_parcels(where: str, parcels: Parcellation, space: Space | None) -> _Volume:
@@ -284,7 +290,12 @@ def _require_memory(source: Source, where: str) -> None:
 def _file(path: str) -> Any:
     """What to open: formats that only nibabel reads, and reads whole, are fine for a mask."""
     streamed = re.search(r"\.(nii|img|hdr)$", without_codec(named(path)), re.IGNORECASE) or is_surface(path)
-    return path if streamed or not Path(path).is_file() else nib.load(path)
+    if streamed or not Path(path).is_file():
+        return path
+    try:
+        return nib.load(path)
+    except ImageFileError:  # which opening it will say
+        return path
 
 
 def _volume(where: str, data: Array, grid: Space | None, n_axes: int) -> _Volume:

@@ -117,13 +117,26 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     return Axes(facts, by_row=place == 1)
 
 
+class _UnfitError(ValueError):
+    """Axes contradict themselves; says how."""
+
+
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (ElementTree.ParseError, KeyError, ValueError, TypeError) as error:
         said = f"{name}: the axes in its header, which are XML, are damaged"
-        raise DamagedImageError(f"{said} ({str(error) or type(error).__name__})") from error
+        raise DamagedImageError(f"{said}: {_fault(error)}") from error
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, ElementTree.ParseError):
+        line, column = error.position
+        return f"they break off, or are not well formed, at line {line}, column {column}"
+    if isinstance(error, KeyError):
+        return f"there is no {error.args[0]}"
+    return str(error) if isinstance(error, _UnfitError) else "what should be numbers is not"
 
 
 @lru_cache(maxsize=_KEPT)
@@ -135,7 +148,7 @@ def _index_maps(text: bytes) -> list[Element]:
         for axis in one.attrib["AppliesToMatrixDimension"].split(","):
             found[int(axis)] = one
     if not found or sorted(found) != list(range(len(found))):
-        raise ValueError("they are of no matrix")
+        raise _UnfitError("they are of no matrix")
     return [found[axis] for axis in sorted(found)]
 
 
@@ -166,16 +179,16 @@ def _models(axis: Element) -> BrainModels:
             fits = bool(np.all(found >= 0))
         start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
         if structure in {one for one, _, _ in said}:
-            raise ValueError(f"{structure} is there twice")
+            raise _UnfitError(f"{structure} is there twice")
         ordered = np.sort(found)
         fits = fits and bool(np.all(ordered[1:] > ordered[:-1]))
         if not fits or (start, count) != (end, len(found)):
-            raise ValueError(f"the {count} elements of {structure} do not fit from {start} on")
+            raise _UnfitError(f"the {count} elements of {structure} do not fit from {start} on")
         end += count
         said.append((structure, count, vertices))
         numbers.append(found)
     if not end:
-        raise ValueError("there are no elements")
+        raise _UnfitError("there are no elements")
     return BrainModels.of(said, np.concatenate(numbers), volume, "")
 
 
@@ -194,13 +207,13 @@ def _parcels(axis: Element) -> Parcellation:
         if parcel.find("VoxelIndicesIJK") is not None:
             found[VOXELS].append((number, _voxels(parcel, volume)))
     if not names:
-        raise ValueError("there are no parcels")
+        raise _UnfitError("there are no parcels")
     said, numbers, owners = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     for structure, parts in found.items():
         own = np.concatenate([numbers[0], *(places for _, places in parts)])
         most = surfaces.get(structure, _MOST_PLACES)
         if most > _MOST_PLACES or np.any((own < 0) | (own >= most)):
-            raise ValueError(f"parcels have places that {structure} has not")
+            raise _UnfitError(f"parcels have places that {structure} has not")
         said += [(structure, len(own), surfaces.get(structure))] if structure in surfaces or len(own) else []
         numbers.append(own)
         owners.append(np.repeat([number for number, _ in parts], [len(places) for _, places in parts]))
@@ -214,10 +227,10 @@ def _volume(axis: Element) -> Grid | None:
         return None
     x, y, z = (int(size) for size in found.attrib["VolumeDimensions"].split(","))
     if min(x, y, z) < 1 or x * y * z > _MOST_PLACES:
-        raise ValueError(f"a volume of {x} x {y} x {z} voxels")
+        raise _UnfitError(f"a volume of {x} x {y} x {z} voxels")
     matrix = found.find("TransformationMatrixVoxelIndicesIJKtoXYZ")
     if matrix is None:
-        raise ValueError("the volume has no affine")
+        raise _UnfitError("the volume has no affine")
     affine = np.array((matrix.text or "").split(), np.float64).reshape(4, 4)
     affine[:3] *= 10.0 ** (int(matrix.get("MeterExponent", -3)) + 3)  # millimetres
     return Grid((x, y, z), affine)
@@ -226,7 +239,7 @@ def _volume(axis: Element) -> Grid | None:
 def _integers(model: Element, name: str) -> Numbers:
     text = model.findtext(name)
     if text is None:
-        raise ValueError(f"{model.get('BrainStructure') or model.get('Name')} has no {name}")
+        raise _UnfitError(f"{model.get('BrainStructure') or model.get('Name')} has no {name}")
     return _numbers(text)
 
 
@@ -238,7 +251,7 @@ def _numbers(text: str) -> Numbers:
 def _voxels(model: Element, volume: Grid | None) -> Numbers:
     """In the box of the volume, x fastest; -1 for those outside."""
     if volume is None:
-        raise ValueError("there are voxels and no volume")
+        raise _UnfitError("there are voxels and no volume")
     indices = _integers(model, "VoxelIndicesIJK").reshape(-1, 3)
     inside = np.all((indices >= 0) & (indices < volume.shape), axis=1)
     strides = np.cumprod([1, *volume.shape[:2]])

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Nifti2Image, Spm99AnalyzeImage
 from nibabel.analyze import AnalyzeHeader, AnalyzeImage
+from nibabel.gifti.gifti import GiftiImage
 from nibabel.imageclasses import all_image_classes
 from nibabel.spatialimages import SpatialImage
 from nibabel.wrapstruct import WrapStructError
@@ -154,7 +155,15 @@ def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes
         end = len(head) + len(more := stream.take(end - len(head)))
     if end > _HEADER_BYTES:
         raise ImageError(f"{name} says that its header has {end} bytes; at most {_HEADER_BYTES} are read")
-    return stream.take(end - len(head)) if is_single else more
+    if not is_single:
+        return more
+    more = stream.take(end - len(head))
+    if len(head) + len(more) < end:
+        there = f"{len(head) + len(more)} bytes"
+        raise DamagedImageError(
+            f"{name} is truncated: its header says that data begin at {end}, and it has {there}"
+        )
+    return more
 
 
 def _read_affines(path: str) -> bytes:
@@ -178,6 +187,10 @@ def refused_kind(name: str, kind: Any) -> ImageError:
     """What to raise for an image of a class, or None, that cannot be served."""
     if kind is None:
         return ImageError(f"{name} is not an image: neither NIfTI nor Analyze, by its name and first bytes")
+    if issubclass(kind, GiftiImage):
+        return ImageError(
+            f"{name} is GIFTI, and compressed as a whole: decompress it, its arrays may be compressed"
+        )
     todo = "save it as NIfTI, or give nibabel.load(path), which is read whole into memory"
     if not issubclass(kind, SpatialImage):
         todo = "it holds no volume"

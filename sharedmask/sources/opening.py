@@ -164,7 +164,8 @@ def _from_surfaces(names: Sequence[str]) -> Source:
         nifti.check_magic(path, name)
     files, name = tuple(FileState.now(Path(path)) for path in paths), " and ".join(names)
     surface = _read_surfaces(name, paths)
-    return _surface_source(name, surface, Later(partial(_values_of, name, paths), surface.values), files)
+    values = Later(partial(_values_of, name, paths), surface.values)
+    return _surface_source(name, surface, values, files + surface.files)
 
 
 def _read_surfaces(name: str, paths: Sequence[str]) -> Surface:
@@ -207,7 +208,7 @@ def _surface_source(name: str, surface: Surface, values: Any, files: tuple[FileS
     return ArraySource(
         name=name,
         shape=surface.values.shape,
-        ndim=2 if surface.is_series else 1,
+        ndim=2 if surface.is_series or surface.values.shape[1] > 1 else 1,
         dtype=surface.values.dtype,
         affine=affine,
         slope=1.0,

@@ -1,29 +1,35 @@
 """FreeSurfer's files of one surface: overlays (``.mgh``, ``.mgz``) and annotations (``.annot``).
 
-Covers: reading them, names of labels. Does not cover: volumes, which have the same endings (``nifti``).
+Covers: reading them, names of labels, saying what is wrong with them. Does not cover: volumes, which have the
+same endings (``nifti``).
 """
 
 from __future__ import annotations
 
 import gzip
+import math
+import os
+import zlib
 from typing import Any
 
 import numpy as np
 from nibabel.freesurfer.io import read_annot
-from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.freesurfer.mghformat import MGHHeader
 
-from sharedmask.errors import DamagedImageError
+from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.surfaces.surface import Surface, structure_of
 
 _BACKGROUND = ("unknown", "???", "background", "medial", "freesurfer_defined_medial")
+_HEADER = 284  # bytes of an MGH file before its values
 
 
 def read_annotation(path: str) -> Surface:
     """The labels of an ``.annot``: places in its table, from 1 on unless the first is the background."""
     try:
         places, _, names = read_annot(path)
-    except (IndexError, ValueError, EOFError) as error:
-        raise DamagedImageError(f"{path} is no complete annotation of FreeSurfer ({error})") from error
+    except (LookupError, TypeError, ValueError, EOFError) as error:
+        there = os.path.getsize(path)
+        raise DamagedImageError(f"{path} is no complete annotation of FreeSurfer: {there} bytes") from error
     called = [name.decode("utf-8", "replace") for name in names]
     first = not called or not called[0].lower().startswith(_BACKGROUND)
     labels = {place + first: name for place, name in enumerate(called)}
@@ -41,12 +47,44 @@ def is_overlay(path: str) -> bool:
 
 
 def read_overlay(path: str) -> Surface:
-    """The values of an overlay."""
-    with _opened(path) as file:
-        data = np.asanyarray(MGHImage.from_stream(file).dataobj)
-    values = data.reshape(data.shape[0], -1)
-    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    """The values of an overlay.
+
+    Raises
+    ------
+    DamagedImageError
+        It ends early, or is no MGH file.
+    ImageError
+        Its values are of a kind that is not known.
+    """
+    content = _content(path)
+    header = MGHHeader(content[:_HEADER].ljust(_HEADER, b"\0"), check=False)
+    if header["version"] != 1:
+        raise DamagedImageError(
+            f"{path} is no MGH file: it is of version {header['version']}, and there is 1"
+        )
+    try:
+        dtype = header.get_data_dtype().newbyteorder(">")
+    except KeyError as error:
+        raise ImageError(f"{path} holds values of MGH's type {error}, which is not known") from error
+    shape = tuple(map(int, header["dims"]))
+    needed = math.prod(shape) * dtype.itemsize
+    if (there := max(0, len(content) - _HEADER)) < needed:
+        said = f"its header promises {needed} bytes of values, {there} were found"
+        raise DamagedImageError(f"{path} is truncated: {said}")
+    values = np.frombuffer(content, dtype, math.prod(shape), _HEADER).reshape(shape[0], -1, order="F")
+    native = values.astype(dtype.newbyteorder("="))
     return Surface.of_parts(path, {structure_of(path): native}, native.shape[1] > 1)
+
+
+def _content(path: str) -> bytes:
+    try:
+        with _opened(path) as file:
+            return bytes(file.read())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        there = os.path.getsize(path)
+        raise DamagedImageError(
+            f"{path} is truncated or damaged: its {there} bytes cannot be decompressed"
+        ) from error
 
 
 def _opened(path: str) -> Any:

@@ -1,21 +1,28 @@
 """GIFTI files: functional series, maps and labels of one surface.
 
 Covers: which arrays of a file are values, names of labels, the surface they are of; external, base64 and
-compressed data, as nibabel reads them. Does not cover: meshes.
+compressed data, as nibabel reads them; saying what is wrong with a file. Does not cover: meshes.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from xml.parsers.expat import ExpatError
 
 import nibabel as nib
 import numpy as np
 from nibabel.gifti.gifti import GiftiImage
+from nibabel.gifti.parse_gifti_fast import GiftiImageParser
+from nibabel.nifti1 import data_type_codes
 
-from sharedmask.errors import ImageError
+from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.spaces.parcellation import names_of
 from sharedmask.surfaces.surface import Surface, structure_of
+from sharedmask.system.files import dangling
+from sharedmask.system.identity import FileState
 
 _MESH = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
 _LABEL, _SERIES = "NIFTI_INTENT_LABEL", "NIFTI_INTENT_TIME_SERIES"
@@ -26,13 +33,68 @@ def read(path: str) -> Surface:
 
     Raises
     ------
+    DamagedImageError
+        It is no GIFTI file, is not complete, or a file with its data is not.
     ImageError
         There are none: it is a mesh, or has arrays of other shapes.
     """
-    image: Any = nib.load(path)
-    if not isinstance(image, GiftiImage):
-        raise ImageError(f"{path} is no GIFTI file")
-    return of_image(path, image)
+    parser = _Parser(path)
+    with open(path, "rb") as file:
+        try:
+            parser.parse(fptr=file)
+        except (MemoryError, ImageError):
+            raise
+        except Exception as error:  # of expat, base64, zlib and NumPy
+            raise DamagedImageError(f"{path} {parser.fault(error)}") from error
+    if parser.img is None:
+        raise DamagedImageError(f"{path} is no GIFTI file")
+    return replace(of_image(path, parser.img), files=tuple(parser.external.values()))
+
+
+class _Parser(GiftiImageParser):
+    """nibabel's, that knows where it is and looks at files with data before they are read."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self.external: dict[str, FileState] = {}
+
+    def StartElementHandler(self, name: str, attrs: Mapping[str, str]) -> None:
+        super().StartElementHandler(name, attrs)
+        if name == "Data" and self.da.ext_fname:
+            self._check_external(os.path.join(os.path.dirname(self._path), self.da.ext_fname))
+
+    def EndElementHandler(self, name: str) -> None:
+        promised = getattr(self, "expected_numDA", None)
+        if name == "GIFTI" and promised not in (None, self._number):
+            raise DamagedImageError(
+                f"{self._path} says that it has {promised} arrays, and has {self._number}"
+            )
+        super().EndElementHandler(name)
+
+    @property
+    def _number(self) -> int:
+        """Of the array that is being read."""
+        return len(self.img.darrays) if self.img else 0
+
+    def _check_external(self, file: str) -> None:
+        said = f"{self._path} has its array {self._number} in {file}, which"
+        if not os.path.isfile(file):
+            raise DamagedImageError(f"{said} {dangling(file) or 'is no file, or not there'}")
+        values = math.prod(self.da.dims) * data_type_codes.dtype[self.da.datatype].itemsize
+        if (there := os.path.getsize(file)) < (end := self.da.ext_offset + values):
+            raise DamagedImageError(f"{said} is truncated: {end} bytes are needed, {there} were found")
+        self.external.setdefault(file, FileState.now(file))
+
+    def fault(self, error: Exception) -> str:
+        """What is wrong where reading ended."""
+        if type(error) is ExpatError:
+            where = f"line {error.lineno}, column {error.offset}"
+            return f"is no complete GIFTI file: it breaks off, or is not well formed, at {where}"
+        if isinstance(error, KeyError):
+            return f"has {error.args[0]}, which GIFTI does not know"
+        where = f"array {self._number}" if self._number else "header"
+        return f"has a damaged {where}: its values are not as many as it says, or badly written"
 
 
 def of_image(name: str, image: GiftiImage) -> Surface:
@@ -40,6 +102,8 @@ def of_image(name: str, image: GiftiImage) -> Surface:
     intents = [nib.nifti1.intent_codes.niistring[one.intent] for one in image.darrays]
     if not intents or set(intents) & set(_MESH):
         raise ImageError(f"{name} is a mesh or is empty: give the .func.gii, .shape.gii or .label.gii")
+    if not all(np.ndim(one.data) and np.size(one.data) for one in image.darrays):
+        raise ImageError(f"{name} has arrays without values")
     columns = [one.data.reshape(len(one.data), -1) for one in image.darrays]
     if len({len(one) for one in columns}) > 1:
         raise ImageError(f"{name} has arrays of {', '.join(str(len(one)) for one in columns)} vertices")

@@ -17,6 +17,7 @@ import numpy as np
 from sharedmask.errors import ImageError
 from sharedmask.records import dataclass
 from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.system.identity import FileState
 from sharedmask.typing import Array
 
 CORTEX = "CIFTI_STRUCTURE_CORTEX"
@@ -36,12 +37,15 @@ class Surface:
         Whether maps follow each other in time.
     labels : mapping of int to str, optional
         Names of values that are labels.
+    files : tuple of FileState
+        Others than the file itself that values were read from, as they were then.
     """
 
     models: BrainModels
     values: Array
     is_series: bool
     labels: Mapping[int, str] | None = None
+    files: tuple[FileState, ...] = ()
 
     @classmethod
     def of_parts(
@@ -74,13 +78,17 @@ class Surface:
             raise ImageError(f"{name} are of one hemisphere: {', '.join(structures)}")
         if len({part.labels is None for part in parts}) > 1:
             raise ImageError(f"{name} are labels and values")
+        counts = [part.values.shape[1] for part in parts]
+        if len(set(counts)) > 1:
+            raise ImageError(f"{name} have {' and '.join(map(str, counts))} maps")
         labels: dict[int, str] = {}
         values: dict[str, Array] = {}
         for structure, part in zip(structures, parts, strict=True):
             other = part._renumbered(labels)
             labels |= other.labels or {}
             values[structure] = other.values
-        return cls.of_parts(name, values, parts[0].is_series, labels or None)
+        joined = cls.of_parts(name, values, parts[0].is_series, labels or None)
+        return replace(joined, files=tuple(file for part in parts for file in part.files))
 
     def _renumbered(self, taken: Mapping[int, str]) -> Surface:
         """With other labels, where ``taken`` has other names for them."""

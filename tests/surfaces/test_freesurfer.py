@@ -1,5 +1,6 @@
 """FreeSurfer's annotations and overlays."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import surface_files as files
@@ -28,3 +29,11 @@ def test_overlays(tmp_path, ending):
     mask = files.overlay(tmp_path / f"rh.mask.{ending}", LEFT == 1)
     assert open_source(path).grid.parts == "CORTEX_RIGHT"
     same_bits(extract(path, mask), values[LEFT == 1].T)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_overlays_have_nibabel_s_values(tmp_path, dtype, ending):
+    values = np.arange(40, dtype=dtype).reshape(10, 1, 1, 4)
+    nib.save(nib.MGHImage(values, np.eye(4)), tmp_path / f"lh.bold.{ending}")
+    same_bits(open_source(tmp_path / f"lh.bold.{ending}").read(), values.reshape(10, 4))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import surface_files as files
+from bad_elements import external
 from images import same_bits
 
-from sharedmask import SharedImage, extract
+from sharedmask import SharedImage, errors, extract
 from sharedmask.sources.opening import open_source
 
 LEFT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2])
@@ -29,3 +30,13 @@ def test_a_hemisphere_in_every_call(tmp_path, encoding):
         same_bits(image.mask("CortexLeft"), values.T)
         assert sorted(image.mask_parallel(atlas)) == ["A1", "V1"]
         same_bits(image.reduce(LEFT), extract(path, atlas, strategy="mean"))
+
+
+def test_a_file_with_its_data_belongs_to_it(tmp_path):
+    path = external(tmp_path)
+    with SharedImage(path) as image:
+        same_bits(image.mask(LEFT == 1), np.arange(40, dtype="f4").reshape(4, 10)[:, LEFT == 1])
+    opened = open_source(path)
+    (tmp_path / "lh.dat").write_bytes(bytes(164))
+    with pytest.raises(errors.SourceChangedError, match=r"lh\.func\.gii changed"):
+        opened.read()

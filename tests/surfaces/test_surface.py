@@ -74,11 +74,11 @@ def test_what_is_no_series_of_a_surface_is_refused(tmp_path, pair):
     with pytest.raises(errors.ImageError, match="are of one hemisphere"):
         extract([pair[0][0], pair[0][0]], LEFT)
     short = files.func(tmp_path / "rh.func.gii", 5)[0]
-    with pytest.raises(errors.ImageError, match=r"\(10, 12\), \(10, 5\)"):
+    with pytest.raises(errors.ImageError, match=r"have 12 and 5 maps"):
         open_source([pair[0][0], str(short)])
     other = files.func(tmp_path / "lh.func.gii")[0]
     other.write_bytes(other.read_bytes()[:300])
-    with pytest.raises(errors.ImageError, match=r"lh\.func\.gii cannot be read"):
+    with pytest.raises(errors.ImageError, match=r"lh\.func\.gii is no complete GIFTI file"):
         open_source(other)
     mesh = files.gifti(tmp_path / "lh.surf.gii", np.ones((3, 1), "f4"), "NIFTI_INTENT_POINTSET")
     with pytest.raises(errors.ImageError, match="is a mesh"):
