@@ -48,6 +48,7 @@ NOT_WAITING = _flag("O_NONBLOCK", "O_NOCTTY")
 NOFOLLOW = _flag("O_NOFOLLOW")
 
 _MMAP_THRESHOLD = -3  # of <malloc.h>
+_MADV_POPULATE_WRITE = 23  # of <asm/mman.h>
 _HAS_DIR_FD = os.open in os.supports_dir_fd
 _HAS_UTIME_OF_FD = os.utime in os.supports_fd
 
@@ -280,9 +281,16 @@ def advise(buffer: mmap.mmap, advice: str, *span: int) -> None:
         buffer.madvise(getattr(mmap, advice), *span)
 
 
+def populate(address: int, nbytes: int) -> None:
+    """Have the pages of a map at hand, which are found one by one at the first touch else; Linux 5.14 can."""
+    page = mmap.PAGESIZE
+    begin, end = address // page * page, -(-(address + nbytes) // page) * page
+    _tell_libc("madvise", ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_POPULATE_WRITE)
+
+
 def trim_heap() -> None:
     """Give back memory that was freed; with glibc only."""
-    _tell_malloc("malloc_trim", 0)
+    _tell_libc("malloc_trim", 0)
 
 
 def let_go_of_memory(nbytes: int) -> None:
@@ -290,10 +298,10 @@ def let_go_of_memory(nbytes: int) -> None:
 
     Else its allocator keeps as much as the largest blocks that were freed, in each thread's arena.
     """
-    _tell_malloc("mallopt", _MMAP_THRESHOLD, nbytes)
+    _tell_libc("mallopt", _MMAP_THRESHOLD, nbytes)
 
 
-def _tell_malloc(name: str, *arguments: int) -> None:
+def _tell_libc(name: str, *arguments: Any) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
             getattr(ctypes.CDLL(None), name)(*arguments)
