@@ -131,8 +131,8 @@ BARE = (
 def bare(session, profile):
     """The core without what macOS or Windows lack, as ``tests/helpers/bare.py`` has it."""
     session.install("-e", ".[dev]")
-    session.env["PYTHONPATH"] = "tests/helpers"
-    _pytest(session, "-p", "bare", "--profile", profile, "-m", "not long", *BARE)
+    session.env |= {"PYTHONPATH": str(Path("tests/helpers").absolute()), "BARE_PROFILE": profile}
+    _pytest(session, "-m", "not long", *BARE)
 
 
 if __name__ == "__main__":

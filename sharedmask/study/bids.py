@@ -22,6 +22,7 @@ from sharedmask.remote.objects import walk
 from sharedmask.remote.trees import folders_of
 from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
+from sharedmask.system import platform
 from sharedmask.system.files import dangling
 from sharedmask.system.inputs import exists, is_file
 from sharedmask.system.process import cached_property
@@ -271,7 +272,7 @@ def find_strays(root: str | Path) -> dict[Path, str]:
     for folder in map(Path, [] if url_of(root) else _folders(root)):
         if said := dangling(folder):
             strays[folder] = f"{folder} {said}"
-        elif _is_closed(folder):
+        elif platform.is_closed(folder):
             strays[folder] = f"{folder} may not be looked into"
     return strays
 
@@ -281,13 +282,9 @@ def _is_on_the_way(folder: str) -> bool:
     return folder == "func" or (folder.startswith(("sub-", "ses-")) and not {"_", "."} & set(folder))
 
 
-def _is_closed(folder: str | Path) -> bool:
-    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
-
-
 def _listed(folder: str | Path) -> list[str]:
     """What lies there; nothing of what is no folder, or may not be looked into."""
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) and not _is_closed(folder) else []
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) and not platform.is_closed(folder) else []
 
 
 def _within(folder: str | Path, prefix: str) -> list[str]:

@@ -194,6 +194,18 @@ def set_mode(fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
 
 
+def is_closed(folder: str | os.PathLike[str]) -> bool:
+    """Whether this user may not look into a directory."""
+    if os.access in os.supports_effective_ids:
+        return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.scandir(folder).close()
+    except PermissionError:
+        return True
+    return False
+
+
 def rights() -> tuple[Any, ...]:
     """Whose files this process may read and write."""
     if not hasattr(os, "geteuid"):

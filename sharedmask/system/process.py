@@ -46,14 +46,21 @@ def pid_namespace() -> int:
 
 
 def start_time(pid: int) -> int:
-    """When process ``pid`` started, in clock ticks since boot; 0 where that cannot be told.
+    """When process ``pid`` started, in clock ticks since boot; 0 if there is none.
 
-    A pid is used again, a pid with its start time is not.
+    A pid is used again, a pid with its start time is not. Without /proc it is in microseconds since 1970.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         # The second field, the command's name, may contain spaces and parentheses.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return 0
+    if platform.has_proc():
+        return 0
+    import psutil
+
+    try:
+        return round(psutil.Process(pid).create_time() * 1e6)
+    except psutil.Error:  # there is none, or another user's
+        return 0
 
 
 @functools.cache

@@ -1,21 +1,27 @@
-"""Systems that have less: ``take_away("macos")`` or ``take_away("windows")``, before sharedmask is imported.
+"""Systems that have less: every interpreter with this folder in ``PYTHONPATH`` and ``BARE_PROFILE`` set.
+
+``BARE_PROFILE=windows PYTHONPATH=$PWD/tests/helpers sharedmask demo``: ``sitecustomize`` takes away what
+macOS or Windows lack before anything is imported, here and in all programs that are started from there.
 
 Taken away is what sharedmask's own modules see: modules that they import, names in ``os``, ``mmap``,
 ``signal`` and ``socket``, the files of the kernel (/proc, /dev/shm). All others keep theirs, so that pytest
-and libraries work. Windows removes and renames nothing that this process has open, and locks a byte of a
-file. Not simulated: paths with drives and backslashes, text in other encodings, what other processes have
-open, threads and clocks of other kernels.
+and libraries work. Windows removes and renames nothing that this process has open, gives files no names that
+it keeps for itself, renames to no name that is taken, and locks a byte of a file. Not simulated: paths with
+drives and backslashes, text in other encodings, what other processes have open, threads and clocks of other
+kernels.
 """
 
 import builtins
 import contextlib
 import errno
 import fcntl
+import functools
+import importlib
 import os
+import pathlib
+import re
 import sys
 import types
-
-import pytest
 
 _NOWHERE = ("/proc", "/dev/shm")
 _MACOS = {
@@ -79,31 +85,32 @@ def take_away(profile):
     seen = {name: _without(__import__(name), lacks[name]) for name in ("os", "mmap", "signal", "socket")}
     _hide_files(seen["os"])
     if profile == "windows":
-        seen["os"].name = "nt"
-        seen["os"].supports_dir_fd = seen["os"].supports_fd = set()
-        _keep_what_is_open(seen["os"])
-    usual = builtins.__import__
+        _be_windows(seen["os"])
+    usual, usual_module = builtins.__import__, importlib.import_module
+
+    def lacking(name):
+        if name in lacks["modules"]:
+            raise ModuleNotFoundError(f"No module named {name!r} on {profile}", name=name)
 
     def imported(name, globals=None, locals=None, fromlist=(), level=0):
-        if not ((globals or {}).get("__name__") or "").startswith("sharedmask") or level:
+        if level or not _is_ours((globals or {}).get("__name__")):
             return usual(name, globals, locals, fromlist, level)
-        if name in lacks["modules"] or any(f"{name}.{one}" in lacks["modules"] for one in fromlist or ()):
-            raise ModuleNotFoundError(f"No module named {name!r} on {profile}", name=name)
+        for one in (name, *(f"{name}.{one}" for one in fromlist or ())):
+            lacking(one)
         return seen[name] if name in seen else usual(name, globals, locals, fromlist, level)
 
     def import_module(name, package=None):
-        if name in lacks["modules"] and sys._getframe(1).f_globals.get("__name__", "").startswith(
-            "sharedmask"
-        ):
-            raise ModuleNotFoundError(f"No module named {name!r} on {profile}", name=name)
-        if name == "msvcrt" and profile == "windows":
-            return Msvcrt()
+        if _is_ours(sys._getframe(1).f_globals.get("__name__")):
+            lacking(name)
+            if name == "msvcrt" and profile == "windows":
+                return Msvcrt()
         return usual_module(name, package)
 
-    import importlib
-
-    usual_module = importlib.import_module
     builtins.__import__, importlib.import_module = imported, import_module
+
+
+def _is_ours(module):
+    return (module or "").partition(".")[0] == "sharedmask"
 
 
 def _without(module, names):
@@ -113,28 +120,102 @@ def _without(module, names):
     return like
 
 
+def _hiding(function, answer=None, from_all=False):
+    """Like ``function``, but without the kernel's files: where sharedmask calls it, or from everywhere."""
+
+    @functools.wraps(function)
+    def call(path, *args, **options):
+        hidden = isinstance(path, str | os.PathLike) and os.fspath(path).startswith(_NOWHERE)
+        if not hidden or not (from_all or _is_ours(sys._getframe(1).f_globals.get("__name__"))):
+            return function(path, *args, **options)
+        if answer is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return answer
+
+    return call
+
+
 def _hide_files(seen):
-    def hidden(name, answer=None):
-        def call(path, *args, **options):
-            if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(_NOWHERE):
-                if answer is not None:
-                    return answer
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-            return getattr(os, name)(path, *args, **options)
+    for name in ("open", "stat", "listdir", "scandir", "readlink", "unlink", "mkdir"):
+        setattr(seen, name, _hiding(getattr(os, name), from_all=True))
+    seen.access = _hiding(os.access, False, from_all=True)
+    seen.supports_dir_fd = {*os.supports_dir_fd, seen.open}
+    seen.supports_effective_ids = {seen.access}
+    seen.supports_fd = set(os.supports_fd)
+    seen.path = _without(os.path, ())
+    for name in ("exists", "lexists", "isfile", "isdir", "islink"):
+        setattr(seen.path, name, _hiding(getattr(os.path, name), False, from_all=True))
+    builtins.open = _hiding(open)
+    for name in ("open", "read_text", "read_bytes", "iterdir", "stat", "readlink"):
+        setattr(pathlib.Path, name, _hiding(getattr(pathlib.Path, name)))
+    for name in ("exists", "is_file", "is_dir"):
+        setattr(pathlib.Path, name, _hiding(getattr(pathlib.Path, name), False))
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+_NO_NAME = re.compile(
+    r'.*[<>:"|?*\\\x00-\x1f].*|.*[ .]|(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE | re.DOTALL
+)
+
+
+def _be_windows(seen):
+    seen.name = "nt"
+    seen.supports_dir_fd = seen.supports_fd = seen.supports_effective_ids = set()
+    for name in ("open", "stat", "unlink", "mkdir", "rename", "replace", "link", "access"):
+        setattr(seen, name, _lacking_options(getattr(seen, name)))
+    _keep_what_is_open(seen)
+    _refuse_names(seen)
+
+
+def _lacking_options(function):
+    @functools.wraps(function)
+    def call(*args, **options):
+        for name in {"dir_fd", "src_dir_fd", "dst_dir_fd", "effective_ids"} & options.keys():
+            if options[name]:
+                raise NotImplementedError(f"{name} unavailable on this platform")
+        return function(*args, **options)
+
+    return call
+
+
+def _refuse_names(seen):
+    """Files are given no name that Windows keeps for itself, and renamed to none that is taken."""
+
+    def refusing(function):
+        @functools.wraps(function)
+        def call(*args, **options):
+            name = os.path.basename(os.fspath(args[1 if function.__name__ in ("rename", "replace") else 0]))
+            is_new = function.__name__ != "open" or args[1] & os.O_CREAT
+            if is_new and name not in (".", "..") and _NO_NAME.fullmatch(os.fsdecode(name)):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+            if function.__name__ == "rename" and os.path.lexists(args[1]):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), args[1])
+            return function(*args, **options)
 
         return call
 
-    for name in ("open", "stat", "listdir", "scandir", "readlink", "unlink", "mkdir"):
-        setattr(seen, name, hidden(name))
-    seen.access = hidden("access", False)
-    seen.supports_dir_fd = {*os.supports_dir_fd, seen.open}
-    seen.supports_fd = set(os.supports_fd)
+    for name in ("open", "mkdir", "rename", "replace"):
+        setattr(seen, name, refusing(getattr(seen, name)))
+    pathlib.Path.mkdir = _if_ours(pathlib.Path.mkdir, refusing(pathlib.Path.mkdir))
+
+
+def _if_ours(usual, other):
+    """``other`` where sharedmask calls it."""
+
+    @functools.wraps(usual)
+    def call(*args, **options):
+        ours = _is_ours(sys._getframe(1).f_globals.get("__name__"))
+        return (other if ours else usual)(*args, **options)
+
+    return call
 
 
 def _keep_what_is_open(seen):
     """What is open is neither removed nor renamed, nor takes another its name, unless it was to pass."""
 
     def kept(function):
+        @functools.wraps(function)
         def call(*paths, **options):
             for path in paths:
                 if _is_open(path):
@@ -147,6 +228,7 @@ def _keep_what_is_open(seen):
         setattr(seen, name, kept(getattr(seen, name)))
     usual, seen.O_TEMPORARY = seen.open, 1 << 30
 
+    @functools.wraps(usual)
     def opened(path, flags, *args, **options):
         fd = usual(path, flags & ~seen.O_TEMPORARY, *args, **options)
         if flags & seen.O_TEMPORARY:
@@ -181,15 +263,6 @@ class Msvcrt:
 
 def cases(names, *shared):
     """Names as parameters, of which ``shared`` are skipped where processes share nothing."""
+    import pytest  # here, because programs that are bare need it not
+
     return [pytest.param(name, marks=[pytest.mark.shares] * (name in shared)) for name in names]
-
-
-def pytest_addoption(parser):
-    parser.addoption("--profile", choices=sorted(PROFILES), help="a system that has less")
-
-
-def pytest_load_initial_conftests(early_config):
-    """As a plugin, before anything imports the package: ``-p bare --profile windows``."""
-    if profile := early_config.known_args_namespace.profile:
-        take_away(profile)
-        os.environ["BARE_PROFILE"] = profile  # for ``command``, whose programs are bare too

@@ -16,7 +16,6 @@ from nursery import Nursery
 _NURSERY = Nursery(
     ["h5py", "nilearn.maskers", "nilearn.signal", "pandas", "sharedmask.study.cohort", "sharedmask.cli."],
     flags=["-W", "error"],
-    bare=True,
 )
 start, stop = _NURSERY.start, _NURSERY.stop
 

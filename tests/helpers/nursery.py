@@ -28,19 +28,18 @@ class Nursery:
     """The process that others are forked from; it ends with this one.
 
     ``modules`` are imported by it, and those in packages whose names end in a dot; ``flags`` are those
-    of its interpreter, and so of all that is forked, which is ``bare`` where the tests are (``bare``).
+    of its interpreter, and so of all that is forked.
     """
 
-    def __init__(self, modules, flags=(), bare=False):
-        self._modules, self._flags, self._bare = modules, flags, bare
+    def __init__(self, modules, flags=()):
+        self._modules, self._flags = modules, flags
         self._process = self._socket = None
 
     def start(self):
         if self._process is None:
             self._socket, theirs = socket.socketpair()
             with theirs:
-                profile = os.environ.get("BARE_PROFILE", "") if self._bare else ""
-                what = [__file__, str(theirs.fileno()), profile, *self._modules]
+                what = [__file__, str(theirs.fileno()), *self._modules]
                 self._process = subprocess.Popen(
                     [sys.executable, *self._flags, *what], pass_fds=[theirs.fileno()]
                 )
@@ -232,11 +231,7 @@ def _import(names):
 
 
 if __name__ == "__main__":
-    number, profile, *modules = sys.argv[1:]
-    if profile:
-        from bare import take_away
-
-        take_away(profile)
+    number, *modules = sys.argv[1:]
     _import(modules)
     gc.freeze()  # what all have in common is not looked through, and so not copied, at the end of each
     with socket.socket(fileno=int(number)) as to:

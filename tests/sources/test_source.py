@@ -44,6 +44,7 @@ from sharedmask.errors import (
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.sources.transform import smoothed
+from sharedmask.system import platform
 
 # ---- encodings
 
@@ -284,7 +285,7 @@ def test_unreadable_file_is_an_os_error(plain: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied", path)
 
     with monkeypatch.context() as patch, pytest.raises(PermissionError, match=r"run\.nii") as caught:
-        patch.setattr("os.open", refuse)
+        patch.setattr(platform.os, "open", refuse)
         open_source(plain)
     assert not isinstance(caught.value, ImageError)
 

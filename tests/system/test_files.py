@@ -5,13 +5,15 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 
+import bare
 import pytest
 from children import python, running
-from command import sharedmask
 from faults import Call, failing, recorded
 
 from sharedmask.system import files, locks, process, settings
@@ -240,12 +242,19 @@ WRITING = """
 """
 
 
-def test_gc_sweeps_the_folders_it_is_given(folder):
-    with running(WRITING, folder / "out.tsv") as child:
-        child.kill()
-        child.wait()
+@pytest.mark.parametrize("system", ["", "macos", "windows"])
+def test_gc_sweeps_the_folders_it_is_given(folder, system):
+    """Of the dead only, wherever processes are looked for."""
+    path = os.pathsep.join([os.path.dirname(bare.__file__), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "BARE_PROFILE": system, "PYTHONPATH": path}
+    writing = [sys.executable, "-c", textwrap.dedent(WRITING), folder / "out.tsv"]
+    with subprocess.Popen(writing, env=env, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"ready\n"
         (left,) = left_in(folder)
-    done = sharedmask("gc", folder)
+        done = python("sharedmask", "gc", folder, how="-m", env=env)
+        assert (done.returncode, left_in(folder)) == (0, [left]), done.stderr
+        child.kill()
+    done = python("sharedmask", "gc", folder, how="-m", env=env)
     assert f"removed {folder / left}" in done.stdout, done.stderr
     assert left_in(folder) == []
 
