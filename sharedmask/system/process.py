@@ -58,7 +58,7 @@ def start_time(pid: int) -> int:
     import psutil
 
     try:
-        return round(psutil.Process(pid).create_time() * 1e6)
+        return int(psutil.Process(pid).create_time() * 1e6)
     except psutil.Error:  # there is none, or another user's
         return 0
 
