@@ -35,7 +35,7 @@ def info(bold: str, mask_img: str | None, memory_limit: str | None) -> None:
         "repetition time": f"{'not known' if image.t_r is None else f'{image.t_r:g} s'}: {image.t_r_origin}",
         "takes in a store": format_bytes(image.nbytes),
         "store": "{} ({})".format(*image.store),
-        "/dev/shm has room for": "unknown" if free is None else format_bytes(free),
+        **({} if free is None else {"/dev/shm has room for": format_bytes(free)}),
         "memory that may be used": f"{format_bytes(budget.limit)} ({budget.reason})",
     }
     rows |= {name: f"{getattr(settings.current(), name)} ({o})" for name, o in settings.origins().items()}

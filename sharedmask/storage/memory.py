@@ -212,9 +212,9 @@ def _reserve(fd: int, nbytes: int, kind: str) -> None:
 
 
 def free_bytes() -> int | None:
-    """Room in the file system of named shared memory; None where that cannot be told."""
+    """Room in the file system of named shared memory; None where there is none, or that cannot be told."""
     with contextlib.suppress(OSError):
-        return platform.free_disk(SHM)
+        return platform.free_disk(SHM) if platform.has_shm() else None
     return None
 
 

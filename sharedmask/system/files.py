@@ -69,10 +69,16 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[F
     except OSError as error:
         if isinstance(error.filename, str) and not _is_elsewhere(error.filename):
             name = "" if os.path.isabs(error.filename) else error.filename
-            error.filename, error.filename2 = os.path.normpath(path / name), None
+            _name_only(error, os.path.normpath(path / name))
         raise
     finally:
         locks.close(folder)
+
+
+def _name_only(error: OSError, path: str) -> None:
+    """Have an error tell this path and no other, not even that there is none."""
+    error.filename = path
+    del error.filename2
 
 
 def _is_elsewhere(name: str) -> bool:
@@ -243,7 +249,7 @@ def _about(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
+        _name_only(error, os.fspath(path))
         raise
 
 

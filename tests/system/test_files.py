@@ -16,7 +16,7 @@ import pytest
 from children import python, running
 from faults import Call, failing, recorded
 
-from sharedmask.system import files, locks, process, settings
+from sharedmask.system import files, locks, platform, process, settings
 from sharedmask.system.files import atomic_write
 
 
@@ -78,7 +78,9 @@ def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(folder, how, cal
         path.write_text("old")
     before = left_in(folder)
     unused = (how, call) == ("named", "link") or (how, call, old) == ("nameless", "replace", False)
-    fails = contextlib.nullcontext() if unused else pytest.raises(OSError, match="Input/output error")
+    fails = (
+        contextlib.nullcontext() if unused else pytest.raises(OSError, match=f"Input/output error: '{path}'$")
+    )
     with failing(call, "EIO", lasting=True, must=not unused), fails, atomic_write(path) as temporary:
         temporary.write_text("new")
     if unused:
@@ -86,6 +88,16 @@ def test_a_call_that_fails_leaves_the_old_file_and_nothing_else(folder, how, cal
     else:
         assert left_in(folder) == before
         assert not old or path.read_text() == "old"
+
+
+def test_a_name_that_no_file_can_have_is_told_alone(folder, how):
+    path = folder / f"{300 * 'x'}.tsv"
+    with pytest.raises(OSError, match=f"File name too long: '{path}'$"), atomic_write(path) as temporary:
+        temporary.write_text("new")
+    folder.chmod(0o700)
+    with pytest.raises(OSError, match=f": '{path}'$"), files.private_directory(folder, "it") as opened:
+        platform.open_at(opened, path.name, os.O_RDONLY)
+    assert left_in(folder) == []
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(folder, how):
