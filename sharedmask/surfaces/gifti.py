@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 from xml.parsers.expat import ExpatError
 
 import nibabel as nib
@@ -41,7 +42,7 @@ def read(path: str) -> Surface:
     parser = _Parser(path)
     with open(path, "rb") as file:
         try:
-            parser.parse(fptr=file)
+            parser.parse(fptr=file)  # type: ignore[no-untyped-call]
         except (MemoryError, ImageError):
             raise
         except Exception as error:  # of expat, base64, zlib and NumPy
@@ -54,13 +55,16 @@ def read(path: str) -> Surface:
 class _Parser(GiftiImageParser):
     """nibabel's, that knows where it is and looks at files with data before they are read."""
 
+    img: Any
+    da: Any
+
     def __init__(self, path: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._path = path
         self.external: dict[str, FileState] = {}
 
     def StartElementHandler(self, name: str, attrs: Mapping[str, str]) -> None:
-        super().StartElementHandler(name, attrs)
+        super().StartElementHandler(name, attrs)  # type: ignore[no-untyped-call]
         if name == "Data" and self.da.ext_fname:
             self._check_external(os.path.join(os.path.dirname(self._path), self.da.ext_fname))
 
@@ -70,7 +74,7 @@ class _Parser(GiftiImageParser):
             raise DamagedImageError(
                 f"{self._path} says that it has {promised} arrays, and has {self._number}"
             )
-        super().EndElementHandler(name)
+        super().EndElementHandler(name)  # type: ignore[no-untyped-call]
 
     @property
     def _number(self) -> int:
@@ -81,7 +85,8 @@ class _Parser(GiftiImageParser):
         said = f"{self._path} has its array {self._number} in {file}, which"
         if not os.path.isfile(file):
             raise DamagedImageError(f"{said} {dangling(file) or 'is no file, or not there'}")
-        values = math.prod(self.da.dims) * data_type_codes.dtype[self.da.datatype].itemsize
+        dtype: Any = data_type_codes.dtype[self.da.datatype]
+        values = math.prod(self.da.dims) * dtype.itemsize
         if (there := os.path.getsize(file)) < (end := self.da.ext_offset + values):
             raise DamagedImageError(f"{said} is truncated: {end} bytes are needed, {there} were found")
         self.external.setdefault(file, FileState.now(file))
