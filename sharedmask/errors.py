@@ -72,8 +72,8 @@ class GridMismatchError(MaskError):
         return "\n".join(map(str, self.args))
 
     def instead(self, todo: str) -> "GridMismatchError":
-        """The same where something else can be done about it."""
-        return GridMismatchError(*self.args[:1], todo)
+        """The same where something else can be done about it, if anything can."""
+        return GridMismatchError(*self.args[:1], todo) if len(self.args) > 1 else self
 
 
 class OutsideImageError(MaskError):

@@ -198,7 +198,7 @@ def regions_maker(
         from sharedmask.spaces.grid import box_of
 
         if isinstance(given, Seeds):
-            return given.on(box_of(grid, "spheres"))
+            return given.on(box_of(grid, "a sphere"))
         if atlas and weighted:
             return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
         if atlas:

@@ -21,10 +21,11 @@ from sharedmask.compute.progress import counted
 from sharedmask.compute.request import Request
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion
-from sharedmask.spaces.grid import box_of
+from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.storage import rows
 from sharedmask.storage.rows import Held, Rows
 from sharedmask.system import monitor, process
@@ -62,6 +63,18 @@ class FittedModel:
         """
         grid = box_of(self.regions.grid, "a NIfTI image of maps")
         return grid.to_nifti(self.regions.indices, np.asarray(values, np.float32).T)
+
+    def to_cifti(self, values: Any) -> nib.Cifti2Image:
+        """The same of an image of elements, to be saved as ``.dscalar.nii``, or of parcels ``.pscalar.nii``.
+
+        Raises
+        ------
+        ParameterError
+            The image has voxels.
+        """
+        if isinstance(self.regions.grid, Grid):
+            raise ParameterError(f"maps of {self.regions.grid} are NIfTI: to_nifti()")
+        return parcels.maps(self.regions.grid, self.regions.indices, np.asarray(values, np.float32).T)
 
     def by_region(self, values: Any) -> Any:
         """The mean of (..., n_voxels) values over each region's voxels, in the container of the masks."""

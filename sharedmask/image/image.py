@@ -170,9 +170,8 @@ class SharedImage(Searchlights):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._held else "not loaded"
-        shape = "x".join(map(str, self.shape))
         store, reason = self.store
-        facts = f"{shape} {self.dtype} {format_bytes(self.nbytes)}"
+        facts = f"{'x'.join(map(str, self.shape))} {self.dtype} {format_bytes(self.nbytes)}"
         return f"<SharedImage {self._name} {facts} {store} ({reason}) {state}>"
 
     def _repr_html_(self) -> str:
@@ -388,6 +387,8 @@ class SharedImage(Searchlights):
         SharedMaskError
             What loading it raises, there or here.
         """
+        if not isinstance(source, str | os.PathLike):
+            raise ImageError(f"a coordinator holds an image by its one path, not {source!r}")
         path = absolute(source)
         asked = {"path": path} if inputs.exists(path) else {"name": os.fspath(source)}
         if "name" in asked and os.sep in asked["name"]:

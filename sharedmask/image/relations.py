@@ -1,13 +1,12 @@
 """Relations: how regions go together, and every voxel with seeds.
 
-Covers: matrices of an atlas, maps of seeds as NIfTI images. Does not cover: the measures (``connectivity``),
+Covers: matrices of an atlas, maps of seeds as images. Does not cover: the measures (``connectivity``),
 other calls of an image (``operations``).
 """
 
 from typing import Any, Unpack
 
 import numpy as np
-from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
 from sharedmask.compute.confounds import kept_volumes
@@ -15,9 +14,9 @@ from sharedmask.compute.connectivity import SeedCorrelation, check_matrices, con
 from sharedmask.compute.request import Parameters
 from sharedmask.errors import ParameterError
 from sharedmask.image.operations import Operations
+from sharedmask.regions import parcels
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.spaces.grid import box_of
 from sharedmask.system import settings
 from sharedmask.typing import Array, Numbers
 
@@ -83,7 +82,7 @@ class Relations(Operations):
         fisher_z: bool = False,
         resampling_target: ResamplingTarget = None,
         **parameters: Unpack[Parameters],
-    ) -> Nifti1Image:
+    ) -> Any:
         """The correlation of every voxel with each seed, in one pass over the rows for all seeds.
 
         Parameters
@@ -102,8 +101,9 @@ class Relations(Operations):
 
         Returns
         -------
-        nibabel.Nifti1Image, (x, y, z, n_seeds), float32
-            0 outside of the mask and where a voxel never changes.
+        nibabel.Nifti1Image, (x, y, z, n_seeds), or of elements nibabel.Cifti2Image, (n_seeds, n_elements)
+            float32; 0 outside of the mask and where a voxel never changes. The latter is saved as
+            ``.dscalar.nii`` or ``.pscalar.nii``.
 
         Examples
         --------
@@ -119,7 +119,6 @@ class Relations(Operations):
             raise ParameterError(
                 f"resampling_target={resampling_target!r}: maps are on the grid of the image"
             )
-        grid = box_of(self._grid, "a NIfTI image of maps")
         series = self._seeds(seeds, strategy, resampling_target, parameters)
         blocks = self._blocks(mask_img, resampling_target)
         with self._in_use(settings.current()) as (_, budget):
@@ -128,7 +127,7 @@ class Relations(Operations):
                 f"making {series.shape[1]} maps of seeds of {self._name}", nbytes, "give fewer seeds"
             )
         found = self.map(SeedCorrelation(standardized(series), fisher_z), blocks, **parameters)
-        return grid.to_nifti(blocks.indices, np.concatenate(found))
+        return parcels.maps(self._grid, blocks.indices, np.concatenate(found))
 
     def _seeds(self, seeds: Any, strategy: str, target: ResamplingTarget, parameters: Parameters) -> Array:
         if not (isinstance(seeds, np.ndarray) and seeds.ndim <= 2):

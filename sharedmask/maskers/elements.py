@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.image.extraction import extract
 from sharedmask.image.image import SharedImage
+from sharedmask.maskers._nilearn import read_tables
 from sharedmask.maskers.base import check_clean_args
 from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
@@ -126,6 +127,7 @@ there are then those that need no mesh, and no pictures in reports."""
             (n_elements,) of an image without time.
         """
         check_is_fitted(self)
+        confounds = read_tables(confounds)
         if self._is_nilearns(imgs):
             signals: Array = super().transform(imgs, confounds, sample_mask)
             return signals
@@ -154,6 +156,7 @@ there are then those that need no mesh, and no pictures in reports."""
             (n_elements,) of an image without time.
         """
         check_is_fitted(self)
+        confounds = read_tables(confounds)
         if self._is_nilearns(imgs):
             signals: Array = super().transform_single_imgs(imgs, confounds, sample_mask)
             return signals

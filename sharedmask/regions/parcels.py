@@ -1,13 +1,14 @@
 """Values of regions and of elements as CIFTI-2 images, which wb_command and nibabel read.
 
-Covers: the axes of parcels and of brain models, series, matrices and scalars of regions, series of elements.
+Covers: the axes of parcels and of brain models, series, matrices and scalars of regions, series and maps of
+elements.
 Does not cover: reading such files (``cifti``), tables as text (``tables``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from nibabel.cifti2.cifti2 import Cifti2Image
@@ -58,6 +59,16 @@ def dense(space: Elements, values: Array, t_r: float | None = None, series: bool
         return parcellated(space, space.names, each, values, "series" if series else "scalars", t_r)
     axes = _along(len(values), series, t_r), elements(space)
     return _image(values, axes, "dense" if series else "maps")
+
+
+def maps(space: Space, places: Numbers, values: Array) -> Any:
+    """Maps of ``values``, (n_places,) or (n_places, n_maps): NIfTI of voxels, CIFTI-2 of elements; else 0."""
+    if isinstance(space, Grid):
+        return space.to_nifti(places, values)
+    columns = values.reshape(len(values), -1)
+    spread = np.zeros((columns.shape[1], space.n_voxels), values.dtype)
+    spread[:, places] = columns.T
+    return dense(cast(Elements, space), spread, series=False)
 
 
 def elements(models: BrainModels) -> BrainModelAxis:

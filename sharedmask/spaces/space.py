@@ -59,9 +59,10 @@ def times(shape: Iterable[int]) -> str:
 def mismatch_error(what: str, own: Space, target: Space, whose: str = "image") -> GridMismatchError:
     """What to raise for ``what``, in its space ``own``, where ``target`` is needed."""
     than = f" than {target.name}" if target.name else ""
-    return GridMismatchError(
-        f"{what} lies on another grid{than}:\n  mask:  {own}\n  {whose}: {target}", target.remedy
-    )
+    said = f"{what} lies on another grid{than}:\n  mask:  {own}\n  {whose}: {target}"
+    if len(own.shape) < len(target.shape):
+        return GridMismatchError(f"{said}\nmasks of surfaces and grayordinates go with images of these only")
+    return GridMismatchError(said, target.remedy)
 
 
 def per_space(make: Callable[[Space], T]) -> Callable[[Space], T]:

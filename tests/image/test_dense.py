@@ -146,11 +146,9 @@ def test_many_runs_with_and_without_a_medial_wall(tmp_path, path):
 
 def test_what_needs_a_volume_says_so(path):
     with SharedImage(path) as image:
-        for call in (image.as_nifti, lambda: image.seed_maps("CortexLeft")):
-            with pytest.raises(
-                errors.GridMismatchError, match=r"needs a volume, and .*run.dtseries.nii has 15 elements"
-            ):
-                call()
+        said = r"needs a volume, and .*run.dtseries.nii has 15 elements"
+        with pytest.raises(errors.GridMismatchError, match=said):
+            image.as_nifti()
     for call in (lambda: extract(path, ATLAS, smoothing_fwhm=4.0), lambda: FrameDataset(path)):
         with pytest.raises(errors.GridMismatchError, match="needs a volume"):
             call()

@@ -12,7 +12,7 @@ MODELS = BrainModels((Structure("CIFTI_STRUCTURE_CORTEX_LEFT", np.arange(3), 3),
 
 
 @pytest.mark.parametrize(
-    ("own", "target", "todo"), [(GRID, MODELS, "wb_command"), (MODELS, GRID, "resampling_target")]
+    ("own", "target", "todo"), [(GRID, MODELS, "wb_command"), (MODELS, GRID, "go with images of these only")]
 )
 def test_both_spaces_and_what_to_do_are_named(own, target, todo):
     said = str(mismatch_error("mask 'a'", own, target))
