@@ -64,7 +64,7 @@ class FittedModel:
         grid = box_of(self.regions.grid, "a NIfTI image of maps")
         return grid.to_nifti(self.regions.indices, np.asarray(values, np.float32).T)
 
-    def to_cifti(self, values: Any) -> nib.Cifti2Image:
+    def to_cifti(self, values: Any) -> Any:
         """The same of an image of elements, to be saved as ``.dscalar.nii``, or of parcels ``.pscalar.nii``.
 
         Raises

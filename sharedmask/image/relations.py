@@ -102,7 +102,7 @@ class Relations(Operations):
         Returns
         -------
         nibabel.Nifti1Image, (x, y, z, n_seeds), or of elements nibabel.Cifti2Image, (n_seeds, n_elements)
-            float32; 0 outside of the mask and where a voxel never changes. The latter is saved as
+            In float32; 0 outside of the mask and where a voxel never changes. The latter is saved as
             ``.dscalar.nii`` or ``.pscalar.nii``.
 
         Examples

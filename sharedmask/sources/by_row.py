@@ -1,7 +1,8 @@
 """Images whose files hold rows: the whole series of one element after the other.
 
 Covers: reading some of the rows, forward, without the bytes of others where the file is plain; whole volumes
-for who needs them. Does not cover: which files are so (``cifti``), mapping them (``mapped_file``).
+for who needs them; which rows have values. Does not cover: which files are so (``cifti``), mapping them
+(``mapped_file``).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.decoding.codecs import open_file, open_stream
 from sharedmask.records import dataclass
 from sharedmask.sources.layout import FileLayout
-from sharedmask.sources.source import FileSource
+from sharedmask.sources.source import FileSource, Source
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import VolumeReader
 from sharedmask.system import files, platform
@@ -153,6 +155,30 @@ class RowSource(FileSource):
         rows = np.empty((self.n_voxels, self.n_timepoints), self.dtype)
         self.load(rows)
         yield VolumeReader(self, partial(_copy_next, iter(rows.T)))
+
+
+def places_with_values(source: Source) -> Numbers:
+    """Numbers of the places whose series are not 0 or not finite throughout: where something was measured."""
+    found = np.zeros(source.n_voxels, bool)
+    scaled = partial(apply_read_scaling, slope=source.slope, inter=source.inter)
+    if isinstance(source, RowSource):
+        with source.blocks_ahead(np.arange(source.n_voxels)) as blocks:
+            for start, stored in blocks:
+                rows, there = scaled(stored), found[start : start + len(stored)]
+                there[...] = _are_values(rows[:, 0])  # which nearly all have from the first volume on
+                there[~there] = _are_values(rows[~there]).any(axis=1)
+        return np.flatnonzero(found)
+    volume = np.empty(source.n_voxels, source.dtype)
+    with source.volumes() as reader:
+        for _ in range(source.n_timepoints):
+            reader.readinto(volume)
+            found |= _are_values(scaled(volume))
+    return np.flatnonzero(found)
+
+
+def _are_values(given: Array) -> Array:
+    there: Array = (given != 0) & np.isfinite(given)
+    return there
 
 
 def _one_ahead(threads: Threads, blocks: _Blocks) -> _Blocks:

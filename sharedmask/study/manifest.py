@@ -21,6 +21,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
 from sharedmask.reports.carpet import tissues_of
 from sharedmask.reports.quality import probes_of
+from sharedmask.sources.by_row import places_with_values
 from sharedmask.sources.names import Name
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
@@ -191,7 +192,9 @@ class Manifest:
     def _mask(self) -> None:
         self.rows["mask"] = "not found"
         if self.source is not None and self.source.models is not None:
-            self.rows["mask"] = "not needed: the medial wall is none of the elements"
+            self._brain = places_with_values(self.source)
+            there = f"{len(self._brain)} of {self.source.n_voxels} elements have values"
+            self.rows["mask"] = f"{there}: not 0 or not finite throughout"
             return
         mask = self.run.mask
         if mask is None:
@@ -261,7 +264,8 @@ class Manifest:
         if self.source is not None:
             atlases = self.analysis.regions_on(self.source.grid)
             self.coverage = Coverage.from_atlases(atlases, self._brain, self.analysis.outputs.min_coverage)
-            self.probes = probes_of(self.coverage.regions.union if self._brain is None else self._brain)
+            inside = None if self.source.models is not None else self._brain
+            self.probes = probes_of(self.coverage.regions.union if inside is None else inside)
 
 
 def clashes(planned: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:

@@ -10,7 +10,11 @@ import pytest
 
 from sharedmask.cli.bids import main
 from sharedmask.errors import NoInputError
+from sharedmask.study.analysis import Outputs
+from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
+from sharedmask.study.dataset import analyse
+from sharedmask.study.tables import read_rows
 
 STEM = "sub-01_task-rest_space-fsLR_den-91k"
 NAMED = "sub-01_task-rest_space-fsLR_atlas-Toy_den-91k"
@@ -84,3 +88,23 @@ def test_volumes_and_dense_series_are_told_apart(study):
     assert [run.bold for run in find_runs(folder / "prep", {"file_format": "cifti"})] == [bold]
     with pytest.raises(NoInputError, match=r"_bold\.nii\.gz"):
         find_runs(folder / "prep")
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("nothing", [0.0, np.nan])
+def test_coverage_is_the_share_of_elements_with_data(study, by_row, nothing):
+    """Region 1 has elements 0, 1, 7 and 14, of which two have none; of region 3, 8 and 9, neither has."""
+    folder, bold = study
+    values = files.values(15, 30)
+    values[:, [1, 7, 8, 9]] = nothing
+    values[::2, 3] = nothing
+    files.save(bold, values, files.series(30), files.models(), by_row=by_row)
+    atlas = find_atlas(str(folder / "atlases" / "atlas-Toy_space-fsLR_den-91k_dseg.dlabel.nii"))
+    outputs = Outputs(reports=False)
+    analyse(folder / "prep", folder / "out", [atlas], outputs, filters={"file_format": "cifti"})
+    found = folder / "out" / "sub-01" / "func"
+    rows = read_rows(found / f"{NAMED}_stat-coverage_bold.tsv")
+    assert [float(row["coverage"]) for row in rows] == [0.5, 1, 0]
+    table = np.genfromtxt(found / f"{NAMED}_stat-mean_timeseries.tsv", names=True, missing_values="n/a")
+    np.testing.assert_allclose(table["V1"], values[:, [0, 14]].astype(float).mean(axis=1), rtol=1e-6)
+    assert np.isnan(table["M1"]).all()
