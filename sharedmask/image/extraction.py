@@ -25,7 +25,7 @@ from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.excerpt import excerpt, is_cuttable
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
-from sharedmask.sources.source import Source
+from sharedmask.sources.source import FileSource, Source
 from sharedmask.sources.transform import smoothed
 from sharedmask.spaces.space import Space
 from sharedmask.storage import rows
@@ -63,7 +63,7 @@ class Extraction:
 
     def __getstate__(self) -> dict[str, Any]:
         # Where nothing but signals is made nobody asks for the header, which takes longest to pack.
-        bare = {"source": replace(self.source, header=None)} if self.store is None else {}
+        bare = {"source": replace(_looked_up(self.source), header=None)} if self.store is None else {}
         return {**self.__dict__, **bare}
 
     @classmethod
@@ -135,6 +135,13 @@ class Extraction:
         if span is None or not is_cuttable(self.source):
             return self.source, self.request
         return excerpt(self.source, span), self.request.within(span)
+
+
+def _looked_up(source: Source) -> Source:
+    """The same; if it was found to have no seek points, nobody looks for them again."""
+    if isinstance(source, FileSource) and source.has_no_points:
+        return replace(source, index=None)
+    return source
 
 
 @overload

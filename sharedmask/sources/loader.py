@@ -33,6 +33,7 @@ _BLOCK_BYTES = 24 * 2**20
 _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
 _N_BLOCKS = 2
+_SMALL = 2**18  # bytes of an image that is decoded before a thread would have begun
 Blocks = Iterator[tuple[int, Array]]
 """The number of a block's first volume, and its values."""
 
@@ -118,7 +119,7 @@ def decoded(
 
 
 class _Decoder:
-    """Decodes in a thread of its own, one block ahead of the reader of its iterator."""
+    """Decodes in a thread of its own, one block ahead of the reader; what is small, as it is asked for."""
 
     def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int) -> None:
         self._source = source
@@ -134,6 +135,8 @@ class _Decoder:
     def __enter__(self) -> Iterator[tuple[int, Array]]:
         for block in self._blocks:
             self._free.put(block)
+        if self._source.n_timepoints * self._source.n_voxels * self._source.dtype.itemsize <= _SMALL:
+            return self._in_turn()
         thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
         try:
             start(thread)

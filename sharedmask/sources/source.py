@@ -270,6 +270,11 @@ class FileSource(Source):
         return points if points is not None and points.nbytes >= self.offset + self.nbytes else None
 
     @property
+    def has_no_points(self) -> bool:
+        """Whether somebody looked for them, and there are none."""
+        return vars(self).get("points", self) is None
+
+    @property
     def reading_bytes(self) -> int:
         return 0 if self.points is None else parallel.reading_bytes(self.points)
 

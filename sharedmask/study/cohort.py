@@ -65,6 +65,7 @@ OnError = Callable[[Key, Exception], None] | None
 _TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
 _PER_IMAGE = ("confounds", "sample_mask")
+_SMALL = 2**20  # bytes of an image
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class Task:
         if self.variant is None or self.asked.source.is_remote:
             return ""
         return self.asked.digest(self.variant, of_content=True)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether telling a worker of it takes about as long as the work."""
+        return self.asked.source.nbytes <= _SMALL
 
     @property
     def operation(self) -> tuple[str, str, int]:
@@ -409,7 +415,7 @@ class _Run:
 
     def _admits(self, task: Task) -> bool:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
-        if len(self._running) >= self.engine.at_once:
+        if len(self._running) >= self.engine.at_once * (self.engine.ahead if task.is_small else 1):
             return False
         tasks = [*(task for task, *_ in self._running.values()), *(task for task, _ in self._worked)]
         held = sum(task.needed for task in tasks)

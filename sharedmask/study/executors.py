@@ -5,8 +5,10 @@ cover: which image is next (``cohort``), workers themselves (``pool``).
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
 from sharedmask.compute.cleaning import CLEANING_MODULES
@@ -14,10 +16,13 @@ from sharedmask.compute.connectivity import CONNECTIVITY_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import monitor, platform, process, settings
+from sharedmask.system.process import Lock
 from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
+from sharedmask.workers.failure import Failure
 
 _AHEAD = 64
+_SMALL_AHEAD = 8
 _LARGE = 2**20
 # What their template imports, once for all of them.
 _EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
@@ -32,21 +37,89 @@ class Engine:
     at_once: int
     local: bool
     """Whether what runs takes this machine's memory, which is then counted."""
+    ahead: int = 1
+    """Small images that are given for each of these at a time, so that no worker waits for the caller."""
 
 
 class _Processes(Threads):
-    """Worker processes as an executor: a thread waits for each, and a death is its own task's."""
+    """Worker processes as an executor: a thread waits for each, and a death is its own task's.
+
+    Small tasks that wait go to a worker together, in one message.
+    """
 
     def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
         super().__init__(n_jobs, "sharedmask-cohort")
-        self._preload = preload
+        self._n_jobs, self._preload = n_jobs, preload
+        self._waiting: deque[_Waiting] = deque()
+        self._taking = Lock()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
-        return super().submit(self._call, function, *arguments)
+        (task,) = arguments
+        waiting = _Waiting(Future(), function, task)
+        self._waiting.append(waiting)
+        super().submit(self._work)
+        return waiting.future
 
-    def _call(self, function: Callable[..., Any], task: Any) -> Any:
-        with monitor.operation(*task.operation):  # the worker's own monitors tell nobody
-            return pool.run_processes(function, (), [(task,)], 1, None, self._preload)[0]
+    def _work(self) -> None:
+        taken = [one for one in self._take() if one.future.set_running_or_notify_cancel()]
+        if len(taken) > 1:
+            taken = self._work_together(taken)
+        for one in taken:
+            try:
+                one.future.set_result(self._call(one.function, [one.task]))
+            except BaseException as error:
+                one.future.set_exception(error)
+
+    def _take(self) -> "list[_Waiting]":
+        """The task that has waited longest; of small ones a worker's part of all that wait."""
+        with self._taking:
+            most, taken = -(-len(self._waiting) // self._n_jobs), list[_Waiting]()
+            while self._waiting and len(taken) < max(most, 1):
+                if taken and not (taken[0].task.is_small and self._waiting[0].task.is_small):
+                    break
+                taken.append(self._waiting.popleft())
+            return taken
+
+    def _work_together(self, taken: "list[_Waiting]") -> "list[_Waiting]":
+        """Those that nobody knows anything of, since the worker died of one of them: each by itself, then."""
+        try:
+            answers = self._call(partial(_each, taken[0].function), [one.task for one in taken])
+        except Exception:
+            return taken
+        for one, (value, failure) in zip(taken, answers, strict=True):
+            if failure is None:
+                one.future.set_result(value)
+            else:
+                one.future.set_exception(failure.error)
+        return []
+
+    def _call(self, function: Callable[..., Any], tasks: Sequence[Any]) -> Any:
+        with contextlib.ExitStack() as stack:
+            for task in tasks:
+                stack.enter_context(
+                    monitor.operation(*task.operation)
+                )  # the worker's own monitors tell nobody
+            return pool.run_processes(function, (), [tuple(tasks)], 1, None, self._preload)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A task, and who waits for it."""
+
+    future: Future[Any]
+    function: Callable[..., Any]
+    task: Any
+
+
+def _each(function: Callable[..., Any], *tasks: Any) -> list[tuple[Any, Failure | None]]:
+    """What the function gives for each task, or how it failed."""
+    found = list[tuple[Any, Failure | None]]()
+    for task in tasks:
+        try:
+            found.append((function(task), None))
+        except Exception as error:
+            found.append((None, Failure(error)))
+    return found
 
 
 def preloaded(cleans: bool, relates: bool = False) -> tuple[str, ...]:
@@ -100,7 +173,7 @@ def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]
         count += n_jobs is None
         own = Threads(count, "sharedmask-cohort")
     try:
-        yield Engine(own, count, local=True)
+        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD)
     finally:
         own.shutdown(cancel_futures=True)
 

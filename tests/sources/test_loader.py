@@ -73,6 +73,22 @@ def no_thread_left():
     assert threads() == []
 
 
+@pytest.fixture(autouse=True)
+def ahead(monkeypatch):
+    """However small they are here, images are decoded in a thread."""
+    monkeypatch.setattr(loader, "_SMALL", 0)
+
+
+@pytest.mark.parametrize("select", [None, np.array([4, 0, 4])])
+def test_small_images_are_decoded_without_a_thread(select, monkeypatch):
+    monkeypatch.setattr(loader, "_SMALL", 2**20)
+    monkeypatch.setattr(threading.Thread, "start", None)  # which would be called
+    source = random_volumes(40, 6)
+    with loader.decoded(source, 6 if select is None else 3, select, 16) as blocks:
+        found = np.concatenate([block.copy() for _, block in blocks])
+    np.testing.assert_array_equal(found, source.data if select is None else source.data[:, select])
+
+
 @pytest.mark.parametrize("n_timepoints", LENGTHS)
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_rows_are_the_series_of_voxels(n_timepoints, n_threads):

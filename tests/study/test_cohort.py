@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -293,6 +294,32 @@ def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
     study = extract_many(runs, masks, n_jobs=2)
     assert flag.exists() and set(study.complete) == set(runs)
     same_bits(study.results[runs[3]]["a"], truth(runs[3])[masks["a"]].T.astype("float32"))
+
+
+@pytest.mark.shares
+def test_of_small_images_that_go_to_a_worker_together_each_has_its_own_end(runs, masks, monkeypatch):
+    at_once = []
+
+    def work(task):
+        if task.key == runs[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.key == runs[2]:
+            raise ValueError("its own")
+        return "", task.run()
+
+    def take(self):
+        while len(at_once) == 0 and len(self._waiting) < len(runs):
+            time.sleep(0.01)
+        at_once.append(len(found := real(self)))
+        return found
+
+    real = executors._Processes._take
+    monkeypatch.setattr(executors._Processes, "_take", take)
+    monkeypatch.setattr(cohort, "_work", work)
+    errors = {}
+    study = extract_many(runs, masks, n_jobs=2, retries=0, on_error=lambda *error: errors.update([error]))
+    assert max(at_once) > 1 and set(study.complete) == {runs[0], *runs[3:]}
+    assert {key: type(error) for key, error in errors.items()} == {runs[1]: WorkerError, runs[2]: ValueError}
 
 
 @pytest.mark.parametrize("times", [1, 2])
