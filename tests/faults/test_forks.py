@@ -429,10 +429,13 @@ print(failed)
 
 @pytest.mark.parametrize(
     "n_forks",
-    [10, pytest.param(500, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+    [10, 120, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 def test_children_of_any_moment_finish_a_call_of_their_own(n_forks, run, tmp_path):
-    """Threads load, mask, clean, start workers and serve while the main thread forks."""
+    """Threads load, mask, clean, start workers and serve while the main thread forks.
+
+    120 times, each call 16 of them, and workers are started 6 times; 500 with ``SHAREDMASK_SLOW_TESTS``.
+    """
     np.save(tmp_path / "masks.npy", np.array(random_masks(3)))
     done = python(MOMENTS, run, tmp_path / "masks.npy", n_forks, timeout=280 if n_forks < 100 else 1700)
     assert done.stdout == "[]\n", done.stderr

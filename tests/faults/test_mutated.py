@@ -22,7 +22,7 @@ import pytest
 
 COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "15"))
 SLOW = os.environ.get("SHAREDMASK_SLOW_TESTS")
-LONG_COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "5500" if SLOW else "1000"))  # of each of 18 kinds
+LONG_COUNT = int(os.environ.get("SHAREDMASK_FUZZ_COUNT", "5500" if SLOW else "350"))  # of each of 18 kinds
 SECONDS = 5.0  # of one input
 MEMORY = 512 * 2**20  # besides what imports take; twice what calls may use
 LIMIT = {"memory_limit": "256M"}
@@ -486,6 +486,7 @@ LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 @pytest.mark.parametrize("count", [COUNT, pytest.param(LONG_COUNT, marks=LONG)])
 def test_a_mutated_input_is_refused_or_read(count, tmp_path):
+    """Of each kind 15, or 350 where the long tests run, or 5500 with ``SHAREDMASK_SLOW_TESTS``."""
     seed = os.environ.get("SHAREDMASK_FUZZ_SEED", "0")
     arguments = map(str, (__file__, seed, count, tmp_path))
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)

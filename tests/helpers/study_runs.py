@@ -25,7 +25,11 @@ def out(tmp_path):
 @pytest.fixture
 def blank_pictures(monkeypatch):
     """Pages are written with blanks for pictures: drawing takes most of the time of a small study."""
+    blank(monkeypatch)
+
+
+def blank(patch):
     for name in ("brain", "outlines", "carpet", "coverage", "timeline", "distribution", "coverage_of_runs"):
-        monkeypatch.setattr(figures, name, lambda *_: "data:image/png;base64,")
+        patch.setattr(figures, name, lambda *_: "data:image/png;base64,")
     for name in ("matrix", "thumbnail"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+        patch.setattr(figures, name, lambda *_: b"\x89PNG")

@@ -65,9 +65,17 @@ def test_another_file_of_that_name_has_no_index(run, beside):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("n", [100, pytest.param(10000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "n",
+    [
+        100,
+        pytest.param(2000, marks=pytest.mark.long),
+        pytest.param(10000, marks=[pytest.mark.long, pytest.mark.slow]),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_indexes_are_no_indexes(run, beside, n, caplog):
+    """So many, a quarter of them of each kind; 10000 with ``SHAREDMASK_SLOW_TESTS``."""
     path = indexes.make(open_source(run), beside=beside)
     whole, expected = path.read_bytes(), to_arrays(points_of(run))
     rng = np.random.default_rng(7)
