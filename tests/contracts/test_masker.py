@@ -59,7 +59,7 @@ def path(tmp_path):
 
 
 def checked_maskers():
-    maps = niimg(np.random.default_rng(42).random((7, 8, 9, 9)), np.eye(4))
+    maps = niimg(np.random.default_rng(42).random((7, 8, 9, 2)), np.eye(4))
     labels = niimg((np.arange(504) % 10).reshape(7, 8, 9).astype("i4"), np.eye(4))
     return [
         SharedNiftiMasker(standardize=None),
@@ -76,7 +76,7 @@ def maskers_of_elements():
     mesh = _make_mesh()
     labels = SurfaceImage(mesh, {"left": np.array([0, 0, 1, 1]), "right": np.array([1, 1, 0, 0, 0])})
     rng = np.random.default_rng(42)
-    maps = SurfaceImage(mesh, {"left": rng.random((4, 6)), "right": rng.random((5, 6))})
+    maps = SurfaceImage(mesh, {"left": rng.random((4, 2)), "right": rng.random((5, 2))})
     return [
         SharedSurfaceMasker(standardize=None),
         SharedSurfaceLabelsMasker(labels, standardize=None),
