@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 def pytest_configure(config):
+    logging.getLogger().setLevel(
+        logging.INFO
+    )  # once: pytest's ``log_level`` sets it for each phase of each test
     if hasattr(config, "workerinput"):
         config.option.markexpr = config.workerinput["markexpr"]
     elif _all_are_asked_for(config) and not config.option.markexpr:

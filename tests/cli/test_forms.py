@@ -107,6 +107,7 @@ def test_extract_writes_a_table_for_each_atlas_and_statistic_in_one_pass(tmp_pat
     assert len(list(tmp_path.glob("o*"))) == 4
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_app_writes_a_table_for_each_atlas_and_statistic_in_one_pass(tmp_path, decoded):
     root, out = preprocessed(tmp_path / "in", subjects=("01",)), tmp_path / "out"
     bold = next(root.rglob("*_bold.nii.gz"))

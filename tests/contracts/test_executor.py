@@ -27,7 +27,11 @@ EXECUTORS = {
 
 
 class TestExecutors(ExecutorContract):
-    @pytest.fixture(params=EXECUTORS)
+    @pytest.fixture(
+        params=[
+            pytest.param(one, marks=[pytest.mark.long] * (one == "ProcessPoolExecutor")) for one in EXECUTORS
+        ]
+    )
     def how(self, request):
         with EXECUTORS[request.param]() as executor:
             yield {"executor": executor}

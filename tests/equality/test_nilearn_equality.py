@@ -726,7 +726,7 @@ def test_differs_scaled_volumes_of_a_list_are_not_truncated(source, files):
 # ---- the real run
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.realdata
 @pytest.mark.filterwarnings("ignore:.*labels were removed:UserWarning")
 @pytest.mark.parametrize("parcels", [400, 1000])

@@ -130,6 +130,7 @@ def test_space_of_the_record_is_short(spare, tmp_path):
     assert done.stdout.endswith("['fill', 'sharedmask-0'] []\n")
 
 
+@pytest.mark.long
 @pytest.mark.privileged
 @small_shm
 def test_space_of_a_full_shm_is_no_matter_for_anonymous_memory(tmp_path):

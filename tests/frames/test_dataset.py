@@ -207,7 +207,7 @@ def test_visiting_every_frame_takes_one_of_them(large, name, store):
     assert int(done.stdout) < VOLUME + 32 * 2**20
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("source", "target"), [("run.nii.gz", "new.h5"), ("packed.h5", "new.nii.gz")])
 def test_converting_takes_one_frame(large, tmp_path, source, target):
     done = python(PEAK + CONVERTED, large / source, tmp_path / target, fresh=True)

@@ -45,6 +45,16 @@ def sources():
     }
 
 
+@functools.cache
+def trees():
+    return {module: ast.parse(text) for module, text in sources().items()}
+
+
+@functools.cache
+def nodes(module):
+    return list(ast.walk(trees()[module]))
+
+
 MODULES = sorted(sources())
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
@@ -78,12 +88,12 @@ def test_a_package_has_three_to_fifteen_modules(package):
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "cli"])
 def test_a_package_lists_its_modules_from_the_bottom_up(package):
-    text = ast.get_docstring(ast.parse(sources()[f"{package}.__init__"]))
+    text = ast.get_docstring(trees()[f"{package}.__init__"])
     listed = text.partition("From the bottom up::")[2].split()
     modules = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
     assert sorted(listed) == sorted(modules)
     for place, module in enumerate(listed):
-        for node in ast.walk(ast.parse(sources()[f"{package}.{module}"])):
+        for node in nodes(f"{package}.{module}"):
             if isinstance(node, ast.ImportFrom):
                 below = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
                 above = {f"sharedmask.{package}.{other}" for other in listed[place:]}
@@ -91,21 +101,20 @@ def test_a_package_lists_its_modules_from_the_bottom_up(package):
 
 
 def test_a_module_says_what_it_covers():
-    assert not [module for module, text in sources().items() if not says_what_it_covers(module, text)]
+    assert not [module for module in MODULES if not says_what_it_covers(module)]
 
 
-def says_what_it_covers(module, text):
-    head = " ".join(ast.get_docstring(ast.parse(text)).split())
+def says_what_it_covers(module):
+    head = " ".join(ast.get_docstring(trees()[module]).split())
     return module in ("__init__", "__main__", "_version") or ("Covers:" in head and "not cover" in head)
 
 
 def names_in_the_source():
     """Modules and packages, and whatever stands in code, docstrings left out."""
     found = {part for module in MODULES for part in module.split(".")}
-    for text in sources().values():
-        nodes = list(ast.walk(ast.parse(text)))
-        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
+    for module in MODULES:
+        docstrings = {node.value for node in nodes(module) if isinstance(node, ast.Expr)}
+        for node in nodes(module):
             found |= {getattr(node, kind, None) for kind in ("id", "attr", "arg", "name")}
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
                 found |= set(re.findall(r"\w+", node.value))
@@ -116,8 +125,8 @@ def test_names_in_heads_exist():
     known = names_in_the_source()
     named = {
         (module, part)
-        for module, text in sources().items()
-        for name in re.findall(r"``([a-z_][\w.]*)``", ast.get_docstring(ast.parse(text)) or "")
+        for module, tree in trees().items()
+        for name in re.findall(r"``([a-z_][\w.]*)``", ast.get_docstring(tree) or "")
         for part in name.split(".")
     }
     assert len(named) > 100
@@ -160,15 +169,15 @@ with SharedImage(nib.Nifti1Image(np.ones((3, 3, 3, 4), "i2"), np.eye(4))) as ima
 
 
 def test_only_the_maskers_import_nilearn_at_their_top():
-    def imports_at_top(text):
-        for node in ast.parse(text).body:
+    def imports_at_top(tree):
+        for node in tree.body:
             if isinstance(node, ast.Import):
                 yield from (alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 yield node.module.split(".")[0]
 
     costly = {"nilearn", "scipy", "sklearn", "pandas"}
-    found = {module for module, text in sources().items() if costly & set(imports_at_top(text))}
+    found = {module for module, tree in trees().items() if costly & set(imports_at_top(tree))}
     maskers = (
         "_nilearn",
         "base",
@@ -189,14 +198,14 @@ def test_what_is_imported_is_required():
     extras = project["optional-dependencies"].values()
     told = [*project["dependencies"], *itertools.chain(*extras)]
     required = {re.match(r"[\w-]+", one)[0] for one in told}
-    imported = {name.split(".")[0] for text in sources().values() for name in all_imports(text)}
+    imported = {name.split(".")[0] for module in MODULES for name in all_imports(module)}
     names = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
     libraries = imported - set(sys.stdlib_module_names) - {"sharedmask", "_posixshmem"}
     assert {names.get(name, name) for name in libraries} <= required
 
 
-def all_imports(text):
-    for node in ast.walk(ast.parse(text)):
+def all_imports(module):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -214,8 +223,8 @@ def test_public_names_are_there():
 def test_segments_are_created_in_one_place_and_never_attached_by_name():
     calls = [
         (module, node)
-        for module, text in sources().items()
-        for node in ast.walk(ast.parse(text))
+        for module in MODULES
+        for node in nodes(module)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("SharedMemory")
     ]
     assert [module for module, _ in calls] == ["storage.memory"]
@@ -240,8 +249,8 @@ def test_locks_are_made_in_one_place():
 
 
 def test_no_pickle_or_eval_of_files():
-    for module, text in sources().items():
-        called = {ast.unparse(n.func) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)}
+    for module in MODULES:
+        called = {ast.unparse(node.func) for node in nodes(module) if isinstance(node, ast.Call)}
         forks = set() if module == "workers.template" else {"os.fork"}  # which has no threads
         assert not called & ({"eval", "exec"} | forks), module
         if not module.startswith("workers."):

@@ -80,7 +80,7 @@ def seen(page, width, tmp_path, script=""):
     return json.loads(html.unescape(found[1]))
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_all_of_a_page(run, width, tmp_path):

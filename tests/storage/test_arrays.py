@@ -68,7 +68,7 @@ def test_workers_attach_and_do_not_copy(store):
         assert not writable
 
 
-@pytest.mark.some(1)
+@pytest.mark.long
 @pytest.mark.parametrize("store", STORES)
 def test_lokys_workers_attach_and_fill(store):
     """In a process of its own: loky's workers stay."""

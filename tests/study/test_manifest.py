@@ -220,6 +220,7 @@ def test_runs_keep_their_desc(tmp_path, root, toy):
     assert found == [f"{stem}_desc-smoothed_timeseries.tsv", f"{stem}_timeseries.tsv"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_was_done_is_in_the_names(tmp_path, root, toy):
     out = tmp_path / "out"
     simple, psc = {"denoise_strategy": "simple"}, {"standardize": "psc"}

@@ -108,11 +108,13 @@ def test_python_dash_c():
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
+@pytest.mark.long
 def test_python_from_standard_input():
     done = subprocess.run([sys.executable, "-"], input=USER, capture_output=True, text=True, timeout=100)
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
+@pytest.mark.long
 def test_the_interactive_prompt():
     done = subprocess.run(
         [sys.executable, "-i", "-q"], input=USER, capture_output=True, text=True, timeout=100
@@ -121,6 +123,7 @@ def test_the_interactive_prompt():
     assert "Error" not in done.stderr
 
 
+@pytest.mark.long
 def test_python_dash_m(tmp_path):
     (tmp_path / "study.py").write_text(USER)
     done = subprocess.run(
