@@ -137,13 +137,13 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
+        self._ahead: _Ahead | None = None  # first: what cannot be looked at is closed too
         self.url, self.name = url, named(url)
         self._server = _server(url)
         head = _heads.get(url) or look(url)
         self.version = head.version
         self._piece = memoryview(head.content)
         self._place = len(head.content)
-        self._ahead: _Ahead | None = None
 
     @property
     def identity(self) -> bytes:

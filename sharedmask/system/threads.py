@@ -51,7 +51,7 @@ class Threads(ThreadPoolExecutor):
                 return super().submit(function, *arguments, **named)
             except CannotStartThreadError as error:
                 self._alone = True  # what waits in the queue stays there
-                _log.warning("%s; who asks does the work", error)
+                _log.warning("%s; who asks does the work", str(error))  # who keeps it keeps no frames
         future: Future[_T] = Future()
         try:
             future.set_result(function(*arguments, **named))
