@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from io import BytesIO
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import children
@@ -191,6 +191,7 @@ def nothing_left(registry_dir, segments_of_this_test):
     before = _descriptors(), _children()
     yield
     pool.shutdown()
+    forkserver._forkserver._stop()  # which executors start from Python 3.14 on
     gc.collect()
     gc.freeze()  # what this test leaves alive, libraries mostly, need not be looked at after each of the next
     deadline = time.monotonic() + 30

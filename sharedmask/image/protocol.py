@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import socket
 import struct
 import subprocess
@@ -210,13 +209,13 @@ def end() -> None:
         It is a process that cannot be seen from here, or does not end.
     """
     found = registry.claimed_by(ROLE)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in platform.signals("SIGTERM", "SIGKILL"):
         if found is None:
             return
         pid, started = found
         if process.start_time(pid) != started:
             raise AttachError(f"the coordinator is process {pid} of another container: end it there")
-        for one in (number, signal.SIGCONT):
+        for one in (number, *platform.signals("SIGCONT")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, one)
         deadline = time.monotonic() + _END_SECONDS

@@ -59,6 +59,7 @@ class HttpServer:
             try:
                 with self._from(0, most) as (version, response):
                     taken = response.read(most)
+                    self._refuse_page(response, taken)
                 if len(taken) == min(most, version.nbytes or 0) or version.nbytes is None:
                     return version, taken
                 error: Exception = self._cut(len(taken), version)
@@ -160,9 +161,23 @@ class HttpServer:
             self._response = response
             yield self._version(response, place), response
 
+    def _refuse_page(self, response: HTTPResponse, head: bytes) -> None:
+        """What asks for a password, or says that nothing is there, is no image and no sidecar."""
+        if "text/html" in response.headers.get("Content-Type", "") and head.lstrip().startswith(b"<"):
+            raise MissingFileError(f"{self.name} does not exist: the server answers with a web page")
+
+    def _refuse_packed(self, packed: str) -> None:
+        """Bytes that are not the object's own; what is called so may be stored so, and comes as it is."""
+        own = packed in ("gzip", "x-gzip") and urlsplit(self.url).path.lower().endswith(".gz")
+        if packed not in ("", "identity") and not own:
+            raise RemoteError(
+                f"{self.name}: the server sends it compressed ({packed}), which was not asked for"
+            )
+
     def _version(self, response: HTTPResponse, place: int) -> Version:
         told, headers = response.headers.get("Content-Length"), response.headers
         length = int(told) if told is not None and told.isdigit() else None
+        self._refuse_packed(headers.get("Content-Encoding", "").strip().lower())
         if response.status == _PARTIAL:
             span, _, whole = headers.get("Content-Range", "").removeprefix("bytes").strip().partition("/")
             if span.partition("-")[0] != str(place):

@@ -132,7 +132,9 @@ def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
 def _kind_by(ending: str, meta_ending: str, head: bytes) -> Any:
     """The class by a header and endings of names, of which a study has few; None if it is of none."""
     told = f"image{ending}", (head, f"image{meta_ending}")
-    kind: Any = next((k for k in all_image_classes if k.path_maybe_image(*told)[0]), None)
+    # With fewer bytes than it looks at nibabel would open what has that name in whatever folder this is.
+    kinds = (k for k in all_image_classes if k._meta_sniff_len <= len(head))
+    kind: Any = next((k for k in kinds if k.path_maybe_image(*told)[0]), None)
     return Nifti2Image if kind is Cifti2Image else kind  # which leaves the axes as they are
 
 

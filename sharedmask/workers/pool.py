@@ -249,6 +249,8 @@ def run_processes(
     WorkerError
         A worker died. What a kernel raises is raised here, with the worker's traceback as cause.
     """
+    if not platform.can_fork():
+        return run_threads(kernel, arguments, items, n_jobs, on_done, preload, streams)
     pool = _pool(preload)
     surroundings, generation = _caller.look()
     payload = (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))

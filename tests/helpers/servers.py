@@ -21,6 +21,7 @@ class Served:
         self.dates = True
         self.lengths = True
         self.listing = False
+        self.headers = {}  # of all bodies
         self.latency = 0.0
         self.answers = []  # (code, headers) of the next requests, before any that is answered as asked
         self.cuts = []  # bytes of a body after which the line is cut, one answer each
@@ -97,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Last-Modified", email.utils.formatdate(1e9, usegmt=True))
         if served.lengths or asked:
             self.send_header("Content-Length", str(end - start))
-        self.send_header("Connection", "close")
+        for key, value in {"Connection": "close", **served.headers}.items():
+            self.send_header(key, value)
         self.end_headers()
         self._send(served, name, content[start:end])
 

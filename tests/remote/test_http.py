@@ -36,6 +36,33 @@ def test_of_unknown_length(server, url):
     assert read(url) == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("name", "packed", "refused"),
+    [
+        ("a.nii", "gzip", True),
+        ("a.json", "br", True),
+        ("a.nii.gz", "br", True),
+        ("a.nii.gz", "gzip", False),  # stored so, as buckets have it
+        ("a.nii", "identity", False),
+    ],
+)
+def test_compressed_on_the_way(server, name, packed, refused):
+    server.files[name], server.headers = CONTENT, {"Content-Encoding": packed}
+    if not refused:
+        assert read(f"{server.url}/{name}") == CONTENT
+        return
+    with pytest.raises(RemoteError, match=rf"{name}: the server sends it compressed \({packed}\)"):
+        look(f"{server.url}/{name}")
+
+
+def test_a_web_page_in_its_place(server, url):
+    server.files["a.bin"], server.headers = b"\n<html>log in</html>", {"Content-Type": "text/html"}
+    with pytest.raises(MissingFileError, match=r"a\.bin does not exist: the server answers with a web page"):
+        look(url)
+    server.files["a.bin"] = CONTENT  # which that server calls so, too
+    assert read(url) == CONTENT
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"y" * 65536, b"z" * 65537])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_small_ones(server, ranges, content):

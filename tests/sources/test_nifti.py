@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,12 @@ def test_image_without_affine() -> None:
 
 
 @pytest.mark.parametrize("keep", [10, 40])
-def test_truncated_within_the_header(plain: Path, keep: int) -> None:
+def test_truncated_within_the_header(plain: Path, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever files are where it is looked at."""
+    shutil.copy(plain, plain.with_name("image.nii"))
+    for ending, compress in ((".gz", gzip.compress), (".bz2", bz2.compress)):
+        plain.with_name(f"image.nii{ending}").write_bytes(compress(plain.read_bytes()))
+    monkeypatch.chdir(plain.parent)
     for suffix, compress in ((".nii.gz", gzip.compress), (".nii.bz2", bz2.compress)):
         path = gz(plain.with_suffix(suffix), compress(plain.read_bytes())[:keep])
         with pytest.raises(DamagedImageError) as caught:
