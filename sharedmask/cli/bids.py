@@ -81,6 +81,13 @@ def main() -> None:
 @click.option("--drop-empty", is_flag=True, help="No columns of n/a for regions below --min-coverage.")
 @click.option("--voxels", is_flag=True, help="The series of all voxels, as .h5, instead of --stat.")
 @click.option("--format", "form", type=click.Choice(["tsv", "parquet"]), default="tsv", show_default=True)
+@click.option(
+    "--surface-mesh",
+    "meshes",
+    multiple=True,
+    metavar="GII...",
+    help="hemi-L and hemi-R .surf.gii, inflated or flat: pages of --file-format cifti show regions on them.",
+)
 @click.option("--no-reports", is_flag=True, help="No HTML pages, of runs or of the study.")
 @connectivity_options
 @denoise_options
@@ -141,6 +148,8 @@ def app(
     filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
     filters |= {} if file_format == "nifti" else {"file_format": file_format}
     options["denoise_strategy"] = denoise_of(options)
+    if options["meshes"] and (file_format != "cifti" or options["no_reports"]):
+        raise click.UsageError("--surface-mesh is for pages of --file-format cifti")
     if download and options["dry_run"]:
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if not options["dry_run"]:
@@ -215,6 +224,7 @@ def _participants(
     no_reports: bool,
     connectivity: Sequence[str],
     fisher_z: bool,
+    meshes: Sequence[str],
     n_jobs: int | None,
     low_mem: bool,
     mem: str | None,
@@ -235,6 +245,7 @@ def _participants(
         reports=not no_reports,
         connectivity=connectivity,
         fisher_z=fisher_z,
+        meshes=meshes,
     )
     if dry_run:
         _echo_manifests(bids_dir, out, atlases, outputs, filters=filters, **options)

@@ -5,5 +5,5 @@ are, where pages are put (``study``), how signals come to be (``compute``).
 
 From the bottom up::
 
-    quality  carpet  figures  pages
+    quality  carpet  figures  meshes  pages
 """

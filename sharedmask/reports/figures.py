@@ -331,5 +331,15 @@ def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+def bare_figure(width: float, height: float) -> Any:
+    """One without margins."""
+    return _figure(width, height, 0.0, 0.0, 0.0, 0.0)
+
+
+def as_data_url(figure: Any) -> str:
+    """A figure for a page."""
+    return _data_url(figure)
+
+
 def _data_url(figure: Any) -> str:
     return data_url(_png(figure))

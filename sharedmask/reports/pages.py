@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
-from sharedmask.reports import figures
+from sharedmask.reports import figures, meshes
 from sharedmask.reports.quality import FD_THRESHOLD, Quality, as_texts
 from sharedmask.sources.source import Facts
+from sharedmask.spaces.brain_models import BrainModels
+from sharedmask.surfaces.gifti import Mesh
 from sharedmask.system.files import atomic_write, legible
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
@@ -103,6 +105,8 @@ class RunReport:
         What those voxels are, and how many.
     matrices : mapping
         Name -> (n_regions, n_regions).
+    meshes : sequence of Mesh
+        On which regions of surfaces are shown.
     """
 
     title: str
@@ -116,6 +120,7 @@ class RunReport:
     quality: Quality | None = None
     groups: Sequence[tuple[str, int]] = ()
     matrices: Mapping[str, Array] = field(default_factory=dict)
+    meshes: Sequence[Mesh] = ()
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
@@ -140,6 +145,11 @@ class RunReport:
             yield said, figures.brain(self.quality, self.groups, self.facts.t_r)
         yield "Signals, each standardized", figures.carpet(np.atleast_2d(self.signals), self.facts.t_r)
         for atlas in self.atlases:
+            if len(atlas.regions) and self.meshes:
+                space = cast(BrainModels, self.facts.models)
+                owners = [meshes.regions_on(mesh, space, atlas.numbers) for mesh in self.meshes]
+                said = f"Regions of {atlas.name} on their surfaces, from the left and from the right"
+                yield said, meshes.drawn(self.meshes, owners)
             if len(atlas.regions) and self.facts.models is None:  # of elements there is the table
                 drawn = figures.outlines(self.picture, atlas.numbers, self.facts.affine)
                 yield f"Regions of {atlas.name} on the mean image, left is left", drawn

@@ -23,6 +23,7 @@ from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.atlases import Atlas, distinct
 from sharedmask.study.bids import Run
 from sharedmask.study.denoising import Denoise
+from sharedmask.surfaces.gifti import Mesh, read_mesh
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
@@ -55,6 +56,8 @@ class Outputs:
         Matrices of regions' signals; see ``SharedImage.connectivity``.
     fisher_z : bool
         Of correlations the inverse hyperbolic tangent.
+    meshes : sequence of str
+        GIFTI meshes on which pages of dense series show the regions, one for each hemisphere.
     """
 
     statistic: str | Sequence[str] = "mean"
@@ -65,6 +68,7 @@ class Outputs:
     reports: bool = True
     connectivity: Sequence[str] = ()
     fisher_z: bool = False
+    meshes: Sequence[str] = ()
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -197,11 +201,19 @@ class Analysis:
         ------
         ParameterError
             If there is no atlas, outputs of two would go by one name, or outputs cannot be written.
+        ImageError
+            If a mesh cannot be read.
         """
         if not self.atlases:
             raise ParameterError("no atlas is given")
         self.outputs.check()
         distinct(self.atlases)
+        _ = self.meshes
+
+    @cached_property
+    def meshes(self) -> tuple[Mesh, ...]:
+        """Those that pages show regions on, read."""
+        return tuple(map(read_mesh, self.outputs.meshes))
 
 
 @dataclass(frozen=True)

@@ -455,6 +455,7 @@ class _Work:
                 for (statistic, kind), several in matrices.items()
                 for name, matrix in zip(names, several, strict=True)
             },
+            self.study.analysis.meshes,
         ).write(path)
         with atomic_write(thumbnail_of(self.study.derivatives.root, key)) as temporary:
             temporary.write_bytes(figures.thumbnail(quality.values[:, order]))

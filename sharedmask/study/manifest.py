@@ -20,6 +20,7 @@ from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
 from sharedmask.reports.carpet import tissues_of
+from sharedmask.reports.meshes import check_mesh
 from sharedmask.reports.quality import probes_of
 from sharedmask.sources.by_row import places_with_values
 from sharedmask.sources.names import Name
@@ -188,6 +189,8 @@ class Manifest:
         self.rows["bold"] += f": {shape} {what}, {source.n_timepoints} volumes of {source.dtype}"
         if self.analysis.outputs.connectivity and source.n_timepoints < 2:
             raise ParameterError(f"connectivity needs several volumes: {self.run.bold.name} has one")
+        for mesh in self.analysis.meshes:
+            check_mesh(mesh, source.models)
 
     def _mask(self) -> None:
         self.rows["mask"] = "not found"

@@ -1,7 +1,8 @@
 """GIFTI files: functional series, maps and labels of one surface.
 
 Covers: which arrays of a file are values, names of labels, the surface they are of; external, base64 and
-compressed data, as nibabel reads them; saying what is wrong with a file. Does not cover: meshes.
+compressed data, as nibabel reads them; meshes; saying what is wrong with a file. Does not cover: pictures
+of meshes (``meshes``).
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from nibabel.gifti.gifti import GiftiImage
 from nibabel.gifti.parse_gifti_fast import GiftiImageParser
 from nibabel.nifti1 import data_type_codes
 
-from sharedmask.errors import DamagedImageError, ImageError
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.records import dataclass
 from sharedmask.spaces.parcellation import names_of
 from sharedmask.surfaces.surface import Surface, structure_of
 from sharedmask.system.files import dangling
 from sharedmask.system.identity import FileState
+from sharedmask.typing import Array
 
 _MESH = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
+_MESH_CODES: Any = nib.nifti1.intent_codes.code
 _LABEL, _SERIES = "NIFTI_INTENT_LABEL", "NIFTI_INTENT_TIME_SERIES"
 
 
@@ -39,6 +43,59 @@ def read(path: str) -> Surface:
     ImageError
         There are none: it is a mesh, or has arrays of other shapes.
     """
+    parser = _parsed(path)
+    return replace(of_image(path, parser.img), files=tuple(parser.external.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Where the vertices of a surface are.
+
+    Attributes
+    ----------
+    name : str
+        The file's.
+    structure : str
+        CIFTI's name of the surface.
+    points : (n_vertices, 3) float array
+        In mm.
+    triangles : (n_triangles, 3) int array
+        Numbers of vertices.
+    """
+
+    name: str
+    structure: str
+    points: Array
+    triangles: Array
+
+
+def read_mesh(path: str) -> Mesh:
+    """The mesh in a ``.surf.gii``.
+
+    Raises
+    ------
+    MissingFileError, DamagedImageError
+        As for series.
+    ImageError
+        There is no mesh in it.
+    """
+    image = _parsed(path).img
+    found = [[one.data for one in image.darrays if one.intent == _MESH_CODES[intent]] for intent in _MESH]
+    if any(len(arrays) != 1 or arrays[0].shape[1:] != (3,) for arrays in found):
+        raise ImageError(f"{path} is no mesh, points and triangles: give the .surf.gii")
+    (points,), (triangles,) = found
+    if triangles.min() < 0 or triangles.max() >= len(points):
+        raise DamagedImageError(
+            f"{path} has triangles of vertex {triangles.max()}, and {len(points)} vertices"
+        )
+    told = (one.meta.get("AnatomicalStructurePrimary") for one in (*image.darrays, image))
+    return Mesh(path, structure_of(path, next(filter(None, told), None)), points, triangles)
+
+
+def _parsed(path: str) -> _Parser:
+    """A file that was read whole."""
+    if not os.path.exists(path):
+        raise MissingFileError(f"{path} {dangling(path) or 'does not exist'}")
     parser = _Parser(path)
     with open(path, "rb") as file:
         try:
@@ -49,7 +106,7 @@ def read(path: str) -> Surface:
             raise DamagedImageError(f"{path} {parser.fault(error)}") from error
     if parser.img is None:
         raise DamagedImageError(f"{path} is no GIFTI file")
-    return replace(of_image(path, parser.img), files=tuple(parser.external.values()))
+    return parser
 
 
 class _Parser(GiftiImageParser):

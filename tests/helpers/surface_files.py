@@ -42,3 +42,12 @@ def overlay(path, values):
         path,
     )
     return path
+
+
+def mesh(path, points, triangles):
+    arrays = [
+        nib.gifti.GiftiDataArray(np.asarray(values, dtype), intent=f"NIFTI_INTENT_{intent}")
+        for values, dtype, intent in ((points, "f4", "POINTSET"), (triangles, "i4", "TRIANGLE"))
+    ]
+    nib.save(nib.gifti.GiftiImage(darrays=arrays), path)
+    return str(path)

@@ -7,6 +7,7 @@ import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
+from surface_files import mesh
 
 from sharedmask.cli.bids import main
 from sharedmask.errors import NoInputError
@@ -108,3 +109,25 @@ def test_coverage_is_the_share_of_elements_with_data(study, by_row, nothing):
     table = np.genfromtxt(found / f"{NAMED}_stat-mean_timeseries.tsv", names=True, missing_values="n/a")
     np.testing.assert_allclose(table["V1"], values[:, [0, 14]].astype(float).mean(axis=1), rtol=1e-6)
     assert np.isnan(table["M1"]).all()
+
+
+def test_pages_show_regions_on_meshes(study, monkeypatch):
+    folder, _ = study
+    points, triangles = np.random.default_rng(0).normal(size=(12, 3)) * 50, [[0, 1, 2], [2, 3, 4]]
+    meshes = [mesh(folder / f"hemi-{side}_inflated.surf.gii", points, triangles) for side in "LR"]
+    asked = ["--file-format", "cifti", "--atlases", "Toy", "--atlases-dir", folder / "atlases"]
+
+    def ended(*more):
+        args = ["sharedmask-bids", folder / "prep", folder / "out", "participant", *asked, *more]
+        monkeypatch.setattr(sys, "argv", list(map(str, args)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0
+
+    other = mesh(folder / "hemi-L_other.surf.gii", points[:10], triangles)
+    assert ended("--surface-mesh", other) == 1 and not list((folder / "out").glob("*_bold.html"))
+    assert ended("--surface-mesh", folder / "none.surf.gii") == 66
+    assert ended("--surface-mesh", meshes[0], "--no-reports") == 64
+    assert ended("--surface-mesh", *meshes) == 0
+    page = (folder / "out" / f"{STEM}_bold.html").read_text()
+    assert "Regions of Toy on their surfaces" in page

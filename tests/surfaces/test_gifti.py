@@ -8,6 +8,7 @@ from images import same_bits
 
 from sharedmask import SharedImage, errors, extract
 from sharedmask.sources.opening import open_source
+from sharedmask.surfaces.gifti import read_mesh
 
 LEFT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2])
 
@@ -40,3 +41,15 @@ def test_a_file_with_its_data_belongs_to_it(tmp_path):
     (tmp_path / "lh.dat").write_bytes(bytes(164))
     with pytest.raises(errors.SourceChangedError, match=r"lh\.func\.gii changed"):
         opened.read()
+
+
+def test_meshes(tmp_path):
+    found = read_mesh(files.mesh(tmp_path / "hemi-R_inflated.surf.gii", np.eye(3), [[0, 1, 2]]))
+    assert found.structure == "CIFTI_STRUCTURE_CORTEX_RIGHT"
+    assert found.points.tolist() == np.eye(3).tolist() and found.triangles.tolist() == [[0, 1, 2]]
+    with pytest.raises(errors.DamagedImageError, match="triangles of vertex 3, and 3 vertices"):
+        read_mesh(files.mesh(tmp_path / "b.surf.gii", np.eye(3), [[0, 1, 3]]))
+    with pytest.raises(errors.ImageError, match=r"a\.func\.gii is no mesh"):
+        read_mesh(str(files.func(tmp_path / "a.func.gii")[0]))
+    with pytest.raises(errors.MissingFileError, match=r"none\.surf\.gii does not exist"):
+        read_mesh("none.surf.gii")
