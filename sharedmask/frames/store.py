@@ -30,7 +30,7 @@ from sharedmask.frames.metadata import Metadata
 from sharedmask.records import dataclass
 from sharedmask.sources.nifti import pack_header, unpack_header
 from sharedmask.sources.source import Facts, FileSource, Source
-from sharedmask.storage import mapped_file, memory, segment
+from sharedmask.storage import mapped_file, memory, rows, segment
 from sharedmask.storage.container import Geometry
 from sharedmask.storage.mapped_file import FileHandle
 from sharedmask.storage.registry import OwnedSegment, publish
@@ -268,7 +268,13 @@ class FrameStore:
 
     @property
     def handle(self) -> str:
-        """What leads another process of this user to the frames; a few hundred bytes."""
+        """What leads another process of this user to the frames; a few hundred bytes.
+
+        Raises
+        ------
+        ParameterError
+            This process holds them alone.
+        """
         self._usable()
         if self._handle is not None:
             return self._handle
@@ -280,6 +286,8 @@ class FrameStore:
             return self._segments[key].handle.to_json()
 
     def _publish_metadata(self) -> OwnedSegment:
+        if self.backing.store[0] == rows.PRIVATE:
+            raise rows.held_alone(self.label, rows.PRIVATE)
         kind, content = pack_header(self.header)
         arrays = {**self._metadata.arrays, "header": np.frombuffer(content, np.uint8)}
 

@@ -92,6 +92,13 @@ def test_views_travel_as_handles(run):
         assert np.shares_memory(pickle.loads(pickle.dumps(frame[::2, 1:])), frame)
 
 
+def test_private_frames_stay_in_their_process(run):
+    with FrameDataset(run, store="private") as frames:
+        with pytest.raises(ParameterError, match=r"run\.nii is held by this process alone: "):
+            pickle.dumps(frames)
+        np.testing.assert_array_equal(frames[0][0], truth(run)[..., 0])
+
+
 def test_a_changed_file_is_noticed(run):
     with FrameDataset(run) as ds:
         handle = pickle.dumps(ds[0][0])
