@@ -294,7 +294,11 @@ class FrameDataset(FrameSequence):
             A worker died. What ``func`` raises is raised here.
         """
         jobs = process.effective_n_jobs(n_jobs)
-        if prefer != "threads" and not settings.current().shared_memory:
+        if (
+            prefer != "threads"
+            and jobs > 1
+            and not (settings.current().shared_memory and self._store.is_shared)
+        ):
             jobs = 1
         run = pool.run_threads if prefer == "threads" or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"

@@ -112,6 +112,11 @@ class FrameStore:
         return self._backing.store
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other processes can attach to them, once they are loaded."""
+        return self._handle is not None or self.backing.rows.origin is not None
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Of the true values."""
         return self.facts.scaled_dtype
@@ -349,7 +354,8 @@ class FrameStore:
 def _place_of(rows: SharedArray) -> list[Any]:
     """What makes a view of these rows again, and its arguments, as JSON has them."""
     origin = rows.origin
-    assert origin is not None
+    if origin is None:
+        raise AttachError("frames in memory of this process alone (store='private') are not shared")
     reopen, text = origin.reopened_by()
     return [_REOPENED_BY[reopen], text, origin.place(rows), rows.shape, rows.strides, rows.dtype.str]
 

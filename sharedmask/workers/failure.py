@@ -5,6 +5,7 @@ traceback as text. Does not cover: deaths of workers (``pool``).
 """
 
 import pickle
+import re
 import traceback
 from typing import Any
 
@@ -70,11 +71,16 @@ def _packed(error: BaseException) -> bytes:
         try:
             packed = dumps(form)
             again = pickle.loads(packed)
-            if type(again) is type(error) and str(again) == str(error):
+            if type(again) is type(error) and _said(again) == _said(error):
                 return packed
         except Exception:
             continue
     return pickle.dumps(WorkerError("".join(traceback.format_exception_only(error)).strip()))
+
+
+def _said(error: BaseException) -> str:
+    """Its text, without places in memory."""
+    return re.sub(r"\b0x[0-9a-f]+\b", "", str(error))
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ class _Unconstructed:
         error, args = self.error, self.error.args
         if isinstance(error, BaseExceptionGroup):
             args = error.message, list(map(_Member, error.exceptions))
+        elif isinstance(error, OSError):
+            args = OSError.__reduce__(error)[1]  # type: ignore[assignment]  # with the files' names
+        if not self.whole:
+            args = tuple(one if _travels(one) else str(one) for one in args)
         state = {name: value for name, value in vars(error).items() if self.whole or _travels(value)}
         return _rebuilt, (type(error), args, state)
 
@@ -112,6 +122,10 @@ def _travels(value: object) -> bool:
 
 
 def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    error = kind.__new__(kind, *args)
+    base: Any = kind  # its constructors may take something else
+    while base.__module__ != "builtins":
+        base = base.__base__
+    error: BaseException = base.__new__(kind, *args)
+    base.__init__(error, *args)
     error.__dict__.update(state)
     return error

@@ -40,6 +40,7 @@ _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.co
 _MANY = 8  # items for each worker
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
+_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError)
 
 
 class _Worker:
@@ -241,8 +242,8 @@ def run_processes(
 
     ``Shared`` arguments arrive as arrays. ``preload`` names modules that the workers' template
     imports once for all. ``on_done(i, answer)`` is called here as answers come. With ``streams`` each
-    item has its own random numbers. Where no process can be started, threads of this one do the work,
-    and the log says why.
+    item has its own random numbers. Where no process can be started, or the kernel and its arguments
+    cannot be sent to one, threads of this one do the work, and the log says why.
 
     Raises
     ------
@@ -253,8 +254,8 @@ def run_processes(
         return run_threads(kernel, arguments, items, n_jobs, on_done, preload, streams)
     pool = _pool(preload)
     surroundings, generation = _caller.look()
-    payload = (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
     try:
+        payload = _packed(kernel, arguments, streams)
         with pool.lease(min(n_jobs, len(items)), generation, surroundings) as workers:
             for worker in workers:
                 worker.begin(payload, surroundings, {} if streams is None else streams.roots)
@@ -262,11 +263,22 @@ def run_processes(
             for worker in workers:
                 worker.send("end")
         return answers
-    except CannotStartError as error:
+    except (CannotStartError, _CannotTravelError) as error:
         _log.warning("%s; threads of this process do the work", str(error))
         here = tuple(map(resolved, arguments))
         # Several threads would draw random numbers as it comes.
         return run_threads(kernel, here, items, n_jobs if streams is None else 1, on_done, preload, streams)
+
+
+class _CannotTravelError(WorkerError):
+    """What a function holds can be nowhere but here: a lock, an open file, a generator."""
+
+
+def _packed(kernel: Kernel, arguments: Item, streams: Streams | None) -> bytes:
+    try:
+        return (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
+    except _UNPICKLABLE as error:
+        raise _CannotTravelError(f"the function cannot be sent to workers: {error}") from error
 
 
 class _Dispatch:
@@ -335,7 +347,13 @@ class _Dispatch:
         quick, small = PATIENCE / max(self._seconds, 1e-6), _MESSAGE_BYTES / self._bytes
         together = int(min(quick, small, left // (2 * len(self._workers)))) if self._are_many else 1
         numbers = range(self._next, self._next + max(1, together))
-        message = pickle.dumps(("items", [(self._items[n], self._numbers[n]) for n in numbers]))
+        items = [(self._items[n], self._numbers[n]) for n in numbers]
+        try:
+            message = dumps_by_value(("items", items))
+        except _UNPICKLABLE as error:
+            raise WorkerError(
+                f"what is worked on cannot be sent to workers, as n_jobs asks: {error}"
+            ) from error
         self._next, self._bytes = numbers.stop, len(message) / len(numbers)
         return numbers, message
 

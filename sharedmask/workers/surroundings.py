@@ -66,7 +66,7 @@ class Surroundings:
             _folder(),
             dict(os.environ._data),  # type: ignore[attr-defined]  # a fortieth of the time, each call
             [entry for entry in sys.path if isinstance(entry, str)],
-            list(sys.argv),
+            list(getattr(sys, "argv", ())),  # which a program that embeds Python may lack
             locale.setlocale(locale.LC_ALL),
             _umask(),
             [(one[0], one[1], _name(one[2]), *one[3:]) for one in warnings.filters],  # type: ignore[arg-type]

@@ -261,6 +261,7 @@ def ended(code: int | None) -> str:
 def serve() -> NoReturn:
     """The life of a template."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this may have blocked some
     number, preload, *_ = sys.argv[1:]
     caller = socket.socket(fileno=int(number))
     from sharedmask.workers import worker

@@ -92,7 +92,13 @@ def work(pipe: Connection, entered: Entered) -> None:
     worker = _Worker(entered)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            kind, *message = pipe.recv()
+            payload = pipe.recv_bytes()
+            try:
+                kind, *message = pickle.loads(payload)
+                del payload  # it may be as large as what is in it
+            except Exception as error:  # of items, as the rest is ours
+                _send(pipe, [dumps(Answer(failure=Failure(error)))])
+                continue
             if kind == "items":
                 worker.answer_all(pipe, *message)
             elif kind == "job":

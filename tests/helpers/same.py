@@ -163,6 +163,10 @@ OPENED = {
         lambda one: one.map(np.sum, [np.ones(SHAPE)] * 3, n_jobs=2),
     ),
     "masks in turn": (lambda: Opened(sharedmask.SharedImage("run.nii.gz")), lambda one: list(one.signals)),
+    "frames, private": (
+        lambda: sharedmask.FrameDataset("run.nii.gz", store="private"),
+        lambda one: one.map(np.sum, n_jobs=2),
+    ),
     "frames": (lambda: sharedmask.FrameDataset("run.nii.gz"), lambda one: one.map(np.sum, n_jobs=2)),
     "network": (
         lambda: sharedmask.FunctionalNetworkMapper(n_jobs=2).fit("connectome.h5"),
@@ -174,6 +178,12 @@ OPENED = {
     ),
     "masker of labels": (
         lambda: sharedmask.SharedLabelsMasker("atlas.nii", standardize=None).fit(),
+        lambda one: one.transform(run()),
+    ),
+    "masker of spheres": (
+        lambda: sharedmask.SharedSpheresMasker(
+            [(1, 1, 1)], radius=2, mask_img="mask.nii", standardize=None
+        ).fit(),
         lambda one: one.transform(run()),
     ),
 }

@@ -56,17 +56,58 @@ def coded():
     raise Coded(code=3)
 
 
+class Made(Exception):
+    """Made by a method that takes two."""
+
+    def __new__(cls, *_both):
+        return super().__new__(cls, "it")
+
+    def __init__(self, first, second):
+        super().__init__("it")
+
+
+class OfAFile(OSError):
+    """Whose constructor is its own, and which names a file."""
+
+    def __init__(self, name, more):
+        super().__init__(2, "it is gone", name)
+        self.more = more
+
+
+def made():
+    raise Made(1, 2)
+
+
+def of_a_file():
+    raise OfAFile("a.nii", 3)
+
+
+def of_a_lock():
+    raise ValueError(threading.Lock())  # it is a lock
+
+
 def together():
     raise ExceptionGroup("it", [ValueError("first"), Coded(code=3)])
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-@pytest.mark.parametrize(("function", "kind"), [(unequal, Unequal), (stop, StopIteration), (coded, Coded)])
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (unequal, Unequal),
+        (stop, StopIteration),
+        (coded, Coded),
+        (made, Made),
+        (of_a_file, OfAFile),
+        (of_a_lock, ValueError),
+    ],
+)
 def test_odd_exceptions_are_the_same_with_and_without_workers(function, kind, n_jobs):
     run = run_processes if n_jobs > 1 else run_threads
-    with pytest.raises(kind, match="it"):
+    with pytest.raises(kind, match=r"it|lock") as caught:
         run(function, (), [()], n_jobs)
-    with Streams(function) as streams, pytest.raises(kind, match="it"):
+    assert getattr(caught.value, "filename", "a.nii") == "a.nii"
+    with Streams(function) as streams, pytest.raises(kind, match=r"it|lock"):
         run(function, (), [()], n_jobs, streams=streams)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -135,3 +137,61 @@ def test_workers_come_from_what_began_before():
         assert set(parents) == {template.pid}
     finally:
         pool._pools.pop(("json",)).end()
+
+
+SCRIPT = """
+class Users:
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self):
+        return self.number
+
+def called(item):
+    return item(), isinstance(item, Users)
+
+from sharedmask import batch_process
+
+def answers(n_jobs, kind):
+    made = {number: Users(number) if kind is Users else (lambda: 1) for number in range(5)}
+    return list(batch_process(made, called, n_jobs=n_jobs).results.values())
+
+print([answers(2, kind) == answers(1, kind) for kind in (Users, None)])
+"""
+
+
+def test_items_may_be_of_classes_that_a_script_defines():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[True, True]\n", "")
+
+
+class Unloved:
+    """Cannot be received."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"), [(Unloved(), "no number"), (threading.Lock(), "cannot be sent")]
+)
+def test_an_item_that_does_not_travel_is_an_error(item, message):
+    with pytest.raises((WorkerError, ValueError), match=message):
+        run_processes(len, (), [(item,)], 1)
+
+
+def test_a_function_that_cannot_travel_works_here(caplog):
+    lock = threading.Lock()
+    assert run_processes(lambda number: number + lock.locked(), (), [(1,), (2,)], 2) == [1, 2]
+    assert "cannot be sent to workers: cannot pickle" in caplog.text
+
+
+def test_an_end_is_told_of_where_the_caller_blocks_signals():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    preload = ("colorsys",)  # a template of its own
+    try:
+        with pytest.raises(WorkerError, match="exit code 7"):
+            run_processes(os._exit, (), [(7,)], 1, preload=preload)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pool._pools.pop(preload).end()
