@@ -354,8 +354,7 @@ class FrameStore:
 def _place_of(rows: SharedArray) -> list[Any]:
     """What makes a view of these rows again, and its arguments, as JSON has them."""
     origin = rows.origin
-    if origin is None:
-        raise AttachError("frames in memory of this process alone (store='private') are not shared")
+    assert origin is not None
     reopen, text = origin.reopened_by()
     return [_REOPENED_BY[reopen], text, origin.place(rows), rows.shape, rows.strides, rows.dtype.str]
 

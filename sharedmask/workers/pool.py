@@ -40,7 +40,7 @@ _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.co
 _MANY = 8  # items for each worker
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
-_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError)
+_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
 
 class _Worker:

@@ -1,5 +1,6 @@
 """Worker processes: answers, errors, deaths, and every way a user starts Python."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -180,10 +181,14 @@ def test_an_item_that_does_not_travel_is_an_error(item, message):
         run_processes(len, (), [(item,)], 1)
 
 
-def test_a_function_that_cannot_travel_works_here(caplog):
-    lock = threading.Lock()
-    assert run_processes(lambda number: number + lock.locked(), (), [(1,), (2,)], 2) == [1, 2]
-    assert "cannot be sent to workers: cannot pickle" in caplog.text
+@pytest.mark.parametrize(
+    "held",
+    [threading.Lock(), threading.local(), multiprocessing.Lock(), (number for number in ())],
+    ids=["lock", "local", "lock of processes", "generator"],
+)
+def test_a_function_that_cannot_travel_works_here(held, caplog):
+    assert run_processes(lambda number: (held, number)[1], (), [(1,), (2,)], 2) == [1, 2]
+    assert "the function cannot be sent to workers: " in caplog.text
 
 
 def test_an_end_is_told_of_where_the_caller_blocks_signals():
