@@ -426,6 +426,7 @@ class _Run:
 
     def _collect(self) -> None:
         patience = self.completion.patience
+        self.engine.begin()
         for future in wait(list(self._running), patience, return_when=FIRST_COMPLETED).done:
             task, stamp, tries, start = self._running.pop(future)
             with self._failing(task.key):

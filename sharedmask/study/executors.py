@@ -23,10 +23,15 @@ from sharedmask.workers.failure import Failure
 
 _AHEAD = 64
 _SMALL_AHEAD = 8
+_TOGETHER = 4  # small images in one message
 _LARGE = 2**20
 # What their template imports, once for all of them.
 _EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
 _T = TypeVar("_T")
+
+
+def _nothing() -> None:
+    """Nothing waits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Engine:
     """Whether what runs takes this machine's memory, which is then counted."""
     ahead: int = 1
     """Small images that are given for each of these at a time, so that no worker waits for the caller."""
+    begin: Callable[[], None] = _nothing
+    """Has all that was given worked on: called by who gave it, who waits then."""
 
 
 class _Processes(Threads):
@@ -57,8 +64,14 @@ class _Processes(Threads):
         (task,) = arguments
         waiting = _Waiting(Future(), function, task)
         self._waiting.append(waiting)
-        super().submit(self._work)
+        if not task.is_small or len(self._waiting) >= _TOGETHER:
+            super().submit(self._work)
         return waiting.future
+
+    def begin(self) -> None:
+        """Work on what waits for others to go with: nobody gives more for now."""
+        for _ in range(len(self._waiting)):
+            super().submit(self._work)
 
     def _work(self) -> None:
         taken = [one for one in self._take() if one.future.set_running_or_notify_cancel()]
@@ -71,10 +84,11 @@ class _Processes(Threads):
                 one.future.set_exception(error)
 
     def _take(self) -> "list[_Waiting]":
-        """The task that has waited longest; of small ones a worker's part of all that wait."""
+        """The task that has waited longest; of small ones some, or a worker's part of few."""
         with self._taking:
-            most, taken = -(-len(self._waiting) // self._n_jobs), list[_Waiting]()
-            while self._waiting and len(taken) < max(most, 1):
+            count, taken = len(self._waiting), list[_Waiting]()
+            most = _TOGETHER if count >= _TOGETHER else -(-count // self._n_jobs)
+            while self._waiting and len(taken) < most:
                 if taken and not (taken[0].task.is_small and self._waiting[0].task.is_small):
                     break
                 taken.append(self._waiting.popleft())
@@ -166,14 +180,16 @@ def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]
         return
     count = process.effective_n_jobs(n_jobs)
     own: Executor
+    begun = _nothing
     if _has_processes(count):
-        own = _Processes(count, preload)
+        own = processes = _Processes(count, preload)
+        begun = processes.begin
     else:
         # Where nobody said how many: the second decodes while the first is in Python code that cleans.
         count += n_jobs is None
         own = Threads(count, "sharedmask-cohort")
     try:
-        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD)
+        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD, begin=begun)
     finally:
         own.shutdown(cancel_futures=True)
 
