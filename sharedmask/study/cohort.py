@@ -248,15 +248,8 @@ def extract_many(
     chosen = shard_of(list(keyed), shard)
     completion = _completion(resume, on_result, overwrite)
     budget = MemoryBudget.here(memory_limit)
-    prepare = _Preparer(
-        keyed,
-        each,
-        masks,
-        asked,
-        budget,
-        memory_limit,
-        None if resume is None else variant,
-    )
+    recorded = None if resume is None else variant
+    prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded)
     with engine(executor, n_jobs, preload) as works, progress_to(progress, len(chosen), "image") as tell:
         return _Run(prepare, works, budget, completion, on_result, on_error, retries, tell).all(chosen)
 
@@ -348,10 +341,8 @@ class _Preparer:
             opened = image(key) if callable(image) else image
             asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
-        needed = asked.needed(self._budget)
-        return Task(
-            key, asked, self._memory, self._memory_limit, variant=variant, needed=needed, finish=finish
-        )
+        told = {"variant": variant, "needed": asked.needed(self._budget), "finish": finish}
+        return Task(key, asked, self._memory, self._memory_limit, **told)
 
     def _regions_of(self, masks: Any, grid: Space) -> Regions:
         return regions_of(masks, grid, self._asked["strategy"], self._target)
@@ -417,7 +408,7 @@ class _Run:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
         if len(self._running) >= self.engine.at_once * (self.engine.ahead if task.is_small else 1):
             return False
-        tasks = [*(task for task, *_ in self._running.values()), *(task for task, _ in self._worked)]
+        tasks = [task for task, *_ in (*self._running.values(), *self._worked)]
         held = sum(task.needed for task in tasks)
         return not self.engine.local or held + task.needed <= self.budget.limit
 
