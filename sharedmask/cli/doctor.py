@@ -54,7 +54,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Try everything; nothing is left behind."""
     if not platform.can_share():
-        return [Finding("sharing between processes", False, platform.NOT_SHARED), _limit()]
+        return [Finding("shared memory", False, platform.NOT_SHARED), _limit()]
     tests: list[Callable[[], Finding]] = [
         _registry,
         _room,
