@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -408,8 +409,8 @@ class _Run:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
         if len(self._running) >= self.engine.at_once * (self.engine.ahead if task.is_small else 1):
             return False
-        tasks = [task for task, *_ in (*self._running.values(), *self._worked)]
-        held = sum(task.needed for task in tasks)
+        running, worked = (task for task, *_ in self._running.values()), (task for task, _ in self._worked)
+        held = sum(one.needed for one in chain(running, worked))
         return not self.engine.local or held + task.needed <= self.budget.limit
 
     def _submit(self, task: Task, stamp: str, tries: int) -> None:
