@@ -155,7 +155,6 @@ class _Decoder:
             if isinstance(message, BaseException):
                 raise message
             yield message
-            self._caller.check()
             self._give_back(message)
 
     def _in_turn(self) -> Iterator[tuple[int, Array]]:
@@ -164,6 +163,7 @@ class _Decoder:
             self._give_back(piece)
 
     def _give_back(self, piece: tuple[int, Array]) -> None:
+        self._caller.check()
         _, block = piece
         self._free.put(block.base if block.base is not None else block)
 

@@ -419,7 +419,8 @@ class _Run:
     def _collect(self) -> None:
         patience = self.completion.patience
         self.engine.begin()
-        for future in wait(list(self._running), patience, return_when=FIRST_COMPLETED).done:
+        done = wait(list(self._running), patience, return_when=FIRST_COMPLETED).done
+        for future in [one for one in self._running if one in done]:  # in the order in which they began
             task, stamp, tries, start = self._running.pop(future)
             with self._failing(task.key):
                 try:
