@@ -109,10 +109,8 @@ class _Processes(Threads):
 
     def _call(self, function: Callable[..., Any], tasks: Sequence[Any]) -> Any:
         with contextlib.ExitStack() as stack:
-            for task in tasks:
-                stack.enter_context(
-                    monitor.operation(*task.operation)
-                )  # the worker's own monitors tell nobody
+            for task in tasks:  # the worker's own monitors tell nobody
+                stack.enter_context(monitor.operation(*task.operation))
             return pool.run_processes(function, (), [tuple(tasks)], 1, None, self._preload)[0]
 
 
