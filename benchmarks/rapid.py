@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks import variants
 from sharedmask.sources import loader
+from sharedmask.sources.volumes import VolumesReader
 
 _PIECE = 4 * 2**20
 _DATA_OFFSET = 352
@@ -49,7 +50,7 @@ def extract(run: Path, shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDAr
     return rows
 
 
-class _Volumes:
+class _Volumes(VolumesReader):
     """The volumes of a generated run, as loading asks for them."""
 
     compressed = True

@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -154,3 +156,12 @@ def test_the_experiment_runs_and_writes(tmp_path):
         "bars.png",
         "sharedimage-shm.dat",
     }
+
+
+def test_the_pipeline_takes_volumes_of_rapidgzip(bench, tmp_path):
+    pytest.importorskip("rapidgzip")
+    values = np.random.default_rng(0).normal(size=(5, 6, 4, 12)).astype("f4")
+    run, voxels = tmp_path / "run.nii.gz", np.array([7, 3, 100])
+    nib.save(nib.Nifti1Image(values, np.eye(4)), run)
+    rows = values.reshape(-1, 12, order="F")[voxels]
+    np.testing.assert_array_equal(bench("rapid").extract(run, values.shape, voxels), rows)
