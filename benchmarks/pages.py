@@ -46,9 +46,8 @@ def show_experiment(docs: Path, folder: Folder) -> None:
 
 def show_table(docs: Path, name: str, table: str, command: str, facts: dict[str, Any], given: str) -> None:
     """A plain table into the block of that name."""
-    replace_block(
-        docs / "benchmarks.md", name, f"{_made_by(command, facts, given)}\n```\n{table.strip()}\n```\n"
-    )
+    rows = table.rstrip().lstrip("\n")
+    replace_block(docs / "benchmarks.md", name, f"{_made_by(command, facts, given)}\n```\n{rows}\n```\n")
 
 
 def show_scaling(
