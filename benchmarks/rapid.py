@@ -1,7 +1,7 @@
 """Decoding one gzip file on several cores, by rapidgzip where it is installed.
 
 Covers: decompressing alone, extracting through the same pipeline as ``sharedmask.extract``. Does
-not cover: the comparison (``limits``). sharedmask itself decodes with isal, on one core.
+not cover: the comparison (``limits``). Without an index sharedmask itself decodes with isal, on one core.
 """
 
 from collections.abc import Iterator

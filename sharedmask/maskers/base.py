@@ -169,7 +169,12 @@ and pairs of files are accepted, complex images refused; values have native byte
         """
         check_is_fitted(self)
         read = read_tables(confounds)  # before nilearn's cache, which knows a file by its name
-        return super().transform_single_imgs(as_niimg(imgs), confounds=read, sample_mask=sample_mask)
+        transform = super(SharedMasker, self._as_fitted()).transform_single_imgs
+        return transform(as_niimg(imgs), confounds=read, sample_mask=sample_mask)
+
+    def _as_fitted(self) -> Any:
+        """What nilearn's code sees of this where it transforms."""
+        return self
 
     def _opened(self, imgs: Any) -> Any:
         return as_niimg(imgs)

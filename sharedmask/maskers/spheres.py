@@ -91,28 +91,11 @@ class SharedSpheresMasker(SharedMasker, NiftiSpheresMasker):
         )
         self.memory_limit = memory_limit
 
-    def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """The same as :meth:`transform`, without its checks and high variance confounds.
-
-        Parameters
-        ----------
-        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
-            One image.
-        confounds : array, data frame, path, or list of those, optional
-            For :func:`nilearn.signal.clean`.
-        sample_mask : array, optional
-            The volumes to keep.
-
-        Returns
-        -------
-        ndarray, (n_timepoints, n_seeds)
-            (n_seeds,) for a 3D image.
-        """
-        check_is_fitted(self)
+    def _as_fitted(self) -> SharedSpheresMasker:
         # The mask is that of fit, as in all others; nilearn reads a file of this name again.
         lent = shallow_copy(self)
         lent.mask_img = self.mask_img_
-        return super(SharedSpheresMasker, lent).transform_single_imgs(imgs, confounds, sample_mask)
+        return lent
 
     def inverse_transform(self, region_signals: Any) -> Any:
         """An image in which each voxel of a sphere has the sphere's signal, or the mean of several spheres'.

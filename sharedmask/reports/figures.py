@@ -57,7 +57,7 @@ def outlines(image: Array, regions: Array, affine: Array) -> str:
             borders = _borders(_upright_slice(regions, axis, number))
             axes.imshow(borders, cmap="turbo", vmin=1, vmax=max(regions.max(), 2), **shown)
             axes.set_axis_off()
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def _upright(volume: Array, affine: Array) -> Array:
@@ -132,7 +132,7 @@ def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None
     bottom.set_yticks([])
     _mark_groups(figure, bottom, groups)
     bottom.set_xlim(0, stop)
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def _mark_groups(figure: Any, axes: Any, groups: Sequence[tuple[str, int]]) -> None:
@@ -210,7 +210,7 @@ def distribution(values: Sequence[float], label: str, threshold: float | None = 
     axes.set_xlabel(label)
     axes.set_ylabel("runs")
     axes.yaxis.get_major_locator().set_params(integer=True)
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def coverage_of_runs(shares: Array) -> str:
@@ -229,7 +229,7 @@ def coverage_of_runs(shares: Array) -> str:
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)
     figure.colorbar(shown, label="coverage")
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def carpet(signals: Array, t_r: float | None) -> str:
@@ -249,7 +249,7 @@ def carpet(signals: Array, t_r: float | None) -> str:
     axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
     axes.set_xlabel("time (s)" if t_r else "volume")
     axes.set_ylabel("region")
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def coverage(shares: Sequence[float]) -> str:
@@ -260,7 +260,7 @@ def coverage(shares: Sequence[float]) -> str:
     axes.set_xlabel("share of a region's voxels inside the mask")
     axes.set_ylabel("regions")
     axes.set_xlim(0, 1)
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | None = None) -> str:
@@ -275,7 +275,7 @@ def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | N
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time (s)")
     axes.set_ylabel("memory (MiB)")
-    return _data_url(figure)
+    return as_data_url(figure)
 
 
 def matrix(values: Array, title: str) -> bytes:
@@ -338,8 +338,4 @@ def bare_figure(width: float, height: float) -> Any:
 
 def as_data_url(figure: Any) -> str:
     """A figure for a page."""
-    return _data_url(figure)
-
-
-def _data_url(figure: Any) -> str:
     return data_url(_png(figure))

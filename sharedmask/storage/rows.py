@@ -301,6 +301,8 @@ def load(
 def _populate(rows: Array) -> None:
     """The first volumes that are written touch each page of memory: all at once it takes half as long."""
     starts, address = range(0, rows.nbytes, _POPULATED_BYTES), rows.ctypes.data
+    if len(starts) < 2:  # a thread would take longer
+        return
     with Threads(min(process.n_cpus(), _POPULATING), "sharedmask-populate") as threads:
         for start in starts:
             threads.submit(platform.populate, address + start, min(_POPULATED_BYTES, rows.nbytes - start))
