@@ -17,6 +17,7 @@ messages say (each is written where the fact is known) nor exit codes (``base``)
     │   └── OutsideImageError              voxels are asked for that the image does not hold
     ├── ConnectomeError (ValueError)       a file is no connectome, or not the same one as the others
     ├── ParameterError (ValueError)        a parameter that makes no sense for this image
+    │   ├── ConfoundsError                 a table of confounds that cannot be used
     │   └── FrameIndexError (IndexError)   there is no such frame
     ├── DatasetError (ValueError)          a folder that is no BIDS data set
     ├── NoInputError (ValueError)          a data set has nothing of what is asked for
@@ -86,6 +87,10 @@ class ConnectomeError(SharedMaskError, ValueError):
 
 class ParameterError(SharedMaskError, ValueError):
     """A parameter makes no sense, alone or for this image."""
+
+
+class ConfoundsError(ParameterError):
+    """A table of confounds cannot be used, or belongs to another image."""
 
 
 class FrameIndexError(ParameterError, IndexError):

@@ -23,6 +23,7 @@ import click
 
 from sharedmask._version import __version__
 from sharedmask.errors import (
+    ConfoundsError,
     DamagedImageError,
     DatasetError,
     MemoryLimitError,
@@ -37,11 +38,11 @@ from sharedmask.errors import (
 
 _EXIT_CODES: list[tuple[type[BaseException] | tuple[type[BaseException], ...], int]] = [
     (click.UsageError, 64),
+    ((ConfoundsError, DamagedImageError), 65),
     (ParameterError, 64),
     (DatasetError, 16),
     (NoInputError, 18),
     (MissingFileError, 66),
-    (DamagedImageError, 65),
     ((MemoryLimitError, SegmentError, WorkerError, MemoryError), 75),
     (SharedMaskError, 65),
     (FileNotFoundError, 66),
@@ -51,7 +52,6 @@ CANNOT_CREATE = 73
 _INTERRUPTED = 130
 
 F = TypeVar("F", bound=Callable[..., Any])
-
 
 _NUMBER = re.compile(r"-[\d.]")  # which a value may begin with
 _REGIONS = ("mask_list", "masks", "sphere")

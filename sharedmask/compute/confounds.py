@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ConfoundsError, MissingFileError, ParameterError
 from sharedmask.sources.source import Facts
 from sharedmask.system.delimited import is_missing, number, read_cells
 
@@ -31,7 +31,7 @@ def _is_rows(confounds: Any) -> bool:
 def _of_length(facts: Facts, given: Any) -> NDArray[np.float64]:
     table = read_confounds(given)
     if len(table) != facts.n_timepoints:
-        raise ParameterError(
+        raise ConfoundsError(
             f"{_called(given)}: {len(table)} rows for the {facts.n_timepoints} volumes of {facts.name}"
         )
     return table
@@ -44,7 +44,7 @@ def read_confounds(given: Any) -> NDArray[np.float64]:
 
     Raises
     ------
-    ParameterError
+    ConfoundsError
         If something is no finite number, naming the file and the column.
     """
     where = _called(given)
@@ -58,7 +58,7 @@ def read_confounds(given: Any) -> NDArray[np.float64]:
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
         row, column = bad[0]
-        raise ParameterError(
+        raise ConfoundsError(
             f"{where}: no finite number in row {row}, column {columns[column]!r} ({table[row, column]}); "
             "replace or drop it"
         )
@@ -70,12 +70,12 @@ def named_columns(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.f
 
     Raises
     ------
-    ParameterError
+    ConfoundsError
         If columns have no names, or something is no number.
     """
     names, table = _read_file(path, _called(path))
     if not names:
-        raise ParameterError(f"{path} has no names of columns: its first row holds numbers")
+        raise ConfoundsError(f"{path} has no names of columns: its first row holds numbers")
     return names, table
 
 
@@ -89,10 +89,10 @@ def _as_numbers(given: Any, where: str) -> NDArray[np.float64]:
         table = np.asarray(values, dtype=np.float64)
     except (ValueError, TypeError) as error:
         column = _text_column(given)
-        raise ParameterError(f"{where}: not a table of numbers: {column}{error}") from error
+        raise ConfoundsError(f"{where}: not a table of numbers: {column}{error}") from error
     table = table[:, None] if table.ndim == 1 else table
     if table.ndim != 2:
-        raise ParameterError(f"{where}: {table.ndim} dimensions, not a table of rows and columns")
+        raise ConfoundsError(f"{where}: {table.ndim} dimensions, not a table of rows and columns")
     return table
 
 
@@ -109,11 +109,13 @@ def _text_column(frame: Any) -> str:
 def _read_file(path: str | os.PathLike[str], where: str) -> tuple[list[str], NDArray[np.float64]]:
     try:
         rows = read_cells(os.path.expanduser(os.fsdecode(path)))
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{where}: cannot be read as a table of confounds: {error}") from error
+    except MissingFileError as error:
+        raise MissingFileError(f"confounds {error}") from error
+    except ValueError as error:
+        raise ConfoundsError(f"{where}: cannot be read as a table of confounds: {error}") from error
     names, rows = _header(rows)
     if "" in names:
-        raise ParameterError(
+        raise ConfoundsError(
             f"{where}: column {names.index('')} has no name, and does not number the rows; name it or drop it"
         )
     numbers = [[_number(cell) for cell in row] for row in rows]
@@ -122,7 +124,7 @@ def _read_file(path: str | os.PathLike[str], where: str) -> tuple[list[str], NDA
             column = cells.index(None)
             text, name = rows[row][column], names[column] if names else column
             point = "; decimals have a point, not a comma" if "," in text else ""
-            raise ParameterError(f"{where}: {text!r} in row {row}, column {name!r} is not a number{point}")
+            raise ConfoundsError(f"{where}: {text!r} in row {row}, column {name!r} is not a number{point}")
     table = np.asarray(numbers, dtype=np.float64)
     return names, table if table.ndim == 2 else table.reshape(0, len(names))
 

@@ -107,7 +107,7 @@ def read_tables(confounds: Any) -> Any:
     if isinstance(confounds, list | tuple):
         return type(confounds)(map(read_tables, confounds))
     if isinstance(confounds, str | os.PathLike):
-        return read_confounds(confounds) if os.path.exists(os.path.expanduser(confounds)) else confounds
+        return read_confounds(confounds)
     if isinstance(confounds, np.ndarray) or hasattr(confounds, "columns"):
         read_confounds(confounds)  # in their own dtype they are what nilearn computes with
     return confounds

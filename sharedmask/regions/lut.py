@@ -77,9 +77,9 @@ def lut_columns(lut: Any) -> dict[str, list[Any]]:
 def _read_file(path: str, where: str) -> dict[str, list[Any]]:
     try:
         rows = read_cells(path)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{where} does not exist") from error
-    except (OSError, ValueError) as error:
+    except MissingFileError as error:
+        raise MissingFileError(f"look-up table {error}") from error
+    except ValueError as error:
         raise MaskError(f"{where} cannot be read: {error}") from error
     if rows and _integer(rows[0][0]) is not None:
         return _of_rows(rows, where)

@@ -102,8 +102,8 @@ class Seeds:
 
         Raises
         ------
-        ParameterError
-            Of what is neither, naming it.
+        ParameterError, MaskError
+            Of what is neither, and of a table that holds anything else, naming it.
         """
         rows = [row for one in given for row in (_rows(one) if Path(one).is_file() else [_row(one)])]
         points, radii, names = zip(*rows, strict=True)
@@ -121,19 +121,20 @@ def _row(text: str, name: str = "", where: str = "") -> tuple[tuple[float, ...],
         if len(radius) > 1 or not all(map(np.isfinite, (x, y, z, *radius))) or (radius and radius[0] < 0):
             raise ValueError
     except ValueError:
-        raise ParameterError(f"{where}{text} is no sphere: give x,y,z,radius in mm, or a table") from None
+        wrong = MaskError if where else ParameterError
+        raise wrong(f"{where}{text} is no sphere: give x,y,z,radius in mm, or a table") from None
     return (x, y, z), next(iter(radius), None), name or f"{x:g},{y:g},{z:g}"
 
 
 def _rows(table: str) -> list[tuple[tuple[float, ...], float | None, str]]:
     try:
         heads, *rows = read_cells(table)
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{table} cannot be read: {error}") from error
+    except ValueError as error:
+        raise MaskError(f"{table} cannot be read: {error}") from error
     places = {head.strip().lower(): place for place, head in enumerate(heads)}
     places = {"radius": places.get("r", -1), "name": places.get("label", -1), **places}
     if not {"x", "y", "z"} <= set(places):
-        raise ParameterError(f"{table} is no table of spheres: it has no columns x, y and z, only {heads}")
+        raise MaskError(f"{table} is no table of spheres: it has no columns x, y and z, only {heads}")
     found = []
     for row in rows:
         x, y, z, radius, name = (

@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 
+from sharedmask.errors import MissingFileError
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.files import dangling
 
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # A colour may be the first cell of a row.
@@ -31,12 +33,14 @@ def read_cells(path: str | os.PathLike[str]) -> list[list[str]]:
 
     Raises
     ------
-    OSError, ValueError
+    MissingFileError
+        There is no such file.
+    ValueError
         Saying what is wrong, not in which file.
     MemoryLimitError
         Its cells take more than may be used.
     """
-    content = inputs.read_bytes(path)
+    content = _content(path)
     if len(content) > _SMALL_BYTES:
         MemoryBudget.here().require(f"reading {os.fspath(path)}", _BYTES_PER_BYTE * len(content))
     text = _decoded(content)
@@ -58,6 +62,15 @@ def number(cell: str) -> float | None:
     with contextlib.suppress(ValueError):
         return float(cell) if "_" not in cell else None  # as Python's literals, and nobody's tables, have it
     return None
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return inputs.read_bytes(path)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{os.fspath(path)} {dangling(path) or 'does not exist'}") from error
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
 
 
 def _decoded(content: bytes) -> str:

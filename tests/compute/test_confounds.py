@@ -15,7 +15,7 @@ from sharedmask import (
     extract,
     extract_many,
 )
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ConfoundsError, MissingFileError
 
 N = 12
 TABLE = np.random.default_rng(0).normal(size=(N, 3))
@@ -64,8 +64,8 @@ def by_program(path, confounds):
     options = ["--atlas", atlas, "--confounds", confounds, "-o", path.with_name("out.tsv")]
     ended = sharedmask("extract", path, *options)
     if ended.code:
-        assert ended.code == 64
-        raise ParameterError(ended.err.removeprefix("sharedmask: ").rstrip())
+        raised = {65: ConfoundsError, 66: MissingFileError}[ended.code]
+        raise raised(ended.err.removeprefix("sharedmask: ").rstrip())
     return np.loadtxt(path.with_name("out.tsv"), skiprows=1)
 
 
@@ -158,9 +158,23 @@ NOT_PLAIN = {
 def test_confounds_that_are_not_plain_are_refused(content, problem, masked, tmp_path):
     path = tmp_path / "confounds.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ParameterError, match=problem) as caught:
+    with pytest.raises(ConfoundsError, match=problem) as caught:
         masked(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+NOT_THERE = {
+    "none": (lambda path: None, "does not exist"),
+    "a link to nothing": (lambda path: path.symlink_to(".git/annex/objects/x"), "is a link to .*datalad get"),
+}
+
+
+@pytest.mark.some(12)
+@pytest.mark.parametrize(("make", "problem"), NOT_THERE.values(), ids=NOT_THERE.keys())
+def test_confounds_that_are_not_there_are_said_to_be_missing(make, problem, masked, tmp_path):
+    make(path := tmp_path / "confounds.tsv")
+    with pytest.raises(MissingFileError, match=rf"^confounds {path} {problem}"):
+        masked(path)
 
 
 @pytest.mark.parametrize(
@@ -171,5 +185,5 @@ def test_confounds_that_are_not_plain_are_refused(content, problem, masked, tmp_
     ],
 )
 def test_frames_of_confounds_that_are_not_plain_are_refused(frame, problem, masked):
-    with pytest.raises(ParameterError, match=problem):
+    with pytest.raises(ConfoundsError, match=problem):
         masked(frame)

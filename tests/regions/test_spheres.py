@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nilearn.maskers.nifti_spheres_masker import apply_mask_and_get_affinity
 
 from sharedmask import Grid
-from sharedmask.errors import EmptyMaskError, ParameterError
+from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
 from sharedmask.regions.spheres import Seeds, spheres
 
 AFFINES = [
@@ -82,5 +82,5 @@ def test_what_is_no_sphere_is_named(given):
 )
 def test_a_table_that_has_no_spheres_is_named(tmp_path, text, said):
     (tmp_path / "seeds.tsv").write_text(text)
-    with pytest.raises(ParameterError, match=said):
+    with pytest.raises(MaskError, match=said):
         Seeds.of([str(tmp_path / "seeds.tsv")])
