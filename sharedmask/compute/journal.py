@@ -28,6 +28,7 @@ PRIVATE = ".sharedmask"
 
 
 _NAME_BYTES = 200  # of the 255 that a file's name may have
+_LINE = 2048  # bytes that most lines have room in
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,16 @@ class Journal:
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         try:
-            self._places = {self._key(facts): place for place, facts in _read(self.path)}
+            self._places = {self._key(told): place for place, told in _read(self.path)}
         except OSError as error:
             raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror}") from error
 
     @property
     def entries(self) -> Iterator[Entry]:
         """The last one of each key, in the order of the file."""
-        for place, facts in _read(self.path):
-            if self._places.get(self._key(facts)) == place:
-                yield self._absolute(_parsed(facts))
+        for place, told in _read(self.path):
+            if self._places.get(self._key(told)) == place:
+                yield self._entry(told)
 
     def has(self, key: str, digest: str, content: Callable[[], str] | None = None) -> bool:
         """Whether ``key`` is complete for inputs of this digest, its files still there.
@@ -125,9 +126,8 @@ class Journal:
         """The last entry of a run; None if it is not there any more."""
         if (place := self._places.get(key)) is None:
             return None
-        with contextlib.suppress(OSError, *_NO_ENTRY), open(self.path, "rb") as file:
-            file.seek(place)
-            entry = self._absolute(_parsed(json.loads(file.readline())))
+        with contextlib.suppress(OSError, *_NO_ENTRY):
+            entry = self._entry(_parsed(json.loads(_line(self.path, place))))
             return entry if entry.key == key else None
         return None
 
@@ -191,13 +191,15 @@ class Journal:
     def _folder(self) -> str:
         return os.path.abspath(self.path.parent)
 
-    def _key(self, facts: dict[str, Any]) -> str:
-        key = str(facts["key"])
-        return os.path.normpath(os.path.join(self._folder, key)) if facts.get("is_file") else key
+    def _key(self, told: dict[str, Any]) -> str:
+        return self._absolute(told["key"]) if told["is_file"] else str(told["key"])
 
-    def _absolute(self, entry: Entry) -> Entry:
-        outputs = tuple(os.path.normpath(os.path.join(self._folder, path)) for path in entry.outputs)
-        return replace(entry, key=self._key(vars(entry)), outputs=outputs)
+    def _entry(self, told: dict[str, Any]) -> Entry:
+        outputs = tuple(map(self._absolute, told["outputs"]))
+        return Entry(**{**told, "key": self._key(told), "outputs": outputs})
+
+    def _absolute(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self._folder, path))
 
 
 _unlocked: set[Path] = set()
@@ -266,24 +268,40 @@ _NO_ENTRY = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Where each line that is an entry begins, and what it holds."""
+    """Where each line that is an entry begins, and what it tells."""
     place = 0
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             with contextlib.suppress(*_NO_ENTRY):
-                facts = json.loads(line.decode("utf-8", "replace"))
-                _parsed(facts)
-                yield place, facts
+                yield place, _parsed(json.loads(line.decode("utf-8", "replace")))
             place += len(line)
 
 
-def _parsed(facts: dict[str, Any]) -> Entry:
-    outputs = tuple(map(str, facts["outputs"]))
-    sums, marks = (tuple(map(str, facts.get(name, ()))) for name in ("sums", "marks"))
+def _line(path: Path, place: int) -> bytes:
+    """The line that begins there."""
+    fd = os.open(path, os.O_RDONLY | platform.OPEN)
+    try:
+        line = b""
+        while b"\n" not in line and (more := platform.pread(fd, _LINE, place + len(line))):
+            line += more
+        return line.partition(b"\n")[0]
+    finally:
+        os.close(fd)
+
+
+def _parsed(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an entry is made of."""
+    several = {name: tuple(map(str, facts.get(name, ()))) for name in ("sums", "marks")}
     texts = {name: str(facts.get(name, "")) for name in ("content", "stamp")}
-    key, digest, seconds = str(facts["key"]), str(facts["digest"]), float(facts["seconds"])
-    is_file = bool(facts.get("is_file"))
-    return Entry(key, digest, outputs, seconds, is_file=is_file, sums=sums, marks=marks, **texts)
+    return {
+        "key": str(facts["key"]),
+        "digest": str(facts["digest"]),
+        "outputs": tuple(map(str, facts["outputs"])),
+        "seconds": float(facts["seconds"]),
+        "is_file": bool(facts.get("is_file")),
+        **several,
+        **texts,
+    }
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Stream:
 
     def take(self, n_bytes: int) -> bytes:
         """The next `n_bytes` bytes, or what is left of them."""
-        taken, piece = bytearray(), bytearray(CHUNK)
+        taken, piece = bytearray(), bytearray(min(n_bytes, CHUNK))
         while got := self.readinto(memoryview(piece)[: max(n_bytes - len(taken), 0)]):
             taken += piece[:got]
         return bytes(taken)

@@ -24,13 +24,18 @@ _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
 _AHEAD = 2  # pieces that are held besides those being decoded
 
 
+def is_small(nbytes: int) -> bool:
+    """Whether so many bytes are decoded on one core, wherever decoding can begin."""
+    return nbytes < _SMALL_BYTES
+
+
 def n_decoders(points: Pieces) -> int:
     """Cores that decode a file.
 
     As many as the setting ``decoders`` says. By default all that this process may use; one where it is a
     worker, as others are at work on images of their own. Fewer where memory is short, and one for little.
     """
-    if points.nbytes < _SMALL_BYTES:
+    if is_small(points.nbytes):
         return 1
     asked = settings.current().decoders or (1 if is_worker() else n_cpus())
     wanted = min(asked, n_cpus(), len(points))

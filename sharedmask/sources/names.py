@@ -24,8 +24,10 @@ _ORDER = (
 )
 ENTITIES = tuple(_ORDER.split())
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+BESIDE = (*IMAGE_EXTENSIONS, ".tsv", ".json")
+"""Extensions of what lies in folders of runs and tells of them."""
 _NUMBERS = {"run", "echo", "flip", "inv", "split", "chunk"}
-_PART = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
+_BEFORE_DOT = re.compile(r"(?:[a-zA-Z0-9]+-[a-zA-Z0-9+]+_)+[a-zA-Z0-9]+")
 _SUFFIX = re.compile(r"[a-zA-Z0-9]+")
 
 
@@ -56,12 +58,11 @@ class Name:
             If it is no BIDS name.
         """
         stem, dot, extension = os.path.basename(os.fspath(path)).partition(".")
-        *parts, suffix = stem.split("_")
-        found = [match for part in parts if (match := _PART.fullmatch(part))]
-        entities = {match[1]: match[2] for match in found}
-        if not parts or len(found) < len(parts) or not _SUFFIX.fullmatch(suffix):
+        if not _BEFORE_DOT.fullmatch(stem):
             raise ParameterError(f"{path} has no BIDS name: key-value pairs and a suffix, joined by _")
-        if len(entities) < len(found):
+        *parts, suffix = stem.split("_")
+        entities = dict([part.split("-") for part in parts])
+        if len(entities) < len(parts):
             raise ParameterError(f"{path} has no BIDS name: an entity is there twice")
         return cls(entities, suffix, dot + extension)
 
@@ -90,23 +91,23 @@ def _place(key: str) -> tuple[int, str]:
 _TICK = 2.0
 
 
-def names_in(folder: str, endings: tuple[str, ...]) -> tuple[tuple[str, Name], ...]:
-    """Files in a folder that end so and have a name, sorted; one may be a suffix without entities.
+def names_in(folder: str) -> tuple[tuple[str, Name], ...]:
+    """Images, tables and sidecars in a folder that have a name, sorted; one may be a suffix without entities.
 
     A folder is listed again if it was changed: one above many runs is asked for each of them.
     """
     if url_of(folder):
         there = (path.name for path in inputs.listed(Path(folder)) or ())
-        return _parsed(entry for entry in there if entry.endswith(endings))
+        return _parsed(entry for entry in there if entry.endswith(BESIDE))
     facts = os.stat(folder)
     is_settled = abs(time.time() - facts.st_mtime) > _TICK
     listed = _listed if is_settled else _listed.__wrapped__
-    return listed(folder, endings, (facts.st_dev, facts.st_ino, facts.st_mtime_ns))
+    return listed(folder, (facts.st_dev, facts.st_ino, facts.st_mtime_ns))
 
 
 @lru_cache(maxsize=64)
-def _listed(folder: str, endings: tuple[str, ...], _: object) -> tuple[tuple[str, Name], ...]:
-    return _parsed(sorted(entry for entry in os.listdir(folder) if entry.endswith(endings)))
+def _listed(folder: str, _: object) -> tuple[tuple[str, Name], ...]:
+    return _parsed(sorted(entry for entry in os.listdir(folder) if entry.endswith(BESIDE)))
 
 
 def _parsed(entries: Iterable[str]) -> tuple[tuple[str, Name], ...]:

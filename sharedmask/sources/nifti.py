@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -178,7 +177,7 @@ def _read_affines(path: str) -> bytes:
 
 
 def _is_pair(path: str) -> bool:
-    return re.search(r"\.(img|hdr)$", without_codec(own_name(path)), re.IGNORECASE) is not None
+    return without_codec(own_name(path)).lower().endswith((".img", ".hdr"))
 
 
 def _header_path(path: str) -> str:

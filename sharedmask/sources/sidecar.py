@@ -158,40 +158,47 @@ def fetched(path: Path) -> Path:
 # --- which they are ------------------------------------------------------------------------------
 
 
-def sidecars(image: Path) -> Iterator[Path]:
+def sidecars(image: str | Path) -> Iterator[Path]:
     """The JSON files that tell of an image, whether they are there or links to nothing; the nearest first."""
     seen = set[str]()
-    names = list(dict.fromkeys(_named(image)))
+    names = _named(os.fspath(image))
     for path in names:
         for sidecar in _of(path):
             # Of an image without links in its path no folder above is one.
             is_real = len(names) == 1 and not os.path.islink(sidecar)
-            real = os.fspath(sidecar) if is_real else os.path.realpath(sidecar)
+            real = sidecar if is_real else os.path.realpath(sidecar)
             if real not in seen:
                 seen.add(real)
-                yield sidecar
+                yield Path(sidecar)
 
 
 def own_sidecar(image: Path) -> Path:
     """The JSON file of an image's name, whether it is there or not."""
-    stem = re.sub(r"\.[a-z]{3}$", "", without_codec(image.name), flags=re.IGNORECASE)
-    return image.with_name(f"{stem}.json")
+    return Path(_own(os.fspath(image)))
 
 
-def _named(image: Path) -> Iterator[Path]:
+# What follows is of each of very many runs: names are texts, which cost a tenth of a Path.
+
+
+def _own(image: str) -> str:
+    folder, name = os.path.split(image)
+    stem = re.sub(r"\.[a-z]{3}$", "", without_codec(name), flags=re.IGNORECASE)
+    return os.path.join(folder, f"{stem}.json")
+
+
+def _named(image: str) -> list[str]:
     """The names of an image: as it is called, in its folder's place, in its own."""
     if url_of(image):
-        yield image
-        return
-    path = Path(os.path.abspath(image))
-    yield path
-    if (real := Path(os.path.realpath(path))) != path:
-        yield Path(os.path.realpath(path.parent), path.name)
-        yield real
+        return [image]
+    path = os.path.abspath(image)
+    if (real := os.path.realpath(path)) == path:
+        return [path]
+    folder, name = os.path.split(path)
+    return list(dict.fromkeys((path, os.path.join(os.path.realpath(folder), name), real)))
 
 
-def _of(image: Path) -> Iterator[Path]:
-    if _is_there(own := own_sidecar(image)):
+def _of(image: str) -> Iterator[str]:
+    if _is_there(own := _own(image)):
         yield own
     with suppress(ParameterError):
         name = Name.parse(image)
@@ -199,41 +206,47 @@ def _of(image: Path) -> Iterator[Path]:
             yield from _telling(folder, name)
 
 
-def _folders(image: Path) -> list[Path]:
+def _folders(image: str) -> list[str]:
     """From an image's own up to the root of its data set: the one that has a description, or subjects."""
-    parents, is_remote = list(image.parents), url_of(image) is not None
-    described = (n for n, folder in enumerate(parents) if os.path.lexists(folder / DESCRIPTION))
-    subjects = (n + 1 for n, folder in enumerate(parents[:-1]) if folder.name.startswith("sub-"))
+    parents, is_remote = list(_parents(image)), url_of(image) is not None
+    described = (n for n, one in enumerate(parents) if os.path.lexists(os.path.join(one, DESCRIPTION)))
+    subjects = (n + 1 for n, one in enumerate(parents[:-1]) if os.path.basename(one).startswith("sub-"))
     last = next(subjects, 0)  # of names a server need not be asked
     return parents[: (last if is_remote else next(described, last)) + 1]
 
 
-def _telling(folder: Path, image: Name) -> list[Path]:
+def _parents(path: str) -> Iterator[str]:
+    while (folder := os.path.dirname(path)) != path:
+        yield folder
+        path = folder
+
+
+def _telling(folder: str, image: Name) -> list[str]:
     """Those in a folder that tell of ``image``; the one with most entities, the nearest, first."""
     found = []
     with suppress(OSError):  # a folder above may be one that others may not list
         for entry, name in _listed(folder, image):
             if (name.suffix, name.extension) == (image.suffix, ".json") and _tells_of(image, name):
                 found.append((len(name.entities), entry))
-    return [folder / entry for _, entry in sorted(found, reverse=True)]
+    return [os.path.join(folder, entry) for _, entry in sorted(found, reverse=True)]
 
 
-def _is_there(path: Path) -> bool:
+def _is_there(path: str) -> bool:
     """Whether there is such a file, or a link of that name."""
     return inputs.exists(path) if url_of(path) else os.path.lexists(path)
 
 
-def _listed(folder: Path, image: Name) -> Iterable[tuple[str, Name]]:
+def _listed(folder: str, image: Name) -> Iterable[tuple[str, Name]]:
     """The sidecars in a folder; on a server that lists none, what is likely to be."""
     if url_of(folder) is None:
-        return names_in(os.fspath(folder), (f"{image.suffix}.json",))
+        return names_in(folder)
     of_task = {key: value for key, value in image.entities.items() if key not in ("sub", "ses")}
     task_alone = {key: value for key, value in of_task.items() if key == "task"}
     likely = {
         str(name): name for told in (of_task, task_alone) for name in [Name(told, image.suffix, ".json")]
     }
-    if (listed := inputs.listed(folder)) is None:
-        return [(entry, name) for entry, name in likely.items() if inputs.exists(folder / entry)]
+    if (listed := inputs.listed(Path(folder))) is None:
+        return [(entry, name) for entry, name in likely.items() if inputs.exists(f"{folder}/{entry}")]
     return [(path.name, name) for path in listed if (name := parsed_name(path.name)) is not None]
 
 

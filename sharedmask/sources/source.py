@@ -275,12 +275,17 @@ class FileSource(Source):
         return vars(self).get("points", self) is None
 
     @property
+    def _is_small(self) -> bool:
+        """Whether one core decodes it, for which nobody has to look for points."""
+        return parallel.is_small(sum(self.whole or (self.offset, self.nbytes)))
+
+    @property
     def reading_bytes(self) -> int:
-        return 0 if self.points is None else parallel.reading_bytes(self.points)
+        return 0 if self._is_small or self.points is None else parallel.reading_bytes(self.points)
 
     @property
     def n_decoders(self) -> int:
-        return 1 if self.points is None else parallel.n_decoders(self.points)
+        return 1 if self._is_small or self.points is None else parallel.n_decoders(self.points)
 
     def volume(self, number: int) -> Array | None:
         """The stored values of one volume, if they can be read without those before."""
@@ -315,7 +320,7 @@ class FileSource(Source):
     @contextmanager
     def _opened(self) -> Iterator[Stream]:
         """From the first volume on."""
-        if self.points is not None and (self.n_decoders > 1 or self.whole):
+        if (self.n_decoders > 1 or self.whole) and self.points is not None:
             points, n_threads = self.points, self.n_decoders
             with parallel.open_indexed(self.file, self.name, points, self.offset, n_threads) as stream:
                 yield stream

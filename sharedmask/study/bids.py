@@ -20,7 +20,7 @@ from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, place_of, url_of
 from sharedmask.remote.objects import walk
 from sharedmask.remote.trees import folders_of
-from sharedmask.sources.names import ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
+from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
 from sharedmask.system import platform
 from sharedmask.system.files import dangling
@@ -40,7 +40,6 @@ _OF_FILES = ("datatype", "suffix", "extension")
 _QUERIES = {"Query.NONE": False, "Query.ANY": True, "*": True, "Query.OPTIONAL": None}
 NATIVE = "native"
 """The space of a run whose name and sidecar tell none: that of its scanner."""
-_BESIDE = (*IMAGE_EXTENSIONS, ".tsv")
 # Masks and confounds are of the head in the scanner, whichever of its images was preprocessed.
 _SAME_HEAD = {"echo", "part"}
 # What a segmentation into tissues has in its name; without a space it is of the T1-weighted image.
@@ -134,8 +133,9 @@ class Run:
             folder = above / "anat"
             if url_of(folder) or not folder.is_dir():
                 continue
-            for entry, name in names_in(os.fspath(folder), IMAGE_EXTENSIONS):
-                is_plain = name.suffix == "dseg" and set(name.entities) <= _OF_HEAD
+            for entry, name in names_in(os.fspath(folder)):
+                is_image = name.suffix == "dseg" and name.extension in IMAGE_EXTENSIONS
+                is_plain = is_image and set(name.entities) <= _OF_HEAD
                 if is_plain and all(name.entities.get(key) == value for key, value in wanted.items()):
                     return fetched(folder / entry)
         return None
@@ -173,7 +173,7 @@ class Run:
     def _beside(self, wanted: Name, extensions: Sequence[str], exact: Set[str] = frozenset()) -> Path | None:
         """The file of this run with these entities and this suffix that is nearest by its other ones."""
         ranked: dict[tuple[int, ...], list[Path]] = {}
-        for entry, name in names_in(os.fspath(self.bold.parent), _BESIDE):
+        for entry, name in names_in(os.path.dirname(self.bold)):
             if name.suffix == wanted.suffix and name.extension in extensions:
                 rank = self._distance(name, wanted.entities, exact)
                 if rank is not None:
@@ -245,7 +245,7 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     """
     root = place_of(root)
     if url := url_of(root):
-        walk(url, _is_on_the_way, (*_BESIDE, ".json"))
+        walk(url, _is_on_the_way, BESIDE)
     _check_dataset(root)
     runs = [(path, name) for path, name in _images(root) if isinstance(name, Name)]
     filters = dict(filters or {})

@@ -365,7 +365,7 @@ class OutputFolder:
         if not asked or not self.parts.stamp:
             return ""
         with suppress(SharedMaskError, OSError):  # which preparing it will tell
-            files = [Path(key), *sidecars(Path(key))]
+            files: list[str | Path] = [key, *sidecars(key)]
             if self.denoisings is not None:
                 files += self.denoisings.files(key)
             return stamp_of(f"{asked} {self.parts.stamp}", files)

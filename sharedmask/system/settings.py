@@ -244,13 +244,10 @@ def _tell_of_unknown(environ: Mapping[str, str]) -> None:
         )
 
 
-def _config_file(given: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> str | None:
+def _config_file(named: str | os.PathLike[str] | None, usual: str) -> str | None:
     """The file to read; None where nobody named one and the usual place has none."""
-    named = given or environ.get(_CONFIG)
     if named:
         return os.path.expanduser(named)
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    usual = os.path.join(home, "sharedmask", "config.toml")
     return usual if os.path.isfile(usual) else None
 
 
@@ -293,7 +290,7 @@ def _from_job(capacity: int) -> dict[str, Any]:
 _lock = Lock()
 _given: dict[str, Any] = {}
 _resolved: tuple[Any, Settings, dict[str, str]] | None = None
-_variables_seen: tuple[Any, Mapping[str, str]] = None, {}
+_variables_seen: tuple[Any, Mapping[str, str], str] = None, {}, ""
 _known: set[str] = set()
 
 
@@ -353,22 +350,27 @@ def _current() -> tuple[Settings, dict[str, str]]:
     """Resolved again only when something changed: each request asks."""
     global _resolved
     with _lock:
-        environ = _environ()
-        path = _config_file(_given.get("config"), environ)
+        environ, usual = _environ()
+        path = _config_file(_given.get("config") or environ.get(_CONFIG), usual)
         key = _given, environ, path, _changed(path)
         if _resolved is None or _resolved[0] != key:
             _resolved = key, *_resolve(environ, path)
         return _resolved[1], _resolved[2]
 
 
-def _environ() -> Mapping[str, str]:
-    """The variables that settings are made of, looked for again if any variable is another one."""
+def _environ() -> tuple[Mapping[str, str], str]:
+    """The variables that settings are made of, and the file where usually more are.
+
+    Looked for again if any variable is another one.
+    """
     global _variables_seen
     now = getattr(os.environ, "_data", None)  # comparing it takes a fiftieth of going through it
     if now is None or now != _variables_seen[0]:
         names = [os.fsdecode(name) for name in _variables() if name.startswith(_ASKED)]
-        _variables_seen = dict(now or ()), {name: os.environ[name] for name in names}
-    return _variables_seen[1]
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        usual = os.path.join(home, "sharedmask", "config.toml")
+        _variables_seen = dict(now or ()), {name: os.environ[name] for name in names}, usual
+    return _variables_seen[1:]
 
 
 def _variables() -> Iterable[bytes]:
