@@ -25,8 +25,9 @@ from sharedmask.system.platform import rights
 from sharedmask.system.process import Caller, Lock, at_a_time, at_fork
 from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
+from sharedmask.workers.generators import Name, Root, global_generators, kept
 from sharedmask.workers.modules import Modules
-from sharedmask.workers.streams import Name, Root, Streams, undisturbed
+from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
 from sharedmask.workers.worker import PATIENCE, Answer, Item, Kernel, Said, resolved
@@ -403,7 +404,7 @@ def _import(names: Sequence[str]) -> None:
     """What items need, before the first of them has its random numbers: imports may draw."""
     missing = [name for name in names if name not in sys.modules]
     if missing:
-        with undisturbed(), contextlib.suppress(ImportError):  # who needs it says so
+        with kept(global_generators().values()), contextlib.suppress(ImportError):  # who needs it says so
             for name in missing:
                 importlib.import_module(name)
 

@@ -34,7 +34,7 @@ from sharedmask.records import dataclass
 from sharedmask.storage.segment import Shared, attach
 from sharedmask.system import platform
 from sharedmask.system.process import boot_id
-from sharedmask.workers import streams
+from sharedmask.workers import generators, streams
 from sharedmask.workers.failure import Failure, dumps
 from sharedmask.workers.surroundings import Entered
 
@@ -68,7 +68,7 @@ class Answer:
     value: Any = None
     failure: Failure | None = None
     said: tuple[Said, ...] = ()
-    drawn: set[streams.Name] = field(default_factory=set)
+    drawn: set[generators.Name] = field(default_factory=set)
     """The generators that it drew from."""
     seconds: float = 0.0
     """That the kernel took."""
@@ -76,7 +76,7 @@ class Answer:
 
 def rehearse() -> None:
     """Find out and import once for all, before they are forked, what each would at its first job."""
-    streams.reseed()
+    generators.reseed()
     platform.can_share()
     boot_id()
     # By the first large one that is freed malloc learns to use memory again, and not to return it each time.
@@ -86,7 +86,7 @@ def rehearse() -> None:
 def work(pipe: Connection, entered: Entered) -> None:
     """The life of a worker, which begins in the surroundings ``entered`` by what it was forked from."""
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
-    streams.reseed()
+    generators.reseed()
     with contextlib.suppress(RuntimeError):  # no more threads: the end is noticed between items
         threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
     worker = _Worker(entered)
@@ -124,7 +124,7 @@ class _Worker:
         self._streams = streams.ItemStreams({}, ())
 
     def begin(
-        self, payload: bytes, surroundings: bytes | None, roots: Mapping[streams.Name, streams.Root]
+        self, payload: bytes, surroundings: bytes | None, roots: Mapping[generators.Name, generators.Root]
     ) -> None:
         """Receive a job, and its caller's surroundings unless they are entered already."""
         self._drop()
@@ -133,9 +133,9 @@ class _Worker:
                 self._entered.require()
             else:
                 self._entered.enter(surroundings)
-            (kernel, arguments), generators = streams.loads(payload)
+            (kernel, arguments), held = streams.loads(payload)
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
-            self._streams = streams.ItemStreams(roots, generators)
+            self._streams = streams.ItemStreams(roots, held)
         except Exception as error:
             # A job that cannot be received fails at its first item, where somebody waits for an answer.
             self._kernel = _Failing(error)
@@ -152,7 +152,7 @@ class _Worker:
 
     def _answer(self, item: Item, number: int) -> bytes:
         """What the kernel makes of an item, as it travels."""
-        drawn, begun = set[streams.Name](), time.monotonic()
+        drawn, begun = set[generators.Name](), time.monotonic()
         value, failure = None, None
         with warnings.catch_warnings(record=True) as caught:
             try:

@@ -11,7 +11,7 @@ import pytest
 from sharedmask import FrameDataset, SharedImage, batch_process
 from sharedmask.errors import ParameterError
 from sharedmask.workers import pool
-from sharedmask.workers.streams import Streams
+from sharedmask.workers.streams import ItemStreams, Streams
 
 N_ITEMS = 6
 JOBS = [1, 2, 3]
@@ -71,6 +71,21 @@ def test_no_two_of_many_items_share_a_stream_whoever_works_on_them(repeats):
     found = [pair for _ in range(repeats) for pair in drawn(8)]
     assert [len(set(ones)) for ones in zip(*found, strict=True)] == [64 * repeats] * 2
     assert drawn(1, 0) == drawn(2, 0) == drawn(8, 0)
+
+
+@pytest.mark.parametrize("places", [[5, 90, 6, 0, 91, 3], range(99, -1, -1)])
+def test_items_have_the_same_numbers_in_any_order(places):
+    rng = np.random.RandomState(3)
+
+    def drawn(numbers):
+        streams = ItemStreams({"numpy": (7, "numpy"), "random": (7, "random"), 0: (7, 0)}, [rng])
+        found = {}
+        for number in numbers:
+            with streams.item(number, set()):
+                found[number] = *draw(number), rng.randn(), np.random.randn(), random.gauss(0, 1)
+        return found
+
+    assert drawn(places) == {number: drawn(range(100))[number] for number in places}
 
 
 class Counting(random.Random):
