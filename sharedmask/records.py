@@ -83,6 +83,9 @@ def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
 
 def _init(self: Any, /, *args: Any, **given: Any) -> None:
     names, by_position, others, fixed, made, valued = _parameters(self.__class__)
+    if len(args) == by_position == len(valued) and not given and not hasattr(self, "__post_init__"):
+        self.__dict__.update(zip(names, args, strict=True))  # of which there may be very many
+        return
     if len(args) > by_position or (given and not given.keys().isdisjoint(names[: len(args)] + others)):
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
     values = {**fixed, **dict(zip(names, args, strict=False)), **given}

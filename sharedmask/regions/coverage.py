@@ -129,7 +129,7 @@ def check_share(least: float) -> None:
 
 
 def _numbered(table: Sequence[RegionRow]) -> list[RegionRow]:
-    return [replace(row, column=number) for number, row in enumerate(table)]
+    return [row if row.column == n else replace(row, column=n) for n, row in enumerate(table)]
 
 
 def _enough(table: Sequence[RegionRow], least: float) -> NDArray[np.intp]:

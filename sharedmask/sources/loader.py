@@ -33,7 +33,7 @@ _BLOCK_BYTES = 24 * 2**20
 _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
 _N_BLOCKS = 2
-_SMALL = 2**18  # bytes of an image that is decoded before a thread would have begun
+_SMALL = 2**18  # bytes of an image
 Blocks = Iterator[tuple[int, Array]]
 """The number of a block's first volume, and its values."""
 
@@ -48,8 +48,14 @@ def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> i
 def buffer_bytes(source: Volumes, n_selected: int) -> int:
     """Memory that :func:`load` takes besides the rows it fills."""
     k = block_volumes(n_selected, source.dtype, source.n_timepoints)
-    blocks = (_N_BLOCKS * k * n_selected + source.n_voxels) * source.dtype.itemsize
+    whole = k if _is_small(source) else 1
+    blocks = (_N_BLOCKS * k * n_selected + whole * source.n_voxels) * source.dtype.itemsize
     return blocks + source.reading_bytes
+
+
+def _is_small(source: Volumes) -> bool:
+    """Whether it is decoded before a thread would have begun."""
+    return source.n_timepoints * source.n_voxels * source.dtype.itemsize <= _SMALL
 
 
 def load(
@@ -135,7 +141,7 @@ class _Decoder:
     def __enter__(self) -> Iterator[tuple[int, Array]]:
         for block in self._blocks:
             self._free.put(block)
-        if self._source.n_timepoints * self._source.n_voxels * self._source.dtype.itemsize <= _SMALL:
+        if _is_small(self._source):
             return self._in_turn()
         thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
         try:
@@ -188,6 +194,11 @@ class _Decoder:
     def _fill(self, reader: VolumesReader, block: Array) -> None:
         if self._select is None:
             reader.readinto(block)
+            return
+        if _is_small(self._source):
+            volumes = np.empty((len(block), self._source.n_voxels), self._source.dtype)
+            reader.readinto(volumes)
+            np.take(volumes, self._select, axis=1, out=block, mode="clip")
             return
         volume = np.empty(self._source.n_voxels, self._source.dtype)
         for selected in block:

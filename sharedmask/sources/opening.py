@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from sharedmask.errors import ImageError
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
-from sharedmask.sources.sidecar import RepetitionTime
+from sharedmask.sources.sidecar import RepetitionTime, sidecars
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.system import inputs
 from sharedmask.system.files import matches
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sharedmask.surfaces.surface import Surface
 
 
-def open_source(source: object) -> Source:
+def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
     """Learn what an image is, without reading its voxels.
 
     Parameters
@@ -47,6 +47,8 @@ def open_source(source: object) -> Source:
     source : str, path, nibabel image, or list or tuple of 3D ones
         A string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
         series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
+    beside : sequence of Path, optional
+        Its sidecars, the nearest first, where they were looked for already.
 
     Returns
     -------
@@ -74,15 +76,16 @@ def open_source(source: object) -> Source:
     ((3, 4), 12)
     """
     opened = _open(source)
-    return opened if opened is source else _told(opened)
+    return opened if opened is source else _told(opened, beside)
 
 
-def _told(source: Source) -> Source:
+def _told(source: Source, beside: Iterable[Path] | None) -> Source:
     """With the repetition time that its sidecars tell."""
     if not source.is_series:
         return source
-    time = RepetitionTime(source.t_r, source.t_r_origin)
-    time = time.told_of(source.name, source.paths[0]) if source.paths else time.checked(source.name)
+    if beside is None:
+        beside = sidecars(source.paths[0]) if source.paths else ()
+    time = RepetitionTime(source.t_r, source.t_r_origin).told_by(source.name, beside)
     return replace(source, t_r=time.seconds, t_r_origin=time.origin, t_r_doubt=time.doubt)
 
 

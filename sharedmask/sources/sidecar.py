@@ -52,9 +52,9 @@ class RepetitionTime:
     doubt: str = ""
     """What is to be said of it, although it may be right."""
 
-    def told_of(self, name: str, image: Path) -> "RepetitionTime":
-        """What the nearest sidecar of the file ``image`` tells, if one does; ``name`` is for messages."""
-        for path in sidecars(image):
+    def told_by(self, name: str, paths: Iterable[Path]) -> "RepetitionTime":
+        """What the nearest of these sidecars tells, if one does; ``name`` is the image's in messages."""
+        for path in paths:
             try:
                 found = read_json(path)
             except (OSError, SharedMaskError) as error:

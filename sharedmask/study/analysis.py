@@ -7,7 +7,8 @@ cover: what a run has for it (``manifest``), where outputs go (``derivatives``).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.coverage import check_share
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
+from sharedmask.reports.quality import Quality, kept_of
 from sharedmask.sources.names import camel, label
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.atlases import Atlas, distinct
@@ -216,25 +218,48 @@ class Analysis:
         return tuple(map(read_mesh, self.outputs.meshes))
 
 
+class Findings(NamedTuple):
+    """What work on a run gives."""
+
+    signals: Mapping[str, Array]
+    """By statistic, (n_timepoints, n_regions)."""
+    related: Matrices
+    """By statistic and measure a matrix of each atlas."""
+    measures: Mapping[str, float]
+    """Of the run's quality."""
+    quality: Quality | None
+    """That is shown on a page, if there will be one."""
+
+
 @dataclass(frozen=True)
-class RelatedProbes:
-    """Signals with matrices of each atlas, made where the signals are.
+class Findable:
+    """What is made of a run's signals where they are.
 
     Parameters
     ----------
     kinds : tuple of str
+        Measures of connectivity.
     fisher_z : bool
     spans : sequence of (int, int)
         Columns of each atlas.
+    kept : ndarray of int, optional
+        Numbers of the volumes that signals have, if not all.
+    confounds : Path, optional
+        The run's table.
+    shown : bool
+        Whether its quality is shown on a page.
     """
 
     kinds: tuple[str, ...]
     fisher_z: bool
     spans: Sequence[tuple[int, int]]
+    kept: Array | None
+    confounds: Path | None
+    shown: bool
 
-    def __call__(self, probed: Probed) -> tuple[Probed, Matrices]:
-        """The signals, and by statistic and measure a matrix of each atlas."""
-        return probed, {
+    def __call__(self, probed: Probed) -> Findings:
+        quality = Quality.of(probed.values, kept_of(len(probed.values), self.kept), self.confounds)
+        related = {
             (statistic, kind): [
                 connectivity(np.atleast_2d(values)[:, start:stop], kind, fisher_z=self.fisher_z)
                 for start, stop in self.spans
@@ -242,6 +267,7 @@ class RelatedProbes:
             for statistic, values in probed.signals.items()
             for kind in self.kinds
         }
+        return Findings(probed.signals, related, quality.measures(), quality if self.shown else None)
 
 
 def _hertz(frequency: float) -> str:

@@ -83,7 +83,7 @@ class Run:
         """Whether its image is one of voxels, not of grayordinates."""
         return self.name.extension in FILE_FORMATS["nifti"]
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where outputs of this run belong, below their dataset's root."""
         parts = [f"{key}-{self.name.entities[key]}" for key in ("sub", "ses") if key in self.name.entities]

@@ -229,7 +229,7 @@ def extract_many(
     >>> study.results["sub-2"].shape
     (5, 8)
     """
-    check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish")
+    check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish", "preload")
     kinds = check_matrices(connectivity, fisher_z)
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
@@ -244,7 +244,7 @@ def extract_many(
         related = Related(kinds, fisher_z)
         asked["finish"] = lambda _: related
         variant = partial(related.variant, variant)
-    preload = preloaded(is_cleaning(asked), asked.get("finish") is not None)
+    preload = asked.pop("preload", None) or preloaded(is_cleaning(asked), bool(kinds))
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
     completion = _completion(resume, on_result, overwrite)

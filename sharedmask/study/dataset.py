@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from sharedmask.compute.cleaning import is_cleaning
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.request import Probed
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.reports import carpet, figures, pages
 from sharedmask.reports.pages import Parcels, RunReport, Timeline
-from sharedmask.reports.quality import Quality, as_texts, kept_of
+from sharedmask.reports.quality import Quality, as_texts
 from sharedmask.sources.source import Source
-from sharedmask.study.analysis import Analysis, Matrices, Outputs, RelatedProbes
+from sharedmask.study.analysis import Analysis, Findable, Findings, Matrices, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run, find_runs, find_strays
 from sharedmask.study.cohort import extract_many, shard_of
@@ -105,7 +105,8 @@ def analyse(
     # What workers elsewhere hold cannot be seen from here.
     watch = MemoryMonitor(interval=_SECONDS, operations=False) if executor is None else None
     limit = usage.of_tree().held + MemoryBudget.here(memory_limit).limit
-    preload = preloaded(cleans=True, relates=bool(study.analysis.outputs.connectivity))
+    cleans = is_cleaning(cleaning) or study.analysis.denoise is not None
+    preload = preloaded(cleans, bool(study.analysis.outputs.connectivity))
     load = Denoise.load if executor else elsewhere(n_jobs, preload, Denoise.load)
     work = _Work(study, stop_on_first_crash, watch, limit, load)
     work.begin()
@@ -124,6 +125,7 @@ def analyse(
             n_jobs=n_jobs,
             memory_limit=memory_limit,
             progress=progress,
+            preload=preload,
             **work.own_parameters(),
             **{name: value for name, value in cleaning.items() if name != "t_r"},
         )
@@ -328,13 +330,17 @@ class _Work:
         own: dict[str, Callable[[str], Any]] = {"t_r": lambda key: self._known(key).t_r}
         if not self.study.analysis.outputs.voxels:
             own["probes"] = lambda key: self._known(key).probes
+            own["finish"] = self._findable
         if self.study.analysis.denoise is not None:
             own["confounds"] = lambda key: self._denoising(key).confounds
             own["sample_mask"] = lambda key: self._denoising(key).sample_mask
-        if kinds := self.study.analysis.outputs.kinds:
-            fisher_z = self.study.analysis.outputs.fisher_z
-            own["finish"] = lambda key: RelatedProbes(kinds, fisher_z, self._covered(key).spans)
         return own
+
+    def _findable(self, key: str) -> Findable:
+        known, outputs = self._known(key), self.study.analysis.outputs
+        kept = None if known.denoising is None else known.denoising.kept
+        of_run = self._covered(key).spans, kept, known.run.confounds
+        return Findable(outputs.kinds, outputs.fisher_z, *of_run, outputs.reports)
 
     def _denoising(self, key: str) -> Denoising:
         found = self._known(key).denoising
@@ -356,26 +362,21 @@ class _Work:
             if self.study.analysis.outputs.voxels:
                 written.paths += self._write_voxels(manifest, signals)
             else:
-                probed, related = signals if self.study.analysis.outputs.kinds else (signals, {})
-                written.paths += self._write_tables(key, manifest, probed, related, begun)
+                written.paths += self._write_tables(key, manifest, signals, begun)
         self.failures.remove(key)
         return written
 
-    def _write_tables(
-        self, key: str, manifest: Manifest, probed: Probed, related: Matrices, begun: float
-    ) -> list[Path]:
+    def _write_tables(self, key: str, manifest: Manifest, found: Findings, begun: float) -> list[Path]:
         """Signals, matrices, quality and the page."""
-        run, denoising, coverage = manifest.run, manifest.denoising, manifest.coverage
+        run, coverage = manifest.run, manifest.coverage
         assert coverage is not None
-        kept = kept_of(len(probed.values), None if denoising is None else denoising.kept)
-        quality = Quality.of(probed.values, kept, run.confounds)
-        matrices = {of: coverage.spread(several) for of, several in related.items()}
-        written = self._write_signals(manifest, probed.signals, matrices, related)
-        measures, desc = as_texts(quality.measures() | manifest.covered()), self.study.analysis.desc(run)
+        matrices = {of: coverage.spread(several) for of, several in found.related.items()}
+        written = self._write_signals(manifest, found.signals, matrices, found.related)
+        measures, desc = as_texts({**found.measures, **manifest.covered()}), self.study.analysis.desc(run)
         written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
-        if self.study.derivatives.page(run, self.study.analysis) in manifest.written:
-            first = next(iter(probed.signals.values()))
-            written.append(self._report(key, manifest, first, quality, matrices, begun))
+        if found.quality is not None:
+            first = next(iter(found.signals.values()))
+            written.append(self._report(key, manifest, first, found.quality, matrices, begun))
         return written
 
     def _write_outliers(self, manifest: Manifest) -> list[Path]:

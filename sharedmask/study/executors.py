@@ -15,18 +15,18 @@ from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.compute.connectivity import CONNECTIVITY_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.system import monitor, platform, process, settings
+from sharedmask.system import limits, monitor, platform, process, settings
 from sharedmask.system.process import Lock
 from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
 from sharedmask.workers.failure import Failure
 
 _AHEAD = 64
-_SMALL_AHEAD = 8
-_TOGETHER = 4  # small images in one message
+_SMALL_AHEAD = 32
+_TOGETHER = 16  # small images in one message
 _LARGE = 2**20
 # What their template imports, once for all of them.
-_EXTRACTING = ("sharedmask.study.cohort", "isal.igzip", "psutil")
+_EXTRACTING = ("sharedmask.study.cohort", "sharedmask.study.analysis", "isal.igzip", "psutil")
 _T = TypeVar("_T")
 
 
@@ -126,11 +126,12 @@ class _Waiting:
 def _each(function: Callable[..., Any], *tasks: Any) -> list[tuple[Any, Failure | None]]:
     """What the function gives for each task, or how it failed."""
     found = list[tuple[Any, Failure | None]]()
-    for task in tasks:
-        try:
-            found.append((function(task), None))
-        except Exception as error:
-            found.append((None, Failure(error)))
+    with limits.looked_up():
+        for task in tasks:
+            try:
+                found.append((function(task), None))
+            except Exception as error:
+                found.append((None, Failure(error)))
     return found
 
 

@@ -184,7 +184,7 @@ class Manifest:
 
     def _image(self) -> None:
         self.rows["bold"] = self._name(self.run.bold)
-        self.source = source = open_source(str(self.run.bold))
+        self.source = source = open_source(str(self.run.bold), self.run.sidecars[::-1])
         shape, what = " x ".join(map(str, source.grid.shape)), "elements" if source.models else "voxels"
         self.rows["bold"] += f": {shape} {what}, {source.n_timepoints} volumes of {source.dtype}"
         if self.analysis.outputs.connectivity and source.n_timepoints < 2:

@@ -320,6 +320,8 @@ class OutputFolder:
     denoisings: Denoisings | None = None
     t_r: float | None = None
     """That is given, of all images."""
+    _beside: dict[str, list[Path]] = field(default_factory=dict, init=False)
+    """The sidecars of an image whose stamp was asked for, until it is opened: they are looked for once."""
     _at_work: dict[str, Source] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -353,7 +355,7 @@ class OutputFolder:
 
     def source(self, key: str) -> Source:
         """An image, opened once."""
-        source = open_source(key)
+        source = open_source(key, self._beside.pop(key, None))
         self._at_work[key] = source
         return source
 
@@ -365,7 +367,8 @@ class OutputFolder:
         if not asked or not self.parts.stamp:
             return ""
         with suppress(SharedMaskError, OSError):  # which preparing it will tell
-            files: list[str | Path] = [key, *sidecars(key)]
+            beside = self._beside[key] = list(sidecars(key))
+            files: list[str | Path] = [key, *beside]
             if self.denoisings is not None:
                 files += self.denoisings.files(key)
             return stamp_of(f"{asked} {self.parts.stamp}", files)
@@ -374,6 +377,7 @@ class OutputFolder:
     def skip(self, key: str) -> None:
         """There is nothing more to do for it."""
         self._at_work.pop(key, None)
+        self._beside.pop(key, None)
         if self.denoisings is not None:
             self.denoisings.forget(key)
 

@@ -9,7 +9,8 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,22 @@ class Limit:
 
 def all_limits(held: int = 0) -> list[Limit]:
     """All limits of this process; ``held`` bytes of shared memory are its own, touched or not."""
+    if not held and (known := _known.get()):
+        return list(known)
     return [_free_ram(), *_cgroups(), *_slurm(held), *_process_limits()]
+
+
+_known: ContextVar[Sequence[Limit]] = ContextVar("known", default=())
+
+
+@contextlib.contextmanager
+def looked_up() -> Iterator[None]:
+    """What the limits are now holds for all that is asked meanwhile: for work that takes hardly longer."""
+    before = _known.set(all_limits())
+    try:
+        yield
+    finally:
+        _known.reset(before)
 
 
 def capacity() -> int:
