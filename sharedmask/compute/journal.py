@@ -96,6 +96,10 @@ class Journal:
             if self._places.get(self._key(told)) == place:
                 yield self._entry(told)
 
+    def may_have(self, key: str) -> bool:
+        """Whether :meth:`has` is worth asking: of what is new nobody has to know what it is of."""
+        return key in self._places or bool(self._of_files_gone)
+
     def has(self, key: str, digest: str, content: Callable[[], str] | None = None) -> bool:
         """Whether ``key`` is complete for inputs of this digest, its files still there.
 

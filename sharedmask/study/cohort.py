@@ -128,9 +128,9 @@ class Task:
         return signals if self.finish is None else self.finish(signals)
 
 
-def _work(task: Task) -> tuple[str, Any]:
+def _work(task: Task) -> tuple[str, str, Any]:
     # Before it is read for its signals: what changes between the two is then done again.
-    return task.content(), task.run()
+    return task.digest, task.content(), task.run()
 
 
 def extract_many(
@@ -389,9 +389,11 @@ class _Run:
             self._skip(key)
             return
         task = self.prepare(key)
-        if self.completion.has(task.name, task.digest, task.content):
+        if self.completion.may_have(task.name) and self.completion.has(task.name, task.digest, task.content):
             self._skip(key)
             return
+        if not self.engine.local:
+            _ = task.digest  # files may go by other names where it is worked on
         while (self._running or self._worked) and not self._admits(task):
             if self._worked:
                 self._keep_worked()
@@ -424,7 +426,7 @@ class _Run:
             task, stamp, tries, start = self._running.pop(future)
             with self._failing(task.key):
                 try:
-                    content, result = future.result()
+                    digest, content, result = future.result()
                 except Exception as error:
                     if tries >= self.retries or not _may_pass(error):
                         raise
@@ -433,7 +435,8 @@ class _Run:
                     self._submit(task, stamp, tries + 1)
                 else:
                     seconds = time.monotonic() - start
-                    self._worked.append((task, partial(self._keep, task, stamp, result, content, seconds)))
+                    entry = Entry(task.name, digest, (), seconds, content, task.is_file, stamp=stamp)
+                    self._worked.append((task, partial(self._keep, task, result, entry)))
         if self.completion.is_due:
             self._record()
 
@@ -443,13 +446,12 @@ class _Run:
             with self._failing(task.key):
                 keep()
 
-    def _keep(self, task: Task, stamp: str, result: Any, content: str, seconds: float) -> None:
+    def _keep(self, task: Task, result: Any, entry: Entry) -> None:
         outputs: Any = ()
         if self.on_result is None:
             self.study.results[task.key] = result
         else:
             outputs = self.on_result(task.key, result) or ()
-        entry = Entry(task.name, task.digest, (), seconds, content, task.is_file, stamp=stamp)
         self.completion.add(task.key, entry, outputs)
 
     def _record(self) -> None:

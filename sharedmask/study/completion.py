@@ -101,6 +101,10 @@ class Completion:
         by_path = isinstance(key, str | Path) and self.journal.has_stamp(absolute(key), stamp, is_file=True)
         return by_path or self.journal.has_stamp(named(str(key)), stamp)
 
+    def may_have(self, name: str) -> bool:
+        """See :meth:`Journal.may_have`."""
+        return self.journal is not None and self.journal.may_have(name)
+
     def has(self, name: str, digest: str, content: Callable[[], str]) -> bool:
         """See :meth:`Journal.has`."""
         return self.journal is not None and self.journal.has(name, digest, content)

@@ -288,7 +288,7 @@ def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
         if task.key.endswith("sub-3_bold.nii.gz") and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return "", task.run()
+        return "", "", task.run()
 
     monkeypatch.setattr(cohort, "_work", die_once)
     study = extract_many(runs, masks, n_jobs=2)
@@ -305,7 +305,7 @@ def test_of_small_images_that_go_to_a_worker_together_each_has_its_own_end(runs,
             os.kill(os.getpid(), signal.SIGKILL)
         if task.key == runs[2]:
             raise ValueError("its own")
-        return "", task.run()
+        return "", "", task.run()
 
     def take(self):
         while len(at_once) == 0 and len(self._waiting) < len(runs):
@@ -525,7 +525,7 @@ def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
             at_work.add(task.key)
             most.append(len(at_work))
         together.wait(0.3)  # for a third, which must not come
-        result = "", Task.run(task)
+        result = "", "", Task.run(task)
         with lock:
             at_work.discard(task.key)
         return result
