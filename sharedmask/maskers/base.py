@@ -9,6 +9,7 @@ back are nilearn's.
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import operator
 import os
@@ -88,6 +89,11 @@ def check_clean_args(given: dict[str, Any] | None) -> None:
             raise ParameterError(f"clean_args: nilearn.signal.clean has no parameter {key!r}")
 
 
+def _is_taken_for_a_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether nilearn would look for other files than the one that has this name."""
+    return glob.has_magic(os.fspath(path)) and os.path.exists(path)
+
+
 class SharedMasker(TransformerMixin):
     """What the maskers do unlike nilearn's."""
 
@@ -121,7 +127,7 @@ and pairs of files are accepted, complex images refused; values have native byte
         check_clean_args(self.clean_args)
         image = self._opened(imgs)
         waits = self.reports and self._can_wait(image)
-        with self._as_if(**self._remote(), **({"reports": False} if waits else {})):
+        with self._as_if(**self._as_images(), **({"reports": False} if waits else {})):
             super().fit(image, y)
         if waits:
             self._report_later(image)
@@ -189,11 +195,11 @@ and pairs of files are accepted, complex images refused; values have native byte
         lent.mask_img = deepcopy(self.mask_img)
         return super(SharedMasker, lent)._load_mask(imgs)
 
-    def _remote(self) -> dict[str, Any]:
-        """Masks and atlases on a server, which nilearn looks for on this machine, as images."""
+    def _as_images(self) -> dict[str, Any]:
+        """Masks and atlases that nilearn would not find by their names, as images."""
         given = ((name, getattr(self, name, None)) for name in ("mask_img", "labels_img", "maps_img"))
         paths = ((name, one) for name, one in given if isinstance(one, str | os.PathLike))
-        return {name: as_niimg(one) for name, one in paths if url_of(one)}
+        return {name: as_niimg(one) for name, one in paths if url_of(one) or _is_taken_for_a_pattern(one)}
 
     @contextmanager
     def _as_if(self, **parameters: Any) -> Iterator[None]:

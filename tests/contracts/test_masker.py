@@ -181,6 +181,19 @@ def test_a_list_and_a_pattern_are_series(ours, nilearns, regions, path, tmp_path
         np.testing.assert_allclose(plain(ours, regions).fit().transform(given), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["a[1]b", "a*b", "a?b"])
+@every_masker
+def test_files_whose_names_look_like_patterns_are_those_files(ours, nilearns, regions, name, tmp_path):
+    (folder := tmp_path / name).mkdir()
+    path = save(folder / "bold.nii.gz", bold())
+    images = {key: value for key, value in regions.items() if key.endswith("_img")}
+    files = {key: str(save(folder / f"{key}.nii", np.asarray(images[key].dataobj))) for key in images}
+    masker = plain(ours, regions | files, reports=True)
+    expected = plain(nilearns, regions).fit().transform(niimg(truth(path)))
+    np.testing.assert_allclose(masker.fit_transform(path), expected, rtol=1e-6)
+    assert {key: masker.get_params()[key] for key in files} == files
+
+
 @every_masker
 def test_one_volume_is_one_row_or_none(ours, nilearns, regions, path):
     volume = niimg(truth(path)[..., 0])
