@@ -121,6 +121,7 @@ BARE = (
     "tests/cli/test_bids.py",
     "tests/cli/test_demo.py",
     "tests/cli/test_network.py",
+    "tests/network/test_batches.py",
     "tests/study/test_bids.py",
     "tests/system/test_files.py::test_gc_sweeps_the_folders_it_is_given",
     "tests/promises/test_platforms.py",

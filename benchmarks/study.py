@@ -106,9 +106,16 @@ def _rows(seconds: dict[str, list[float]], peaks: dict[str, list[int]], note: st
     held, theirs = median(peaks["ours"]) / 2**20, median(peaks["loop"]) / 2**20
     faster, smaller = Bar(4, at_most=False), Bar(1 / 5, at_most=True)
     return [
-        Row(_SECTION, "loop / sharedmask-bids, s", ours, loop, ratio=loop / ours, bar=faster, note=note),
+        Row(_SECTION, "loop / sharedmask-bids", ours, loop, ratio=loop / ours, bar=faster, note=note),
         Row(
-            _SECTION, "sharedmask-bids / loop, MiB", held, theirs, ratio=held / theirs, bar=smaller, note=note
+            _SECTION,
+            "sharedmask-bids / loop",
+            held,
+            theirs,
+            unit="MiB",
+            ratio=held / theirs,
+            bar=smaller,
+            note=note,
         ),
     ]
 

@@ -130,17 +130,13 @@ def _helpers_that_stay(tmp_path_factory):
     children.start()
     resource_tracker.ensure_running()  # of processes that the standard library starts
     os.environ["SHAREDMASK_DIR"] = str(tmp_path_factory.mktemp("session") / "registry")
-    if not platform.can_share():
-        _keep_fonts()
-        yield
-        command.stop()
-        children.stop()
-        return
-    owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
-    owned.release()
-    for preload in ((), ("nilearn.signal",), executors.preloaded(False), executors.preloaded(True)):
-        pool.run_processes(len, (), [((),)], 1, preload=preload)
-    pool.shutdown()
+    if platform.can_share():
+        owned = OwnedSegment("warm-up", {"rows": ((1, 1), np.dtype("u1"))})
+        owned.release()
+    if pool.can_start_processes():
+        for preload in ((), ("nilearn.signal",), executors.preloaded(False), executors.preloaded(True)):
+            pool.run_processes(len, (), [((),)], 1, preload=preload)
+        pool.shutdown()
     _keep_fonts()
     import nilearn.maskers  # noqa: F401
 

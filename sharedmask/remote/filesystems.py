@@ -38,6 +38,7 @@ class FsspecServer:
             raise RemoteError(said) from error
         except OSError as error:  # some connect at once
             raise RemoteError(f"{self.name} cannot be reached: {self._said(error)}") from error
+        self._at_once = 1 if _is_archive(self._files) else _AT_ONCE
         self._stopped = Event()
 
     def head(self, most: int) -> tuple[Version, bytes]:
@@ -52,10 +53,10 @@ class FsspecServer:
             raise RemoteError(f"{self.name}: its server does not tell how long it is")
         ahead = deque[Future[bytes]]()
         starts = iter(range(place, version.nbytes, _BLOCK))
-        with ThreadPoolExecutor(_AT_ONCE, "sharedmask-remote") as threads:
+        with ThreadPoolExecutor(self._at_once, "sharedmask-remote") as threads:
             try:
                 while True:
-                    while len(ahead) < _AT_ONCE and (start := next(starts, None)) is not None:
+                    while len(ahead) < self._at_once and (start := next(starts, None)) is not None:
                         ahead.append(threads.submit(self._fetch, start, min(start + _BLOCK, version.nbytes)))
                     if not ahead:
                         return
@@ -151,7 +152,16 @@ def _opened(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     files, path = url_to_fs(url, **_options(url))
+    if _is_archive(files):
+        files = type(files)(*files.storage_args, **files.storage_options, skip_instance_cache=True)
     return files, str(path)
+
+
+def _is_archive(files: Any) -> bool:
+    """Whether all is read through one open file, in which whoever reads beside another misses its place."""
+    from fsspec.archive import AbstractArchiveFileSystem
+
+    return isinstance(files, AbstractArchiveFileSystem)
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class KeptFolder:
                 raise SegmentError(f"{self.path / name} is no file of sharedmask: move it away")
             found = read(fd)
         except AttachError as error:
-            _log.warning("%s is damaged, and is made again: %s", self.path / name, error)
+            # Who keeps the text keeps no frames.
+            _log.warning("%s is damaged, and is made again: %s", self.path / name, str(error))
             if is_named(folder, name, fd):
                 platform.remove_open(folder, name, fd)
             return None

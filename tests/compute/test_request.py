@@ -9,7 +9,7 @@ from images import SHAPE, bold, niimg, save
 
 from sharedmask import Grid, Regions
 from sharedmask.compute.request import Request
-from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.errors import MissingFileError, ParameterError, SharedMaskWarning
 from sharedmask.sources.opening import open_source
 
 N = 12
@@ -275,7 +275,9 @@ def test_a_file_that_is_no_table_of_confounds(content, source, tmp_path):
 
 
 def test_a_file_of_confounds_that_is_not_there(source, tmp_path):
-    assert str(tmp_path / "none.tsv") in refusal(source, confounds=tmp_path / "none.tsv")
+    missing = tmp_path / "none.tsv"
+    with pytest.raises(MissingFileError, match=f"^confounds {missing} does not exist"):
+        Request.checked(source, REGIONS, confounds=missing)
 
 
 def test_a_folder_is_no_file_of_confounds(source, tmp_path):

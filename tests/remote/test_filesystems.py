@@ -3,6 +3,7 @@
 import random
 import zipfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -78,6 +79,17 @@ def test_what_is_read_no_further_leaves_nothing(files):
     with RemoteFile(URL) as file:
         assert file.read(65536) == CONTENT[:65536]
         assert file.read(10) == CONTENT[65536:65546]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_files_of_one_archive_are_read_beside_each_other(tmp_path, method):
+    contents = {f"{place}.bin": CONTENT[place:] for place in range(3)}
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", method) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with ThreadPoolExecutor(3) as threads:
+        found = threads.map(read, [f"zip://{name}::{tmp_path}/z.zip" for name in contents])
+    assert list(found) == list(contents.values())
 
 
 @pytest.mark.parametrize("form", ["file://{}/a.bin", "file://localhost{}/a.bin", "zip://d/a.bin::{}/z.zip"])
