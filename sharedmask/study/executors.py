@@ -1,29 +1,25 @@
 """Executors: where the images of a study are worked on.
 
 Covers: worker processes and threads of this machine, Dask clusters, how many images at a time. Does not
-cover: which image is next (``cohort``), workers themselves (``pool``).
+cover: which image is next (``cohort``), tasks that wait for a worker (``executor`` of ``workers``).
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from functools import partial
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from sharedmask.compute.cleaning import CLEANING_MODULES
 from sharedmask.compute.connectivity import CONNECTIVITY_MODULES
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.system import limits, monitor, platform, process, settings
-from sharedmask.system.process import Lock
+from sharedmask.system import platform, process, settings
 from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
-from sharedmask.workers.failure import Failure
+from sharedmask.workers.executor import Processes
 
 _AHEAD = 64
 _SMALL_AHEAD = 32
-_TOGETHER = 16  # small images in one message
 _LARGE = 2**20
 # What their template imports, once for all of them.
 _EXTRACTING = ("sharedmask.study.cohort", "sharedmask.study.analysis", "isal.igzip", "psutil")
@@ -46,93 +42,6 @@ class Engine:
     """Small images that are given for each of these at a time, so that no worker waits for the caller."""
     begin: Callable[[], None] = _nothing
     """Has all that was given worked on: called by who gave it, who waits then."""
-
-
-class _Processes(Threads):
-    """Worker processes as an executor: a thread waits for each, and a death is its own task's.
-
-    Small tasks that wait go to a worker together, in one message.
-    """
-
-    def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
-        super().__init__(n_jobs, "sharedmask-cohort")
-        self._n_jobs, self._preload = n_jobs, preload
-        self._waiting: deque[_Waiting] = deque()
-        self._taking = Lock()
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
-        (task,) = arguments
-        waiting = _Waiting(Future(), function, task)
-        self._waiting.append(waiting)
-        if not task.is_small or len(self._waiting) >= _TOGETHER:
-            super().submit(self._work)
-        return waiting.future
-
-    def begin(self) -> None:
-        """Work on what waits for others to go with: nobody gives more for now."""
-        for _ in range(len(self._waiting)):
-            super().submit(self._work)
-
-    def _work(self) -> None:
-        taken = [one for one in self._take() if one.future.set_running_or_notify_cancel()]
-        if len(taken) > 1:
-            taken = self._work_together(taken)
-        for one in taken:
-            try:
-                one.future.set_result(self._call(one.function, [one.task]))
-            except BaseException as error:
-                one.future.set_exception(error)
-
-    def _take(self) -> "list[_Waiting]":
-        """The task that has waited longest; of small ones some, or a worker's part of few."""
-        with self._taking:
-            count, taken = len(self._waiting), list[_Waiting]()
-            most = _TOGETHER if count >= _TOGETHER else -(-count // self._n_jobs)
-            while self._waiting and len(taken) < most:
-                if taken and not (taken[0].task.is_small and self._waiting[0].task.is_small):
-                    break
-                taken.append(self._waiting.popleft())
-            return taken
-
-    def _work_together(self, taken: "list[_Waiting]") -> "list[_Waiting]":
-        """Those that nobody knows anything of, since the worker died of one of them: each by itself, then."""
-        try:
-            answers = self._call(partial(_each, taken[0].function), [one.task for one in taken])
-        except Exception:
-            return taken
-        for one, (value, failure) in zip(taken, answers, strict=True):
-            if failure is None:
-                one.future.set_result(value)
-            else:
-                one.future.set_exception(failure.error)
-        return []
-
-    def _call(self, function: Callable[..., Any], tasks: Sequence[Any]) -> Any:
-        with contextlib.ExitStack() as stack:
-            for task in tasks:  # the worker's own monitors tell nobody
-                stack.enter_context(monitor.operation(*task.operation))
-            return pool.run_processes(function, (), [tuple(tasks)], 1, None, self._preload)[0]
-
-
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    """A task, and who waits for it."""
-
-    future: Future[Any]
-    function: Callable[..., Any]
-    task: Any
-
-
-def _each(function: Callable[..., Any], *tasks: Any) -> list[tuple[Any, Failure | None]]:
-    """What the function gives for each task, or how it failed."""
-    found = list[tuple[Any, Failure | None]]()
-    with limits.looked_up():
-        for task in tasks:
-            try:
-                found.append((function(task), None))
-            except Exception as error:
-                found.append((None, Failure(error)))
-    return found
 
 
 def preloaded(cleans: bool, relates: bool = False) -> tuple[str, ...]:
@@ -181,7 +90,7 @@ def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]
     own: Executor
     begun = _nothing
     if _has_processes(count):
-        own = processes = _Processes(count, preload)
+        own = processes = Processes(count, preload)
         begun = processes.begin
     else:
         # Where nobody said how many: the second decodes while the first is in Python code that cleans.

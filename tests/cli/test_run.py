@@ -263,7 +263,7 @@ def test_how_many_images_go_at_a_time(run, monkeypatch, flags, most):
 
 
 def test_threads_where_no_memory_is_shared(run, monkeypatch):
-    monkeypatch.setattr(executors, "_Processes", None)  # which would be called
+    monkeypatch.setattr(executors, "Processes", None)  # which would be called
     assert run("--parallel", "-j", "2", "--disable-shared-memory").returncode == 0
 
 

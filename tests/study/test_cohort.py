@@ -313,8 +313,8 @@ def test_of_small_images_that_go_to_a_worker_together_each_has_its_own_end(runs,
         at_once.append(len(found := real(self)))
         return found
 
-    real = executors._Processes._take
-    monkeypatch.setattr(executors._Processes, "_take", take)
+    real = executors.Processes._take
+    monkeypatch.setattr(executors.Processes, "_take", take)
     monkeypatch.setattr(cohort, "_work", work)
     errors = {}
     study = extract_many(runs, masks, n_jobs=2, retries=0, on_error=lambda *error: errors.update([error]))
