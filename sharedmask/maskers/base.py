@@ -127,7 +127,7 @@ and pairs of files are accepted, complex images refused; values have native byte
         check_clean_args(self.clean_args)
         image = self._opened(imgs)
         waits = self.reports and self._can_wait(image)
-        with self._as_if(**self._as_images(), **({"reports": False} if waits else {})):
+        with self._as_if(**self._for_nilearn(), **({"reports": False} if waits else {})):
             super().fit(image, y)
         if waits:
             self._report_later(image)
@@ -195,8 +195,8 @@ and pairs of files are accepted, complex images refused; values have native byte
         lent.mask_img = deepcopy(self.mask_img)
         return super(SharedMasker, lent)._load_mask(imgs)
 
-    def _as_images(self) -> dict[str, Any]:
-        """Masks and atlases that nilearn would not find by their names, as images."""
+    def _for_nilearn(self) -> dict[str, Any]:
+        """Parameters as it takes them: images of masks and atlases that it would not find by their names."""
         given = ((name, getattr(self, name, None)) for name in ("mask_img", "labels_img", "maps_img"))
         paths = ((name, one) for name, one in given if isinstance(one, str | os.PathLike))
         return {name: as_niimg(one) for name, one in paths if url_of(one) or _is_taken_for_a_pattern(one)}

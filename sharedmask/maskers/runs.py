@@ -36,6 +36,10 @@ class ManyRuns:
     n_elements_: int
     memory_limit: int | float | str | None
 
+    def _for_nilearn(self) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._for_nilearn()  # type: ignore[misc]
+        return parameters | {"n_jobs": effective_n_jobs(self.n_jobs)}  # which it takes as a number alone
+
     def _opened(self, imgs: Any) -> Any:
         return [as_niimg(one) for one in imgs] if isinstance(imgs, list | tuple) else as_niimg(imgs)
 

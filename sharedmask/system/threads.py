@@ -41,7 +41,7 @@ def start(thread: threading.Thread) -> None:
 
 
 class Threads(ThreadPoolExecutor):
-    """As many as can be started; where none can, who submits does the work."""
+    """As many as can be started; where none can, or when the program ends, who submits does the work."""
 
     _alone = False
 
@@ -49,7 +49,9 @@ class Threads(ThreadPoolExecutor):
         if not self._alone:
             try:
                 return super().submit(function, *arguments, **named)
-            except CannotStartThreadError as error:
+            except RuntimeError as error:
+                if self._shutdown:
+                    raise
                 self._alone = True  # what waits in the queue stays there
                 _log.warning("%s; who asks does the work", str(error))  # who keeps it keeps no frames
         future: Future[_T] = Future()

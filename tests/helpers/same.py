@@ -108,6 +108,18 @@ def masker(kind, *arguments, **options):
     return call
 
 
+def of_runs(kind, *arguments):
+    def call(n_jobs):
+        masker = getattr(sharedmask, kind)(*arguments, detrend=True, standardize=None, n_jobs=n_jobs)
+        return masker.fit_transform(["run.nii.gz"] * 2)
+
+    return call
+
+
+def inner(signals):
+    return float(np.sum(signals)) + np.random.rand()
+
+
 def of_many_masks(n_jobs):
     return sharedmask.SharedMultiMasker(MASKS, detrend=True, standardize=None, n_jobs=n_jobs).fit_transform(
         "run.nii.gz"
@@ -137,6 +149,14 @@ CALLS = {
     ),
     "many": many(masks="atlas.nii", strategy="mean", detrend=True),
     "many, executor": lambda jobs: many(masks="mask.nii")(None if jobs > 1 else 1),
+    "masks in turn": image(lambda one, jobs: list(one.iter_masks(MASKS, n_jobs=jobs, detrend=True))),
+    "connectivity": image(lambda one, jobs: one.connectivity("atlas.nii", n_jobs=jobs)),
+    "searchlight": image(
+        lambda one, jobs: np.asarray(one.searchlight(inner, 1, mask_img="mask.nii", n_jobs=jobs).dataobj)
+    ),
+    "linear model": image(
+        lambda one, jobs: one.fit_glm(np.vander(np.arange(24.0), 2), "mask.nii", n_jobs=jobs).estimates
+    ),
     "batch": lambda jobs: list(
         sharedmask.batch_process({1: 1, 2: 2, 3: 3}, seen, n_jobs=jobs).results.values()
     ),
@@ -149,6 +169,9 @@ CALLS = {
     "masker of maps": masker("SharedMapsMasker", "maps.nii"),
     "masker of spheres": masker("SharedSpheresMasker", [(0, 0, 0), (3, 3, 3)], radius=1.5),
     "masker of many": of_many_masks,
+    "masker of runs": of_runs("SharedMultiNiftiMasker", "mask.nii"),
+    "masker of runs, labels": of_runs("SharedMultiLabelsMasker", "atlas.nii"),
+    "masker of runs, maps": of_runs("SharedMultiMapsMasker", "maps.nii"),
 }
 
 
@@ -231,8 +254,8 @@ def answer(name, n_jobs):
             faulthandler.cancel_dump_traceback_later()
 
 
-def answers(n_jobs):
-    return {name: answer(name, n_jobs) for name in CALLS}
+def answers(n_jobs, names=None):
+    return {name: answer(name, n_jobs) for name in names or CALLS}
 
 
 def warmed():

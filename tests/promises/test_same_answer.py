@@ -8,9 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import same
-from children import in_fork
+from children import in_fork, python
+
+from sharedmask.errors import ParameterError
 
 # --- moments -------------------------------------------------------------------------------------
 
@@ -79,6 +82,26 @@ def test_what_is_opened_in_one_folder_is_used_in_another(name, folders):
         expected, thing = same.digest(use(made())), made()
         os.chdir(folders / "b")
         assert same.digest(use(thing)) == expected
+
+
+# --- numbers of jobs -----------------------------------------------------------------------------
+
+WITHOUT = {"many, executor", *(name for name in same.CALLS if name.startswith("masker"))}
+WITH_JOBS = sorted(same.CALLS.keys() - WITHOUT | {name for name in same.CALLS if "masker of runs" in name})
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("n_jobs", [None, True, np.int64(2), np.array(2), -1], ids=repr)
+def test_a_number_of_jobs_is_one_to_every_call(n_jobs, folders):
+    alone = same.answers(1, WITH_JOBS)
+    assert same.answers(n_jobs, WITH_JOBS) == alone
+
+
+@pytest.mark.parametrize("n_jobs", [0, False, np.int64(0), np.array([2]), "2", 2.0, float("nan")], ids=repr)
+def test_what_is_no_number_of_jobs_is_refused_by_every_call(n_jobs, folders):
+    for name in WITH_JOBS:
+        with pytest.raises(ParameterError, match="n_jobs="):
+            same.answer(name, n_jobs)
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -160,6 +183,33 @@ def test_workers_answer_as_the_caller_in_every_place(places, folders, segments_o
         [sys.executable, *command], capture_output=True, text=True, timeout=280, env=environment
     )
     assert (done.returncode, done.stdout) == (0, right), done.stderr
+    assert segments_of_this_test() == set()
+
+
+LAST = """
+import atexit, threading, time, weakref
+from multiprocessing.util import Finalize
+class Kept: pass
+kept = Kept()
+alone = answers(1)
+def last():
+    del CALLS["many, executor"]  # whose executor refuses
+    print([name for name, one in answers(2).items() if one != alone[name]], flush=True)
+def late():
+    threading.main_thread().join()
+    last()
+if MOMENT == "atexit": atexit.register(last)
+if MOMENT == "finalizer": weakref.finalize(kept, last)
+if MOMENT == "thread": threading.Thread(target=late).start()
+if MOMENT == "multiprocessing": Finalize(None, last, exitpriority=1)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["atexit", "finalizer", "thread", "multiprocessing"])
+def test_workers_answer_as_the_caller_while_the_program_ends(moment, folders, segments_of_this_test):
+    done = python(f"{Path(same.__file__).read_text()}\nMOMENT = {moment!r}\n{LAST}", fresh=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     assert segments_of_this_test() == set()
 
 
