@@ -347,14 +347,20 @@ def stream_of(generator: Any) -> Stream:
 # --- those that a function may draw from ---------------------------------------------------------
 
 
-def global_generators() -> dict[Name, Any]:
-    """The generators that a function may draw from without holding them."""
+def library_generators() -> dict[Name, Any]:
+    """Those that every process has one of."""
     found: dict[Name, Any] = {
         "numpy": np.random.mtrand._rand,
         "random": random.seed.__self__,  # type: ignore[attr-defined]
     }
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "default_generator"):
         found["torch"] = torch.default_generator
+    return found
+
+
+def global_generators() -> dict[Name, Any]:
+    """The generators that a function may draw from without holding them."""
+    found = library_generators()
     for module in own_modules():
         for name, value in list(vars(module).items()):
             if is_generator(value):

@@ -38,6 +38,7 @@ class _Own:
     """The user's modules among those that are loaded."""
 
     def __init__(self) -> None:
+        self.known: set[str] = set()
         self._looked_at: set[str] = set()
         self._names: list[str] = []
         self._last: tuple[int, str] | None = None
@@ -48,6 +49,7 @@ class _Own:
             new = sys.modules.keys() - self._looked_at
             self._looked_at |= new
             self._names += sorted(filter(_is_own, new))
+            self.known = set(self._names)
             self._last = last
         return self._names
 
@@ -60,6 +62,18 @@ def own_modules() -> Iterator[ModuleType]:
     for name in _own.names():
         if isinstance(module := sys.modules.get(name), ModuleType):
             yield module
+
+
+def is_own(name: str) -> bool:
+    """Whether it is one of them, as far as they have been looked for."""
+    return name in _own.known
+
+
+def travels_whole(name: str) -> bool:
+    """Whether functions of this module travel by value, with its variables."""
+    import cloudpickle
+
+    return name in cloudpickle.list_registry_pickle_by_value()
 
 
 class Modules:

@@ -27,6 +27,7 @@ from sharedmask.system.threads import Threads
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.generators import Name, Root, global_generators, kept
 from sharedmask.workers.modules import Modules
+from sharedmask.workers.packing import dumps
 from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
@@ -277,7 +278,8 @@ class _CannotTravelError(WorkerError):
 
 def _packed(kernel: Kernel, arguments: Item, streams: Streams | None) -> bytes:
     try:
-        return (dumps_by_value if streams is None else streams.dumps)((kernel, arguments))
+        job = kernel, arguments
+        return dumps(job)[0] if streams is None else streams.dumps(job)
     except _UNPICKLABLE as error:
         raise _CannotTravelError(f"the function cannot be sent to workers: {error}") from error
 

@@ -9,9 +9,6 @@ it was.
 """
 
 import contextlib
-import functools
-import io
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.workers import packing
 from sharedmask.workers.generators import (
     BYTES,
     Name,
@@ -26,7 +24,6 @@ from sharedmask.workers.generators import (
     Stream,
     global_generators,
     import_owner,
-    is_generator,
     kept,
     stream_of,
 )
@@ -97,19 +94,14 @@ class Streams:
 
     def dumps(self, thing: object) -> bytes:
         """Pickled by value; the generators in it have streams too, here and where it arrives."""
-        file = io.BytesIO()
-        self._look(thing, file)
-        return file.getvalue()
+        payload, held = packing.dumps(thing)
+        self._add(dict(enumerate(held)))
+        return payload
 
     def _seek(self) -> None:
-        """Find the generators that the function holds, without a copy of anything."""
+        """Find the generators that the function holds."""
         with contextlib.suppress(Exception):  # it stays here, and need not be one that travels
-            self._look(self._function, _Nowhere(), buffer_callback=lambda _: None)
-
-    def _look(self, thing: object, file: Any, **options: Any) -> None:
-        pickler = _pickler()(file, **options)
-        pickler.dump(thing)
-        self._add(dict(enumerate(pickler.held)))
+            self._add(dict(enumerate(packing.held_by(self._function))))
 
     def _add(self, generators: Mapping[Name, Any]) -> None:
         for name, generator in generators.items():
@@ -171,52 +163,3 @@ def _entropy(random_state: Any) -> int:
     except (TypeError, ValueError) as error:
         raise ParameterError(f"random_state={random_state!r} is no seed: {error}") from error
     return _number(seeds.generate_state(4).tobytes())
-
-
-# --- generators that a function holds ------------------------------------------------------------
-
-
-class _Nowhere(io.RawIOBase):
-    def write(self, data: Any) -> int:
-        return len(data)
-
-
-@functools.cache
-def _pickler() -> Any:
-    import cloudpickle
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Takes note of generators, and numbers them for where they arrive."""
-
-        def __init__(self, file: Any, **options: Any) -> None:
-            super().__init__(file, protocol=5, **options)
-            self.held: list[Any] = []
-            self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
-
-        def reducer_override(self, met: Any) -> Any:
-            if not is_generator(met):
-                return super().reducer_override(met)
-            bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
-            if any(bits is one for one in self._bits):
-                return super().reducer_override(met)
-            self._bits.append(bits)
-            self.held.append(met)
-            reduced: Any = met.__reduce_ex__(4)
-            return _arrived, (len(self.held) - 1, reduced[0], *reduced[1]), *reduced[2:]
-
-    return Pickler
-
-
-_arriving: dict[int, Any] = {}
-
-
-def _arrived(number: int, make: Callable[..., Any], *arguments: Any) -> Any:
-    _arriving[number] = make(*arguments)
-    return _arriving[number]
-
-
-def loads(payload: bytes) -> tuple[Any, list[Any]]:
-    """What :meth:`Streams.dumps` packed, and the generators in it."""
-    _arriving.clear()
-    thing = pickle.loads(payload)
-    return thing, [_arriving[number] for number in range(len(_arriving))]

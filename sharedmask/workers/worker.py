@@ -36,7 +36,9 @@ from sharedmask.system import platform
 from sharedmask.system.process import boot_id
 from sharedmask.workers import generators, streams
 from sharedmask.workers.failure import Failure, dumps
+from sharedmask.workers.packing import loads
 from sharedmask.workers.surroundings import Entered
+from sharedmask.workers.variables import taken_over
 
 PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
@@ -122,6 +124,7 @@ class _Worker:
         self._kernel: Kernel = len
         self._arguments: Item = ()
         self._streams = streams.ItemStreams({}, ())
+        self._taken_over = contextlib.ExitStack()
 
     def begin(
         self, payload: bytes, surroundings: bytes | None, roots: Mapping[generators.Name, generators.Root]
@@ -133,7 +136,8 @@ class _Worker:
                 self._entered.require()
             else:
                 self._entered.enter(surroundings)
-            (kernel, arguments), held = streams.loads(payload)
+            (kernel, arguments), held, values = loads(payload)
+            self._taken_over.enter_context(taken_over(values))
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
             self._streams = streams.ItemStreams(roots, held)
         except Exception as error:
@@ -174,6 +178,7 @@ class _Worker:
         self._entered.restore()
 
     def _drop(self) -> None:
+        self._taken_over.close()
         self._kernel, self._arguments = len, ()
         self._streams = streams.ItemStreams({}, ())
 

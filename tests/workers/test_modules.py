@@ -89,3 +89,19 @@ def test_a_module_that_no_file_has(warm):
         assert both(made.answer) == "made"
     finally:
         del sys.modules["made_at_run_time"]
+
+
+def test_what_another_module_holds_of_a_reloaded_one(module, tmp_path):
+    """Its old function, which no import would give."""
+    users = module.write("def answer(): return 'old'").imported()
+    (tmp_path / "users_other.py").write_text(
+        f"from {users.__name__} import answer\ndef asked(): return answer()"
+    )
+    try:
+        other = importlib.import_module("users_other")
+        assert both(other.asked) == "old"
+        module.write("def answer(): return 'rather new'")
+        importlib.reload(users)
+        assert both(other.asked) == "old"
+    finally:
+        sys.modules.pop("users_other", None)

@@ -13,7 +13,7 @@ import pytest
 from jobs import in_worker
 
 from sharedmask.workers import pool
-from sharedmask.workers.failure import dumps_by_value
+from sharedmask.workers.packing import dumps
 from sharedmask.workers.surroundings import Surroundings
 
 
@@ -211,7 +211,7 @@ def test_what_could_not_be_entered_is_tried_again_by_each_job(folder):
     surroundings = replace(Surroundings.here(), folder=str(there))
 
     def look():
-        worker.begin(dumps_by_value((os.getcwd, ())), surroundings, {})
+        worker.begin(dumps((os.getcwd, ()))[0], surroundings, {})
         worker.send("items", [((), 0)])
         (answer,) = worker.receive()
         return answer
