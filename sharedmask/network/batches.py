@@ -22,6 +22,7 @@ from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
 from sharedmask.workers import pool
 from sharedmask.workers.failure import Failure
+from sharedmask.workers.generators import bits_of, is_generator
 from sharedmask.workers.streams import Streams
 
 Batch = Mapping[str, Any]
@@ -130,6 +131,8 @@ def batch_process(
     ------
     CallbackError
         See ``errors``.
+    ParameterError
+        Two lesions hold one random generator.
 
     Examples
     --------
@@ -144,6 +147,7 @@ def batch_process(
     check_size(batch_size)
     given, outcome = named_masks(lesions), BatchOutcome()
     take = partial(_take, on_batch, errors, outcome)
+    _refuse_shared_generators(given)
     with _runner_for(analysis, n_jobs, random_state) as run:
         in_turn(run, given, batch_size or run.batch_size, take, progress)
     return outcome
@@ -163,6 +167,21 @@ def in_turn(
             take(number, run(batch, partial(_advance, tell, done, len(batch))))
             done += len(batch)
             tell(done)
+
+
+def _refuse_shared_generators(given: Batch) -> None:
+    """Of one that several lesions hold each worker would have a copy, and all would draw the same."""
+    holders: dict[int, str] = {}
+    for name, lesion in given.items():
+        inside = lesion.values() if isinstance(lesion, dict) else getattr(lesion, "__dict__", {}).values()
+        inside = lesion if isinstance(lesion, list | tuple) else inside
+        for bits in {id(bits_of(one)) for one in (lesion, *inside) if is_generator(one)}:
+            if bits in holders:
+                raise ParameterError(
+                    f"lesions {holders[bits]!r} and {name!r} hold one random generator, of which each worker "
+                    "would have a copy: let the function hold it, which gives each lesion numbers of its own"
+                )
+            holders[bits] = name
 
 
 def _advance(tell: Callable[[int], None], done: int, size: int, share: float) -> None:

@@ -344,6 +344,11 @@ def stream_of(generator: Any) -> Stream:
     return Stream(generator)
 
 
+def bits_of(generator: Any) -> Any:
+    """What two generators share if they give numbers in turn."""
+    return getattr(generator, "bit_generator", getattr(generator, "_bit_generator", generator))
+
+
 # --- those that a function may draw from ---------------------------------------------------------
 
 

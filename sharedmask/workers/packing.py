@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from sharedmask.workers.generators import Name, is_generator, library_generators
+from sharedmask.workers.generators import Name, bits_of, is_generator, library_generators
 from sharedmask.workers.variables import Reached, Values
 
 
@@ -72,7 +72,7 @@ def _pickler() -> Any:
             for name, one in library_generators().items():
                 if met is one:  # of which every process has one
                     return _library_generator, (name,)
-            bits = getattr(met, "bit_generator", getattr(met, "_bit_generator", met))
+            bits = bits_of(met)
             if any(bits is one for one in self._bits):
                 return super().reducer_override(met)
             self._bits.append(bits)

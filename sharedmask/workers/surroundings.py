@@ -1,8 +1,8 @@
 """What a worker has in common with its caller at the moment of a call.
 
-Covers: the folder, the environment, where modules are found, locale, file mode, filters of warnings, NumPy's
-errors; taken in the caller, taken over by the worker. Does not cover: modules (``modules``), when workers
-and what they come from are told (``pool``, ``template``).
+Covers: the folder, the environment, where modules are found, locale, file mode, filters of warnings, settings
+of NumPy, the standard library and ours; taken in the caller, taken over by the worker. Does not cover:
+modules (``modules``), when workers and what they come from are told (``pool``, ``template``).
 
 What a process has once and for all stays the template's: one thread for BLAS, descriptors, signals, limits.
 """
@@ -14,7 +14,9 @@ import multiprocessing
 import os
 import pickle
 import re
+import socket
 import sys
+import tempfile
 import time
 import warnings
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.records import dataclass
-from sharedmask.system import platform
+from sharedmask.system import platform, settings
 from sharedmask.system.process import cached_property
 from sharedmask.workers.failure import dumps_by_value
 
@@ -46,9 +48,19 @@ class Surroundings:
     float_errors: dict[str, str]
     print_options: dict[str, Any]
     """NumPy's."""
+    buffer: int
+    """NumPy's."""
     decimals: tuple[Any, ...] | None
     """The context of ``decimal``, without its flags; None: as it is in the beginning."""
     recursion_limit: int
+    int_digits: int
+    """That a number may have as text."""
+    temporary: Any
+    """Where ``tempfile`` makes files; None: it has not looked yet."""
+    timeout: float | None
+    """Of new sockets."""
+    knobs: dict[str, Any]
+    """Of ours, as ``settings.using`` has set them."""
     cpus: set[int]
     """On which it may run."""
     authkey: bytes
@@ -72,8 +84,13 @@ class Surroundings:
             [(one[0], one[1], _name(one[2]), *one[3:]) for one in warnings.filters],  # type: ignore[arg-type]
             dict(np.geterr()),  # type: ignore[arg-type]
             dict(np.get_printoptions()),
+            np.getbufsize(),
             _decimals(),
             sys.getrecursionlimit(),
+            sys.get_int_max_str_digits(),
+            tempfile.tempdir,
+            socket.getdefaulttimeout(),
+            settings.given(),
             platform.cpus(),
             bytes(multiprocessing.current_process().authkey),
         )
@@ -95,8 +112,13 @@ class Surroundings:
             warnings.filters.append((action, message, _category(*name), module, line))  # type: ignore[attr-defined]
         np.seterr(**self.float_errors)  # type: ignore[arg-type]
         np.set_printoptions(**self.print_options)
+        np.setbufsize(self.buffer)
         _set_decimals(self.decimals)
         sys.setrecursionlimit(self.recursion_limit)
+        sys.set_int_max_str_digits(self.int_digits)
+        tempfile.tempdir = self.temporary
+        socket.setdefaulttimeout(self.timeout)
+        settings.adopt(self.knobs)
         if self.cpus:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self.cpus)

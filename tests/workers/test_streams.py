@@ -375,3 +375,13 @@ def test_imports_in_the_middle_of_a_call_draw_nothing(tmp_path, monkeypatch):
         assert drawn(1) == drawn(2)
     finally:
         pool._pools.pop(("draws_when_imported",)).end()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("hold", [lambda rng: rng, lambda rng: [1, rng], lambda rng: {"rng": rng}])
+def test_a_generator_that_two_items_hold_is_refused(n_jobs, hold):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ParameterError, match="'a' and 'b' hold one random generator"):
+        batch_process({"a": hold(rng), "b": hold(rng)}, len, n_jobs=n_jobs)
+    own = dict(zip("ab", map(hold, rng.spawn(2)), strict=True))
+    assert batch_process(own, lambda _: 1, n_jobs=n_jobs).results == {"a": 1, "b": 1}

@@ -3,7 +3,9 @@
 import decimal
 import locale
 import os
+import socket
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import replace
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from jobs import in_worker
 
+from sharedmask.system import settings
 from sharedmask.workers import pool
 from sharedmask.workers.packing import dumps
 from sharedmask.workers.surroundings import Surroundings
@@ -100,6 +103,41 @@ def test_numpys_printing_is_the_callers(warm):
     with np.printoptions(precision=2):
         assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33]"
     assert in_worker(lambda: str(np.ones(1) / 3)) == "[0.33333333]"
+
+
+def digits():
+    try:
+        return len(str(10**5000))
+    except ValueError:
+        return "too many"
+
+
+def limit():
+    return settings.current().memory_limit
+
+
+def test_settings_of_libraries_are_the_callers(folder, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert in_worker(tempfile.gettempdir) == str(folder)
+    before = socket.getdefaulttimeout(), np.getbufsize(), sys.get_int_max_str_digits()
+    assert in_worker(digits) == "too many"
+    try:
+        socket.setdefaulttimeout(7.5)
+        np.setbufsize(16384)
+        sys.set_int_max_str_digits(9999)
+        assert (in_worker(socket.getdefaulttimeout), in_worker(np.getbufsize)) == (7.5, 16384)
+        assert in_worker(digits) == 5001
+    finally:
+        socket.setdefaulttimeout(before[0])
+        np.setbufsize(before[1])
+        sys.set_int_max_str_digits(before[2])
+    assert in_worker(socket.getdefaulttimeout) == before[0]
+
+
+def test_our_settings_are_the_callers(warm):
+    with settings.using(memory_limit="1G"):
+        assert in_worker(limit) == "1G"
+    assert in_worker(limit) is None
 
 
 def test_the_context_of_decimal_is_the_callers(warm):
