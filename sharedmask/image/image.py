@@ -333,14 +333,13 @@ class SharedImage(Searchlights):
             With that name.
         """
         with self._lock:
-            if self._loaded().shared is None:
+            held = self._loaded()
+            if held.attachment is None or held.shared is None:
                 return self.handle  # which says why there is none
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
-            handle = self._owned.rename(name)
-            self._name = name
-            self._held = rows.attached(segment.attach(handle))
-            return handle
+            self._name, held.attachment.handle = name, self._owned.rename(name)  # with which views travel
+            return held.attachment.handle
 
     @classmethod
     def attach(cls, handle: Handle | str) -> "SharedImage":

@@ -259,7 +259,7 @@ def open_shm(name: str, label: str, writable: bool) -> int:
     would unlink the segment of a living owner when this process exits."""
     access = os.O_RDWR if writable else os.O_RDONLY
     try:
-        return os.open(SHM / name, access | platform.NOFOLLOW | _OPEN)
+        return os.open(f"{SHM}/{name}", access | platform.NOFOLLOW | _OPEN)
     except FileNotFoundError as error:
         raise AttachError(f"the shared image {label} is gone: {error.strerror}") from error
 

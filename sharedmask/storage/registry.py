@@ -190,21 +190,17 @@ class OwnedSegment:
 
     def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Seal the segment and publish its handle in the record."""
-        handle = self.segment.share(self.label, meta, writable=writable)
-        self._record.replace(handle.to_json())
-        return handle
+        return self._published(self.segment.share(self.label, meta, writable=writable))
 
-    @property
-    def handle(self) -> Handle:
-        """What was published."""
-        return Handle.from_json(self._record.content)
+    def _published(self, handle: Handle) -> Handle:
+        self._record.replace(handle.to_json())
+        self.handle = handle
+        return handle
 
     def rename(self, label: str) -> Handle:
         """Publish the handle under another label; the segment stays as it is."""
-        handle = replace(self.handle, label=label)
-        self._record.replace(handle.to_json())
         self.label = label
-        return handle
+        return self._published(replace(self.handle, label=label))
 
     def keep_record(self) -> None:
         """Write the record again if somebody removed it, so that we can be seen and cleaned up."""

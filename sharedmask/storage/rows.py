@@ -64,11 +64,14 @@ class Rows:
     finite: bool
     voxels: NDArray[np.intp] | None = None
     """Sorted numbers of the voxels held, one per row; None for all of the image's."""
-    shared: Shared | None = None
     attachment: Attachment | None = None
     """Where they are attached; without it a view could not be made once the owner is gone."""
     as_they_lie: str | None = None
     """The user's file, if they are looked at in it: it is read while they are, and not before."""
+
+    @property
+    def shared(self) -> Shared | None:
+        return None if self.attachment is None else self.attachment.shared("rows")
 
     @property
     def stored_view(self) -> Array:
@@ -153,8 +156,7 @@ class MappedVolumes(ArraySource):
 
     @property
     def shared(self) -> Shared | None:
-        handle = self.attachment.handle
-        return Shared(handle, "volumes") if handle.store != PRIVATE else None
+        return self.attachment.shared("volumes")
 
     def check(self, when: str = "after it was mapped: open it again") -> None:
         if self.attachment.is_written_to():
@@ -197,11 +199,10 @@ def attached(attachment: Attachment) -> Held:
         facts, finite = Facts.from_dict(meta["facts"]), bool(meta["finite"])
         if "rows" in arrays:
             file = attachment.file
-            shared = Shared(handle, "rows") if handle.store != PRIVATE else None
             lies = None if file is None or file.ours else file.path
             if lies is not None:
                 mapped_file.no_read_ahead(arrays["rows"])
-            return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), shared, attachment, lies)
+            return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), attachment, lies)
         view = attachment.view("volumes").reshape(facts.shape[::-1]).T
         known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
         return MappedVolumes(**known, files=(), dataobj=view, attachment=attachment)

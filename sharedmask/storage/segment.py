@@ -16,7 +16,6 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -90,7 +89,7 @@ class Handle:
     version: int = _VERSION
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(vars(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Handle":
@@ -239,6 +238,10 @@ class Attachment(Origin):
 
     def reopened_by(self) -> tuple[Callable[..., "SharedArray"], str]:
         return output_of if self.writable else view_of, self.handle.to_json()
+
+    def shared(self, name: str) -> "Shared | None":
+        """The array ``name`` as an argument, if others can attach."""
+        return None if self.handle.store == PRIVATE else Shared(self.handle, name)
 
     def view(self, name: str) -> "SharedArray":
         """The array ``name`` as one that pickles as a handle, if others can attach."""

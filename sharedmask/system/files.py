@@ -55,9 +55,12 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[F
         It cannot be used, or others than this user can.
     """
     try:
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        folder = platform.open_folder(path, platform.NOFOLLOW)
+        try:
+            folder = platform.open_folder(path, platform.NOFOLLOW)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            folder = platform.open_folder(path, platform.NOFOLLOW)
     except OSError as error:
         raise SegmentError(f"{what} {path} cannot be used: {error.strerror}") from error
     try:

@@ -99,16 +99,17 @@ class Modules:
         module, before = sys.modules.get(name), self._seen.get(name)
         if module is None:
             return
-        now = _Seen(_spec(module), _stamp(_spec(module)))
-        if before is None or now.spec is not before.spec:
+        spec = _spec(module)
+        stamp = _stamp(spec)
+        if before is None or spec is not before.spec:
             self.generation += before is not None
-            self._seen[name] = now
-            self._send(module, by_value=not _is_found(name, now.spec))
-        elif now.stamp != before.stamp:
+            self._seen[name] = _Seen(spec, stamp)
+            self._send(module, by_value=not _is_found(name, spec))
+        elif stamp != before.stamp:
             # The file was changed: workers would import what is not run here.
             self._send(module, by_value=True)
         elif again:
-            self._send(module, by_value=not _is_found(name, now.spec))
+            self._send(module, by_value=not _is_found(name, spec))
 
     def _send(self, module: ModuleType, by_value: bool) -> None:
         import cloudpickle
@@ -145,11 +146,13 @@ def _spec(module: ModuleType) -> Any:
 
 def _stamp(spec: Any) -> tuple[int, int, int] | None:
     origin = getattr(spec, "origin", None)
-    if isinstance(origin, str):
-        with contextlib.suppress(OSError, ValueError):
-            found = os.stat(origin)
-            return found.st_mtime_ns, found.st_ino, found.st_size
-    return None
+    if not isinstance(origin, str):
+        return None
+    try:
+        found = os.stat(origin)
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _is_found(name: str, spec: Any) -> bool:

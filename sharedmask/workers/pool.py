@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import pickle
+import select
 import sys
 import warnings
 from collections import deque
@@ -42,6 +43,7 @@ _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.co
 _MANY = 8  # items for each worker
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
+_END = pickle.dumps(("end", True))
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
 
@@ -56,15 +58,27 @@ class _Worker:
         """Of the user's modules: those that it may have imported."""
         self._surroundings = surroundings
 
+        self._job: tuple[bytes, Surroundings, Mapping[Name, Root]] | None = None
+        """That it is told of with its first items: each message wakes it."""
+        self._knows_end = True
+
     def begin(self, payload: bytes, surroundings: Surroundings, roots: Mapping[Name, Root]) -> None:
-        known = surroundings is self._surroundings
-        self.send("job", payload, None if known else surroundings.packed, roots)
-        self._surroundings = surroundings
+        self._job = payload, surroundings, roots
 
-    def send(self, *message: Any) -> None:
-        self.send_packed(pickle.dumps(message))
+    def give(self, items: bytes, are_last: bool) -> None:
+        if self._job is not None:
+            payload, surroundings, roots = self._job
+            packed = None if surroundings is self._surroundings else surroundings.packed
+            items = pickle.dumps(("job", payload, packed, roots, items))
+            self._job, self._surroundings = None, surroundings
+        self._knows_end = are_last
+        self.send(items)
 
-    def send_packed(self, message: bytes) -> None:
+    def end(self) -> None:
+        if not self._knows_end:
+            self.send(_END)
+
+    def send(self, message: bytes) -> None:
         # A worker that died is noticed where its answer is awaited.
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self.pipe.send_bytes(message)
@@ -128,6 +142,8 @@ class _Pool:
         self, workers: list[_Worker], count: int, generation: int, surroundings: Surroundings
     ) -> None:
         """Start what is missing of ``count``; where only some can be, those do the work."""
+        if len(workers) == count:
+            return
         try:
             for pipe, process in self._template.fork(count - len(workers), surroundings):
                 workers.append(_Worker(pipe, process, generation, surroundings))
@@ -139,9 +155,10 @@ class _Pool:
 
     def _fit(self, workers: list[_Worker], generation: int) -> list[_Worker]:
         """Those that live and have no old modules."""
-        unfit = [one for one in workers if not one.process.is_alive() or one.generation != generation]
-        self._stop(unfit)
-        return [worker for worker in workers if worker not in unfit]
+        fit = [one for one in workers if one.generation == generation and one.process.is_alive()]
+        if len(fit) < len(workers):
+            self._stop([worker for worker in workers if worker not in fit])
+        return fit
 
     def _stop(self, workers: list[_Worker]) -> None:
         for worker in workers:
@@ -217,7 +234,8 @@ def begin(preload: Sequence[str]) -> None:
 
 
 def _pool(preload: Sequence[str]) -> _Pool:
-    return _pools.setdefault(tuple(preload), _Pool(preload))
+    key = tuple(preload)
+    return _pools.get(key) or _pools.setdefault(key, _Pool(preload))
 
 
 def shutdown() -> None:
@@ -263,7 +281,7 @@ def run_processes(
                 worker.begin(payload, surroundings, {} if streams is None else streams.roots)
             answers = _Dispatch(workers, items, on_done, streams).run()
             for worker in workers:
-                worker.send("end")
+                worker.end()
         return answers
     except (CannotStartError, _CannotTravelError) as error:
         _log.warning("%s; threads of this process do the work", str(error))
@@ -301,7 +319,10 @@ class _Dispatch:
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
         self._next = 0
         self._packed: tuple[range, bytes] | None = None
-        self._busy = {worker.pipe: (worker, deque[int]()) for worker in workers}
+        self._busy = {worker.pipe.fileno(): (worker, deque[int]()) for worker in workers}
+        self._poll = select.poll()
+        for number in self._busy:
+            self._poll.register(number, select.POLLIN)
         self._are_many = len(items) > _MANY * len(workers)
         self._seconds, self._bytes = PATIENCE, float(_MESSAGE_BYTES)  # of an item, as far as is known
         self._answers: list[Any] = [None] * len(items)
@@ -311,18 +332,19 @@ class _Dispatch:
         for worker, given in self._busy.values():
             self._give(worker, given)
         while self._busy:
-            for pipe in self._ready():
-                worker, given = self._busy[pipe]
+            for number, _ in self._ready():
+                worker, given = self._busy[number]
                 for answer in worker.receive():
                     self._take(given.popleft(), answer)
                 self._give(worker, given)
                 if not given:
-                    del self._busy[pipe]
+                    del self._busy[number]
+                    self._poll.unregister(number)
         return self._answers
 
-    def _ready(self) -> Iterable[Any]:
-        """Pipes that have an answer, or have ended."""
-        while not (ready := connection.wait(list(self._busy), _LOOK_SECONDS)):
+    def _ready(self) -> Iterable[tuple[int, int]]:
+        """Pipes that have an answer, or have ended, by their descriptors."""
+        while not (ready := self._poll.poll(_LOOK_SECONDS * 1000)):
             # A forked child of ours may hold the other end of a pipe, which then does not end.
             for worker, _ in self._busy.values():
                 if worker.is_silent():
@@ -339,7 +361,7 @@ class _Dispatch:
             if given and not fits:
                 return
             given.extend(numbers)
-            worker.send_packed(message)
+            worker.give(message, numbers.stop == len(self._items))
             self._packed = None
 
     def _pack(self) -> tuple[range, bytes] | None:
@@ -352,7 +374,7 @@ class _Dispatch:
         numbers = range(self._next, self._next + max(1, together))
         items = [(self._items[n], self._numbers[n]) for n in numbers]
         try:
-            message = dumps_by_value(("items", items))
+            message = dumps_by_value(("items", items, numbers.stop == len(self._items)))
         except _UNPICKLABLE as error:
             raise WorkerError(
                 f"what is worked on cannot be sent to workers, as n_jobs asks: {error}"

@@ -17,13 +17,13 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharedmask.records import dataclass
 from sharedmask.system import platform, settings
 from sharedmask.system.process import cached_property
 from sharedmask.workers.failure import dumps_by_value
@@ -33,10 +33,7 @@ ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", 
 _ONE_THREAD = {os.fsencode(name): os.fsencode(value) for name, value in ONE_THREAD.items()}
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """A caller's; equal as long as nothing of it changes."""
-
+class _Facts(NamedTuple):
     folder: str
     environment: dict[bytes, bytes]
     path: list[str]
@@ -44,7 +41,7 @@ class Surroundings:
     locale: str
     umask: int | None
     filters: list[tuple[Any, ...]]
-    """Of warnings, categories by their names: what is not imported by a worker is not for a filter."""
+    """Of warnings."""
     float_errors: dict[str, str]
     print_options: dict[str, Any]
     """NumPy's."""
@@ -66,10 +63,15 @@ class Surroundings:
     authkey: bytes
     """With which proxies of the caller's managers are used."""
 
+
+class Surroundings(_Facts):
+    """A caller's; equal as long as nothing of it changes."""
+
     @cached_property
     def packed(self) -> bytes:
-        """As they travel."""
-        return dumps_by_value(self)
+        """As they travel, categories by their names: what is not imported by a worker is not for a filter."""
+        named = [(one[0], one[1], _name(one[2]), *one[3:]) for one in self.filters]
+        return dumps_by_value(self._replace(filters=named))
 
     @classmethod
     def here(cls) -> "Surroundings":
@@ -81,9 +83,9 @@ class Surroundings:
             list(getattr(sys, "argv", ())),  # which a program that embeds Python may lack
             locale.setlocale(locale.LC_ALL),
             _umask(),
-            [(one[0], one[1], _name(one[2]), *one[3:]) for one in warnings.filters],  # type: ignore[arg-type]
-            dict(np.geterr()),  # type: ignore[arg-type]
-            dict(np.get_printoptions()),
+            list(warnings.filters),
+            np.geterr(),  # type: ignore[arg-type]
+            np.get_printoptions(),  # type: ignore[arg-type]
             np.getbufsize(),
             _decimals(),
             sys.getrecursionlimit(),
@@ -193,7 +195,10 @@ def _set_decimals(wanted: tuple[Any, ...] | None) -> None:
 
 
 def _umask() -> int | None:
-    """Read without a moment in which it is another one; None where the kernel does not tell."""
+    """Read without a moment in which another thread finds another; None where the kernel does not tell."""
+    if threading.active_count() == 1:
+        os.umask(mask := os.umask(0o077))
+        return mask
     with contextlib.suppress(OSError):
         file = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
         try:

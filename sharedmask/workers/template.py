@@ -34,7 +34,7 @@ from typing import NoReturn
 from sharedmask.errors import WorkerError
 from sharedmask.system import settings
 from sharedmask.system.limits import explained
-from sharedmask.system.platform import rights
+from sharedmask.system.platform import is_readable, rights
 from sharedmask.system.process import Lock
 from sharedmask.workers.surroundings import ONE_THREAD, Entered, Surroundings
 
@@ -207,7 +207,7 @@ class Child:
 
     def is_alive(self) -> bool:
         """Whether nothing was told of its end, nor of its template's."""
-        return self.exitcode is None and not self._told.closed and not self._told.poll()
+        return self.exitcode is None and not self._told.closed and not is_readable(self._told)
 
     def wait(self, seconds: float = _END_SECONDS) -> int | None:
         """Its exit code, minus the signal that ended it; None if it runs on or nobody knows."""

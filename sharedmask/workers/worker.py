@@ -6,26 +6,25 @@ come from (``template``), who gives them work (``pool``), what kernels do (``ker
 ::
 
     job   the caller's surroundings if they are new, the kernel and the arguments that all items share,
-          roots of random streams; Shared arguments are attached on arrival
+          roots of random streams, the first items; Shared arguments are attached on arrival
     items one call of the kernel each; an answer is the value or its failure, and what was warned of.
-          Those of quick items go back together
+          Those of quick items go back together. Who gets the last ones is at the end then
     end   the arguments are dropped, so an idle worker holds no image
 
 A worker exits when its pipe ends, whatever it is doing: its caller is gone, or has no use for it.
 """
 
+import _thread
 import contextlib
 import multiprocessing
 import os
 import pickle
 import select
-import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence, Set
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from sharedmask.errors import WorkerError
 from sharedmask.records import dataclass
 from sharedmask.storage.segment import Shared, attach
 from sharedmask.system import platform
+from sharedmask.system.platform import is_readable
 from sharedmask.system.process import boot_id
 from sharedmask.workers import generators, streams
 from sharedmask.workers.failure import Failure, dumps
@@ -44,6 +44,7 @@ PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
 _REUSED_BYTES = 2 * 2**20  # of an array; a worker keeps twice that at most, until the end of its job
 _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
+_REST_SECONDS = 0.001  # without a job, after which what was freed is given back
 
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]
@@ -63,14 +64,13 @@ class Said:
         return cls(caught.category, str(caught.message), caught.filename, caught.lineno)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a kernel gave for an item."""
 
     value: Any = None
     failure: Failure | None = None
     said: tuple[Said, ...] = ()
-    drawn: set[generators.Name] = field(default_factory=set)
+    drawn: Set[generators.Name] = frozenset()
     """The generators that it drew from."""
     seconds: float = 0.0
     """That the kernel took."""
@@ -90,23 +90,29 @@ def work(pipe: Connection, entered: Entered) -> None:
     multiprocessing.current_process().daemon = True  # it may be killed, so it starts no processes
     generators.reseed()
     with contextlib.suppress(RuntimeError):  # no more threads: the end is noticed between items
-        threading.Thread(target=_leave_with_caller, args=(pipe,), daemon=True).start()
+        _thread.start_new_thread(_leave_with_caller, (pipe,))  # not one of those that can be seen
     worker = _Worker(entered)
+    came_along: list[bytes] = []
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            payload = pipe.recv_bytes()
+            payload = came_along.pop() if came_along else pipe.recv_bytes()
             try:
                 kind, *message = pickle.loads(payload)
                 del payload  # it may be as large as what is in it
             except Exception as error:  # of items, as the rest is ours
                 _send(pipe, [dumps(Answer(failure=Failure(error)))])
                 continue
-            if kind == "items":
-                worker.answer_all(pipe, *message)
-            elif kind == "job":
+            if kind == "job":
+                came_along.append(message.pop())
                 worker.begin(*message)
-            else:
+                continue
+            is_end = message.pop()
+            if kind == "items":
+                worker.answer_all(pipe, message.pop())
+            if is_end:
                 worker.end()
+                if not is_readable(pipe, _REST_SECONDS):
+                    platform.trim_heap()
 
 
 def _leave_with_caller(pipe: Connection) -> None:
@@ -174,7 +180,6 @@ class _Worker:
     def end(self) -> None:
         """Hold nothing of the job; what its function changed here is its caller's again."""
         self._drop()
-        platform.trim_heap()
         self._entered.restore()
 
     def _drop(self) -> None:

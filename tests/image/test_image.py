@@ -17,6 +17,8 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.sources import loader
+from sharedmask.storage import segment
+from sharedmask.storage.views import SharedArray
 
 # ---- facts and states
 
@@ -81,6 +83,14 @@ def test_close_releases_the_memory(path, segments_of_this_test):
     assert opened.closed
     assert not segments_of_this_test()
     assert owned() == []
+
+
+def test_a_view_that_was_taken_travels_under_the_name_that_the_image_has_then(shared):
+    before, view = shared.handle, shared.array
+    handle = shared.publish("another")
+    assert (before.label == "another", handle.label, shared.handle) == (False, "another", handle)
+    assert SharedArray.__reduce_ex__(view, 4)[1][0] == handle.to_json()
+    assert segment.attach(handle) is view.origin
 
 
 @pytest.mark.parametrize("loaded", [True, False])

@@ -3,12 +3,12 @@
 import decimal
 import locale
 import os
+import pickle
 import socket
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,10 +230,10 @@ def test_what_does_not_change_is_sent_once(warm):
     in_worker(os.getpid)  # the name of the test is a variable
     (worker,) = pool._pools[()]._idle
     sent = []
-    send, worker.send = worker.send, lambda *message: (sent.append(message), send(*message))
+    send, worker.send = worker.send, lambda message: (sent.append(pickle.loads(message)), send(message))
     for _ in range(3):
         in_worker(os.getpid)
-    assert [message[2] is None for message in sent if message[0] == "job"] == [True] * 3
+    assert [(message[0], message[2]) for message in sent] == [("job", None)] * 3
 
 
 def test_new_workers_begin_where_the_caller_is_then(folder):
@@ -246,11 +246,11 @@ def test_new_workers_begin_where_the_caller_is_then(folder):
 
 def test_what_could_not_be_entered_is_tried_again_by_each_job(folder):
     own, there = pool._Pool(()), folder / "there"
-    surroundings = replace(Surroundings.here(), folder=str(there))
+    surroundings = Surroundings.here()._replace(folder=str(there))
 
     def look():
         worker.begin(dumps((os.getcwd, ()))[0], surroundings, {})
-        worker.send("items", [((), 0)])
+        worker.give(pickle.dumps(("items", [((), 0)], False)), are_last=False)
         (answer,) = worker.receive()
         return answer
 
