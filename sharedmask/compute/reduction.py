@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.compute.piles import Pile, piles
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.values import (
@@ -43,23 +44,48 @@ def reduce_regions(
     ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
     """
     exact = finite and not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
-    keeps = exact and strategy in SUMS
+    keeps = exact and (strategy in SUMS or strategy in EXTREMES)
     nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
-    n_timepoints, omits = rows.shape[1], conversion.nan_policy == "omit"
+    n_timepoints, policy = rows.shape[1], conversion.nan_policy
     most = min(len(index), max(1, nbytes // (n_timepoints * 8)))
     # Buffers that stay in a core's cache: threads that allocate wait for each other.
     taken, scratch = np.empty((most, n_timepoints), rows.dtype), np.empty((most, n_timepoints))
-    edges = offsets.tolist()
+
+    def region(index: NDArray[np.intp], own: Array | None = None) -> _Rows:
+        return _Rows(rows, index, conversion, exact, keeps, taken, scratch, own)
+
     with np.errstate(invalid="ignore"):
+        if strategy in PILED and n_timepoints > 1 and (exact or policy in ("propagate", "zero")):
+            for pile in piles(offsets, most):
+                source, numbers = region(index[pile.places]), first + pile.regions
+                if source.n_voxels > most:
+                    out[numbers] = STRATEGIES[strategy](source)
+                else:
+                    out[numbers] = _piled(pile, next(iter(source)), strategy)
+            return
+        edges = offsets.tolist()
         for start, stop in groups(offsets, most):
             span, to = slice(edges[start], edges[stop]), slice(first + start, first + stop)
-            own = None if weights is None else weights[span]
-            region = _Rows(rows, index[span], conversion, exact, keeps, taken, scratch, own)
-            if region.n_voxels > most:
-                out[to] = STRATEGIES[strategy](region)
+            source = region(index[span], None if weights is None else weights[span])
+            if source.n_voxels > most:
+                out[to] = STRATEGIES[strategy](source)
                 continue
             inside = [edge - span.start for edge in edges[start : stop + 1]]
-            out[to] = _reduced(next(iter(region)), inside, strategy, omits, own)
+            out[to] = _reduced(next(iter(source)), inside, strategy, policy == "omit", source.weights)
+
+
+def _piled(pile: Pile, values: Array, strategy: str) -> Array:
+    """(n_regions, n_volumes) of the rows of a pile, which are overwritten."""
+    rows = pile.of(values)
+    if strategy in EXTREMES:
+        return np.asarray(EXTREMES[strategy].reduce(rows, axis=1))
+    values[pile.left] = 0
+    totals = np.add.reduce(rows, 1, np.float64)
+    if strategy in SQUARES:
+        _squares(rows, (totals / pile.sizes)[:, None], rows)
+        values[pile.left] = 0
+        np.add.reduce(rows, 1, out=totals)
+    return _finished(totals, pile.sizes, strategy)
 
 
 def whole_sums(
@@ -189,9 +215,14 @@ def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weight
         added(part, total)
         if strategy in SQUARES:
             added(_squares(part, total / len(part), part), total)
+    return _finished(totals, np.diff(edges)[:, None], strategy)
+
+
+def _finished(totals: Array, sizes: NDArray[np.intp], strategy: str) -> Array:
+    """What sums come to, of values or of squares, (n_regions, n_volumes)."""
     totals += 0.0  # no sum is -0.0
     if strategy != "sum":
-        totals /= np.array([[stop - start] for start, stop in spans], float)
+        totals /= sizes
     return np.sqrt(totals, out=totals) if strategy == "standard_deviation" else totals
 
 
@@ -459,5 +490,8 @@ SUMS = frozenset({"sum", "mean"})
 """Strategies that are made of the sum of a region's rows."""
 SQUARES = frozenset({"variance", "standard_deviation"})
 """Strategies that are made of the sum of squared differences from the mean."""
+EXTREMES = {"minimum": np.minimum, "maximum": np.maximum}
+PILED = SUMS | SQUARES | EXTREMES.keys()
+"""Strategies whose regions are reduced side by side."""
 BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
 """Strategies whose value of a volume needs no other volume."""
