@@ -158,27 +158,32 @@ class RowSource(FileSource):
 
 
 def places_with_values(source: Source) -> Numbers:
-    """Numbers of the places whose series are not 0 or not finite throughout: where something was measured."""
-    found = np.zeros(source.n_voxels, bool)
+    """Numbers of the places whose series are finite throughout and not 0 throughout: what was measured."""
+    found, whole = np.zeros(source.n_voxels, bool), np.ones(source.n_voxels, bool)
     scaled = partial(apply_read_scaling, slope=source.slope, inter=source.inter)
     if isinstance(source, RowSource):
         with source.blocks_ahead(np.arange(source.n_voxels)) as blocks:
             for start, stored in blocks:
-                rows, there = scaled(stored), found[start : start + len(stored)]
-                there[...] = _are_values(rows[:, 0])  # which nearly all have from the first volume on
-                there[~there] = _are_values(rows[~there]).any(axis=1)
+                found[start : start + len(stored)] = _are_measured(scaled(stored))
         return np.flatnonzero(found)
     volume = np.empty(source.n_voxels, source.dtype)
     with source.volumes() as reader:
         for _ in range(source.n_timepoints):
             reader.readinto(volume)
-            found |= _are_values(scaled(volume))
-    return np.flatnonzero(found)
+            values = scaled(volume)
+            found |= values != 0
+            whole &= np.isfinite(values)
+    return np.flatnonzero(found & whole)
 
 
-def _are_values(given: Array) -> Array:
-    there: Array = (given != 0) & np.isfinite(given)
-    return there
+def _are_measured(rows: Array) -> Array:
+    """Of each row, whether it is; a sum that is finite and not 0 proves it, as most are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        totals = np.add.reduce(rows, axis=1)
+    found: Array = np.isfinite(totals) & (totals != 0)
+    others = rows[~found]
+    found[~found] = np.isfinite(others).all(axis=1) & (others != 0).any(axis=1)
+    return found
 
 
 def _one_ahead(threads: Threads, blocks: _Blocks) -> _Blocks:

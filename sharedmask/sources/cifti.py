@@ -25,7 +25,7 @@ from nibabel.cifti2.cifti2 import Cifti2Image
 
 from sharedmask.errors import DamagedImageError, ImageError
 from sharedmask.records import dataclass
-from sharedmask.sources.nifti import HEADER_TIME
+from sharedmask.sources.nifti import HEADER_TIME, untimed
 from sharedmask.sources.sidecar import positive
 from sharedmask.spaces.brain_models import VOXELS, BrainModels
 from sharedmask.spaces.grid import Grid
@@ -109,7 +109,7 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
         "dtype": dtype.newbyteorder("="),
         "affine": affine,
         "t_r": seconds,
-        "t_r_origin": HEADER_TIME if seconds else f"neither {name} nor a sidecar gives a repetition time",
+        "t_r_origin": HEADER_TIME if seconds else untimed(name),
         "header": _plain_header(image),
         "models": models,
         "labels": labels,

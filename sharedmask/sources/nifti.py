@@ -18,7 +18,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel import Cifti2Image, Nifti1Header, Nifti1Pair, Nifti2Image, Spm99AnalyzeImage
+from nibabel import Cifti2Image, MGHImage, Nifti1Header, Nifti1Pair, Nifti2Image, Spm99AnalyzeImage
 from nibabel.analyze import AnalyzeHeader, AnalyzeImage
 from nibabel.gifti.gifti import GiftiImage
 from nibabel.imageclasses import all_image_classes
@@ -232,7 +232,7 @@ def files_of(path: str) -> tuple[str, ...]:
 
 def _time(name: str, header: Any) -> dict[str, Any]:
     """The repetition time of a header, or of one that is no image of several volumes (None)."""
-    seconds, origin = time_of(header), f"neither {name} nor a sidecar gives a repetition time"
+    seconds, origin = time_of(header), untimed(name)
     if seconds is not None:
         return {"t_r": seconds, "t_r_origin": HEADER_TIME}
     if hasattr(header, "get_xyzt_units") and _stored_time(header) == _UNTOLD:
@@ -240,8 +240,18 @@ def _time(name: str, header: Any) -> dict[str, Any]:
     return {"t_r": None, "t_r_origin": origin}
 
 
+def untimed(name: str) -> str:
+    """Why a repetition time is not known."""
+    return f"neither {name} nor a sidecar gives a repetition time"
+
+
 def time_of(header: Any) -> float | None:
-    """pixdim[4] in seconds; None of a format that has no unit, and of what nibabel puts there by itself."""
+    """pixdim[4] in seconds; None of a format that has no unit, and of what nibabel puts there by itself.
+
+    MGH has milliseconds.
+    """
+    if isinstance(header, MGHImage.header_class):
+        return positive(float(str(header["tr"])) / 1000)
     if not hasattr(header, "get_xyzt_units") or _stored_time(header) == _UNTOLD:
         return None
     stored, unit = _stored_time(header)

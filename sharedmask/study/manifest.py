@@ -197,7 +197,7 @@ class Manifest:
         if self.source is not None and self.source.models is not None:
             self._brain = places_with_values(self.source)
             there = f"{len(self._brain)} of {self.source.n_voxels} elements have values"
-            self.rows["mask"] = f"{there}: not 0 or not finite throughout"
+            self.rows["mask"] = f"{there}: finite throughout, and not all 0"
             return
         mask = self.run.mask
         if mask is None:

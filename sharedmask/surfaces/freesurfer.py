@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,16 @@ def read_overlay(path: str) -> Surface:
         raise DamagedImageError(f"{path} is truncated: {said}")
     values = np.frombuffer(content, dtype, math.prod(shape), _HEADER).reshape(shape[0], -1, order="F")
     native = values.astype(dtype.newbyteorder("="))
-    return Surface.of_parts(path, {structure_of(path): native}, native.shape[1] > 1)
+    surface = Surface.of_parts(path, {structure_of(path): native}, native.shape[1] > 1)
+    return replace(surface, t_r=_seconds(content[_HEADER + needed :]))
+
+
+def _seconds(footer: bytes) -> float | None:
+    """The repetition time, the first behind the values, in milliseconds; files may end before it."""
+    if len(footer) < 4:
+        return None
+    milliseconds = float(str(np.frombuffer(footer, ">f4", 1)[0]))
+    return milliseconds / 1000 if 0 < milliseconds < math.inf else None
 
 
 def _content(path: str) -> bytes:

@@ -37,6 +37,8 @@ class Surface:
         Whether maps follow each other in time.
     labels : mapping of int to str, optional
         Names of values that are labels.
+    t_r : float, optional
+        Seconds from one map to the next, if the file itself has them.
     files : tuple of FileState
         Others than the file itself that values were read from, as they were then.
     """
@@ -45,6 +47,7 @@ class Surface:
     values: Array
     is_series: bool
     labels: Mapping[int, str] | None = None
+    t_r: float | None = None
     files: tuple[FileState, ...] = ()
 
     @classmethod
@@ -88,7 +91,9 @@ class Surface:
             labels |= other.labels or {}
             values[structure] = other.values
         joined = cls.of_parts(name, values, parts[0].is_series, labels or None)
-        return replace(joined, files=tuple(file for part in parts for file in part.files))
+        times = {part.t_r for part in parts}
+        t_r = times.pop() if len(times) == 1 else None
+        return replace(joined, t_r=t_r, files=tuple(file for part in parts for file in part.files))
 
     def _renumbered(self, taken: Mapping[int, str]) -> Surface:
         """With other labels, where ``taken`` has other names for them."""

@@ -92,9 +92,12 @@ def test_volumes_and_dense_series_are_told_apart(study):
 
 
 @pytest.mark.parametrize("by_row", [True, False])
-@pytest.mark.parametrize("nothing", [0.0, np.nan])
+@pytest.mark.parametrize("nothing", [0.0, np.nan, np.inf])
 def test_coverage_is_the_share_of_elements_with_data(study, by_row, nothing):
-    """Region 1 has elements 0, 1, 7 and 14, of which two have none; of region 3, 8 and 9, neither has."""
+    """Region 1 has elements 0, 1, 7 and 14, of which two have none; of region 3, 8 and 9, neither has.
+
+    Of region 2 one is 0 in some volumes, which is data, or not finite there, which is none.
+    """
     folder, bold = study
     values = files.values(15, 30)
     values[:, [1, 7, 8, 9]] = nothing
@@ -105,9 +108,11 @@ def test_coverage_is_the_share_of_elements_with_data(study, by_row, nothing):
     analyse(folder / "prep", folder / "out", [atlas], outputs, filters={"file_format": "cifti"})
     found = folder / "out" / "sub-01" / "func"
     rows = read_rows(found / f"{NAMED}_stat-coverage_bold.tsv")
-    assert [float(row["coverage"]) for row in rows] == [0.5, 1, 0]
+    assert [float(row["coverage"]) for row in rows] == [0.5, 1.0 if nothing == 0 else 0.75, 0]
     table = np.genfromtxt(found / f"{NAMED}_stat-mean_timeseries.tsv", names=True, missing_values="n/a")
     np.testing.assert_allclose(table["V1"], values[:, [0, 14]].astype(float).mean(axis=1), rtol=1e-6)
+    covered = [3, 4, 5, 12] if nothing == 0 else [4, 5, 12]
+    np.testing.assert_allclose(table["A1"], values[:, covered].astype(float).mean(axis=1), rtol=1e-6)
     assert np.isnan(table["M1"]).all()
 
 

@@ -1,5 +1,7 @@
 """FreeSurfer's annotations and overlays."""
 
+import gzip
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -29,6 +31,22 @@ def test_overlays(tmp_path, ending):
     mask = files.overlay(tmp_path / f"rh.mask.{ending}", LEFT == 1)
     assert open_source(path).grid.parts == "CORTEX_RIGHT"
     same_bits(extract(path, mask), values[LEFT == 1].T)
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+@pytest.mark.parametrize(("milliseconds", "expected"), [(800, 0.8), (0, None), (np.nan, None), (None, None)])
+def test_overlays_have_a_repetition_time(tmp_path, ending, milliseconds, expected):
+    paths = [tmp_path / f"{side}.bold.mgh" for side in ("lh", "rh")]
+    for path in paths:
+        image = nib.MGHImage(np.ones((10, 1, 1, 4), "f4"), np.eye(4))
+        image.header["tr"] = milliseconds or 0
+        nib.save(image, path)
+        if milliseconds is None:
+            path.write_bytes(path.read_bytes()[: 284 + 160])
+        path.with_suffix(".mgz").write_bytes(gzip.compress(path.read_bytes()))
+    paths = [path.with_suffix(f".{ending}") for path in paths]
+    with SharedImage(paths[0]) as left, SharedImage(paths) as both:
+        assert left.t_r == both.t_r == expected
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])

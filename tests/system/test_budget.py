@@ -53,6 +53,7 @@ class Machine:
         monkeypatch.setattr(limits, "_CGROUPS", self.root)
         monkeypatch.setattr(limits, "Path", lambda path: read.get(path) or Path(path))
         monkeypatch.setattr(psutil, "virtual_memory", lambda: self)
+        monkeypatch.setattr(limits, "ram", lambda: (self.total, self.available))
         self.available = self.total = 1000 * MIB
 
     def in_groups(self, text):

@@ -17,8 +17,7 @@ MIB = 2**20
 def machine(monkeypatch):
     """1000 GiB of RAM and no control groups, so that only what a test sets is a limit."""
     monkeypatch.setattr(limits, "_cgroups", lambda: iter(()))
-    ram = psutil.virtual_memory()._replace(total=1000 * 2**30, available=900 * 2**30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram)
+    monkeypatch.setattr(limits, "ram", lambda: (1000 * 2**30, 900 * 2**30))
 
 
 @pytest.fixture
@@ -133,3 +132,18 @@ def test_the_setting_is_a_limit_and_the_argument_comes_first():
     with settings.using(memory_limit="3G"):
         assert MemoryBudget.from_environment() == MemoryBudget(3 * 2**30, "memory_limit='3G'")
         assert MemoryBudget.here("5G") == MemoryBudget(5 * 2**30, "memory_limit='5G'")
+
+
+def test_ram_is_what_psutil_says(monkeypatch):
+    monkeypatch.undo()
+    total, available = limits.ram()
+    said = psutil.virtual_memory()
+    assert total == said.total and abs(available - said.available) < said.total / 4
+
+
+@pytest.mark.parametrize("said", ["", "MemTotal: 5 kB", "MemTotal: 5 kB\nMemAvailable: 9 kB", "MemTotal: x"])
+def test_ram_without_a_table_that_makes_sense(said, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    (tmp_path / "meminfo").write_text(said)
+    monkeypatch.setattr(limits, "Path", lambda _: tmp_path / "meminfo")
+    assert limits.ram()[0] == psutil.virtual_memory().total
