@@ -232,7 +232,9 @@ def test_segments_are_created_in_one_place_and_never_attached_by_name():
 
 
 def test_only_the_creator_unregisters():
-    assert [module for module, text in sources().items() if "tracker.unregister(" in text] == ["storage.memory"]
+    assert [module for module, text in sources().items() if "tracker.unregister(" in text] == [
+        "storage.memory"
+    ]
 
 
 def test_locks_are_made_in_one_place():
