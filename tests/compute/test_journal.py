@@ -26,6 +26,15 @@ def test_complete_runs_are_found_again(path):
     assert not again.has("sub-02", "abc")
 
 
+def test_a_journal_without_a_run_and_whose_images_are_there_is_not_asked_of_it(path, tmp_path):
+    (image := tmp_path / "here.nii.gz").touch()
+    entry = Entry(str(image), "abc", content="held", is_file=True)
+    Journal(path).add(entry)
+    assert Journal(path).may_have(entry.key) and not Journal(path).may_have("sub-02")
+    image.unlink()  # and any may be this one, moved
+    assert Journal(path).may_have("sub-02")
+
+
 def test_the_last_entry_counts(path):
     journal = Journal(path)
     journal.add(Entry("sub-01", "old"))

@@ -147,3 +147,11 @@ def test_ram_without_a_table_that_makes_sense(said, tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text(said)
     monkeypatch.setattr(limits, "Path", lambda _: tmp_path / "meminfo")
     assert limits.ram()[0] == psutil.virtual_memory().total
+
+
+def test_limits_that_were_looked_up_hold_until_the_end_of_the_block(monkeypatch):
+    before = limits.all_limits()
+    with limits.looked_up():
+        monkeypatch.setattr(limits, "ram", lambda: (2 * MIB, MIB))
+        assert limits.all_limits() == before
+    assert min(limit.left for limit in limits.all_limits()) == MIB
