@@ -169,7 +169,7 @@ class Journal:
             error.filename = error.filename or os.fspath(self.path)
             raise
         finally:
-            locks.close(fd)
+            locks.let_go(fd)
         if is_new:
             _settle_folder(os.fspath(self.path.parent))
         for entry, line in zip(settled, lines, strict=True):

@@ -360,7 +360,7 @@ class Cache:
                 if self.folder.is_dir():
                     folder = stack.enter_context(self._kept.opened())
                     fd = platform.open_at(folder, "counts", flags | platform.NOFOLLOW, 0o666)
-                    stack.callback(locks.close, fd)
+                    stack.callback(locks.let_go, fd)
                     locks.lock(fd, locks.EXCLUSIVE)
             yield fd
 

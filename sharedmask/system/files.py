@@ -102,7 +102,7 @@ def opened_ours(folder: Folder, name: str, magic: bytes | tuple[bytes, ...] = b"
     try:
         yield fd if is_ours(fd, magic) else None
     finally:
-        locks.close(fd)
+        locks.let_go(fd)  # who asks whether a lock is free has it
 
 
 def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:

@@ -73,6 +73,17 @@ def close(fd: Folder) -> None:
         os.close(fd)
 
 
+def let_go(fd: int) -> None:
+    """End the lock, and close the descriptor.
+
+    A process that another thread forked meanwhile has the descriptor too: it would hold the lock for as long
+    as it lives, and wait for itself.
+    """
+    with contextlib.suppress(OSError, LockError):
+        lock(fd, NONE)
+    close(fd)
+
+
 def leave_to(holder: object, fd: int) -> None:
     """Close a descriptor of a file that ``holder``, a map, keeps open: its lock ends with that."""
     path = _held.pop(fd, None)
@@ -283,6 +294,4 @@ def locked(folder: Folder, name: str, path: str | os.PathLike[str] = "") -> Iter
     finally:
         with contextlib.suppress(FileNotFoundError):
             platform.remove_open(folder, name, fd)
-        with contextlib.suppress(OSError, LockError):
-            lock(fd, NONE)  # closing is not enough if the process was forked
-        close(fd)
+        let_go(fd)

@@ -140,6 +140,28 @@ def test_of_many_that_count_in_a_file_each_is_counted(file):
     assert int(file.read_bytes()) == 40
 
 
+@pytest.mark.usefixtures("level")
+def test_a_process_that_was_forked_meanwhile_keeps_no_lock(file):
+    """It has the descriptor of the thread that held the lock, which it does not have."""
+    fd = os.open(file, os.O_RDWR)
+    locks.lock(fd, locks.EXCLUSIVE)
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(theirs)
+        os.read(ours, 1)  # until the parent has looked
+        os._exit(0)
+    locks.let_go(fd)
+    again = os.open(file, os.O_RDWR)
+    try:
+        assert locks.is_free(again)
+    finally:
+        locks.close(again)
+        os.close(ours)
+        os.close(theirs)
+        os.waitpid(pid, 0)
+
+
 def test_a_lock_of_another_machine_holds_for_a_day(file):
     name = f".sharedmask-00000000-1-5-{16 * '0'}-{file.stat().st_ino}x.lock"
     lock = file.with_name(name)
