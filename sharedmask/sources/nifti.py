@@ -92,7 +92,10 @@ def load(path: str, name: str) -> Any:
     with open_stream(meta, name) as stream:
         head = _read_head(stream)
         kind = _kind_of(path, meta, head, name)
-        head += _read_extensions(stream, kind, head, name)
+        extensions = _read_extensions(stream, kind, head, name)
+    if issubclass(kind, Nifti1Pair):
+        _check_extensions(extensions, kind, head, name)
+    head += extensions
     if len(kind.files_types) == 1 and len(head) <= _OFTEN:
         return _parsed(kind, head)
     file_map = kind.filespec_to_file_map(named(path))
@@ -165,6 +168,21 @@ def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes
             f"{name} is truncated: its header says that data begin at {end}, and it has {there}"
         )
     return more
+
+
+def _check_extensions(content: bytes, kind: Any, head: bytes, name: str) -> None:
+    """Refuse extensions that are not as long as they say; the first byte says whether there are any."""
+    if content[:1] in (b"", b"\0"):
+        return
+    header, is_single = kind.header_class, len(kind.files_types) == 1
+    order: Any = "little" if header(head[: header.sizeof_hdr], check=False).endianness == "<" else "big"
+    place, number = 4, 1
+    while (left := len(content) - place) >= (16 if is_single else 1):
+        size = int.from_bytes(content[place : place + 4], order, signed=True)
+        if not 8 <= size <= left:
+            said = f"extension {number} of its header says that it has {size} bytes, and {left} are left"
+            raise DamagedImageError(f"{name} is damaged: {said}")
+        place, number = place + size, number + 1
 
 
 def _read_affines(path: str) -> bytes:

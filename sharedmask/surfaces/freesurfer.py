@@ -43,8 +43,11 @@ def is_overlay(path: str) -> bool:
     if not path.lower().endswith((".mgh", ".mgz")):
         return False
     with _opened(path) as file:
-        shape = MGHHeader.from_fileobj(file).get_data_shape()
-    return tuple(shape[1:3]) == (1, 1)
+        header = MGHHeader.from_fileobj(file)
+    shape = tuple(map(int, header.get_data_shape()))
+    needed = _HEADER + math.prod(shape) * header.get_data_dtype().itemsize
+    is_cut = path.lower().endswith(".mgh") and os.path.getsize(path) < needed  # which reading it will say
+    return shape[1:3] == (1, 1) or is_cut
 
 
 def read_overlay(path: str) -> Surface:

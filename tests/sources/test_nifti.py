@@ -102,6 +102,27 @@ def test_header_extension(tmp_path: Path) -> None:
         assert len(source.header.extensions) == 1
 
 
+@pytest.mark.parametrize("says", [0, -16, 7, 2**30])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_extensions_of_other_lengths(tmp_path: Path, says: int, kind: Any, order: str) -> None:
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.dtype("i2").newbyteorder(order))
+    image = kind(np.ones((2, 2, 2), "i2"), np.eye(4), header)
+    for content in (b"first", b"second"):
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", content))
+    path = tmp_path / ("a.img" if kind is nib.Nifti1Pair else "a.nii")
+    nib.save(image, path)
+    assert open_source(path).nbytes == 16
+    meta = path.with_suffix(".hdr") if kind is nib.Nifti1Pair else path
+    whole = bytearray(meta.read_bytes())
+    second = header.sizeof_hdr + 4 + 16
+    whole[second : second + 4] = np.array([says], f"{order}i4").tobytes()
+    meta.write_bytes(whole)
+    with pytest.raises(DamagedImageError, match=rf"extension 2 of its header says that it has {says} bytes"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("kind", ["test.mgz", "example4d+orig.HEAD", "example4d+orig.BRIK.gz", "small.mnc"])
 def test_other_formats_are_refused_by_name_and_read_as_objects(kind: str) -> None:
     with pytest.raises(ImageError, match=r"MGHImage|AFNIImage|Minc2Image") as caught:

@@ -9,6 +9,7 @@ import surface_files as files
 from images import same_bits
 
 from sharedmask import SharedImage, extract
+from sharedmask.errors import MaskError
 from sharedmask.sources.opening import open_source
 
 LEFT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2])
@@ -55,3 +56,14 @@ def test_overlays_have_nibabel_s_values(tmp_path, dtype, ending):
     values = np.arange(40, dtype=dtype).reshape(10, 1, 1, 4)
     nib.save(nib.MGHImage(values, np.eye(4)), tmp_path / f"lh.bold.{ending}")
     same_bits(open_source(tmp_path / f"lh.bold.{ending}").read(), values.reshape(10, 4))
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_volumes_that_are_cut_short(tmp_path, ending):
+    run, mask = tmp_path / "run.nii", tmp_path / f"mask.{ending}"
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 9, 2), "f4"), np.eye(4)), run)
+    values = np.random.default_rng(0).random((9, 9, 9)) > 0.5
+    nib.save(nib.MGHImage(values.astype("f4"), np.eye(4)), mask)
+    mask.write_bytes(mask.read_bytes()[: mask.stat().st_size // 2])
+    with pytest.raises(MaskError, match=rf"mask.{ending} is truncated"):
+        extract(run, mask)
