@@ -222,12 +222,16 @@ def test_real_files(name: str, dtype: str, t_r: float | None) -> None:
         assert source.t_r == t_r
 
 
-@pytest.mark.parametrize("name", ["test.mgz", "example4d+orig.HEAD", "scaled+tlrc.HEAD", "tiny.mnc"])
-def test_loaded_images_of_other_formats(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "t_r"),
+    # FreeSurfer's is in milliseconds: of 2 of them.
+    [("test.mgz", 0.002), ("example4d+orig.HEAD", None), ("scaled+tlrc.HEAD", None), ("tiny.mnc", None)],
+)
+def test_loaded_images_of_other_formats(name: str, t_r: float | None) -> None:
     image = nib.load(DATA / name)
     source = open_source(image)
     assert isinstance(source, ArraySource)
-    assert source.t_r is None
+    assert source.t_r == t_r
     assert name.split("+")[0] in source.name
     assert_same(source, np.asanyarray(image.dataobj))
     assert source.paths == ()
