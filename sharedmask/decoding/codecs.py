@@ -79,8 +79,8 @@ class Stream:
         return None
 
     def take(self, n_bytes: int) -> bytes:
-        """The next `n_bytes` bytes, or what is left of them."""
-        taken, piece = bytearray(), bytearray(min(n_bytes, CHUNK))
+        """The next `n_bytes` bytes, or what is left of them; none of fewer than none."""
+        taken, piece = bytearray(), bytearray(max(min(n_bytes, CHUNK), 0))
         while got := self.readinto(memoryview(piece)[: max(n_bytes - len(taken), 0)]):
             taken += piece[:got]
         return bytes(taken)

@@ -325,7 +325,8 @@ def _memory_of_random(generator: random.Random) -> memoryview:
 @functools.cache
 def _has_memory() -> bool:
     """Whether generators of ``random`` have it where we look."""
-    if sys.implementation.name != "cpython":
+    own = random.Random.__mro__[1].__basicsize__ - object.__basicsize__
+    if sys.implementation.name != "cpython" or own < _STATE_BYTES:
         return False
     probe = random.Random(0)
     probe.random()

@@ -494,6 +494,13 @@ def test_sliced_image_and_file_like_objects(plain: Path) -> None:
     assert not image.in_memory
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_that_does_not_say_where_data_begin(tmp_path: Path, name: str) -> None:
+    raw = patch_header(save(tmp_path / "whole.nii"), vox_offset=0).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw, 1) if name.endswith("gz") else raw)
+    assert_reads_as_nibabel(tmp_path / name, k=2)
+
+
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("offset", [1e8, 2.5e9, 3e38, float("inf"), float("nan"), -1e9])
