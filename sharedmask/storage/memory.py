@@ -9,10 +9,12 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.system import locks, platform
@@ -120,9 +122,8 @@ class Named(Store):
         remove(self.name)
         if self._tracked:
             with contextlib.suppress(Exception):
-                from multiprocessing import resource_tracker
-
-                resource_tracker.unregister("/" + self.name, "shared_memory")
+                if (tracker := _tracker())._fd is not None:
+                    tracker.unregister("/" + self.name, "shared_memory")
             self._tracked = False
 
 
@@ -132,14 +133,34 @@ def _tracker_runs() -> bool:
     Where no process can be (limits; a program that Python is embedded in), names are made without it:
     the registry's record leads the next reaper to them.
     """
-    from multiprocessing import resource_tracker, spawn
+    from multiprocessing import spawn
 
     python = spawn.get_executable()
     if not python or not os.access(python, os.X_OK):
         return False
     with contextlib.suppress(OSError):
-        resource_tracker.ensure_running()
+        _tracker().ensure_running()
         return True
+    return False
+
+
+def _tracker() -> Any:
+    """The standard tracker, without its pipe where that was closed.
+
+    A process that becomes a daemon closes all descriptors: what is told to the tracker would then be written
+    into whatever file has the number now.
+    """
+    from multiprocessing import resource_tracker
+
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is not None and not _is_pipe(tracker._fd):
+        tracker._fd = tracker._pid = None
+    return tracker
+
+
+def _is_pipe(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
     return False
 
 

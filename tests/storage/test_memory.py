@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from children import running
+from children import python, running
 from faults import failing
 from owners import TOKEN, WITH_VOXELS
 
@@ -159,3 +159,26 @@ def test_the_doctor_says_where_nothing_can_be_made():
     assert "nothing can be made" in findings["named shared memory"].detail
     assert findings["attaching from another process (memfd)"].needed
     assert not findings["attaching from another process (shm)"].needed
+
+
+def test_a_daemon_that_closed_all_descriptors_writes_into_no_file_of_its_own(tmp_path):
+    script = """
+    import os, sys
+    from multiprocessing import resource_tracker
+    import numpy as np
+    from sharedmask.storage.registry import OwnedSegment
+
+    def own():
+        return OwnedSegment("run.nii", {"rows": ((2, 3), np.dtype("f4"))})
+
+    own().release()  # by which the tracker is started
+    if not os.fork():
+        os.closerange(3, 256)
+        while os.open(sys.argv[1], os.O_CREAT | os.O_RDWR) < resource_tracker._resource_tracker._fd:
+            pass
+        own().release()
+        os._exit(0)
+    print(os.waitpid(-1, 0)[1], os.path.getsize(sys.argv[1]))
+    """
+    done = python(textwrap.dedent(script), tmp_path / "users.txt", fresh=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 0\n", "")
