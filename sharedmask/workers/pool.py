@@ -57,7 +57,6 @@ class _Worker:
         self.generation = generation
         """Of the user's modules: those that it may have imported."""
         self._surroundings = surroundings
-
         self._job: tuple[bytes, Surroundings, Mapping[Name, Root]] | None = None
         """That it is told of with its first items: each message wakes it."""
         self._knows_end = True
