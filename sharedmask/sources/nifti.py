@@ -26,7 +26,7 @@ from nibabel.spatialimages import SpatialImage
 from nibabel.wrapstruct import WrapStructError
 
 from sharedmask import errors
-from sharedmask.decoding.codecs import ENDINGS, Stream, codec_of, open_raw, open_stream, without_codec
+from sharedmask.decoding.codecs import ENDINGS, Codec, Stream, codec_of, open_raw, open_stream, without_codec
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.remote.addresses import named, own_name, url_of
 from sharedmask.sources.sidecar import positive
@@ -74,10 +74,15 @@ def check_magic(path: str, name: str) -> None:
     if not head:
         raise DamagedImageError(f"{name} is empty (0 bytes)")
     said = codec_of(path)
-    holds = next((codec for codec in ENDINGS.values() if head.startswith(codec.magic)), None)
+    holds = _codec_in(head)
     if holds is not said:
         found, told = (codec.name if codec else "uncompressed" for codec in (holds, said))
         raise DamagedImageError(f"{name} holds {found} data ({head.hex(' ')} ...) where its name says {told}")
+
+
+def _codec_in(head: bytes) -> Codec | None:
+    """By which bytes that begin so are compressed."""
+    return next((codec for codec in ENDINGS.values() if head.startswith(codec.magic)), None)
 
 
 def load(path: str, name: str) -> Any:
@@ -123,6 +128,8 @@ def _read_head(stream: Stream) -> bytes:
 def _kind_of(path: str, meta: str, head: bytes, name: str) -> Any:
     """nibabel's class of the image whose header, in the file ``meta``, begins so."""
     kind = _kind_by(_endings(path), _endings(meta), head)
+    if kind is None and (twice := _codec_in(head)) is not None:
+        raise DamagedImageError(f"{name} is compressed twice: it holds {twice.name} data; decompress it once")
     if kind is None and len(head) < HEADER:
         raise DamagedImageError(f"{name} is no complete image: {len(head)} bytes, a header is {HEADER}")
     if kind is None or not issubclass(kind, AnalyzeImage):

@@ -203,6 +203,20 @@ def test_names_that_lie_about_compression(plain: Path) -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii.bz2", "a.nii.gz.gz", "a.img.gz"])
+@pytest.mark.parametrize("inside", [gzip.compress, bz2.compress])
+@pytest.mark.parametrize("size", [10, None])
+def test_what_is_compressed_twice(plain: Path, name: str, inside: Any, size: int | None) -> None:
+    outside = bz2.compress if name.endswith(".bz2") else gzip.compress
+    path = plain.with_name(name)
+    content = outside(inside(plain.read_bytes()[:size]))
+    path.with_name(name.replace(".img", ".hdr")).write_bytes(content)
+    path.write_bytes(content)
+    with pytest.raises(DamagedImageError, match=r"compressed twice: it holds (gzip|bzip2) data") as caught:
+        open_source(path)
+    assert str(plain.with_name(name[:5])) in str(caught.value)
+
+
 def test_zstd_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="zstd"):
         open_source(gz(tmp_path / "a.nii.zst", b"\x28\xb5\x2f\xfd"))
