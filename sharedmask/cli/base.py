@@ -32,7 +32,6 @@ from sharedmask.errors import (
     ParameterError,
     SegmentError,
     SharedMaskError,
-    SharedMaskWarning,
     WorkerError,
 )
 
@@ -156,9 +155,7 @@ def run_program(command: click.Command) -> None:
     _open_standard_streams()
     plain = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *rest: (
-        f"sharedmask: {message}\n"
-        if issubclass(category, SharedMaskWarning)
-        else plain(message, category, *rest)
+        f"sharedmask: {message}\n" if issubclass(category, UserWarning) else plain(message, category, *rest)
     )
     try:
         code = command([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)

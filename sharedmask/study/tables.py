@@ -213,7 +213,8 @@ def series_writer(path: str | os.PathLike[str]) -> Callable[[Path, Mapping[str, 
     """
     writer = _SERIES_WRITERS.get(Path(path).suffix.lower())
     if writer is None:
-        raise ParameterError(f"{path}: the series of voxels go to .npz or .h5, regions' statistics to .tsv")
+        forms = f"{', '.join(_SERIES_WRITERS)}, regions' statistics to {', '.join(TABLES)}"
+        raise ParameterError(f"{path}: the series of voxels go to {forms}")
     return writer
 
 

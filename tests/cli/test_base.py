@@ -8,12 +8,14 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 
 import click
 import pytest
 from command import sharedmask
 
-from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options
+from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options, run_program
+from sharedmask.errors import SharedMaskWarning
 from sharedmask.study.denoising import Denoise
 
 
@@ -64,6 +66,18 @@ def test_a_timeline_that_has_no_place(name, code, study):
     assert done.returncode == code
     assert name in done.stderr
     assert not (study / "out.tsv").exists()
+
+
+@pytest.mark.parametrize("category", [SharedMaskWarning, UserWarning])
+def test_a_warning_is_shown_as_one_line(category, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sharedmask"])
+    shows = click.Command(
+        "shows", callback=lambda: click.echo(warnings.formatwarning("told", category, "a.py", 1))
+    )
+    with pytest.raises(SystemExit) as ended:
+        run_program(shows)
+    assert not ended.value.code
+    assert capsys.readouterr().out == "sharedmask: told\n\n"
 
 
 def test_memory_is_logged_to_standard_error(study):

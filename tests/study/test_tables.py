@@ -73,7 +73,7 @@ def test_series_read_back(tmp_path, name, read):
 
 
 def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(ParameterError, match=r"out\.csv: .*\.npz or \.h5"):
+    with pytest.raises(ParameterError, match=r"out\.csv: .*\.npz, \.h5"):
         write_series(tmp_path / "out.csv", {"a": np.zeros((2, 2))})
 
 
