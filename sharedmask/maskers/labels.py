@@ -138,24 +138,7 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
         table["column"] = table["index"].map(columns).astype("Int64")
         return table
 
-    def transform_single_imgs(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
-        """The same as :meth:`transform`, without its checks and high variance confounds.
-
-        Parameters
-        ----------
-        imgs : SharedImage, Handle, path, niimg, list or glob pattern of 3D ones
-            One image.
-        confounds : array, data frame, path, or list of those, optional
-            For :func:`nilearn.signal.clean`.
-        sample_mask : array, optional
-            The volumes to keep.
-
-        Returns
-        -------
-        ndarray, (n_timepoints, n_elements)
-            (n_elements,) for a 3D image.
-        """
-        signals = super().transform_single_imgs(imgs, confounds=confounds, sample_mask=sample_mask)
+    def _completed(self, signals: Any) -> Any:
         kinds = [table["index"].dtype.kind for table in (self.lut_, self._lut_)]
         if kinds == ["u", "f"]:  # nilearn's has rounded labels of more than 63 bits
             found = np.unique(np.asanyarray(self.region_atlas_.dataobj))
