@@ -116,7 +116,7 @@ def test_cleaning_options_and_underscores(study):
         (["bold.nii.gz", "-o", "o.tsv"], 64, "give one of --mask, --masks, --sphere and --atlas"),
         (["bold.nii.gz", "--masks", "r*", "--atlas", "a", "-o", "o.tsv"], 64, "give one of"),
         (["bold.nii.gz", "--masks", "roi*", "--lut", "a.tsv", "-o", "o.npz"], 64, "--lut"),
-        (["bold.nii.gz", "--masks", "roi*", "-o", "o.mat"], 64, r".npz or .h5"),
+        (["bold.nii.gz", "--masks", "roi*", "-o", "o.mat"], 64, r".npz, .h5"),
         (["bold.nii.gz", "--atlas", "atlas.nii.gz", "--stat", "mode", "-o", "o.tsv"], 64, "strategy='mode'"),
         (["bold.nii.gz", "--masks", "roi*", "-j", "0", "-o", "o.npz"], 64, "--n-jobs 0"),
         (["absent.nii", "--masks", "roi*", "-o", "o.npz"], 66, "absent.nii does not exist"),

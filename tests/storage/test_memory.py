@@ -172,9 +172,10 @@ def test_a_daemon_that_closed_all_descriptors_writes_into_no_file_of_its_own(tmp
         return OwnedSegment("run.nii", {"rows": ((2, 3), np.dtype("f4"))})
 
     own().release()  # by which the tracker is started
+    told_by = resource_tracker._resource_tracker._fd
     if not os.fork():
         os.closerange(3, 256)
-        while os.open(sys.argv[1], os.O_CREAT | os.O_RDWR) < resource_tracker._resource_tracker._fd:
+        while os.open(sys.argv[1], os.O_CREAT | os.O_RDWR) < told_by:
             pass
         own().release()
         os._exit(0)

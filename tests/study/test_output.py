@@ -88,7 +88,7 @@ def test_no_file_of_an_image_is_another_image_s(tmp_path):
 
 
 def test_unknown_forms_are_refused_before_any_work(runs, masks, tmp_path):
-    with pytest.raises(ParameterError, match=r"\.npz or \.h5"):
+    with pytest.raises(ParameterError, match=r"\.npz, \.h5"):
         extract_to(tmp_path / "out", runs, masks, form=".xlsx")
     assert not (tmp_path / "out").exists()
 
