@@ -302,7 +302,7 @@ def test_models_matrices_and_maps_are_numpy_s(it):
 def test_a_cluster_of_dask_gives_the_same(it):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc"
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="localhost:0", protocol="inproc"
     )
     with cluster, distributed.Client(cluster) as client:
         study = extract_many({"run": it.image}, it.atlas, strategy="mean", executor=client.get_executor())

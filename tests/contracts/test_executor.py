@@ -12,7 +12,7 @@ from contracts.executor import ExecutorContract
 def dask():
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc"
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="localhost:0", protocol="inproc"
     )
     with cluster, distributed.Client(cluster) as client:
         yield client.get_executor()

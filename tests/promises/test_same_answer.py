@@ -124,7 +124,7 @@ if __name__ == "__main__":
             return joblib.Parallel(2, backend=method)(joblib.delayed(compared)() for _ in range(calls))[0]
         if tool == "dask":
             from distributed import Client, LocalCluster
-            options = dict(n_workers=1, threads_per_worker=1, dashboard_address=None)
+            options = dict(n_workers=1, threads_per_worker=1, dashboard_address="localhost:0")
             def left_alone():  # by Dask's own thread, which draws when it measures what it has
                 import dask.sizeof, random
                 dask.sizeof.random = random.Random()

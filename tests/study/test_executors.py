@@ -28,7 +28,7 @@ BEFORE = """
         done.append(path)
 
     def cluster():
-        return LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        return LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="localhost:0",
                             local_directory=tempfile.mkdtemp(dir=folder))
 """
 
