@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import machine
 from benchmarks.timing import Contender, Times, take_turns
 from sharedmask.compute import kernels, reduction
+from sharedmask.compute.strategies import STRATEGIES
 from sharedmask.sources import loader, values
 from sharedmask.sources.values import Conversion
 
@@ -135,7 +136,7 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
     index = np.sort(rng.choice(_N_ROWS, 1000, replace=False))
     conversion = _conversion(rows.dtype, np.dtype(np.float64))
     out, whole = np.empty((1, rows.shape[1])), np.array([0, len(index)])
-    for strategy in reduction.STRATEGIES:
+    for strategy in STRATEGIES:
         if strategy == "weighted_mean":  # has no region without its weights
             continue
 

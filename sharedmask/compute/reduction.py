@@ -1,18 +1,26 @@
 """Reductions: one value per region and volume.
 
-Covers: the strategies, on rows of an image that is held and on volumes that pass by, with the same bits.
-Does not cover: which voxels make a region, who runs a reduction (``signals``, ``pool``).
+Covers: regions of an image that is held and of volumes that pass by, with the same bits. Does not cover: what
+one region's rows come to (``strategies``), which voxels make a region, who runs a reduction (``signals``,
+``pool``).
+
+Rows that are held are reduced as they are stored where that gives the same: no sum is finite of which a value
+is not. Regions whose rows follow each other are reduced where they lie; of others rows are copied, those of
+several regions side by side::
+
+    where they lie  ->  side by side, as stored  ->  side by side, or one after the other, as float64
+                   what is left                 what is left
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.compute.piles import Pile, piles
-from sharedmask.errors import ParameterError
+from sharedmask.compute.strategies import EXTREMES, SQUARES, STRATEGIES, SUMS, added, squares_of
 from sharedmask.records import dataclass
 from sharedmask.sources.values import (
     PIECE_BYTES,
@@ -25,7 +33,12 @@ from sharedmask.sources.values import (
 )
 from sharedmask.typing import Array
 
-# --- one value per region and volume -------------------------------------------------------------
+_PILED = SUMS | SQUARES | EXTREMES.keys()
+"""Strategies whose regions are reduced side by side."""
+_LEAST_VALUES = 2**14
+"""Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
+
+# --- rows that are held --------------------------------------------------------------------------
 
 
 def reduce_regions(
@@ -43,35 +56,84 @@ def reduce_regions(
 
     ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
     """
-    exact = finite and not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
-    keeps = exact and (strategy in SUMS or strategy in EXTREMES)
     nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
-    n_timepoints, policy = rows.shape[1], conversion.nan_policy
-    most = min(len(index), max(1, nbytes // (n_timepoints * 8)))
-    # Buffers that stay in a core's cache: threads that allocate wait for each other.
-    taken, scratch = np.empty((most, n_timepoints), rows.dtype), np.empty((most, n_timepoints))
-
-    def region(index: NDArray[np.intp], own: Array | None = None) -> _Rows:
-        return _Rows(rows, index, conversion, exact, keeps, taken, scratch, own)
-
+    held = _Held.of(rows, finite, conversion, max(1, min(len(index), nbytes // (rows.shape[1] * 8))))
+    left = _Regions(np.arange(first, first + len(offsets) - 1), index, offsets, weights)
+    several, policy = rows.shape[1] > 1, conversion.nan_policy  # numpy adds one column in another order
     with np.errstate(invalid="ignore"):
-        if strategy in PILED and n_timepoints > 1 and (exact or policy in ("propagate", "zero")):
-            for pile in piles(offsets, most):
-                source, numbers = region(index[pile.places]), first + pile.regions
-                if source.n_voxels > most:
-                    out[numbers] = STRATEGIES[strategy](source)
-                else:
-                    out[numbers] = _piled(pile, next(iter(source)), strategy)
-            return
-        edges = offsets.tolist()
-        for start, stop in groups(offsets, most):
-            span, to = slice(edges[start], edges[stop]), slice(first + start, first + stop)
-            source = region(index[span], None if weights is None else weights[span])
-            if source.n_voxels > most:
-                out[to] = STRATEGIES[strategy](source)
-                continue
-            inside = [edge - span.start for edge in edges[start : stop + 1]]
-            out[to] = _reduced(next(iter(source)), inside, strategy, policy == "omit", source.weights)
+        if several and held.plain and (strategy in SUMS or (held.exact and strategy in EXTREMES)):
+            left = left.only(_reduced_in_place(held, left, strategy, out))
+            left = left.only(_reduced_in_piles(held, left, strategy, out, stored=True))
+        if several and strategy in _PILED and (held.exact or policy in ("propagate", "zero")):
+            _reduced_in_piles(held, left, strategy, out)
+        else:
+            _reduced_in_turn(held, left, strategy, out)
+
+
+class _Regions(NamedTuple):
+    """Regions that are to be reduced."""
+
+    numbers: NDArray[np.intp]
+    """Where their values go."""
+    voxels: NDArray[np.intp]
+    offsets: NDArray[np.intp]
+    weights: Array | None
+
+    def only(self, which: NDArray[np.bool_]) -> "_Regions":
+        """Some of them."""
+        if which.all():
+            return self
+        sizes = np.diff(self.offsets)
+        inside = np.repeat(which, sizes)
+        weights = None if self.weights is None else self.weights[inside]
+        return _Regions(
+            self.numbers[which], self.voxels[inside], np.append(0, np.cumsum(sizes[which])), weights
+        )
+
+
+def _reduced_in_place(held: "_Held", regions: _Regions, strategy: str, out: Array) -> NDArray[np.bool_]:
+    """Values of regions whose rows follow each other; which regions are left."""
+    left = ~_lie_together(held.rows, regions)
+    total = np.empty(held.rows.shape[1])
+    for number in np.flatnonzero(~left):
+        start, stop = regions.offsets[number : number + 2]
+        place = regions.voxels[start]
+        part = held.rows[place : place + stop - start]
+        if strategy in EXTREMES:
+            values = EXTREMES[strategy].reduce(part, axis=0)
+        else:
+            values = _finished(added(part, total), stop - start, strategy)
+        out[regions.numbers[number]] = values
+        left[number] = not (held.exact or np.isfinite(values).all())
+    return left
+
+
+def _lie_together(rows: Array, regions: _Regions) -> NDArray[np.bool_]:
+    """Whether the rows of a region follow each other, and are worth a call."""
+    if rows.strides[1] != rows.itemsize:  # numpy would add along the volumes, in another order
+        return np.zeros(len(regions.numbers), bool)
+    following = np.append(0, np.cumsum(np.diff(regions.voxels) == 1))
+    start, last = regions.offsets[:-1], regions.offsets[1:] - 1
+    worth = (last - start + 1) * rows.shape[1] >= _LEAST_VALUES
+    found: NDArray[np.bool_] = (following[last] - following[start] == last - start) & worth
+    return found
+
+
+def _reduced_in_piles(
+    held: "_Held", regions: _Regions, strategy: str, out: Array, stored: bool = False
+) -> NDArray[np.bool_]:
+    """Values of regions side by side; which are left, because of values that are not finite."""
+    left = np.zeros(len(regions.numbers), bool)
+    for pile in piles(regions.offsets, held.most) if len(left) else ():
+        source = held.region(regions.voxels[pile.places], stored=stored)
+        if source.n_voxels > held.most:
+            values = STRATEGIES[strategy](source)[None]
+        else:
+            values = _piled(pile, next(iter(source)), strategy)
+        out[regions.numbers[pile.regions]] = values
+        if stored and not held.exact:
+            left[pile.regions] = ~np.isfinite(values).all(axis=1)
+    return left
 
 
 def _piled(pile: Pile, values: Array, strategy: str) -> Array:
@@ -82,10 +144,26 @@ def _piled(pile: Pile, values: Array, strategy: str) -> Array:
     values[pile.left] = 0
     totals = np.add.reduce(rows, 1, np.float64)
     if strategy in SQUARES:
-        _squares(rows, (totals / pile.sizes)[:, None], rows)
+        squares_of(rows, (totals / pile.sizes)[:, None], rows)
         values[pile.left] = 0
         np.add.reduce(rows, 1, out=totals)
     return _finished(totals, pile.sizes, strategy)
+
+
+def _reduced_in_turn(held: "_Held", regions: _Regions, strategy: str, out: Array) -> None:
+    """Values of regions one after the other."""
+    edges, omits = regions.offsets.tolist(), held.conversion.nan_policy == "omit"
+    for start, stop in groups(regions.offsets, held.most):
+        span, to = slice(edges[start], edges[stop]), regions.numbers[start:stop]
+        source = held.region(regions.voxels[span], None if regions.weights is None else regions.weights[span])
+        if source.n_voxels > held.most:
+            out[to] = STRATEGIES[strategy](source)
+            continue
+        inside = [edge - span.start for edge in edges[start : stop + 1]]
+        out[to] = _reduced(next(iter(source)), inside, strategy, omits, source.weights)
+
+
+# --- volumes and rows that pass by ---------------------------------------------------------------
 
 
 def whole_sums(
@@ -177,13 +255,15 @@ def add_rows(
     """
     order = np.argsort(regions, kind="stable")
     ends = np.flatnonzero(np.diff(regions[order])) + 1
-    most = max(1, REGION_BYTES // (8 * rows.shape[1]))
+    plain, most = _is_plain(rows, conversion), max(1, REGION_BYTES // (8 * rows.shape[1]))
     scratch, finite = np.empty((most + 1, rows.shape[1])), True
     with np.errstate(invalid="ignore"):
         for places in np.split(order, ends):
-            total = totals[regions[places[0]]]
+            total, wanted = totals[regions[places[0]]], index[places]
+            if plain and not total.any() and _add_stored(rows, wanted, most, total):
+                continue
             for piece in pieces(len(places), 1, most):
-                stored = rows[index[places[piece]]]
+                stored = rows[wanted[piece]]
                 values = scratch[: len(stored) + 1]
                 values[0] = total
                 np.copyto(values[1:], scale(stored, conversion), casting="unsafe")
@@ -192,6 +272,24 @@ def add_rows(
                 finite = convert(stored, values[1:], conversion) and finite
                 added(values, total)
     return finite
+
+
+def _add_stored(rows: Array, index: NDArray[np.intp], most: int, total: Array) -> bool:
+    """Add rows as they are stored to zeros, which change no sum; whether that could be done."""
+    together = index[-1] - index[0] == len(index) - 1 and bool((index[1:] > index[:-1]).all())
+    if not together and len(index) > most:
+        return False
+    added(rows[index[0] : index[-1] + 1] if together else rows[index], total)
+    total += 0.0  # no sum is -0.0
+    if not np.isfinite(total).all():
+        total[...] = 0
+        return False
+    return True
+
+
+def _is_plain(rows: Array, conversion: Conversion) -> bool:
+    """Whether stored values that are finite are the true ones, and float64 holds them."""
+    return not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
 
 
 def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] | None:
@@ -214,11 +312,11 @@ def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weight
         part = values[start:stop]
         added(part, total)
         if strategy in SQUARES:
-            added(_squares(part, total / len(part), part), total)
+            added(squares_of(part, total / len(part), part), total)
     return _finished(totals, np.diff(edges)[:, None], strategy)
 
 
-def _finished(totals: Array, sizes: NDArray[np.intp], strategy: str) -> Array:
+def _finished(totals: Array, sizes: NDArray[np.intp] | int, strategy: str) -> Array:
     """What sums come to, of values or of squares, (n_regions, n_volumes)."""
     totals += 0.0  # no sum is -0.0
     if strategy != "sum":
@@ -236,69 +334,73 @@ def groups(offsets: NDArray[np.intp], most: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
-class _Region(Protocol):
-    """The series of one region's voxels."""
+@dataclass(frozen=True)
+class _Held:
+    """Rows of an image, and room for some of them as they are stored and as float64."""
 
-    def __iter__(self) -> Iterator[Array]:
-        """Rows, piece by piece, as float64, or as stored for sums; until the next is asked for."""
-        ...
+    rows: Array
+    conversion: Conversion
+    plain: bool
+    """Whether stored values that are finite are the true ones, and float64 holds them."""
+    exact: bool
+    """Whether all are, as they are stored."""
+    taken: Array
+    scratch: Array
 
-    def volumes(self) -> Iterator[tuple[slice, Array]]:
-        """All rows of some volumes at a time, as float64, and which volumes those are."""
-        ...
+    @classmethod
+    def of(cls, rows: Array, finite: bool, conversion: Conversion, most: int) -> "_Held":
+        plain = _is_plain(rows, conversion)
+        exact = plain and (finite or rows.dtype.kind in "iu" or conversion.nan_policy == "propagate")
+        # Buffers that stay in a core's cache: threads that allocate wait for each other.
+        taken, scratch = np.empty((most, rows.shape[1]), rows.dtype), np.empty((most, rows.shape[1]))
+        # Parts of plain arrays are made quicker than of a subclass.
+        return cls(np.asarray(rows), conversion, plain, exact, taken, scratch)
 
     @property
-    def scratch(self) -> Array:
-        """Room for a piece as float64, which may be the piece's own."""
-        ...
+    def most(self) -> int:
+        """Rows at a time."""
+        return len(self.taken)
 
-    @property
-    def weights(self) -> Array | None: ...
-    @property
-    def omits(self) -> bool: ...
-    @property
-    def n_voxels(self) -> int: ...
-    @property
-    def n_timepoints(self) -> int: ...
+    def region(self, index: NDArray[np.intp], weights: Array | None = None, stored: bool = False) -> "_Rows":
+        return _Rows(self, index, weights, stored)
 
 
 @dataclass(frozen=True)
 class _Rows:
     """A region in an image that is held."""
 
-    rows: Array
+    held: _Held
     index: NDArray[np.intp]
-    conversion: Conversion
-    exact: bool
-    """Whether stored values are the true ones, and float64 holds them."""
-    keeps: bool
-    """Whether pieces are then as they are stored."""
-    taken: Array
-    scratch: Array
-    weights: Array | None = None
+    weights: Array | None
+    stored: bool
+    """Whether values stay as they are stored, whatever they are."""
 
     def __iter__(self) -> Iterator[Array]:
-        step = len(self.taken)
-        for start in range(0, self.n_voxels, step):
-            index = self.index[start : start + step]
-            stored = self.rows.take(index, 0, self.taken[: len(index)], "clip")
-            yield stored if self.keeps else self._converted(stored, self.scratch[: len(index)])
+        held = self.held
+        for start in range(0, self.n_voxels, held.most):
+            index = self.index[start : start + held.most]
+            stored = held.rows.take(index, 0, held.taken[: len(index)], "clip")
+            yield stored if self.stored else self._converted(stored, held.scratch[: len(index)])
 
     def volumes(self) -> Iterator[tuple[slice, Array]]:
         for span in pieces(self.n_timepoints, self.n_voxels * 8, VOLUMES_BYTES):
-            stored = self.rows[self.index, span]
+            stored = self.held.rows[self.index, span]
             yield span, self._converted(stored, np.empty(stored.shape))
 
     def _converted(self, stored: Array, values: Array) -> Array:
-        if self.exact:
+        if self.held.exact:
             np.copyto(values, stored)
         else:
-            convert(stored, values, self.conversion)
+            convert(stored, values, self.held.conversion)
         return values
 
     @property
+    def scratch(self) -> Array:
+        return self.held.scratch
+
+    @property
     def omits(self) -> bool:
-        return self.conversion.nan_policy == "omit"
+        return not self.stored and self.held.conversion.nan_policy == "omit"
 
     @property
     def n_voxels(self) -> int:
@@ -306,7 +408,7 @@ class _Rows:
 
     @property
     def n_timepoints(self) -> int:
-        return int(self.rows.shape[1])
+        return int(self.held.rows.shape[1])
 
 
 @dataclass(frozen=True)
@@ -334,164 +436,3 @@ class _Values:
     @property
     def n_timepoints(self) -> int:
         return int(self.values.shape[1])
-
-
-def _accumulate(parts: Iterator[Array]) -> Array:
-    """Sum over rows, one row after the other.
-
-    The order is that of ``scipy.ndimage``'s reductions, hence nilearn's bits: the sum so far
-    goes in as the first row of the next piece, so that pieces leave no trace.
-    """
-    total: Array = added(next(parts)) + 0.0  # no sum is -0.0
-    for values in parts:
-        total = added(np.concatenate([total[None], values]))
-    return total
-
-
-def added(rows: Array, out: Array | None = None) -> Array:
-    """The sum of rows, one after the other."""
-    total = np.empty(rows.shape[1]) if out is None else out
-    if len(total) > 1:
-        np.add.reduce(rows, 0, np.float64, out=total)
-        return total
-    total[...] = np.add.accumulate(rows, axis=0, dtype=np.float64)[-1]  # numpy would add one column pairwise
-    return total
-
-
-def _sum(source: _Region) -> Array:
-    return (
-        _accumulate(np.nan_to_num(v, nan=0.0) for v in source) if source.omits else _accumulate(iter(source))
-    )
-
-
-def _count(source: _Region) -> Array | float:
-    if source.omits:
-        return _accumulate((~np.isnan(v)).astype(float) for v in source)
-    return float(source.n_voxels)
-
-
-def _mean(source: _Region) -> Array:
-    return np.asarray(_sum(source) / _count(source))
-
-
-def _weighted_mean(source: _Region) -> Array:
-    assert source.weights is not None  # requests without weights are refused
-    total: Array | float = float(np.sum(source.weights, dtype=np.float64))
-    if source.omits:
-        total = _accumulate(np.where(np.isnan(v), 0.0, w) for v, w in _weighted(source))
-    return np.asarray(
-        _accumulate(np.nan_to_num(v * w) if source.omits else v * w for v, w in _weighted(source)) / total
-    )
-
-
-def _weighted(source: _Region) -> Iterator[tuple[Array, Array]]:
-    """Pieces of rows, and a column of their weights."""
-    start = 0
-    for values in source:
-        assert source.weights is not None
-        yield values, source.weights[start : start + len(values), None]
-        start += len(values)
-
-
-def _variance(source: _Region) -> Array:
-    mean = _mean(source)
-    squares = (_squares(v, mean, source.scratch[: len(v)]) for v in source)
-    if source.omits:
-        squares = (np.nan_to_num(s, nan=0.0) for s in squares)
-    return np.asarray(_accumulate(squares) / _count(source))
-
-
-def _squares(values: Array, mean: Array, out: Array) -> Array:
-    return np.square(np.subtract(values, mean, out=out), out=out)
-
-
-def _standard_deviation(source: _Region) -> Array:
-    return np.asarray(np.sqrt(_variance(source)))
-
-
-def _extreme(ufunc: np.ufunc, omitting: np.ufunc) -> Callable[[_Region], Array]:
-    def reduction(source: _Region) -> Array:
-        chosen = omitting if source.omits else ufunc
-        best: Array | None = None
-        for values in source:
-            here = chosen.reduce(values, axis=0)
-            best = here if best is None else chosen(best, here)
-        assert best is not None
-        return best
-
-    return reduction
-
-
-def _median(source: _Region) -> Array:
-    middle = _nanmedian if source.omits else _middle
-    result = np.empty(source.n_timepoints)
-    for span, values in source.volumes():
-        result[span] = middle(np.ascontiguousarray(values.T))
-    return result
-
-
-def _middle(values: Array) -> Array:
-    return np.asarray(np.median(values, axis=1, overwrite_input=True))
-
-
-def _nanmedian(values: Array) -> Array:
-    empty = np.asarray(np.isnan(values).all(axis=1))
-    filled = np.where(empty[:, None], 0.0, values)  # numpy warns of volumes without any value
-    return np.where(empty, np.nan, np.nanmedian(filled, axis=1))
-
-
-def _pc1(source: _Region) -> Array:
-    """First principal time course, scaled as SPM's first eigenvariate.
-
-    Voxel means are removed; the sign makes the voxels' weights sum to a positive number; the
-    scale is the first singular value over the square root of the number of voxels.
-    """
-    if source.omits:
-        raise ParameterError("strategy='pc1' needs every value: nan_policy='omit' does not apply")
-    centred = (_centred(values) for values in source)
-    n_voxels = source.n_voxels
-    if n_voxels <= source.n_timepoints:
-        rows = np.concatenate(list(centred))
-        if not np.isfinite(rows).all():
-            return np.full(source.n_timepoints, np.nan)
-        power, vectors = np.linalg.eigh(rows @ rows.T)
-        course, mean = vectors[:, -1] @ rows, rows.sum(axis=0)
-    else:
-        gram, mean = np.zeros((source.n_timepoints,) * 2), np.zeros(source.n_timepoints)
-        for rows in centred:
-            gram += rows.T @ rows
-            mean += rows.sum(axis=0)
-        if not np.isfinite(gram).all():
-            return np.full(source.n_timepoints, np.nan)
-        power, vectors = np.linalg.eigh(gram)
-        course = vectors[:, -1]
-    norm = np.linalg.norm(course)
-    unit = course / norm if norm > 0 else course
-    sign = -1.0 if float(mean @ unit) < 0 else 1.0
-    return np.asarray(sign * unit * np.sqrt(max(power[-1], 0.0) / n_voxels))
-
-
-def _centred(values: Array) -> Array:
-    return np.asarray(values - values.mean(axis=1, keepdims=True))
-
-
-STRATEGIES: dict[str, Callable[[_Region], Array]] = {
-    "mean": _mean,
-    "median": _median,
-    "sum": _sum,
-    "minimum": _extreme(np.minimum, np.fmin),
-    "maximum": _extreme(np.maximum, np.fmax),
-    "variance": _variance,
-    "standard_deviation": _standard_deviation,
-    "pc1": _pc1,
-    "weighted_mean": _weighted_mean,
-}
-SUMS = frozenset({"sum", "mean"})
-"""Strategies that are made of the sum of a region's rows."""
-SQUARES = frozenset({"variance", "standard_deviation"})
-"""Strategies that are made of the sum of squared differences from the mean."""
-EXTREMES = {"minimum": np.minimum, "maximum": np.maximum}
-PILED = SUMS | SQUARES | EXTREMES.keys()
-"""Strategies whose regions are reduced side by side."""
-BY_VOLUME = frozenset(STRATEGIES) - {"pc1"}
-"""Strategies whose value of a volume needs no other volume."""

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.compute.confounds import confounds_table, kept_volumes
 from sharedmask.compute.progress import Progress
-from sharedmask.compute.reduction import BY_VOLUME, STRATEGIES, SUMS
+from sharedmask.compute.strategies import BY_VOLUME, STRATEGIES, SUMS
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute.reduction import SQUARES, SUMS, added, reduce_volumes, whole_sums
+from sharedmask.compute.reduction import reduce_volumes, whole_sums
+from sharedmask.compute.strategies import SQUARES, SUMS, added
 from sharedmask.records import dataclass
 from sharedmask.sources.values import PIECE_BYTES, Conversion, convert, pieces, scale
 from sharedmask.sources.volumes import Volumes

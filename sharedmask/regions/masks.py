@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sharedmask import errors
 from sharedmask.decoding.codecs import ENDINGS, without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
+from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named
 from sharedmask.sources.opening import is_surface, open_source
 from sharedmask.sources.source import Source
@@ -65,7 +66,36 @@ class _Volume(NamedTuple):
     """Of its labels, if the file itself has names."""
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A mask or an atlas as it was given, and the image that it is."""
+
+    given: Any
+    source: Source
+
+    @classmethod
+    def of(cls, given: Any) -> Any:
+        """The same, opened; or itself where that cannot be done, for who reads it to say why."""
+        with suppress(Exception):
+            return cls(given, _opened(given))
+        return given
+
+    @property
+    def is_several(self) -> bool:
+        """Whether it holds more than one 3D image."""
+        return self.source.n_timepoints > 1 and isinstance(self.source.grid, Grid)
+
+
+def _opened(given: Any) -> Source:
+    if isinstance(given, Opened):
+        return given.source
+    path = _path(given)
+    return open_source(given if path is None else _file(path))
+
+
 def _path(thing: Any) -> str | None:
+    if isinstance(thing, Opened):
+        return _path(thing.given)
     if not isinstance(thing, (str, os.PathLike)):
         return None
     return os.path.expanduser(os.fsdecode(thing))
@@ -73,6 +103,7 @@ def _path(thing: Any) -> str | None:
 
 def file_stem(thing: Any) -> str | None:
     """The file's name without its image suffix; None if there is no file."""
+    thing = thing.given if isinstance(thing, Opened) else thing
     path = _path(thing.get_filename() if isinstance(thing, DataobjImage) else thing)
     return None if path is None else _SUFFIX.sub("", readable(Path(named(path)).name))
 
@@ -105,15 +136,6 @@ def is_label_pair(masks: Any) -> bool:
     masks = list(matching(masks).values()) or masks
     several = isinstance(masks, (list, tuple)) and len(masks) > 1
     return several and all((_path(one) or "").lower().endswith((".label.gii", ".annot")) for one in masks)
-
-
-def count_volumes(image: Any) -> int:
-    """How many 3D images there are in one; 1 if that cannot be told, for the reader to say why."""
-    path = _path(image)
-    with suppress(Exception):
-        shape = (image if path is None else open_source(_file(path))).shape
-        return int(np.prod(shape[3:]))
-    return 1
 
 
 def unique_names(given: Iterable[str]) -> tuple[str, ...]:
@@ -202,10 +224,10 @@ def read_volume(
         return _part(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
-    elif not isinstance(mask, DataobjImage) and not is_surface(mask) and not is_label_pair(mask):
+    elif not isinstance(mask, DataobjImage | Opened) and not is_surface(mask) and not is_label_pair(mask):
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
-        source = open_source(mask if path is None else _file(path))
+        source = _opened(mask)
         if what == "label image" and isinstance(source.grid, Parcellation) and source.is_series:
             return _of_parcels(where, source.grid, space)
         if on is not None and _is_elsewhere(source.grid, on):
@@ -259,11 +281,10 @@ def open_maps(
             flat = maps.reshape(-1, maps.shape[-1], order="F").T
             return iter((f"{where}, volume {i}", one) for i, one in enumerate(flat)), grid
         maps = nib.Nifti1Image(maps, box_of(grid, where).affine)
-    if isinstance(maps, (list, tuple, Mapping)) or count_volumes(maps) < 2:
+    once = None if isinstance(maps, (list, tuple, Mapping)) else Opened.of(maps)
+    if not isinstance(once, Opened) or not once.is_several:
         raise MaskError(f"{where}: one 4D image is needed, of a map each volume")
-    with _reading(where):
-        path = _path(maps)
-        source = open_source(maps if path is None else _file(path))
+    source = once.source
     stays = grid is None or moves_the_image(resampling_target)
     if grid is not None and not stays and _is_elsewhere(source.grid, grid):
         if resampling_target != "data" or not isinstance(grid, Grid):

@@ -18,8 +18,8 @@ from sharedmask.errors import EmptyMaskError, MaskError
 from sharedmask.regions import parcels
 from sharedmask.regions.lut import read_lut
 from sharedmask.regions.masks import (
+    Opened,
     ResamplingTarget,
-    count_volumes,
     file_stem,
     is_label_pair,
     label_codes,
@@ -385,8 +385,10 @@ class Regions(Sets):
         """
         if weighted and not isinstance(given, Regions):
             return cls.from_maps(given, grid, resampling_target=resampling_target)
-        several = not is_label_pair(given) and (
-            isinstance(given, (list, tuple, Mapping, Regions)) or matching(given) or count_volumes(given) > 1
+        many = not is_label_pair(given) and (
+            isinstance(given, (list, tuple, Mapping, Regions)) or bool(matching(given))
         )
+        once = given if many else Opened.of(given)
+        several = many or (isinstance(once, Opened) and once.is_several)
         make = cls.from_any if several else cls.from_labels
-        return make(given, grid, resampling_target=resampling_target)
+        return make(once, grid, resampling_target=resampling_target)

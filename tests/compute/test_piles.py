@@ -8,6 +8,7 @@ from stored import conversion, random_rows
 
 from sharedmask.compute import reduction
 from sharedmask.compute.piles import piles
+from sharedmask.compute.strategies import STRATEGIES
 from sharedmask.sources.values import REGION_BYTES
 
 
@@ -30,7 +31,7 @@ def test_every_voxel_has_a_place_in_a_pile(most):
 
 
 @pytest.mark.some(12)
-@pytest.mark.parametrize("strategy", sorted(set(reduction.STRATEGIES) - {"weighted_mean"}))
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"weighted_mean"}))
 @pytest.mark.parametrize("stored", ["i2", "f4", "f8"])
 @pytest.mark.parametrize("n_timepoints", [1, 2, 700])
 @pytest.mark.parametrize("policy", ["propagate", "zero", "omit", "raise"])

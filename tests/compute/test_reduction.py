@@ -8,8 +8,7 @@ from scipy import ndimage
 from stored import INDEX, conversion, random_rows
 
 from sharedmask.compute import reduction
-from sharedmask.errors import ParameterError
-from sharedmask.sources import values
+from sharedmask.compute.strategies import STRATEGIES
 
 BY_NUMPY = {
     "mean": (np.mean, np.nanmean),
@@ -35,7 +34,7 @@ def reduced(strategy, rows, index, how, finite=False):
 
 
 def test_each_strategy_is_tested():
-    assert {*BY_NUMPY, "pc1", "weighted_mean"} == set(reduction.STRATEGIES)
+    assert {*BY_NUMPY, "pc1", "weighted_mean"} == set(STRATEGIES)
 
 
 @pytest.mark.some(30)
@@ -97,6 +96,55 @@ def test_rows_that_are_finite_give_the_bits_of_others(strategy, n_timepoints, st
     np.testing.assert_array_equal(expected, in_float64)
 
 
+@pytest.mark.some(12)
+@pytest.mark.parametrize("strategy", ["mean", "sum", "minimum"])
+@pytest.mark.parametrize("policy", ["zero", "omit", "propagate"])
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -0.0])
+@pytest.mark.parametrize("stored", ["f4", "i2"])
+def test_rows_have_the_same_bits_wherever_they_lie(strategy, policy, bad, stored):
+    rows, rng = random_rows(1200, 700, stored), np.random.default_rng(4)
+    sizes = np.array([1, 2, 600, 397, 200])  # one is larger than what is picked out at a time
+    if bad is not None and stored == "f4":
+        rows[rng.integers(0, 1200, 40), rng.integers(0, 700, 40)] = bad
+    how, offsets = conversion(stored, "f8", nan_policy=policy), np.append(0, np.cumsum(sizes))
+    order = rng.permutation(1200)
+    apart = np.empty_like(rows)
+    apart[order] = rows
+    by_volume = np.asfortranarray(rows)  # as an image is mapped that lies volume by volume
+    together, picked, across, passing = np.empty((4, len(sizes), 700))
+    reduction.reduce_regions(rows, False, together, how, strategy, np.arange(1200), offsets, 0)
+    reduction.reduce_regions(apart, False, picked, how, strategy, order, offsets, 0)
+    reduction.reduce_regions(by_volume, False, across, how, strategy, np.arange(1200), offsets, 0)
+    reduction.reduce_volumes(rows.T, passing.T, how, strategy, offsets)
+    for other in (picked, across, passing):
+        np.testing.assert_array_equal(together, other)
+
+
+@pytest.mark.parametrize("policy", ["zero", "propagate"])
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -0.0])
+def test_sums_of_rows_that_pass_by_have_the_bits_of_those_that_are_held(policy, bad):
+    rows, rng = random_rows(1200, 700, "f4"), np.random.default_rng(4)
+    sizes = np.array([1, 2, 600, 397, 200])
+    if bad is not None:
+        rows[rng.integers(0, 1200, 40), rng.integers(0, 700, 40)] = bad
+    how, offsets = conversion("f4", "f8", nan_policy=policy), np.append(0, np.cumsum(sizes))
+    order, regions = rng.permutation(1200), np.repeat(np.arange(len(sizes)), sizes)
+    for index in (
+        np.arange(1200),
+        np.concatenate([np.sort(part) for part in np.split(order, offsets[1:-1])]),
+    ):
+        held, passing = np.empty((len(sizes), 700)), np.zeros((len(sizes), 700))
+        reduction.reduce_regions(rows, False, held, how, "sum", index, offsets, 0)
+        finite = []
+        for start, stop in ((0, 500), (500, 1200)):  # blocks of rows, as they are read
+            here = np.flatnonzero((index >= start) & (index < stop))
+            finite.append(
+                reduction.add_rows(rows[start:stop], index[here] - start, regions[here], passing, how)
+            )
+        assert held.tobytes() == passing.tobytes()
+        assert all(finite) == bool(np.isfinite(rows).all())
+
+
 @pytest.mark.parametrize("strategy", BY_NUMPY)
 def test_omitting_reductions(strategy):
     rows = random_rows(400, 700, "f4")
@@ -150,45 +198,6 @@ def test_sums_have_the_bits_of_scipy_for_few_volumes(n_volumes):
     rows = random_rows(3000, n_volumes, "f4")
     expected = [ndimage.sum(volume, np.ones(3000, int), [1])[0] for volume in rows.T]
     np.testing.assert_array_equal(reduced("sum", rows, np.arange(3000), conversion("f4", "f8")), expected)
-
-
-def eigenvariate(signals):
-    courses, scales, weights = np.linalg.svd(signals - signals.mean(axis=0), full_matrices=False)
-    return np.sign(weights[0].sum()) * courses[:, 0] * scales[0] / np.sqrt(signals.shape[1])
-
-
-def correlated(n_voxels, n_timepoints, sign=1):
-    rng = np.random.default_rng(n_voxels)
-    shared = rng.normal(size=n_timepoints)
-    weights = rng.uniform(0.5, 2, (n_voxels, 1))
-    return 100 + sign * weights * shared + 0.3 * rng.normal(size=(n_voxels, n_timepoints))
-
-
-@pytest.mark.parametrize("size", [(5, 40), (40, 40), (90, 40), (40, 2)])
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("piece_bytes", [values.PIECE_BYTES, 2000])
-def test_first_principal_course(size, sign, piece_bytes, monkeypatch):
-    monkeypatch.setattr(values, "PIECE_BYTES", piece_bytes)
-    rows = correlated(*size, sign)
-    got = reduced("pc1", rows, np.arange(size[0]), conversion("f8", "f8"))
-    np.testing.assert_allclose(got, eigenvariate(rows.T), atol=1e-9 * np.abs(got).max())
-
-
-def test_first_principal_course_of_one_voxel_is_its_course():
-    rows = correlated(3, 40)
-    got = reduced("pc1", rows, np.array([1]), conversion("f8", "f8"))
-    np.testing.assert_allclose(got, rows[1] - rows[1].mean(), atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [(5, 9), (9, 5)])
-def test_first_principal_course_of_constants_is_zero(size):
-    got = reduced("pc1", np.full(size, 7.0), np.arange(size[0]), conversion("f8", "f8"))
-    np.testing.assert_array_equal(got, 0)
-
-
-def test_first_principal_course_needs_every_value():
-    with pytest.raises(ParameterError, match="pc1"):
-        reduced("pc1", random_rows(), INDEX, conversion("i2", "f8", nan_policy="omit"))
 
 
 @pytest.mark.parametrize("nan_policy", ["zero", "omit", "propagate"])

@@ -7,8 +7,9 @@ from stored import conversion, random_rows
 
 from sharedmask.compute import reduction
 from sharedmask.compute.steps import Reducer
+from sharedmask.compute.strategies import BY_VOLUME
 
-STRATEGIES = sorted(reduction.BY_VOLUME)
+STRATEGIES = sorted(BY_VOLUME)
 
 
 @given(

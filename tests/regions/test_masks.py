@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oblique import NIBABEL_DATA, OBLIQUE, SHAPE, image_of, reoriented, save
 from programs import sharedmask
+from surface_files import labels as label_file
 
 from sharedmask import FrameDataset, SharedImage, SharedLabelsMasker, errors, extract, extract_many
+from sharedmask.regions import masks as reading
 from sharedmask.regions.masks import file_stem
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
 from sharedmask.settings import using
+from sharedmask.sources.opening import open_source
 from sharedmask.spaces.grid import Grid
 
 
@@ -634,3 +637,19 @@ def test_each_pattern_of_a_list_stands_for_its_files(tmp_path):
                 np.testing.assert_array_equal(got, expected)
     with pytest.raises(errors.MissingFileError, match=r"no file matches .*other"):
         Regions.from_any([*files, str(tmp_path / "other*.nii")], Grid(SHAPE, OBLIQUE))
+
+
+@pytest.mark.parametrize("kind", ["atlas", "masks", "maps", "labels", "pair"])
+def test_a_file_is_opened_once_to_see_what_it_is_and_to_read_it(tmp_path, monkeypatch, kind):
+    shape = (4, 3, 2) if kind in ("atlas", "labels") else (4, 3, 2, 3)
+    given = tmp_path / "given.nii"
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), given)
+    if kind == "pair":
+        given = [label_file(tmp_path / f"{side}.x.label.gii", [1] * 10) for side in ("lh", "rh")]
+    opened = []
+    monkeypatch.setattr(reading, "open_source", lambda image: opened.append(image) or open_source(image))
+    if kind == "labels":
+        Regions.from_labels(given)
+    else:
+        Regions.from_atlas_or_masks(given, weighted=kind == "maps")
+    assert len(opened) == 1
