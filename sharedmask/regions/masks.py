@@ -18,8 +18,11 @@ from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.dataobj_images import DataobjImage
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -314,9 +317,18 @@ def _file(path: str) -> Any:
     if streamed or not Path(path).is_file():
         return path
     try:
-        return nib.load(path)
+        return _load_mgh(path) if path.lower().endswith((".mgh", ".mgz")) else nib.load(path)
     except ImageFileError:  # which opening it will say
         return path
+
+
+def _load_mgh(path: str) -> Any:
+    """As nibabel does, which leaves the file open."""
+    with ImageOpener(path) as file:
+        header = MGHHeader.from_fileobj(file)
+    image = MGHImage(ArrayProxy(path, header.copy()), header.get_affine(), header)
+    image.set_filename(path)
+    return image
 
 
 def _volume(where: str, data: Array, grid: Space | None, n_axes: int) -> _Volume:

@@ -20,7 +20,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import field
 from functools import partial
 from itertools import chain
@@ -141,7 +141,7 @@ def extract_many(
     denoise: str | Sequence[str] | Denoise | Denoisings | None = None,
     connectivity: str | Sequence[str] = (),
     fisher_z: bool = False,
-    executor: Executor | None = None,
+    executor: Any = None,
     n_jobs: int | None = None,
     on_result: OnResult = None,
     on_error: OnError = None,
@@ -177,8 +177,8 @@ def extract_many(
         of several strategies a dict of such dicts.
     fisher_z : bool
         As there.
-    executor : concurrent.futures.Executor, optional
-        Where images are worked on: ``dask.distributed.Client(...).get_executor()`` for a cluster.
+    executor : concurrent.futures.Executor or dask.distributed.Client, optional
+        Where images are worked on.
         Default: worker processes of this machine, or threads if ``n_jobs`` is 1.
     n_jobs : int, optional
         Images at a time, by joblib's convention. The default works on one, and on the next as far as

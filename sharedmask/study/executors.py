@@ -80,9 +80,10 @@ def _has_processes(count: int) -> bool:
 
 
 @contextlib.contextmanager
-def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]) -> Iterator[Engine]:
+def engine(executor: Any, n_jobs: int | None, preload: Sequence[str]) -> Iterator[Engine]:
     """The caller's executor, or one of our own for ``n_jobs`` images at a time, until the context ends."""
     if executor is not None:
+        executor = _given(executor)
         at_once = _ahead(executor) if n_jobs is None else process.effective_n_jobs(n_jobs)
         yield Engine(executor, at_once, local=False)
         return
@@ -100,6 +101,23 @@ def engine(executor: Executor | None, n_jobs: int | None, preload: Sequence[str]
         yield Engine(own, count, local=True, ahead=_SMALL_AHEAD, begin=begun)
     finally:
         own.shutdown(cancel_futures=True)
+
+
+def _given(executor: Any) -> Executor:
+    """What the caller gave; of a Dask client its executor.
+
+    Raises
+    ------
+    ParameterError
+        It is none.
+    """
+    if callable(get_executor := getattr(executor, "get_executor", None)):
+        executor = get_executor()
+    if not callable(getattr(executor, "submit", None)):
+        raise ParameterError(
+            f"executor={executor!r} is none: give a concurrent.futures.Executor, or a dask.distributed.Client"
+        )
+    return executor  # type: ignore[no-any-return]
 
 
 def _ahead(executor: Executor) -> int:

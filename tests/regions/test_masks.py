@@ -1,6 +1,7 @@
 """What callers give as masks, read and placed on a grid, and every refusal."""
 
 import contextlib
+import gc
 import gzip
 import os
 import tracemalloc
@@ -653,3 +654,16 @@ def test_a_file_is_opened_once_to_see_what_it_is_and_to_read_it(tmp_path, monkey
     else:
         Regions.from_atlas_or_masks(given, weighted=kind == "maps")
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("ending", ["mgh", "mgz"])
+def test_volumes_of_freesurfer_are_masks_and_their_files_are_closed(tmp_path, ending, mask):
+    path, image = tmp_path / f"mask.{ending}", nib.MGHImage(mask.astype("u1"), OBLIQUE)
+    nib.save(image, path)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        regions = Regions.from_any(path, Grid(SHAPE, image.affine))
+        gc.collect()
+    assert not said
+    np.testing.assert_array_equal(np.sort(regions[0]), np.flatnonzero(mask.ravel(order="F")))

@@ -2,12 +2,16 @@
 
 import os
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from children import python
-from images import bold, random_masks, save
+from images import bold, niimg, random_masks, same_bits, save
 
-pytest.importorskip("distributed")
+from sharedmask import extract, extract_many
+from sharedmask.errors import ParameterError
 
 BEFORE = """
     import os, signal, sys, tempfile
@@ -57,7 +61,7 @@ RESTARTED = """
                     if attempt == 0 and len(done) == 20:
                         client.shutdown()
 
-                study = extract_many(runs, masks, executor=client.get_executor(), n_jobs=4, retries=0,
+                study = extract_many(runs, masks, executor=client, n_jobs=4, retries=0,
                                      on_result=take, on_error=lambda *_: None, resume=f"{folder}/done.jsonl")
             print(len(done), len(study.skipped), *sorted(os.path.basename(path) for path in study.errors)[:2])
 """
@@ -90,12 +94,29 @@ def run(script, study, tmp_path):
     return [line.split() for line in answer.stdout.splitlines()]
 
 
+needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
 sizes = pytest.mark.parametrize(
     "study", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], indirect=True, ids=["small", "20 MB"]
 )
 
 
+def test_a_client_is_as_good_as_its_executor():
+    masks = random_masks(2)
+    with ThreadPoolExecutor(1) as executor:
+        client = SimpleNamespace(get_executor=lambda: executor, submit=lambda task: 1 / 0)
+        found = extract_many({"run": niimg(bold())}, masks, executor=client).results["run"]
+    for got, expected in zip(found, extract(niimg(bold()), masks), strict=True):
+        same_bits(got, expected)
+
+
+@pytest.mark.parametrize("executor", [4, "threads", "tcp://localhost:8786", object])
+def test_what_is_no_executor_is_refused(executor):
+    with pytest.raises(ParameterError, match=r"executor=.* is none: give a concurrent.futures.Executor, or"):
+        extract_many({"run": niimg(bold())}, random_masks(1), executor=executor)
+
+
 @pytest.mark.long
+@needs_dask
 @sizes
 def test_a_killed_worker_costs_nothing(study, tmp_path):
     ((peak, done, different, *failed),) = run(KILLED, study, tmp_path)
@@ -105,6 +126,7 @@ def test_a_killed_worker_costs_nothing(study, tmp_path):
 
 
 @pytest.mark.long
+@needs_dask
 @sizes
 def test_a_scheduler_that_ends_costs_only_what_was_not_done(study, tmp_path):
     """A new cluster and the same call do what is left, and nothing twice."""
