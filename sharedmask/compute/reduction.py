@@ -13,6 +13,7 @@ several regions side by side::
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ _PILED = SUMS | SQUARES | EXTREMES.keys()
 """Strategies whose regions are reduced side by side."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
+_CONVERTED = 1024
+"""Values that numpy converts at a time: they stay in a core's nearest cache until they are added."""
 
 # --- rows that are held --------------------------------------------------------------------------
 
@@ -60,7 +63,7 @@ def reduce_regions(
     held = _Held.of(rows, finite, conversion, max(1, min(len(index), nbytes // (rows.shape[1] * 8))))
     left = _Regions(np.arange(first, first + len(offsets) - 1), index, offsets, weights)
     several, policy = rows.shape[1] > 1, conversion.nan_policy  # numpy adds one column in another order
-    with np.errstate(invalid="ignore"):
+    with _arithmetic():
         if several and held.plain and (strategy in SUMS or (held.exact and strategy in EXTREMES)):
             left = left.only(_reduced_in_place(held, left, strategy, out))
             left = left.only(_reduced_in_piles(held, left, strategy, out, stored=True))
@@ -68,6 +71,16 @@ def reduce_regions(
             _reduced_in_piles(held, left, strategy, out)
         else:
             _reduced_in_turn(held, left, strategy, out)
+
+
+@contextmanager
+def _arithmetic() -> Iterator[None]:
+    with np.errstate(invalid="ignore"):
+        before = np.setbufsize(_CONVERTED)
+        try:
+            yield
+        finally:
+            np.setbufsize(before)
 
 
 class _Regions(NamedTuple):
@@ -94,17 +107,21 @@ class _Regions(NamedTuple):
 def _reduced_in_place(held: "_Held", regions: _Regions, strategy: str, out: Array) -> NDArray[np.bool_]:
     """Values of regions whose rows follow each other; which regions are left."""
     left = ~_lie_together(held.rows, regions)
-    total = np.empty(held.rows.shape[1])
-    for number in np.flatnonzero(~left):
-        start, stop = regions.offsets[number : number + 2]
-        place = regions.voxels[start]
-        part = held.rows[place : place + stop - start]
-        if strategy in EXTREMES:
-            values = EXTREMES[strategy].reduce(part, axis=0)
-        else:
-            values = _finished(added(part, total), stop - start, strategy)
-        out[regions.numbers[number]] = values
-        left[number] = not (held.exact or np.isfinite(values).all())
+    lying = np.flatnonzero(~left)
+    for span in pieces(len(lying), 1, held.most):
+        numbers = lying[span]
+        sizes, places = np.diff(regions.offsets)[numbers], regions.voxels[regions.offsets[numbers]]
+        totals = held.scratch[: len(numbers)]
+        for total, place, size in zip(totals, places.tolist(), sizes.tolist(), strict=True):
+            part = held.rows[place : place + size]
+            if strategy in EXTREMES:
+                EXTREMES[strategy].reduce(part, 0, part.dtype, total)
+            else:
+                added(part, total)
+        values = _finished(totals, sizes[:, None], strategy)
+        out[regions.numbers[numbers]] = values
+        if not held.exact:
+            left[numbers] = ~np.isfinite(values).all(axis=1)
     return left
 
 
@@ -257,7 +274,7 @@ def add_rows(
     ends = np.flatnonzero(np.diff(regions[order])) + 1
     plain, most = _is_plain(rows, conversion), max(1, REGION_BYTES // (8 * rows.shape[1]))
     scratch, finite = np.empty((most + 1, rows.shape[1])), True
-    with np.errstate(invalid="ignore"):
+    with _arithmetic():
         for places in np.split(order, ends):
             total, wanted = totals[regions[places[0]]], index[places]
             if plain and not total.any() and _add_stored(rows, wanted, most, total):
@@ -316,8 +333,10 @@ def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weight
     return _finished(totals, np.diff(edges)[:, None], strategy)
 
 
-def _finished(totals: Array, sizes: NDArray[np.intp] | int, strategy: str) -> Array:
-    """What sums come to, of values or of squares, (n_regions, n_volumes)."""
+def _finished(totals: Array, sizes: NDArray[np.intp], strategy: str) -> Array:
+    """What they come to, (n_regions, n_volumes): sums of values or of squares, or extremes."""
+    if strategy in EXTREMES:
+        return totals
     totals += 0.0  # no sum is -0.0
     if strategy != "sum":
         totals /= sizes
