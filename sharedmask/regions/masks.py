@@ -85,8 +85,9 @@ class Opened:
 
     @property
     def is_several(self) -> bool:
-        """Whether it holds more than one 3D image."""
-        return self.source.n_timepoints > 1 and isinstance(self.source.grid, Grid)
+        """Whether it holds several images of one space, each of which is one mask, or one map of weights."""
+        source = self.source
+        return source.n_timepoints > 1 and source.labels is None and _parcels_of(source) is None
 
 
 def _opened(given: Any) -> Source:
@@ -231,8 +232,8 @@ def read_volume(
         raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
     with _reading(where):
         source = _opened(mask)
-        if what == "label image" and isinstance(source.grid, Parcellation) and source.is_series:
-            return _of_parcels(where, source.grid, space)
+        if what == "label image" and (parcels := _parcels_of(source)):
+            return _of_parcels(where, parcels, space)
         if on is not None and _is_elsewhere(source.grid, on):
             raise mismatch_error(where, source.grid, on, "image")
         if source.labels is not None and source.n_timepoints > 1:
@@ -247,6 +248,11 @@ def read_volume(
 def _names_a_file(path: str) -> bool:
     """Whether it is one, or cannot be anything else."""
     return os.path.lexists(path) or os.sep in path or _SUFFIX.search(path) is not None
+
+
+def _parcels_of(source: Source) -> Parcellation | None:
+    """The parcels of a parcellated series, which is an atlas of these."""
+    return source.grid if isinstance(source.grid, Parcellation) and source.is_series else None
 
 
 def _of_parcels(where: str, parcels: Parcellation, space: Space | None) -> _Volume:

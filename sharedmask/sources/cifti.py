@@ -84,7 +84,12 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     if not text:
         raise DamagedImageError(f"{name} is a CIFTI-2 file by its intent, and has no axes in its header")
     with _reading(name):
-        maps = _index_maps(text)
+        root = _root(text)
+    if (version := root.get("Version", "")).partition(".")[0] != "2":
+        todo = "convert it: wb_command -file-convert -cifti-version-convert"
+        raise ImageError(f"{name} is of version {version or 'unknown'} of CIFTI, and 2 is read; {todo}")
+    with _reading(name):
+        maps = _index_maps(root)
     shape = tuple(int(size) for size in image.shape[-len(maps) :])
     kinds = [_KINDS.get(one.get("IndicesMapToDataType", ""), "an unknown axis") for one in maps]
     _check_kinds(name, kinds)
@@ -97,7 +102,8 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
         seconds = _seconds(along) if kind == "a series" else None
     n_maps = shape[1 - place]
     if models.n_voxels != shape[place] or not n_maps or said not in (None, n_maps):
-        raise DamagedImageError(f"{name} has values of shape {shape}, and its axes {models} by {kind}")
+        told = kind if said is None else f"{kind} of {said}"
+        raise DamagedImageError(f"{name} has values of shape {shape}, and its axes {models} by {told}")
     labels = None if table is None else names_of(name, table)
     volume = models.volume if isinstance(models, BrainModels) else models.models.volume
     affine = np.eye(4) if volume is None else np.array(volume.affine)
@@ -125,7 +131,7 @@ class _UnfitError(ValueError):
 def _reading(name: str) -> Iterator[None]:
     try:
         yield
-    except (ElementTree.ParseError, KeyError, ValueError, TypeError) as error:
+    except (ElementTree.ParseError, KeyError, ValueError, TypeError, OverflowError) as error:
         said = f"{name}: the axes in its header, which are XML, are damaged"
         raise DamagedImageError(f"{said}: {_fault(error)}") from error
 
@@ -140,9 +146,16 @@ def _fault(error: Exception) -> str:
 
 
 @lru_cache(maxsize=_KEPT)
-def _index_maps(text: bytes) -> list[Element]:
+def _root(text: bytes) -> Element:
+    root = ElementTree.fromstring(text.rstrip(b"\0 \n"))
+    for one in root.iter():  # whatever the namespace
+        one.tag = one.tag.rpartition("}")[2]
+    return root
+
+
+def _index_maps(root: Element) -> list[Element]:
     """The map of each axis, in the order of the values' axes."""
-    matrix = ElementTree.fromstring(text.rstrip(b"\0 \n")).find("Matrix")
+    matrix = root.find("Matrix")
     found: dict[int, Element] = {}
     for one in () if matrix is None else matrix.iterfind("MatrixIndicesMap"):
         for axis in one.attrib["AppliesToMatrixDimension"].split(","):

@@ -128,6 +128,15 @@ IMAGES = {
         lambda f: changed(series(f), b'IndexCount="7"', b'IndexCount="8"'),
         "the 8 elements of CIFTI_STRUCTURE_CORTEX_LEFT do not fit from 0 on",
     ),
+    "xml-exponent": (
+        lambda f: dense.rewritten(series(f), ('Exponent="0"', 'Exponent="400"')),
+        "what should be numbers is not",
+    ),
+    "xml-points": (lambda f: dense.rewritten(series(f), ('Points="20"', 'Points="19"')), "by a series of 19"),
+    "version-1": (
+        lambda f: dense.rewritten(series(f), ('Version="2.0"', 'Version="1.0"')),
+        "is of version 1.0 of CIFTI, and 2 is read; convert it: wb_command -file-convert",
+    ),
     "data-cut": (lambda f: cut(series(f), -100), "promises 1200 bytes of image data, 1100 were found"),
     "empty": (empty("run.dtseries.nii"), "is empty (0 bytes)"),
     "directory": (directory("run.dtseries.nii"), "is a directory"),

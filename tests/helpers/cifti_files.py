@@ -85,6 +85,23 @@ def dtseries(path: Path, n_timepoints=20, places=None, dtype="f4", seed=0, **how
     return save(path, data, how.pop("maps", series(n_timepoints)), places, **how)
 
 
+def rewritten(path: Path, *changes):
+    """The file with pieces of the XML in its header exchanged, which may make it longer."""
+    image, whole = nib.Nifti2Image.from_filename(path), path.read_bytes()
+    (extension,), values = image.header.extensions, whole[int(image.dataobj.offset) :]
+    text = extension.content.rstrip(b"\0").decode()
+    for old, new in changes:
+        assert old in text, text
+        text = text.replace(old, new, 1)
+    told, order = text.encode(), image.header.endianness
+    size = -(-(8 + len(told)) // 16) * 16
+    head = bytearray(whole[:540])
+    head[168:176] = np.array(544 + size, f"{order}i8").tobytes()  # where data begin, in NIfTI-2
+    sizes = np.array([size, 32], f"{order}i4").tobytes()
+    path.write_bytes(bytes(head) + b"\1\0\0\0" + sizes + told.ljust(size - 8, b"\0") + values)
+    return path
+
+
 def truth(path: Path):
     """What nibabel reads, as (n_maps, n_elements)."""
     image = nib.load(path)

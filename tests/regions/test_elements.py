@@ -4,6 +4,7 @@ import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
+import surface_files
 from nibabel.cifti2 import LabelAxis
 
 from sharedmask import Regions, errors, extract
@@ -169,3 +170,30 @@ def test_a_pattern_of_hemispheres_is_one_atlas(tmp_path):
     regions = Regions.from_any(str(tmp_path / "?h_aparc.label.gii"))
     assert regions.names == ("V1", "A1") and regions.sizes.tolist() == [2, 2]
     assert regions.grid.parts == "CORTEX_LEFT, CORTEX_RIGHT"
+
+
+def scalars(tmp_path, weights):
+    return files.save(tmp_path / "w.dscalar.nii", weights.T, files.scalars("a", "b", "c"), files.models())
+
+
+def columns(tmp_path, weights):
+    how = {"structure": "CortexLeft"}  # a loaded image does not know its name
+    return surface_files.gifti(tmp_path / "w.func.gii", weights, "NIFTI_INTENT_NONE", **how)
+
+
+@pytest.mark.parametrize("make", [scalars, columns])
+@pytest.mark.parametrize("opened", [True, False])
+def test_several_maps_are_masks_to_reduce_or_weights(tmp_path, make, opened):
+    if make is scalars:
+        image = files.dtseries(tmp_path / "run.dtseries.nii")
+        values = files.truth(image).astype(float)
+    else:
+        image, values = surface_files.func(tmp_path / "lh.func.gii")
+        values = values.T
+    weights = np.random.default_rng(5).random((values.shape[1], 3)).astype("f4")
+    weights[:, 0] *= np.arange(len(weights)) % 2
+    inside = weights > 0.3
+    for strategy, chosen in (("mean", inside.astype("f4")), ("weighted_mean", weights)):
+        maps = make(tmp_path, chosen)
+        got = extract(image, nib.load(maps) if opened else maps, strategy=strategy)
+        np.testing.assert_allclose(got, values @ chosen / chosen.sum(0), rtol=1e-6)

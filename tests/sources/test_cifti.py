@@ -86,6 +86,43 @@ def test_only_seconds_are_a_repetition_time(tmp_path, unit, t_r):
     assert open_source(path).t_r == t_r
 
 
+SECONDS = ('SeriesStep="0.8"', 'SeriesUnit="SECOND"', 'SeriesExponent="0"')
+VERTICES = "0 1 3 4 7 8 11"
+
+
+@pytest.mark.parametrize(
+    ("changes", "t_r"),
+    [
+        ([(SECONDS[0], 'SeriesStep="800"'), (SECONDS[2], 'SeriesExponent="-3"')], 0.8),
+        ([(SECONDS[0], 'SeriesStep="8e-1"')], 0.8),
+        ([(SECONDS[0], 'SeriesStep="0"')], None),
+        ([(SECONDS[0], 'SeriesStep="-1"')], None),
+        ([(SECONDS[0], 'SeriesStep="nan"')], None),
+        ([(SECONDS[1], 'SeriesUnit="RADIAN"')], None),
+        ([("<CIFTI ", '<CIFTI xmlns="http://www.nitrc.org/projects/cifti" ')], 0.8),
+        ([("<CIFTI ", '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE CIFTI>\n<CIFTI ')], 0.8),
+        ([("<Matrix>", "<Matrix><MetaData><MD><Name>é</Name><Value>&lt;a&gt;</Value></MD></MetaData>")], 0.8),
+        ([(VERTICES, "\n0\n1\n3\n4\t7 8 11\n")], 0.8),
+        ([(' MeterExponent="-3"', "")], 0.8),
+    ],
+)
+def test_headers_are_read_however_they_are_written(tmp_path, changes, t_r):
+    path = files.dtseries(tmp_path / "a.dtseries.nii")
+    true = files.truth(path)
+    source = open_source(files.rewritten(path, *changes))
+    assert source.t_r == t_r
+    same_bits(source.read(), true.T)
+    assert source.models.matches(open_source(files.dtseries(tmp_path / "b.dtseries.nii")).models)
+
+
+def test_vertices_go_by_their_numbers_in_whatever_order(tmp_path):
+    source = open_source(
+        files.rewritten(files.dtseries(tmp_path / "a.dtseries.nii"), (VERTICES, "11 1 3 4 7 8 0"))
+    )
+    own = open_source(files.dtseries(tmp_path / "b.dtseries.nii")).models
+    assert source.models.numbers_of(own, np.arange(7)).tolist() == [6, 1, 2, 3, 4, 5, 0]
+
+
 def test_the_sidecar_tells_the_repetition_time(tmp_path):
     path = files.dtseries(tmp_path / "sub-1_task-rest_space-fsLR_den-91k_bold.dtseries.nii")
     path.with_name("sub-1_task-rest_space-fsLR_den-91k_bold.json").write_text('{"RepetitionTime": 0.8}')
