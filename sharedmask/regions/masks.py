@@ -430,7 +430,8 @@ def place_on(
     found, numbers = _placed(codes, own, grid)
     is_box = isinstance(own, Grid) and isinstance(grid, Grid)
     if numbers is None and not (resampling_target == "data" and is_box):
-        raise mismatch_error(volume.where, own, grid, "first" if resampling_target else "image")
+        whose = "first" if moves_the_image(resampling_target) else "image"
+        raise mismatch_error(volume.where, own, grid, whose)
     if not codes.any():
         raise EmptyMaskError(f"{volume.where} is empty: all its voxels are 0, background or not finite")
     if numbers is None:

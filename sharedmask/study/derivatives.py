@@ -310,12 +310,18 @@ class Derivatives:
         """A file of the data set, by the name that the data set has for it."""
         return f"bids:{_SOURCE}:{path.relative_to(self.source).as_posix()}"
 
+    def _told(self, path: Path) -> str:
+        """A file that may be of another place: where that is on this machine says nothing on others."""
+        if url_of(path):
+            return named(path)
+        return self.uri(path) if path.is_relative_to(self.source) else Path(named(path)).name
+
     def _sidecar(self, run: Run, atlas: Atlas) -> dict[str, Any]:
         return {
             "Sources": [self.uri(run.bold)],
-            "AtlasFile": named(atlas.image),
+            "AtlasFile": self._told(atlas.image),
             "AtlasDigest": atlas.digest,
-            "AtlasLabels": None if atlas.lut is None else named(atlas.lut),
+            "AtlasLabels": None if atlas.lut is None else self._told(atlas.lut),
             "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
         }

@@ -16,6 +16,7 @@ from sharedmask.errors import (
     DatasetError,
 )
 from sharedmask.study.analysis import Outputs
+from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
 from sharedmask.study.group import summarise_group
@@ -25,7 +26,7 @@ def test_sidecars_say_where_signals_come_from(dataset, toy, out):
     analyse(dataset, out, [toy], PLAIN)
     sidecar = json.loads(signals(out).with_suffix(".json").read_text())
     assert sidecar["RepetitionTime"] == 2.0 and sidecar["SamplingFrequency"] == 0.5
-    assert sidecar["Statistic"] == "mean" and sidecar["AtlasFile"] == str(toy.image)
+    assert sidecar["Statistic"] == "mean" and sidecar["AtlasFile"] == toy.image.name
     assert (
         sidecar["Sources"][0]
         == f"bids:preprocessed:sub-01/func/sub-01_task-rest_{SPACE}_desc-preproc_bold.nii.gz"
@@ -33,6 +34,22 @@ def test_sidecars_say_where_signals_come_from(dataset, toy, out):
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["DatasetLinks"]["preprocessed"] == dataset.as_uri()
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_sidecars_name_no_folder_of_this_machine(dataset, toy, out, within):
+    """Files of the data set by its name for them, others by their own."""
+    image, lut = toy.image, toy.image.with_name("names.tsv")
+    lut.write_text("index\tname\n1\ta\n")
+    if within:
+        image, lut = (one.rename(dataset / one.name) for one in (image, lut))
+    analyse(dataset, out, [Atlas.at(image, lut)], PLAIN)
+    for path in (out / "sub-01").rglob("*.json"):
+        assert str(dataset.parent) not in path.read_text()
+    sidecar = json.loads(next(out.rglob("*_timeseries.json")).read_text())
+    place = "bids:preprocessed:" if within else ""
+    told = [sidecar[key] for key in ("AtlasFile", "AtlasLabels")]
+    assert told == [f"{place}{image.name}", f"{place}names.tsv"]
 
 
 def test_voxels_go_to_hdf5(dataset, toy, out):

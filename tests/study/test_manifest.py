@@ -207,7 +207,7 @@ def test_atlases_keep_what_tells_them_apart(tmp_path, root, names):
     tables = [pd.read_csv(path, sep="\t").to_numpy() for path in out.rglob("*stat-mean_timeseries.tsv")]
     assert len(tables) == 2 and not np.array_equal(*tables)
     files = {json.loads(path.read_text())["AtlasFile"] for path in out.rglob("*_timeseries.json")}
-    assert files == {str(found.image) for found in atlases}
+    assert files == {found.image.name for found in atlases}
 
 
 def test_runs_keep_their_desc(tmp_path, root, toy):
