@@ -102,7 +102,8 @@ def test_a_bad_image_is_told_of_in_one_sentence_by_every_way_in(tmp_path, name):
     assert len(said) == 1
     check_sentence(*said, path, piece)
     code = 66 if isinstance(caught.value, errors.MissingFileError) else 65
-    assert called("info", path).returncode == code
+    if "labels and no signals" not in piece:  # which info tells of
+        assert called("info", path).returncode == code
     (tmp_path / "masks").mkdir()
     check_commands(tmp_path / "out", path, ["--mask", bad.dlabel(tmp_path / "masks")], path, piece, code)
 
