@@ -121,11 +121,8 @@ def dense(places):
 def test_what_does_not_fit_is_refused_naming_both(image, mask, error, said, target):
     with pytest.raises(error, match=said) as raised:
         Regions.from_any({"it": mask}, image.grid, resampling_target=target)
-    assert (
-        "\n  image: 15 elements" in str(raised.value)
-        or error is not errors.GridMismatchError
-        or isinstance(mask, np.ndarray)
-    )
+    if error is errors.GridMismatchError and not isinstance(mask, np.ndarray):
+        assert "\n  image: 15 elements" in str(raised.value)
 
 
 def test_a_volume_is_not_masked_with_elements(tmp_path):

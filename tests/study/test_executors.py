@@ -32,8 +32,8 @@ BEFORE = """
         done.append(path)
 
     def cluster():
-        return LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="localhost:0",
-                            local_directory=tempfile.mkdtemp(dir=folder))
+        return LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                            dashboard_address="localhost:0", local_directory=tempfile.mkdtemp(dir=folder))
 """
 
 KILLED = """
