@@ -9,7 +9,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO, RawIOBase
 from pathlib import Path
@@ -23,6 +23,7 @@ from sharedmask.system import inputs
 
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
 _READER = getattr(isal_zlib, "_GzipReader", None)  # of isal's own igzip.open
+_FAILURES: tuple[type[Exception], ...] = (igzip_lib.IsalError, OSError, EOFError)  # type: ignore[assignment]
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -63,6 +64,9 @@ def without_codec(path: str) -> str:
 
 class Stream:
     """A plain file, read forward."""
+
+    has_views = False
+    """Whether :meth:`view` may find something."""
 
     def __init__(self, file: RawIOBase) -> None:
         self._file = file
@@ -171,7 +175,7 @@ class GzipStream(Stream):
         super().__init__(file)
         self._name, self._done = name, 0
         assert _READER is not None
-        self._reader = _READER(file, CHUNK // 2)
+        self._reader = _READER(file, CHUNK)
         self._members: MemberStream | None = None
 
     def skip(self, n_bytes: int) -> int:
@@ -197,7 +201,7 @@ class GzipStream(Stream):
         """As much as there is at once; none where the data end or are left to `MemberStream`."""
         try:
             return int(self._reader.readinto(view))
-        except (igzip_lib.IsalError, OSError, EOFError):  # type: ignore[misc]
+        except _FAILURES:
             self._leave()
             return 0
 
@@ -205,6 +209,42 @@ class GzipStream(Stream):
         self._file.seek(0)
         self._members = MemberStream(self._file, GZIP, self._name)
         self._members.skip(self._done)
+
+
+def decode_into(packed: memoryview, out: memoryview) -> bool:
+    """Decode gzip data straight into their place; whether they are whole, and as many bytes.
+
+    >>> packed, out = isal_zlib.compress(b"four", wbits=31), bytearray(4)
+    >>> decode_into(memoryview(packed), memoryview(out)), bytes(out)
+    (True, b'four')
+    """
+    try:
+        if _READER is None:
+            from isal import igzip
+
+            return _is_filled(out, igzip.decompress(packed))
+        reader = _READER(packed)
+        return bool(reader.readinto(out) == len(out) and not reader.readinto(bytearray(1)))
+    except _FAILURES:
+        return False
+
+
+def begin_into(packed: memoryview, out: memoryview) -> bool:
+    """Decode gzip data whose end is missing; whether there are so many bytes."""
+    try:
+        if _READER is None:
+            return _is_filled(out, GZIP.new().decompress(packed, len(out)))
+        reader = _READER(packed)
+        with suppress(EOFError):  # it looks for the checksum
+            reader.readinto(out)
+        return bool(reader.tell() == len(out))
+    except _FAILURES:
+        return False
+
+
+def _is_filled(out: memoryview, piece: bytes) -> bool:
+    out[: len(piece)] = piece[: len(out)]
+    return len(piece) == len(out)
 
 
 def open_raw(path: str | Path) -> RawIOBase:

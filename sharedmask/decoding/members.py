@@ -9,13 +9,11 @@ The members are an index that nobody has to make or keep. Each has a checksum, w
 import os
 import struct
 from io import FileIO
-from itertools import pairwise
 
 import numpy as np
-from isal import igzip_lib
 from numpy.typing import NDArray
 
-from sharedmask.decoding.codecs import GZIP
+from sharedmask.decoding.codecs import decode_into
 from sharedmask.decoding.points import ALIGNMENT, WrongPieceError
 from sharedmask.records import dataclass
 from sharedmask.system import platform
@@ -49,7 +47,7 @@ class Members:
     @property
     def largest(self) -> int:
         """Bytes of the largest piece, as it is in the file and decoded."""
-        return int(np.diff(self.starts).max() + np.diff(self.places[self.firsts]).max())
+        return int(np.diff(self.starts).max() + np.diff(self.places[self.firsts]).max()) + ALIGNMENT
 
     def at(self, place: int) -> int:
         """The number of the piece with that byte of the data."""
@@ -57,7 +55,7 @@ class Members:
 
     def buffer(self) -> bytearray:
         """Room for any piece."""
-        return bytearray(int(np.diff(self.starts).max()) + ALIGNMENT)
+        return bytearray(self.largest)
 
     def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
         """A piece, verified, in a buffer that has room for the largest.
@@ -67,28 +65,12 @@ class Members:
         WrongPieceError
         """
         start, stop = self.starts[number : number + 2].tolist()
-        out, done = memoryview(buffer)[start % ALIGNMENT :][: stop - start], 0
-        first, last = self.firsts[number : number + 2].tolist()
-        places = self.places[first : last + 1].tolist()
-        data = memoryview(platform.pread(fd, places[-1] - places[0], places[0]))
-        for begin, end in pairwise(place - places[0] for place in places):
-            done += _decoded(data[begin:end], out[done:])
-        if done < len(out):
+        out = memoryview(buffer)[start % ALIGNMENT :][: stop - start]
+        first, last = self.places[self.firsts[number : number + 2]].tolist()
+        packed = memoryview(buffer)[len(buffer) - (last - first) :]
+        if platform.pread_into(fd, packed, first) < len(packed) or not decode_into(packed, out):
             raise WrongPieceError
         return out
-
-
-def _decoded(member: memoryview, out: memoryview) -> int:
-    """Decode a whole member; how many bytes it held."""
-    decoder = GZIP.new()
-    try:
-        piece = decoder.decompress(member, len(out) + 1)
-    except (igzip_lib.IsalError, EOFError) as error:  # type: ignore[misc]
-        raise WrongPieceError from error
-    if len(piece) > len(out) or not decoder.eof or decoder.unused_data:
-        raise WrongPieceError
-    out[: len(piece)] = piece
-    return len(piece)
 
 
 def found(file: FileIO) -> Members | None:

@@ -15,13 +15,13 @@ from sharedmask.decoding.members import Members
 from sharedmask.decoding.points import Points, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.process import is_worker, n_cpus
+from sharedmask.system.process import n_cpus, shares_cpus
 from sharedmask.system.threads import Threads
 
 Pieces = Points | Members
 """Of a file, each of which can be decoded by itself."""
 _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
-_AHEAD = 2  # pieces that are held besides those being decoded
+_AHEAD = 4  # pieces that are held besides those being decoded: with fewer, decoders wait
 
 
 def is_small(nbytes: int) -> bool:
@@ -33,11 +33,12 @@ def n_decoders(points: Pieces) -> int:
     """Cores that decode a file.
 
     As many as the setting ``decoders`` says. By default all that this process may use; one where it is a
-    worker, as others are at work on images of their own. Fewer where memory is short, and one for little.
+    worker that was told of no share, as others are at work on images of their own. Fewer where memory is
+    short, and one for little.
     """
     if is_small(points.nbytes):
         return 1
-    asked = settings.current().decoders or (1 if is_worker() else n_cpus())
+    asked = settings.current().decoders or (1 if shares_cpus() else n_cpus())
     wanted = min(asked, n_cpus(), len(points))
     if wanted == 1:
         return 1
@@ -57,6 +58,8 @@ class IndexedStream(Stream):
     Where a piece is not what it was, the file is decoded from its beginning: what is wrong with it is then
     said as without points.
     """
+
+    has_views = True
 
     def __init__(self, file: FileIO, points: Pieces, name: str, place: int, n_threads: int) -> None:
         super().__init__(file)

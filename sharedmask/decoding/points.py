@@ -4,25 +4,30 @@ Covers: points and the windows that decoding needs there, one piece decoded by I
 cover: finding points (``search``), many pieces (``parallel``), where points are kept (``indexes``).
 
 A piece reaches from one point to the next. It begins at any bit of a byte, and ISA-L begins at the first:
-blocks that are empty are put before the bits of the piece, so many that the whole fills bytes.
+blocks that are empty are put before the bits of the piece, so many that the whole fills bytes. Before these
+comes the window, in a block that is not compressed: so a piece is a gzip file, and decoded like one, at once
+and into its place.
 """
 
 import os
 import struct
-from collections.abc import Iterator
 from io import FileIO
 from typing import Protocol
 
 import numpy as np
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 from numpy.typing import NDArray
 
-from sharedmask.decoding.codecs import CHUNK
+from sharedmask.decoding.codecs import begin_into
 from sharedmask.records import dataclass
 from sharedmask.system import platform
 from sharedmask.typing import Array
 
 ALIGNMENT = 16
+_HEADER = b"\x1f\x8b\x08" + bytes(7)  # of a gzip file that has no name
+_STORED = struct.Struct("<xHH")  # begins a block that is not compressed, with its size
+_WINDOW_BYTES = 2**15
+_ROUND_BYTES = 2 * _WINDOW_BYTES + 64  # the window as it is given and decoded; what begins a piece
 TRAILER = struct.Struct("<II")
 
 # Empty blocks, bit by bit: one of the fixed code, 10 bits; one with a code of its own, 91 bits, of which
@@ -79,8 +84,8 @@ class Points:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest piece, as it is in the file and decoded."""
-        return int(np.diff(self.starts).max() + np.diff(self.bits).max() // 8)
+        """Bytes of the largest piece as a gzip file of its own, and decoded with its window."""
+        return int(np.diff(self.starts).max() + np.diff(self.bits).max() // 8) + _ROUND_BYTES
 
     def at(self, place: int) -> int:
         """The number of the piece with that byte of the data."""
@@ -111,35 +116,31 @@ class Points:
 
     def buffer(self) -> bytearray:
         """Room for any piece."""
-        return bytearray(int(np.diff(self.starts).max()) + ALIGNMENT)
+        return bytearray(self.largest)
 
     def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> tuple[memoryview, int]:
         """A piece and its checksum; numbers that are aligned in the data are so in the buffer."""
         start, stop = self.starts[number : number + 2].tolist()
-        out = memoryview(buffer)[start % ALIGNMENT :][: stop - start]
-        given, done, crc = self._given(fd, number), 0, 0
-        try:
-            decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, 15, self._window(number))
-            while done < len(out) and not decoder.eof:
-                data = next(given) if decoder.needs_input else b""
-                piece = decoder.decompress(data, min(CHUNK, len(out) - done))
-                out[done : done + len(piece)] = piece
-                crc = isal_zlib.crc32(piece, crc)
-                done += len(piece)
-        except (igzip_lib.IsalError, isal_zlib.error, StopIteration) as error:  # type: ignore[misc]
-            raise WrongPieceError from error
-        if done < len(out):
+        window, begin = self._window(number), _WINDOW_BYTES + start % ALIGNMENT
+        out = memoryview(buffer)[begin - len(window) : begin + stop - start]
+        if not begin_into(self._given(fd, number, window, memoryview(buffer)[begin + stop - start :]), out):
             raise WrongPieceError
-        return out, crc
+        piece = out[len(window) :]
+        return piece, isal_zlib.crc32(piece)
 
-    def _given(self, fd: int, number: int) -> Iterator[bytes]:
-        """What the decoder is given of a piece, a little at a time: it stays in the processor's cache."""
-        first, place, end = int(self.bits[number]), int(self.bits[number]) // 8 + 1, self.bits[number + 1]
-        begun = f"{platform.pread(fd, 1, place - 1)[0]:08b}"[::-1][first % 8 :]
-        yield _packed(_FILLERS[first % 8] + begun)
-        while data := platform.pread(fd, min(CHUNK, max(-(-int(end) // 8) - place, 0)), place):
-            yield data
-            place += len(data)
+    def _given(self, fd: int, number: int, window: bytes, room: memoryview) -> memoryview:
+        """A piece as a gzip file: the window as it is, what fills the byte, and the bytes of the piece."""
+        first, end = self.bits[number : number + 2].tolist()
+        place, n_begun = divmod(first, 8)
+        begun = f"{platform.pread(fd, 1, place)[0]:08b}"[::-1][n_begun:] if n_begun else ""
+        head = _HEADER + _STORED.pack(len(window), len(window) ^ 0xFFFF) + window
+        head += _packed(_FILLERS[n_begun] + begun)
+        place += n_begun > 0
+        given = room[: len(head) + max(-(-end // 8) - place, 0)]
+        given[: len(head)] = head
+        if platform.pread_into(fd, given[len(head) :], place) < len(given) - len(head):
+            raise WrongPieceError
+        return given
 
     def _window(self, number: int) -> bytes:
         start = int(self.ends[number - 1]) if number else 0

@@ -9,7 +9,8 @@ the rows live (the caller gives them), what is done with them.
                two of them, in turn
 
 A block holds only the voxels asked for: without a selection volumes are decoded straight into it,
-with one each volume passes through a buffer that stays in the cache.
+with one they pass through a buffer that stays in the cache, a few at a time. Who has one core does both in
+turn.
 """
 
 import queue
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import Volumes, VolumesReader
-from sharedmask.system.process import Caller
+from sharedmask.system.process import Caller, n_cpus
 from sharedmask.system.threads import CannotStartThreadError, Threads, start
 from sharedmask.typing import Array
 
@@ -34,6 +35,8 @@ _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
 _N_BLOCKS = 2
 _SMALL = 2**18  # bytes of an image
+# Each call has its own price, and what is read should stay in the cache until it is picked out of.
+_READ_BYTES = 3 * 2**19
 Blocks = Iterator[tuple[int, Array]]
 """The number of a block's first volume, and its values."""
 
@@ -48,9 +51,13 @@ def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> i
 def buffer_bytes(source: Volumes, n_selected: int) -> int:
     """Memory that :func:`load` takes besides the rows it fills."""
     k = block_volumes(n_selected, source.dtype, source.n_timepoints)
-    whole = k if _is_small(source) else 1
-    blocks = (_N_BLOCKS * k * n_selected + whole * source.n_voxels) * source.dtype.itemsize
-    return blocks + source.reading_bytes
+    n_values = _N_BLOCKS * k * n_selected + min(k, _together(source)) * source.n_voxels
+    return n_values * source.dtype.itemsize + source.reading_bytes
+
+
+def _together(source: Volumes) -> int:
+    """Volumes that are read at once, where some of their voxels are asked for."""
+    return max(1, _READ_BYTES // (source.n_voxels * source.dtype.itemsize))
 
 
 def _is_small(source: Volumes) -> bool:
@@ -125,7 +132,7 @@ def decoded(
 
 
 class _Decoder:
-    """Decodes in a thread of its own, one block ahead of the reader; what is small, as it is asked for."""
+    """Decodes in a thread of its own, one block ahead; as it is asked for where that is as fast."""
 
     def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int) -> None:
         self._source = source
@@ -141,7 +148,7 @@ class _Decoder:
     def __enter__(self) -> Iterator[tuple[int, Array]]:
         for block in self._blocks:
             self._free.put(block)
-        if _is_small(self._source):
+        if _is_small(self._source) or n_cpus() == 1:
             return self._in_turn()
         thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
         try:
@@ -182,27 +189,27 @@ class _Decoder:
             self._full.put(error)
 
     def _read(self) -> Iterator[tuple[int, Array]]:
+        together = 0 if self._select is None else min(_together(self._source), self._step)
+        room = np.empty((together, self._source.n_voxels), self._source.dtype)
         with self._source.volumes() as reader:
             for number in range(0, self._source.n_timepoints, self._step):
                 block = self._free.get()
                 if block is None:
                     return
                 block = block[: self._source.n_timepoints - number]
-                self._fill(reader, block)
+                self._fill(reader, block, room)
                 yield number, block
 
-    def _fill(self, reader: VolumesReader, block: Array) -> None:
+    def _fill(self, reader: VolumesReader, block: Array, room: Array) -> None:
         if self._select is None:
             reader.readinto(block)
             return
-        if _is_small(self._source):
-            volumes = np.empty((len(block), self._source.n_voxels), self._source.dtype)
-            reader.readinto(volumes)
-            np.take(volumes, self._select, axis=1, out=block, mode="clip")
-            return
-        volume = np.empty(self._source.n_voxels, self._source.dtype)
-        for selected in block:
-            np.take(reader.seen(volume), self._select, out=selected, mode="clip")
+        done = 0
+        while done < len(block):
+            volumes = reader.seen(room[: len(block) - done])
+            selected = block[done : done + len(volumes)]
+            np.take(volumes, self._select, axis=1, out=selected, mode="clip")
+            done += len(volumes)
 
 
 class _Writer:

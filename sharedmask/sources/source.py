@@ -315,7 +315,8 @@ class FileSource(Source):
     @contextmanager
     def _volumes(self) -> Iterator[VolumeReader]:
         with self._opened() as stream:
-            yield VolumeReader(self, partial(self._fill, stream), partial(self._view, stream))
+            view = partial(self._view, stream) if stream.has_views else None
+            yield VolumeReader(self, partial(self._fill, stream), view)
 
     @contextmanager
     def _opened(self) -> Iterator[Stream]:

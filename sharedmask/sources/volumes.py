@@ -33,7 +33,10 @@ class VolumesReader(Protocol):
         """
 
     def seen(self, room: Array, /) -> Array:
-        """The next volume, in ``room``, (n_voxels,), or where it already lies; valid until the next call."""
+        """The next volumes, (k, n_voxels), in ``room``, or some of them where they already lie.
+
+        They are valid until the next call.
+        """
         self.readinto(room)
         return room
 
@@ -81,7 +84,8 @@ class NamedVolumes(Volumes, Protocol):
 class VolumeReader(VolumesReader):
     """Reads the volumes of a source one after the other; `remaining` counts those not read yet.
 
-    `view`, if given, is told how many are left after a volume and gives it where it already lies, if it does.
+    `view`, if given, is told how many are left after a volume and gives it where it already lies, if it does:
+    most do, then.
     """
 
     def __init__(
@@ -120,11 +124,13 @@ class VolumeReader(VolumesReader):
         self._fill(rows, self.remaining)
 
     def seen(self, room: Array) -> Array:
-        found = None if self._view is None else self._view(self.remaining - 1)
-        if found is None:
+        if self._view is None:
             return super().seen(room)
+        found = self._view(self.remaining - 1)
+        if found is None:
+            return super().seen(room[:1])
         self.remaining -= 1
-        return found
+        return found[None]
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,28 @@ def owner_of(name: str) -> tuple[int, int] | None:
     return (int(found[2]), int(found[3])) if found is not None and found[1] == _here() else None
 
 
+_share: int | None = None
+
+
+@contextlib.contextmanager
+def with_cpus(share: int) -> Iterator[None]:
+    """This process uses so many CPUs meanwhile, as others are at work beside it."""
+    global _share
+    before, _share = _share, share
+    try:
+        yield
+    finally:
+        _share = before
+
+
 def n_cpus() -> int:
     """CPUs that this process may use, as joblib counts them.
 
-    Those that it may run on, the time that its control groups leave it, and ``LOKY_MAX_CPU_COUNT``.
+    Those that it may run on, the time that its control groups leave it, and ``LOKY_MAX_CPU_COUNT``; of a
+    worker that was told of its share, that.
     """
+    if _share is not None:
+        return _share
     found = [os.cpu_count() or 1]
     if cpus := platform.cpus():
         found.append(len(cpus))
@@ -116,6 +133,11 @@ def is_worker() -> bool:
     """Whether ``multiprocessing`` made this process, which it has then imported."""
     module: Any = sys.modules.get("multiprocessing.process")
     return module is not None and (module.current_process().daemon or module.parent_process() is not None)
+
+
+def shares_cpus() -> bool:
+    """Whether it is a worker that was told nothing of its share: others are at work on the same CPUs."""
+    return is_worker() and _share is None
 
 
 # --- forks ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from sharedmask.records import dataclass
-from sharedmask.system import limits, monitor
+from sharedmask.system import limits, monitor, process
 from sharedmask.system.process import Lock
 from sharedmask.system.threads import Threads
 from sharedmask.workers import pool
@@ -42,6 +42,7 @@ class Processes(Threads):
     def __init__(self, n_jobs: int, preload: Sequence[str]) -> None:
         super().__init__(n_jobs, "sharedmask-cohort")
         self._n_jobs, self._preload = n_jobs, preload
+        self._n_cpus = max(1, process.n_cpus() // n_jobs)
         self._waiting: deque[_Waiting] = deque()
         self._taking = Lock()
 
@@ -97,7 +98,8 @@ class Processes(Threads):
         with contextlib.ExitStack() as stack:
             for task in tasks:  # the worker's own monitors tell nobody
                 stack.enter_context(monitor.operation(*task.operation))
-            return pool.run_processes(function, (), [tuple(tasks)], 1, None, self._preload)[0]
+            alone = partial(_alone, self._n_cpus, function)
+            return pool.run_processes(alone, (), [tuple(tasks)], 1, None, self._preload)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,12 @@ class _Waiting:
     future: Future[Any]
     function: Callable[..., Any]
     task: Task
+
+
+def _alone(n_cpus: int, function: Callable[..., Any], *tasks: Task) -> Any:
+    """What the function gives for tasks, in a worker that has so many CPUs for itself."""
+    with process.with_cpus(n_cpus):
+        return function(*tasks)
 
 
 def _each(function: Callable[..., Any], *tasks: Task) -> list[tuple[Any, Failure | None]]:

@@ -8,7 +8,7 @@ from gzip_files import bgzf
 from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import errors, extract
-from sharedmask.decoding import members, parallel
+from sharedmask.decoding import codecs, members, parallel
 from sharedmask.decoding.codecs import open_file
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
@@ -71,9 +71,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(8)
+@pytest.mark.parametrize("reader", [codecs._READER, None])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_the_same_refusals(kind, packed, tmp_path):
+def test_the_same_refusals(kind, reader, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(codecs, "_READER", reader)
     path = gz(tmp_path / "run.nii.gz", DAMAGE[kind](packed))
     np.testing.assert_equal(outcome(open_source(path)), forward(path))
 

@@ -82,11 +82,11 @@ def test_how_many_cores(run, monkeypatch):
     for asked, found in ((1, 1), (3, 3), (64, 4)):
         with settings.using(decoders=asked):
             assert parallel.n_decoders(points) == found
-    for room, found in ((1, 1), (4, 2), (6, 4)):
+    for room, found in ((1, 1), (6, 2), (8, 4)):
         with settings.using(memory_limit=8 * room * points.largest):
             assert parallel.n_decoders(points) == found
-            assert source.reading_bytes == (found > 1) * (found + 2) * points.largest
-    monkeypatch.setattr(parallel, "is_worker", lambda: True)
+            assert source.reading_bytes == (found > 1) * (found + 4) * points.largest
+    monkeypatch.setattr(parallel, "shares_cpus", lambda: True)
     assert parallel.n_decoders(points) == 1
     monkeypatch.setattr(parallel, "_SMALL_BYTES", 2**30)
     with settings.using(decoders=4):

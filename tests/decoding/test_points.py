@@ -9,6 +9,7 @@ from gzip_files import WHOLE, indexed
 from isal import igzip_lib
 from source_files import gz
 
+from sharedmask.decoding import codecs
 from sharedmask.decoding import points as of_points
 
 
@@ -23,9 +24,11 @@ def test_empty_blocks_of_any_number_of_bits(n_bits):
     assert igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE).decompress(packed) == b"abc"
 
 
+@pytest.mark.parametrize("reader", [codecs._READER, None])
 @pytest.mark.parametrize("how", WHOLE)
-def test_each_piece_alone(how, raw, tmp_path):
+def test_each_piece_alone(how, reader, raw, tmp_path, monkeypatch):
     pytest.importorskip("rapidgzip")
+    monkeypatch.setattr(codecs, "_READER", reader)
     path = gz(tmp_path / "run.nii.gz", WHOLE[how](raw))
     _, points = indexed(path)
     assert len(points) > 3 and points.nbytes == len(raw)

@@ -79,9 +79,13 @@ def ahead(monkeypatch):
     monkeypatch.setattr(loader, "_SMALL", 0)
 
 
+@pytest.mark.parametrize("why", ["small", "one core"])
 @pytest.mark.parametrize("select", [None, np.array([4, 0, 4])])
-def test_small_images_are_decoded_without_a_thread(select, monkeypatch):
-    monkeypatch.setattr(loader, "_SMALL", 2**20)
+def test_decoded_without_a_thread_where_it_would_not_help(select, why, monkeypatch):
+    if why == "small":
+        monkeypatch.setattr(loader, "_SMALL", 2**20)
+    else:
+        monkeypatch.setattr(loader, "n_cpus", lambda: 1)
     monkeypatch.setattr(threading.Thread, "start", None)  # which would be called
     source = random_volumes(40, 6)
     with loader.decoded(source, 6 if select is None else 3, select, 16) as blocks:
@@ -320,10 +324,11 @@ def test_blocks_have_bounds(n_selected, itemsize, n):
 
 
 @pytest.mark.parametrize("n_selected", [600, 10, 5000])
-def test_bytes_of_buffers(n_selected):
+def test_bytes_of_buffers(n_selected, monkeypatch):
     source = random_volumes(200, dtype="f4")
     k = loader.block_volumes(n_selected, source.dtype, 200)
-    assert loader.buffer_bytes(source, n_selected) == 4 * (2 * k * n_selected + 600)
+    monkeypatch.setattr(loader, "_READ_BYTES", 7 * 4 * 600)
+    assert loader.buffer_bytes(source, n_selected) == 4 * (2 * k * n_selected + 7 * 600)
 
 
 @pytest.mark.parametrize("select", [None, np.arange(0, 20000, 3), np.arange(60000) % 20000])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from sharedmask.system import process
 from sharedmask.workers.executor import Processes
 
 pytestmark = pytest.mark.shares
@@ -42,3 +43,14 @@ def test_of_tasks_that_went_together_only_those_that_kill_their_worker_fail(tmp_
         executor.begin()
         assert "ended with exit code 3" in str(waiting.pop(1).exception())
         assert [future.result() for future in waiting] == [0, 2, 3]
+
+
+def cores(task):
+    return process.n_cpus(), process.shares_cpus()
+
+
+@pytest.mark.parametrize(("n_cpus", "share"), [(1, 1), (4, 2), (5, 2)])
+def test_each_worker_has_its_share_of_the_cores(n_cpus, share, monkeypatch):
+    monkeypatch.setattr(process, "n_cpus", lambda: n_cpus)
+    with Processes(2, ()) as executor:
+        assert executor.submit(cores, Task(1, is_small=False)).result() == (share, False)
