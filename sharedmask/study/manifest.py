@@ -71,6 +71,8 @@ class Manifest:
     probes: Numbers = field(default_factory=lambda: np.empty(0, np.intp), repr=False)
     """Voxels that stand for the brain."""
     _brain: Array | None = field(default=None, repr=False)
+    _valued: Array | None = field(default=None, repr=False)
+    """Which elements of a dense series have values, in bits: reading it all for that is done once."""
 
     @classmethod
     def draw(
@@ -151,9 +153,14 @@ class Manifest:
         return steps | ({"t_r": self.t_r} if self.analysis.filters else {})
 
     def picture(self) -> Array:
-        """The reference image beside the run, else the mean of its first volumes; in the image's space."""
+        """The reference image beside the run, else the mean of its first volumes; in the image's space.
+
+        Without values for a dense series.
+        """
         assert self.source is not None
         source = self.source
+        if source.models is not None:
+            return np.empty(0)  # nothing is drawn on it
         if self.run.reference is not None:
             found = open_source(self.run.reference)
             if found.shape[:3] == source.shape[:3]:
@@ -195,7 +202,11 @@ class Manifest:
     def _mask(self) -> None:
         self.rows["mask"] = "not found"
         if self.source is not None and self.source.models is not None:
-            self._brain = places_with_values(self.source)
+            if self._valued is None:
+                inside = np.zeros(self.source.n_voxels, bool)
+                inside[places_with_values(self.source)] = True
+                self._valued = np.packbits(inside)
+            self._brain = np.flatnonzero(np.unpackbits(self._valued, count=self.source.n_voxels))
             there = f"{len(self._brain)} of {self.source.n_voxels} elements have values"
             self.rows["mask"] = f"{there}: finite throughout, and not all 0"
             return

@@ -11,6 +11,8 @@ from surface_files import mesh
 
 from sharedmask.cli.bids import main
 from sharedmask.errors import NoInputError
+from sharedmask.sources.by_row import RowSource
+from sharedmask.sources.source import FileSource
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
@@ -114,6 +116,27 @@ def test_coverage_is_the_share_of_elements_with_data(study, by_row, nothing):
     covered = [3, 4, 5, 12] if nothing == 0 else [4, 5, 12]
     np.testing.assert_allclose(table["A1"], values[:, covered].astype(float).mean(axis=1), rtol=1e-6)
     assert np.isnan(table["M1"]).all()
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("reports", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_a_series_is_read_once_for_each_of_two_questions(study, monkeypatch, by_row, reports):
+    """Which elements have values, and what the signals are."""
+    folder, bold = study
+    files.dtseries(bold, 30, by_row=by_row)
+    read = []
+    kind, name = (RowSource, "blocks") if by_row else (FileSource, "volumes")
+    once = getattr(kind, name)
+
+    def counted(self, *given):
+        read.extend([self.name] if self.is_series else [])
+        return once(self, *given)
+
+    monkeypatch.setattr(kind, name, counted)
+    atlas = find_atlas(str(folder / "atlases" / "atlas-Toy_space-fsLR_den-91k_dseg.dlabel.nii"))
+    how = {"filters": {"file_format": "cifti"}, "n_jobs": 1}
+    analyse(folder / "prep", folder / "out", [atlas], Outputs(reports=reports), **how)
+    assert read == [str(bold)] * (1 if by_row else 2)  # rows are reduced where they lie
 
 
 def test_pages_show_regions_on_meshes(study, monkeypatch):
