@@ -5,14 +5,11 @@ function may draw from without holding them. Does not cover: the streams of a ca
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import importlib
 import os
-import pickle
 import random
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -32,10 +29,6 @@ Root = tuple[int, Name]
 BYTES = 16
 """Of entropy."""
 _KEY_BYTES = 32
-_N_WORDS = 624  # of a Mersenne twister; one more says which of them is next
-_STATE_BYTES = 4 * (_N_WORDS + 1)
-_N_RAW = _N_WORDS // 2  # numbers of PCG64 that are as many bytes
-_MOST_AHEAD = 32  # items whose words are made at once
 
 
 # --- kinds of generators -------------------------------------------------------------------------
@@ -51,8 +44,6 @@ class _Kind:
     seed: Callable[[Any, bytes], object]
     """With 32 bytes."""
     draw: Callable[[Any], bytes]
-    look: Callable[[Any], bytes] | None = None
-    """At where it stands, where that takes less time than to seed it again."""
 
 
 class _Key(ISeedSequence):
@@ -71,8 +62,11 @@ def _seeds(key: bytes) -> Any:  # what NumPy's types do not say it takes
 
 
 def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
-    fresh = np.random.RandomState(type(generator._bit_generator)(_seeds(key)))
-    generator.set_state(fresh.get_state(legacy=False))
+    kind = type(generator._bit_generator)
+    if kind is np.random.MT19937:  # the one kind that the method seeds
+        generator.seed(np.frombuffer(key, np.uint32))
+    else:
+        generator.set_state(np.random.RandomState(kind(_seeds(key))).get_state(legacy=False))
 
 
 def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
@@ -89,7 +83,6 @@ def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
         restore,
         seed,
         lambda generator: bytes(bits_of(generator).random_raw(4)),
-        lambda generator: pickle.dumps(bits_of(generator).state),
     )
 
 
@@ -119,8 +112,7 @@ _KINDS = [
         lambda generator: generator.get_state(legacy=False),
         lambda generator, state: generator.set_state(state),
         _seed_legacy,
-        lambda generator: generator.bytes(BYTES),
-        lambda generator: pickle.dumps(generator.get_state(legacy=False)),
+        lambda generator: bytes(generator._bit_generator.random_raw(4)),
     ),
     _bit_kind(np.random.Generator, lambda generator: generator.bit_generator),
     _bit_kind(np.random.BitGenerator, lambda bits: bits),
@@ -130,7 +122,6 @@ _KINDS = [
         _restore_sequence,
         lambda seeds, key: seeds.__init__(_number(key)),
         lambda seeds: seeds.spawn(1)[0].generate_state(4).tobytes(),
-        lambda seeds: pickle.dumps(_state_of_sequence(seeds)),
     ),
 ]
 
@@ -166,7 +157,6 @@ class Stream:
         self.generator = generator
         kind = next((kind for kind in _KINDS if isinstance(generator, kind.type)), None)
         self._kind = kind or _torch_kind(sys.modules["torch"])
-        self._first: bytes | None = None
 
     def state(self) -> Any:
         return self._kind.state(self.generator)
@@ -183,8 +173,6 @@ class Stream:
 
     def next(self) -> bytes:
         """What hangs on all that it will give, without taking it."""
-        if (seen := self._look()) is not None:
-            return hashlib.blake2b(seen, digest_size=BYTES).digest()
         state = self.state()
         drawn = self.draw()
         self.restore(state)
@@ -199,150 +187,14 @@ class Stream:
         """Have the stream of item ``number``."""
         key = self._root.copy()
         key.update(b" %d" % number)
-        self.seed(key.digest())
-        self._first = self._look()
-        if self._first is None:
-            self._first = self.draw()
-            self.seed(key.digest())
+        self._key = key.digest()
+        self.seed(self._key)
 
     def was_drawn_from(self) -> bool:
         """Since the item began; may be asked once."""
-        return (self._look() or self.draw()) != self._first
-
-    def _look(self) -> bytes | None:
-        return None if self._kind.look is None else self._kind.look(self.generator)
-
-
-class _Twister(Stream):
-    """A Mersenne twister in memory that can be read and written: its items have words in place of seeds.
-
-    They are those that PCG64 gives, which makes many at once: 1 microsecond for each item, not 10.
-    """
-
-    words: slice
-    """Where they are in memory, beside the place of the next."""
-
-    def __init__(self, generator: Any, memory: memoryview) -> None:
-        super().__init__(generator)
-        self._memory = memory
-        self._ahead, self._numbers = b"", range(0)
-
-    def state(self) -> Any:
-        return self._look(), self._half()
-
-    def restore(self, state: Any) -> None:
-        self._memory[:], half = state
-        self._set_half(half)
-
-    def root_in(self, root: Root) -> None:
-        super().root_in(root)
-        self._bits = np.random.PCG64(_seeds(self._root.digest()))
-
-    def begin(self, number: int) -> None:
-        if number not in self._numbers:
-            self._prepare(number)
-        if self._memory.tobytes() != self._first:
-            self._set_half(None)
-        place = (number - self._numbers.start) * _STATE_BYTES
-        self._memory[:] = self._first = self._ahead[place : place + _STATE_BYTES]
-
-    def was_drawn_from(self) -> bool:
-        return self._memory.tobytes() != self._first
-
-    def _prepare(self, number: int) -> None:
-        """The words of an item, and the more of those behind it the more items came one after the other."""
-        skipped = number - self._numbers.stop
-        count = 1 if skipped else max(1, min(2 * len(self._numbers), _MOST_AHEAD))
-        self._bits.advance(skipped * _N_RAW)
-        states = np.full((count, _N_WORDS + 1), _N_WORDS, np.uint32)
-        states[:, self.words] = self._bits.random_raw(count * _N_RAW).view(np.uint32).reshape(count, -1)
-        self._ahead, self._numbers = states.tobytes(), range(number, number + count)
-
-    def _look(self) -> bytes:
-        return self._memory.tobytes()
-
-    def _half(self) -> float | None:
-        """Normal numbers are drawn in pairs: the other one, if it waits."""
-        raise NotImplementedError
-
-    def _set_half(self, half: float | None) -> None:
-        raise NotImplementedError
-
-
-class _PythonTwister(_Twister):
-    """Of ``random``: its words are what begins the object after what all objects have."""
-
-    words = slice(1, None)
-
-    def _half(self) -> float | None:
-        half: float | None = self.generator.gauss_next
-        return half
-
-    def _set_half(self, half: float | None) -> None:
-        self.generator.gauss_next = half
-
-
-class _LegacyTwister(_Twister):
-    """Of ``numpy.random``, which tells where its words are."""
-
-    words = slice(_N_WORDS)
-
-    def __init__(self, generator: np.random.RandomState, memory: memoryview) -> None:
-        super().__init__(generator, memory)
-        self._owner = generator._bit_generator  # of the memory
-
-    def _half(self) -> float | None:
-        half = self._take_half()
-        if half is not None:
-            self._set_half(half)
-        return half
-
-    def _take_half(self) -> float | None:
-        before = self._look()
-        half: float = np.random.RandomState.standard_normal(self.generator)
-        if self._look() == before:
-            return half
-        np.random.RandomState.standard_normal(self.generator)  # the other one of a pair that was made now
-        self._memory[:] = before
-        return None
-
-    def _set_half(self, half: float | None) -> None:
-        if half is None:
-            self._take_half()
-        else:
-            state = self.generator.get_state(legacy=False)
-            self.generator.set_state({**state, "has_gauss": 1, "gauss": half})
-
-
-def _memory_at(address: int) -> memoryview:
-    return memoryview((ctypes.c_ubyte * _STATE_BYTES).from_address(address)).cast("B")
-
-
-def _memory_of_random(generator: random.Random) -> memoryview:
-    return _memory_at(id(generator) + object.__basicsize__)
-
-
-@functools.cache
-def _has_memory() -> bool:
-    """Whether generators of ``random`` have it where we look."""
-    own = random.Random.__mro__[1].__basicsize__ - object.__basicsize__
-    if sys.implementation.name != "cpython" or own < _STATE_BYTES:
-        return False
-    probe = random.Random(0)
-    probe.random()
-    *words, place = probe.getstate()[1]
-    return _memory_of_random(probe).tobytes() == struct.pack("=i624I", place, *words)
-
-
-def stream_of(generator: Any) -> Stream:
-    """That generator, by the fastest means that there is for its kind."""
-    if type(generator) is random.Random and _has_memory():  # others may have more than its words
-        return _PythonTwister(generator, _memory_of_random(generator))
-    if isinstance(generator, np.random.RandomState):
-        bits = generator._bit_generator
-        if type(bits) is np.random.MT19937:
-            return _LegacyTwister(generator, _memory_at(bits.ctypes.state_address))
-    return Stream(generator)
+        drawn = self.draw()
+        self.seed(self._key)
+        return drawn != self.draw()
 
 
 def bits_of(generator: Any) -> Any:
@@ -385,7 +237,7 @@ def import_owner(name: Name) -> None:
 @contextlib.contextmanager
 def kept(generators: Iterable[Any]) -> Iterator[None]:
     """In the end they stand where they did."""
-    before = [(one, one.state()) for one in map(stream_of, generators)]
+    before = [(one, one.state()) for one in map(Stream, generators)]
     try:
         yield
     finally:
@@ -396,4 +248,4 @@ def kept(generators: Iterable[Any]) -> Iterator[None]:
 def reseed() -> None:
     """In a process that was forked: draw what no other process draws."""
     for generator in global_generators().values():
-        stream_of(generator).seed(os.urandom(_KEY_BYTES))
+        Stream(generator).seed(os.urandom(_KEY_BYTES))

@@ -25,7 +25,6 @@ from sharedmask.workers.generators import (
     global_generators,
     import_owner,
     kept,
-    stream_of,
 )
 
 
@@ -41,7 +40,7 @@ class ItemStreams:
         there = global_generators() | dict(enumerate(held))
         for name, root in roots.items():
             if name in there and not any(one.generator is there[name] for one in self._each.values()):
-                self._each[name] = stream_of(there[name])
+                self._each[name] = Stream(there[name])
                 self._each[name].root_in(root)
 
     def item(self, number: int, drawn: set[Name]) -> Self:
@@ -113,7 +112,7 @@ class Streams:
         for other, known in self._generators.items():
             if known is generator:  # one of two names
                 return self.roots[other]
-        return (_number(stream_of(generator).next()) if self._entropy is None else self._entropy), name
+        return (_number(Stream(generator).next()) if self._entropy is None else self._entropy), name
 
     @contextlib.contextmanager
     def here(self, n_items: int) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
@@ -147,7 +146,7 @@ class Streams:
     ) -> None:
         if not self.are_given:
             for generator in {id(one): one for one in map(self._generators.get, self.drawn)}.values():
-                stream_of(generator).draw()
+                Stream(generator).draw()
 
 
 def _number(entropy: bytes) -> int:

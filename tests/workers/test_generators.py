@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from sharedmask.workers.generators import Stream, kept, stream_of
+from sharedmask.workers.generators import Stream, kept
 
 MAKERS = {
     "random": lambda: random.Random(5),
@@ -30,7 +30,7 @@ def test_what_is_kept_stands_where_it_did(make, n_before):
     generator, other = make(), make()
     before = [normal(one) for one in (generator, other) for _ in range(n_before)]
     with kept([generator]):
-        stream = stream_of(generator)
+        stream = Stream(generator)
         stream.root_in((1, "it"))
         stream.begin(3)
         normal(generator)
@@ -39,12 +39,11 @@ def test_what_is_kept_stands_where_it_did(make, n_before):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("form", [Stream, stream_of])
-def test_a_stream_hangs_on_its_root_and_item_and_knows_whether_it_was_drawn_from(make, form):
+def test_a_stream_hangs_on_its_root_and_item_and_knows_whether_it_was_drawn_from(make):
     def drawn(root, number, n_drawn):
         generator = make()
         normal(generator)
-        stream = form(generator)
+        stream = Stream(generator)
         stream.root_in((root, "it"))
         stream.begin(number)
         return [normal(generator) for _ in range(n_drawn)], stream.was_drawn_from()
@@ -57,5 +56,5 @@ def test_a_stream_hangs_on_its_root_and_item_and_knows_whether_it_was_drawn_from
 def test_what_a_stream_hangs_on_is_looked_at_and_not_taken():
     for make in MAKERS.values():
         generator, other = make(), make()
-        assert stream_of(generator).next() == stream_of(generator).next()
+        assert Stream(generator).next() == Stream(generator).next()
         assert normal(generator) == normal(other)
