@@ -25,8 +25,8 @@ from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import container
 from sharedmask.system import files, locks, platform
-from sharedmask.system.files import opened_ours, private_directory
-from sharedmask.system.locks import is_free, is_named, locked, opened_locked
+from sharedmask.system.files import abandoned, opened_ours, private_directory
+from sharedmask.system.locks import is_named, locked, opened_locked
 from sharedmask.system.platform import Folder
 
 T = TypeVar("T")
@@ -133,10 +133,8 @@ class KeptFolder:
 
     def remove(self, name: str) -> bool:
         """Remove a complete file if it is ours and nobody uses it; whether it was removed."""
-        with self.opened() as folder, opened_ours(folder, name, _OURS) as fd:
-            if fd is None or not is_free(fd) or not is_named(folder, name, fd):
-                return False
-            removed = platform.remove_open(folder, name, fd)
+        with self.opened() as folder, abandoned(folder, name, _OURS) as fd:
+            removed = fd is not None and platform.remove_open(folder, name, fd)
         if removed:
             _log.info("%s removed from %s", name, self.path)
         return removed
@@ -170,7 +168,5 @@ class KeptFolder:
 
 
 def _remove_lock(folder: Folder, name: str) -> bool:
-    with opened_ours(folder, name) as fd:
-        if fd is None or os.fstat(fd).st_size or not is_free(fd) or not is_named(folder, name, fd):
-            return False
-        return platform.remove_open(folder, name, fd)
+    with abandoned(folder, name) as fd:
+        return fd is not None and not os.fstat(fd).st_size and platform.remove_open(folder, name, fd)

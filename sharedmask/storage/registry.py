@@ -33,7 +33,7 @@ from sharedmask.storage.segment import (
     segment_name,
 )
 from sharedmask.system import files, locks, platform, process
-from sharedmask.system.files import opened_ours, private_directory
+from sharedmask.system.files import abandoned, opened_ours, private_directory
 from sharedmask.system.locks import is_free, is_named
 from sharedmask.system.platform import Folder
 from sharedmask.typing import Array
@@ -54,11 +54,9 @@ def directory() -> Path:
     return parent / f"sharedmask-{platform.user_name()}"
 
 
-@contextlib.contextmanager
-def _open_directory() -> Iterator[Folder]:
+def _open_directory() -> contextlib.AbstractContextManager[Folder]:
     """A descriptor of the registry directory, which must be ours and nobody else's."""
-    with private_directory(directory(), "the registry (SHAREDMASK_DIR names another one)") as folder:
-        yield folder
+    return private_directory(directory(), "the registry (SHAREDMASK_DIR names another one)")
 
 
 class Record:
@@ -66,7 +64,7 @@ class Record:
 
     def __init__(self, token: str, content: str) -> None:
         self.name = token + _SUFFIX
-        self.content = _checked_content(content)
+        self.content = content
         with _open_directory() as folder:
             self._fd = _locked_file(folder, self.name, content)
 
@@ -78,7 +76,6 @@ class Record:
         """
         if self._fd < 0:
             raise SegmentError("only the process that made a segment names it, and until it is released")
-        content = _checked_content(content)
         with _making, _open_directory() as folder:
             fresh = f"{self.name}.{os.urandom(4).hex()}"
             fd = _locked_file(folder, fresh, content)
@@ -111,18 +108,15 @@ class Record:
             locks.close(fd)
 
 
-def _checked_content(content: str) -> str:
+def _locked_file(folder: Folder, name: str, content: str) -> int:
+    """Create a file that is complete and locked before anybody can see it."""
     if len(content) > _RECORD_BYTES:
         said = f"its record has {len(content)} bytes, {_RECORD_BYTES} are allowed"
         raise ParameterError(f"the name of a shared image is too long: {said}")
-    return content
-
-
-def _locked_file(folder: Folder, name: str, content: str) -> int:
-    """Create a file that is complete and locked before anybody can see it."""
     fd = files.nameless(folder)
-    if fd is None:
-        return _named_file(folder, name, content)
+    if fd is None:  # a reaper may take it before we lock it; we try again then
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+        return locks.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
     try:
         _lock_and_fill(fd, content)
         platform.link_at(fd, folder, name)
@@ -130,12 +124,6 @@ def _locked_file(folder: Folder, name: str, content: str) -> int:
         locks.close(fd)
         raise
     return fd
-
-
-def _named_file(folder: Folder, name: str, content: str) -> int:
-    """The same where files cannot be nameless: a reaper may take it before we lock it; try again."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-    return locks.opened_locked(folder, name, flags, lambda fd: _lock_and_fill(fd, content))
 
 
 def _lock_and_fill(fd: int, content: str) -> None:
@@ -410,8 +398,8 @@ def reap() -> list[str]:
 
 
 def _reap_claim(folder: Folder, name: str) -> None:
-    with opened_ours(folder, name) as fd:
-        if fd is not None and is_free(fd) and is_named(folder, name, fd):
+    with abandoned(folder, name) as fd:
+        if fd is not None:
             _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
 
 
@@ -428,8 +416,8 @@ def _is_record(name: str) -> bool:
 
 
 def _reap_record(folder: Folder, name: str) -> list[str]:
-    with opened_ours(folder, name) as fd:
-        if fd is None or not is_free(fd) or not is_named(folder, name, fd):
+    with abandoned(folder, name) as fd:
+        if fd is None:
             return []
         segment = segment_name(name[:32])
         removed = [segment] if memory.remove(segment) else []

@@ -105,6 +105,13 @@ def opened_ours(folder: Folder, name: str, magic: bytes | tuple[bytes, ...] = b"
         locks.let_go(fd)  # who asks whether a lock is free has it
 
 
+@contextlib.contextmanager
+def abandoned(folder: Folder, name: str, magic: bytes | tuple[bytes, ...] = b"") -> Iterator[int | None]:
+    """The same of a file that nobody has locked: it is locked by us now, and still has its name."""
+    with opened_ours(folder, name, magic) as fd:
+        yield fd if fd is not None and locks.is_free(fd) and locks.is_named(folder, name, fd) else None
+
+
 def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:
     """Whether the file is regular, this user's, and begins so, or is empty."""
     facts = os.fstat(fd)
