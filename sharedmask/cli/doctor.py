@@ -84,7 +84,7 @@ def _room() -> Finding:
 
 
 def _memfd() -> Finding:
-    there = memory.has_memfd()
+    there = platform.has_memfd()
     return Finding("anonymous memory", there, "sealed memfd" if there else "not on this system")
 
 

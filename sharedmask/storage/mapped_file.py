@@ -1,6 +1,7 @@
-"""Pages of a map: telling the kernel which of them are needed next, and which no more.
+"""Files that are mapped: which file it is, its map in this and other processes, its pages.
 
-Covers: the advice. Does not cover: what is mapped (``mapped_file``, ``segment``).
+Covers: the user's files and ours, handles with which others map them, advice to the kernel on pages. Does not
+cover: shared memory (``memory``, ``segment``), how views travel (``views``).
 
 A page of a file is read when it is first looked at, and the kernel may drop it again.
 """

@@ -12,7 +12,6 @@ import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +163,6 @@ def _is_pipe(fd: int) -> bool:
     return False
 
 
-def _seals() -> int:
-    """After which nobody changes the bytes or their number."""
-    return int(fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-
-
 class Memfd(Store):
     """Anonymous memory, reached through the owner's descriptor: nothing to unlink, nothing to leave."""
 
@@ -195,7 +189,8 @@ class Memfd(Store):
 
     def seal(self) -> None:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _seals() | fcntl.F_SEAL_SEAL)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
         except OSError as error:
             raise SegmentError(
                 f"{self.name} cannot be sealed, another process still maps it for writing "
@@ -239,12 +234,6 @@ def free_bytes() -> int | None:
     return None
 
 
-@cache
-def has_memfd() -> bool:
-    """Whether this system has sealed anonymous memory that others can open."""
-    return platform.has_memfd()
-
-
 def choose(asked: str, nbytes: int) -> tuple[str, str]:
     """The store for ``nbytes`` bytes, and the reason.
 
@@ -260,7 +249,7 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
         raise SegmentError(platform.NOT_SHARED)
     if asked != "auto":
         return asked, "asked for"
-    if has_memfd():
+    if platform.has_memfd():
         job = next((name for name in _BATCH_JOBS if os.environ.get(name)), None)
         if job:
             return "memfd", f"in a batch job ({job}), where a kill leaves nothing behind"
