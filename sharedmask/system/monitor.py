@@ -260,7 +260,20 @@ class MemoryMonitor:
         Snapshot
             In bytes.
         """
-        return _snapshot(self.sample())
+        import psutil
+
+        sample, ram, budget = self.sample(), psutil.virtual_memory(), MemoryBudget.here()
+        return Snapshot(
+            total=ram.total,
+            available=max(budget.limit, 0),
+            reason=budget.reason,
+            used=ram.used,
+            percent=ram.percent,
+            process=sample.held,
+            process_percent=100 * sample.held / ram.total,
+            shared=sample.shared,
+            spilled=sample.spilled,
+        )
 
     # --- thresholds ---
 
@@ -354,23 +367,6 @@ class MemoryMonitor:
 
 def _number(nbytes: int) -> str:
     return f"{nbytes / 2**20:.6f}"
-
-
-def _snapshot(sample: Sample) -> Snapshot:
-    import psutil
-
-    ram, budget = psutil.virtual_memory(), MemoryBudget.here()
-    return Snapshot(
-        total=ram.total,
-        available=max(budget.limit, 0),
-        reason=budget.reason,
-        used=ram.used,
-        percent=ram.percent,
-        process=sample.held,
-        process_percent=100 * sample.held / ram.total,
-        shared=sample.shared,
-        spilled=sample.spilled,
-    )
 
 
 # --- operations of this package ------------------------------------------------------------------
