@@ -12,7 +12,6 @@ client that waits asks now and then, by another connection, whether the coordina
 import contextlib
 import json
 import os
-import select
 import socket
 import struct
 import subprocess
@@ -147,7 +146,7 @@ def ask(connection: socket.socket, verb: str, **arguments: Any) -> dict[str, Any
     with _answering(timeout):
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             send(connection, {"verb": verb, **arguments})
-        while verb == "open" and not _is_readable(connection, timeout):
+        while verb == "open" and not platform.is_readable(connection, timeout):
             _ask_whether_it_answers(timeout)
         answer = receive(connection, _ANSWER_BYTES)
     if answer is None:
@@ -164,13 +163,6 @@ def clients() -> dict[str, int]:
         return {}
     with connection:
         return {image["token"]: image["clients"] for image in ask(connection, "list")["images"]}
-
-
-def _is_readable(connection: socket.socket, timeout: float) -> bool:
-    """Whether there is something to read in that time."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
 
 
 def _ask_whether_it_answers(timeout: float) -> None:
