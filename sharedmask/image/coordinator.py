@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, Literal
 from weakref import WeakSet
@@ -320,7 +321,7 @@ class Coordinator:
         try:
             with self._loads:
                 self._require_descriptors()
-                self._make_room(held)
+                self._close(lambda: self._in_the_way(held))
                 held.image.load()
         except BaseException:
             with self._lock:
@@ -335,27 +336,32 @@ class Coordinator:
                 return
         held.image.close()
 
-    def _make_room(self, wanted: _Held) -> None:
-        """Close images that nobody holds until ``wanted`` fits."""
+    def _in_the_way(self, wanted: _Held) -> list[_Held]:
+        """Images that nobody holds, without which ``wanted`` fits; it is admitted now."""
+        others = [held for held in self._images.values() if held is not wanted and held.admitted]
+        missing = sum(held.image.nbytes for held in others) + wanted.image.nbytes - self._limit
+        free, leaving = self._unused(), []
+        while missing > 0 and free:
+            leaving.append(free.pop(0))
+            missing -= leaving[-1].image.nbytes
+        if missing > 0:
+            taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
+            raise MemoryLimitError(
+                f"{wanted.image.name} takes {taken}: with the images that clients hold that is {more} "
+                f"more than the coordinator's limit of {limit}"
+            )
+        wanted.admitted = True
+        return leaving
+
+    def _close(self, chosen: Callable[[], list[_Held]]) -> int:
+        """Close the images that are ``chosen`` while none comes or goes; how many."""
         with self._lock:
-            others = [held for held in self._images.values() if held is not wanted and held.admitted]
-            missing = sum(held.image.nbytes for held in others) + wanted.image.nbytes - self._limit
-            free = self._unused()
-            leaving = []
-            while missing > 0 and free:
-                leaving.append(free.pop(0))
-                missing -= leaving[-1].image.nbytes
-            if missing > 0:
-                taken, more, limit = map(format_bytes, (wanted.image.nbytes, missing, self._limit))
-                raise MemoryLimitError(
-                    f"{wanted.image.name} takes {taken}: with the images that clients hold that is {more} "
-                    f"more than the coordinator's limit of {limit}"
-                )
-            wanted.admitted = True
+            leaving = chosen()
             for held in leaving:
                 del self._images[held.key]
         for held in leaving:
             held.image.close()
+        return len(leaving)
 
     def _unused(self) -> list[_Held]:
         """Images that nobody holds, the least recently used first."""
@@ -371,13 +377,7 @@ class Coordinator:
 
     def _close_least_recent(self) -> bool:
         """Close an image that nobody holds; whether there was one."""
-        with self._lock:
-            leaving = self._unused()[:1]
-            for held in leaving:
-                del self._images[held.key]
-        for held in leaving:
-            held.image.close()
-        return bool(leaving)
+        return self._close(lambda: self._unused()[:1]) > 0
 
     def drop(self, name: str) -> int:
         """Close the images of a name; clients keep what they have.
@@ -392,13 +392,9 @@ class Coordinator:
         int
             How many there were.
         """
-        with self._lock:
-            leaving = [held for held in self._images.values() if held.image.name == name and held.loaded]
-            for held in leaving:
-                del self._images[held.key]
-        for held in leaving:
-            held.image.close()
-        return len(leaving)
+        return self._close(
+            lambda: [held for held in self._images.values() if held.image.name == name and held.loaded]
+        )
 
     def images(self) -> list[dict[str, Any]]:
         """What is held.
