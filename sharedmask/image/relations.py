@@ -115,12 +115,8 @@ class Relations(Operations):
         >>> maps.shape, round(float(maps.dataobj[1, 1, 1, 0]), 6)
         ((3, 3, 3, 1), 1.0)
         """
-        if resampling_target not in (None, "data"):
-            raise ParameterError(
-                f"resampling_target={resampling_target!r}: maps are on the grid of the image"
-            )
-        series = self._seeds(seeds, strategy, resampling_target, parameters)
         blocks = self._blocks(mask_img, resampling_target)
+        series = self._seeds(seeds, strategy, resampling_target, parameters)
         with self._in_use(settings.current()) as (_, budget):
             nbytes = 4 * series.shape[1] * (2 * len(blocks.indices) + self._grid.n_voxels)
             budget.require(
@@ -135,9 +131,7 @@ class Relations(Operations):
             signals: Array = self.reduce(seeds, strategy, resampling_target=target, **asked)
             return np.atleast_2d(signals)
         series = seeds[:, None] if seeds.ndim == 1 else seeds
-        sample_mask, n_timepoints = parameters.get("sample_mask"), self._facts.n_timepoints
-        if sample_mask is not None:
-            n_timepoints = len(kept_volumes(self._facts, sample_mask))
+        n_timepoints = self._n_kept(parameters)
         if len(series) != n_timepoints or not np.isfinite(series).all():
             raise ParameterError(
                 f"seeds of shape {seeds.shape}: finite series of {n_timepoints} volumes are needed"
@@ -152,7 +146,13 @@ class Relations(Operations):
         names = tuple(map(str, range(1, len(offsets))))
         return Regions(self._grid, voxels, np.asarray(offsets), names, tuple(range(1, len(offsets))), "list")
 
+    def _n_kept(self, parameters: Parameters) -> int:
+        mask = parameters.get("sample_mask")
+        return self._facts.n_timepoints if mask is None else len(kept_volumes(self._facts, mask))
+
     def _voxels_of(self, mask_img: Any, target: ResamplingTarget) -> Numbers:
+        if target not in (None, "data"):
+            raise ParameterError(f"resampling_target={target!r}: maps are on the grid of the image")
         if mask_img is not None:
             return Regions.from_any(mask_img, self._grid, resampling_target=target).union
         return np.arange(self._grid.n_voxels) if self._voxels is None else self._voxels

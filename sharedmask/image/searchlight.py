@@ -16,7 +16,6 @@ from typing import Any, Unpack, cast
 import numpy as np
 from nibabel import Nifti1Image
 
-from sharedmask.compute.confounds import kept_volumes
 from sharedmask.compute.request import Parameters
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.image.relations import Relations
@@ -179,10 +178,6 @@ class Searchlights(Relations):
         >>> int(counts.dataobj[0, 0, 0]), int(counts.dataobj[1, 1, 1])
         (4, 7)
         """
-        if resampling_target not in (None, "data"):
-            raise ParameterError(
-                f"resampling_target={resampling_target!r}: maps are on the grid of the image"
-            )
         grid = box_of(self._grid, "a searchlight")
         func = self._decoding(func, y, groups, scoring, cv, parameters)
         voxels = self._voxels_of(mask_img, resampling_target)
@@ -203,8 +198,7 @@ class Searchlights(Relations):
             return cast(Callable[[Array], Any], func)
         if not hasattr(func, "fit"):
             raise ParameterError(f"func={func!r} is no estimator of scikit-learn, and y is given")
-        mask, n_timepoints = parameters.get("sample_mask"), self._facts.n_timepoints
-        kept = n_timepoints if mask is None else len(kept_volumes(self._facts, mask))
+        kept = self._n_kept(parameters)
         for name, values in (("y", y), ("groups", groups)):
             if values is not None and len(values) != kept:
                 raise ParameterError(f"{name} has {len(values)} values for {kept} volumes")
