@@ -5,7 +5,7 @@ Does not cover: the arithmetic (``sharedmask.compute.glm``), holding the image (
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any, Literal
 
@@ -175,11 +175,15 @@ def fit(held: Held, question: Question, request: Request, budget: MemoryBudget) 
     n_threads = _threads(n_timepoints, request, budget)
     results = question.result_bytes(len(regions.indices))
     needed = results + n_threads * glm.block_bytes(n_timepoints)
-    needed += 0 if isinstance(held, Rows) else rows.union_bytes(held, regions)
+    if isinstance(held, Rows):
+        loading: contextlib.AbstractContextManager[Rows] = contextlib.nullcontext(held)
+    else:
+        needed += rows.union_bytes(held, regions)
+        loading = rows.load_union(held, regions.union, False, budget)
     budget.require(request.operation, needed, "fewer voxels at a time fit")
     with (
         monitor.operation(request.label, request.operation, needed),
-        _rows_of(held, regions, budget) as series,
+        loading as series,
         threadpool_limits(1, user_api="blas"),
     ):
         return _fit(series, question, replace(request, n_jobs=n_threads))
@@ -191,15 +195,6 @@ def _threads(n_timepoints: int, request: Request, budget: MemoryBudget) -> int:
     bound = per_process(request.n_jobs, budget)
     check_bound(request.operation, each, bound)
     return wanted if bound is None else min(wanted, bound // each)
-
-
-@contextlib.contextmanager
-def _rows_of(held: Held, regions: Regions, budget: MemoryBudget) -> Iterator[Rows]:
-    if isinstance(held, Rows):
-        yield held
-        return
-    with rows.load_union(held, regions.union, False, budget) as loaded:
-        yield loaded
 
 
 def _fit(series: Rows, question: Question, request: Request) -> FittedModel:
