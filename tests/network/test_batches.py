@@ -210,7 +210,7 @@ def test_extract_reads_once_where_the_union_fits(run, masks, monkeypatch):
 
 def test_extract_reads_per_batch_where_it_does_not(run, masks, monkeypatch):
     calls = reads(monkeypatch)
-    extract(run, masks, batch_size=1, on_batch=lambda batch: None, memory_limit=600_000)
+    extract(run, masks, batch_size=1, on_batch=lambda batch: None, memory_limit=800_000)
     assert len(calls) == len(masks)
 
 
