@@ -42,9 +42,10 @@ from sharedmask.workers.variables import taken_over
 
 PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
-_REUSED_BYTES = 2 * 2**20  # of an array; a worker keeps twice that at most, until the end of its job
+# Of an array: until it rests a worker uses the memory of smaller ones again. malloc learns of none above 32 MiB.
+_REUSED_BYTES = 31 * 2**20
 _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
-_REST_SECONDS = 0.001  # without a job, after which what was freed is given back
+_REST_SECONDS = 0.05  # without a job, after which what was freed is given back
 
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]
