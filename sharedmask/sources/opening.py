@@ -38,6 +38,8 @@ from sharedmask.typing import Array
 if TYPE_CHECKING:
     from sharedmask.surfaces.surface import Surface
 
+_SURFACES = (".gii", ".annot")
+
 
 def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
     """Learn what an image is, without reading its voxels.
@@ -127,6 +129,8 @@ def _open_one(source: object) -> Source:
 
 def _from_path(name: str) -> Source:
     path, name = absolute(name), named(name)
+    if url_of(path) and name.lower().endswith(_SURFACES):
+        raise ImageError(f"{name} is a file of a surface, which is read on this machine: download it")
     nifti.check_path(path, name)
     files = _files_now(path)  # before the header is read: what changes later is seen
     with nifti.as_image_error(name):
@@ -146,7 +150,7 @@ def is_surface(thing: Any) -> bool:
     path = os.path.expanduser(os.fsdecode(thing))
     if url_of(path):
         return False
-    if path.lower().endswith((".gii", ".annot")):
+    if path.lower().endswith(_SURFACES):
         return True
     from sharedmask.surfaces import freesurfer
 

@@ -22,7 +22,9 @@ from sharedmask.typing import Array
 
 CORTEX = "CIFTI_STRUCTURE_CORTEX"
 _HEMISPHERES = {"l": f"{CORTEX}_LEFT", "r": f"{CORTEX}_RIGHT"}
-_HEMISPHERE = re.compile(r"(?:^|[._-])(?:hemi-([LR])|([lr])h|([LR]))(?=[._-])")
+_HEMISPHERE = [  # the surest first: L and R may be names of other things
+    re.compile(rf"(?:^|[._-]){said}(?=[._-])") for said in ("hemi-([LR])", "([lr])h", "([LR])")
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,5 +128,5 @@ def structure_of(path: str, said: Any = None) -> str:
     if said:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(said)).upper()
         return words if words.startswith("CIFTI_") else f"CIFTI_STRUCTURE_{words}"
-    found = _HEMISPHERE.search(basename(path))
-    return _HEMISPHERES[next(filter(None, found.groups())).lower()] if found else CORTEX
+    found = next(filter(None, (told.search(basename(path)) for told in _HEMISPHERE)), None)
+    return _HEMISPHERES[found[1].lower()] if found else CORTEX

@@ -8,8 +8,9 @@ import surface_files as files
 from images import same_bits
 from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
 
-from sharedmask import SharedImage, errors, extract
+from sharedmask import Regions, SharedImage, errors, extract
 from sharedmask.sources.opening import open_source
+from sharedmask.surfaces.surface import structure_of
 
 LEFT, RIGHT = np.array([0, 1, 1, 1, 2, 2, 0, 0, 1, 2]), np.array([2, 2, 0, 0, 1, 1, 1, 1, 0, 0])
 
@@ -85,3 +86,36 @@ def test_what_is_no_series_of_a_surface_is_refused(tmp_path, pair):
         open_source(mesh)
     with pytest.raises(errors.GridMismatchError, match="7 of 7 vertices"):
         extract(pair[0][0], files.labels(tmp_path / "L.label.gii", np.ones(7), structure="CortexLeft"))
+
+
+@pytest.mark.parametrize("name", ["sub-1_hemi-L_bold.func.gii", "lh.aparc.annot", "LH.GII"])
+def test_files_of_surfaces_on_servers_are_refused_before_anyone_is_asked(name):
+    url, said = (
+        f"http://127.0.0.1:9/{name}",
+        "is a file of a surface, which is read on this machine: download it",
+    )
+    for given in (url, [url, url]):
+        with pytest.raises(errors.ImageError, match=said):
+            open_source(given)
+        with pytest.raises(errors.ImageError, match=said):
+            SharedImage(given)
+    with pytest.raises(errors.MaskError, match=said):
+        Regions.from_labels(url)
+    with pytest.raises(errors.MaskError, match=said):
+        Regions.from_any([url])
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("sub-1_hemi-L_bold.func.gii", "_LEFT"),
+        ("sub-R_hemi-L_bold.func.gii", "_LEFT"),
+        ("sub-L_ses-L_hemi-R.mgh", "_RIGHT"),
+        ("rh.L.mgh", "_RIGHT"),
+        ("100307.R.aparc.32k_fs_LR.label.gii", "_RIGHT"),
+        ("lh.aparc.annot", "_LEFT"),
+        ("Left.mgh", ""),
+    ],
+)
+def test_the_hemisphere_is_what_the_name_says_surest(name, side):
+    assert structure_of(f"/data/rh/{name}") == f"CIFTI_STRUCTURE_CORTEX{side}"
