@@ -8,7 +8,7 @@ Does not cover: reading such files (``cifti``), tables as text (``tables``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from nibabel.cifti2.cifti2 import Cifti2Image
@@ -21,6 +21,9 @@ from sharedmask.spaces.parcellation import Elements, Parcellation
 from sharedmask.spaces.space import Space
 from sharedmask.typing import Array, Numbers
 
+if TYPE_CHECKING:
+    from sharedmask.regions.sets import Sets
+
 Kind = Literal["series", "matrix", "scalars"]
 _INTENTS = {
     "series": "ConnParcelSries",
@@ -29,6 +32,9 @@ _INTENTS = {
     "dense": "ConnDenseSeries",
     "maps": "ConnDenseScalar",
 }
+
+_KEPT = 16  # heads of files, some 100 KB each
+_heads: dict[tuple[Any, ...], bytes] = {}
 
 
 def parcellated(
@@ -50,6 +56,22 @@ def parcellated(
     if kind == "matrix":
         return _image(values, (parcels, parcels), kind)
     return _image(values, (_along(len(values), kind == "series", t_r), parcels), kind)
+
+
+def content(regions: Sets, values: Array, kind: Kind, t_r: float | None) -> bytes:
+    """The file of what :func:`parcellated` makes of regions.
+
+    What precedes the values takes nibabel many times longer than these: it is kept, for the runs of a study
+    have the same regions.
+    """
+    values = _stored(np.atleast_2d(values))
+    key = regions.digest, kind, values.shape, values.dtype.str, t_r
+    if (head := _heads.get(key)) is None:
+        whole = parcellated(regions.grid, regions.names, regions, values, kind, t_r).to_bytes()
+        if len(_heads) >= _KEPT:
+            _heads.clear()
+        head = _heads[key] = whole[: len(whole) - values.nbytes]
+    return head + values.T.tobytes()  # the first axis is the fastest
 
 
 def dense(space: Elements, values: Array, t_r: float | None = None, series: bool = True) -> Cifti2Image:
@@ -135,7 +157,11 @@ def _along(length: int, series: bool, t_r: float | None) -> Any:
 
 
 def _image(values: Array, axes: Any, kind: str) -> Cifti2Image:
-    dtype = values.dtype if values.dtype in (np.float32, np.float64) else np.dtype(np.float32)
-    image = Cifti2Image(np.ascontiguousarray(values, dtype), axes)
+    image = Cifti2Image(_stored(values), axes)
     image.nifti_header.set_intent(_INTENTS[kind])
     return image
+
+
+def _stored(values: Array) -> Array:
+    dtype = values.dtype if values.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+    return np.ascontiguousarray(values, dtype)

@@ -17,6 +17,7 @@ import numpy as np
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
+from sharedmask.regions import parcels
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.parcels import Kind
 from sharedmask.regions.regions import Regions
@@ -94,9 +95,9 @@ def write_parcels(
     path: str | os.PathLike[str], values: Array, regions: Regions, t_r: float | None = None
 ) -> None:
     """Values of regions as the CIFTI-2 file that the ending of ``path`` says."""
-    image = regions.to_cifti(values, PARCELLATED[split(path)[1].lower()], t_r=t_r)
+    whole = parcels.content(regions, values, PARCELLATED[split(path)[1].lower()], t_r)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(image.to_bytes())
+        temporary.write_bytes(whole)
 
 
 def write_table(

@@ -39,6 +39,22 @@ def test_parcellated_files_read_back(tmp_path, kind, ending):
         assert back.header.get_axis(0).step == 0.8
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+@pytest.mark.parametrize("kind", ["series", "matrix", "scalars"])
+def test_files_have_the_bytes_that_nibabel_writes_again_and_again(tmp_path, kind, dtype):
+    source = open_source(files.dtseries(tmp_path / "run.dtseries.nii"))
+    atlases = [Regions.from_labels(labels, source.grid) for labels in (ATLAS, ATLAS[::-1])]
+    renamed = Regions.from_labels(ATLAS, source.grid, lut={1: "V1", 2: "A1", 3: "M1"})
+    box = Regions.from_labels(np.arange(24).reshape(files.BOX) % 4, Grid(files.BOX, files.AFFINE))
+    for seed in range(3):
+        for regions in (*atlases, renamed, box):
+            for length, t_r in ((3, 0.8), (3, 2.0), (5, None)):
+                length = 3 if kind == "matrix" else length
+                values = (np.random.default_rng(seed).normal(size=(length, 3)) * 100).astype(dtype)
+                expected = regions.to_cifti(values, kind, t_r=t_r).to_bytes()
+                assert parcels.content(regions, values, kind, t_r) == expected
+
+
 def test_regions_of_a_volume_are_parcels_of_voxels(tmp_path):
     grid = Grid(files.BOX, files.AFFINE)
     regions = Regions.from_labels(np.arange(24).reshape(files.BOX) % 3, grid)
