@@ -9,7 +9,7 @@ one that the data set gives it, wherever links lead.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -243,11 +243,24 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     RemoteError
         If its server refuses it, cannot be reached, or lists no folders.
     """
+    return look_through(root, filters)[0]
+
+
+def look_through(
+    root: str | Path, filters: Mapping[str, Any] | None = None
+) -> tuple[list[Run], dict[Path, str]]:
+    """The runs that :func:`find_runs` finds, and what :func:`find_strays` does, in one walk."""
     root = place_of(root)
     if url := url_of(root):
         walk(url, _is_on_the_way, BESIDE)
     _check_dataset(root)
-    runs = [(path, name) for path, name in _images(root) if isinstance(name, Name)]
+    images = list(_images(root))
+    return _chosen(root, images, filters), _strays(root, images)
+
+
+def _chosen(root: Path, images: Sequence["_Image"], filters: Mapping[str, Any] | None) -> list[Run]:
+    """The runs among the images that filters leave, sorted."""
+    runs = [(path, name) for path, name in images if isinstance(name, Name)]
     filters = dict(filters or {})
     extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
     runs = [run for run in runs if run[1].suffix == "bold" and run[1].extension in extensions]
@@ -268,7 +281,11 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
 def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
     root = place_of(root)
-    strays = {Path(path): name for path, name in _images(root) if isinstance(name, str)}
+    return _strays(root, _images(root))
+
+
+def _strays(root: Path, images: Iterable["_Image"]) -> dict[Path, str]:
+    strays = {Path(path): name for path, name in images if isinstance(name, str)}
     for folder in map(Path, [] if url_of(root) else _folders(root)):
         if said := dangling(folder):
             strays[folder] = f"{folder} {said}"
@@ -326,8 +343,12 @@ def _check_dataset(root: Path) -> None:
         raise DatasetError(f"{description} cannot be read: it has no Name") from None
 
 
-def _images(root: Path) -> Iterator[tuple[str, Name | str]]:
-    """Images in folders of runs: each with its name, or with why it has none."""
+_Image = tuple[str, Name | str]
+"""A path, and its name or why it has none."""
+
+
+def _images(root: Path) -> Iterator[_Image]:
+    """Those in folders of runs."""
     for parent, entries in _of_runs(root):
         parts = os.path.relpath(parent, root).split(os.sep)
         for entry in entries:

@@ -34,7 +34,7 @@ from sharedmask.reports.quality import Quality, as_texts
 from sharedmask.sources.source import Source
 from sharedmask.study.analysis import Analysis, Findable, Findings, Matrices, Outputs
 from sharedmask.study.atlases import Atlas
-from sharedmask.study.bids import Run, find_runs, find_strays
+from sharedmask.study.bids import Run, look_through
 from sharedmask.study.cohort import extract_many, shard_of
 from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
@@ -187,15 +187,14 @@ class _Survey:
         if denoise is not None and denoise.wants_smooth_aroma:
             filters = {"desc": SMOOTH_AROMA, **(filters or {})}
         derivatives = Derivatives.at(output, dataset)
-        runs = find_runs(dataset, filters)
+        runs, strays = look_through(dataset, filters)
         found: dict[Path, str] = {}
         for _, beside in groupby(runs, key=lambda run: run.bold.parent):  # others have folders of their own
             if len(several := list(beside)) > 1:
                 found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
         # Of two that would be written to the same files neither is; each goes by its file's name.
         keys = {run.bold.name if run.bold in found else analysis.key(run): str(run.bold) for run in runs}
-        strays = find_strays(dataset).values()
-        notes = (*analysis.notes, *(f"left out: {why}" for why in strays))
+        notes = (*analysis.notes, *(f"left out: {why}" for why in strays.values()))
         study = cls(analysis, derivatives, keys, found, notes)
         for note in notes:
             warnings.warn(note, SharedMaskWarning, stacklevel=4)

@@ -6,6 +6,7 @@ Covers: file names, tables, sidecars, the data set's description. Does not cover
 Region time series are in no BIDS standard yet; names and sidecars follow what XCP-D writes.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
 from sharedmask.study.tables import split, write_matrix, write_parcels, write_series, write_table
-from sharedmask.system.files import atomic_write, write_json
+from sharedmask.system.files import atomic_text, atomic_write, write_json
 from sharedmask.system.inputs import read_json
 from sharedmask.typing import Array
 
@@ -163,7 +164,7 @@ class Derivatives:
         covered = np.array([[shares[name] for name in regions.names]])
         series = self.path(run, atlas, camel(statistic), "timeseries", ".ptseries.nii", desc)
         shown = self.path(run, atlas, "coverage", "boldmap", ".pscalar.nii", desc)
-        shown.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(shown)
         write_json(_sidecar_of(shown), self._sidecar(run, atlas) | {"Statistic": "coverage"})
         write_parcels(shown, covered, regions)
         write_parcels(series, signals, regions, t_r)
@@ -207,7 +208,7 @@ class Derivatives:
             Of the signals, which are written last: where they are, the others are too.
         """
         path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         kept = np.ones(len(table), bool)
         if drop_empty:
             kept &= ~np.isnan(signals).all(axis=0)
@@ -245,7 +246,7 @@ class Derivatives:
         """
         path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
         kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         told = {
             "Statistic": statistic,
             "RelationshipMeasure": kind + (", Fisher's z" if fisher_z else ""),
@@ -277,7 +278,7 @@ class Derivatives:
     ) -> Path:
         """The (n_timepoints, n_voxels) series of each region, as HDF5, with their sidecar."""
         path = self.path(run, atlas, None, "timeseries", ".h5", desc)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | dict(facts or {}))
         write_series(path, series)
         return path
@@ -287,7 +288,7 @@ class Derivatives:
     ) -> Path:
         """One row per volume of the run: 1 for those that the signals lack, 0 for those they have."""
         path = self.path(run, None, None, "outliers", ".tsv", desc)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         dropped = np.ones(n_timepoints, int)
         dropped[kept] = 0
         described = {"outlier": {"Description": "1: this volume was left out of the signals", "Levels": {
@@ -299,11 +300,11 @@ class Derivatives:
     def write_quality(self, run: Run, measures: Mapping[str, str], *, desc: str | None) -> Path:
         """One row: what the run is like, before anything is taken out of it."""
         path = self.path(run, None, None, "qc", ".tsv", desc)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **DESCRIBED})
-        with atomic_write(path) as temporary:
+        with atomic_text(path) as file:
             rows = "\t".join(measures), "\t".join(measures.values())
-            temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
+            file.write("\n".join(rows) + "\n")
         return path
 
     def uri(self, path: Path) -> str:
@@ -336,6 +337,12 @@ def _sidecar_of(path: Path) -> Path:
     return path.with_name(f"{split(path)[0]}.json")
 
 
+def _make_folder(path: Path) -> None:
+    """That a file goes to, which is there for all of a run's but the first."""
+    if not os.path.isdir(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _is_ours(description: Path) -> bool:
     try:
         names = [by["Name"] for by in read_json(description)["GeneratedBy"]]
@@ -347,8 +354,8 @@ def _is_ours(description: Path) -> bool:
 def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:
     names = columns(row.name for row in table)
     lines = [f"{name}\t{row.coverage:.6g}" for name, row in zip(names, table, strict=True)]
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(["Node\tcoverage", *lines]) + "\n", encoding="utf-8")
+    with atomic_text(path) as file:
+        file.write("\n".join(["Node\tcoverage", *lines]) + "\n")
 
 
 def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from sharedmask.regions.naming import columns, members
 from sharedmask.regions.parcels import Kind
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import hdf5
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import atomic_text, atomic_write
 from sharedmask.typing import Array
 
 
@@ -121,7 +121,7 @@ def write_table(
     if os.fspath(path) == "-":
         _print("\n".join([*lines, ""]))
         return
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_text(path) as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
@@ -153,7 +153,7 @@ def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[st
     names : sequence of str
     """
     heads = list(map(_cell, columns(names)))
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_text(path) as file:
         file.write("\t".join(["Node", *heads]) + "\n")
         for head, cells in zip(heads, _cells(matrix), strict=True):
             file.write("\t".join([head, *cells]) + "\n")
@@ -185,7 +185,7 @@ def _doubles(rows: Array, missing: str) -> list[list[str]]:
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Rows that have names for their cells; those of the first are the columns."""
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_text(path) as file:
         writer = csv.DictWriter(file, list(rows[0]), restval="n/a", delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

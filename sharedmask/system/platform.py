@@ -109,7 +109,9 @@ def touch_at(folder: Folder, name: str, fd: int) -> None:
 
 def link_at(fd: int, folder: Folder, name: str) -> None:
     """Give a file of :func:`open_nameless` a name."""
-    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)  # type: ignore[arg-type]
+    path, at = _named(folder, name)
+    # With a descriptor, even if a whole path needs none, Python follows the first link as it is told to.
+    os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=at.get("dir_fd", fd), follow_symlinks=True)
 
 
 def open_passing(folder: Folder, name: str, mode: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
-from sharedmask.system import platform
+from sharedmask.system import locks, platform
 from sharedmask.system.files import Draft, drafts_of_thread
 from sharedmask.system.threads import Threads
 
@@ -67,8 +67,7 @@ def settle(written: Sequence[Together]) -> list[Exception | None]:
             if error is not None:
                 failed[id(draft)] = error
         errors = [_named_together(group, failed) for group in written]
-        folders = {draft.path.parent: draft.folder for draft in drafts}
-        at_once(platform.sync_folder, list(folders.values()))
+        at_once(_keep_names, list({draft.path.parent for draft in drafts}))
         return errors
     finally:
         for group in written:
@@ -84,6 +83,14 @@ def _named_together(group: Together, failed: Mapping[int, Exception]) -> Excepti
     except OSError as why:
         return why
     return error
+
+
+def _keep_names(folder: Path) -> None:
+    fd = platform.open_folder(folder)
+    try:
+        platform.sync_folder(fd)
+    finally:
+        locks.close(fd)
 
 
 def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:

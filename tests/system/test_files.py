@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import stat
@@ -402,3 +403,24 @@ def test_scratch_has_no_name(folder, tmpfile, monkeypatch):
     assert left_in(folder) == []
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
     os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {
+            "a": [],
+            "b": {},
+            "c": None,
+            "d": True,
+            "e": 1e-7,
+            "f": [1, [2.5, {"g": ["é\n", '"']}]],
+            "h": (1, 2),
+        },
+        {"a": {1: 2, "b": 3}, "nan": float("nan"), "big": 10**30, "": [[], {}]},
+    ],
+)
+def test_json_is_that_of_the_standard_library(tmp_path, facts):
+    files.write_json(tmp_path / "a.json", facts)
+    assert (tmp_path / "a.json").read_text() == json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
