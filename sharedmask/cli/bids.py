@@ -171,10 +171,18 @@ def _filter_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = read_json(path)
-        return dict(content.get("bold", content))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ParameterError(f"{path} holds no BIDS filters: {error}") from error
+        content = read_json(path, "utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ParameterError(f"{path} holds no BIDS filters: {why}") from error
+    # Sections of other kinds of images are for other programs.
+    are_sections = content and all(isinstance(one, dict) for one in content.values())
+    asked = content.get("bold", {} if are_sections else content)
+    if not isinstance(asked, dict):
+        raise ParameterError(f"{path} holds no BIDS filters: bold is no JSON object")
+    if unlike := [key for key, one in asked.items() if isinstance(one, dict)]:
+        raise ParameterError(f"{path}: {unlike[0]} is an object: give a value, or a list of values")
+    return asked
 
 
 def _atlases(

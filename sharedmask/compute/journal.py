@@ -325,13 +325,18 @@ class Failures:
     folder: Path
 
     def add(self, key: str, error: Exception) -> None:
+        """The run failed; where that cannot be written, as on a full disk, a warning says so."""
         facts = {"run": key, "kind": type(error).__name__, "error": str(error), "time": time.time()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(key), facts)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(key), facts)
+        except OSError as why:
+            warnings.warn(f"the failure of {key} is not recorded: {why}", SharedMaskWarning, stacklevel=2)
 
     def remove(self, key: str) -> None:
         """The run is complete now."""
-        self._path(key).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._path(key).unlink()
 
     def all(self) -> dict[str, str]:
         """Run -> its error."""

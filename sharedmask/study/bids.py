@@ -9,9 +9,9 @@ one that the data set gives it, wherever links lead.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from operator import itemgetter
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -243,55 +243,75 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
     RemoteError
         If its server refuses it, cannot be reached, or lists no folders.
     """
-    return look_through(root, filters)[0]
-
-
-def look_through(
-    root: str | Path, filters: Mapping[str, Any] | None = None
-) -> tuple[list[Run], dict[Path, str]]:
-    """The runs that :func:`find_runs` finds, and what :func:`find_strays` does, in one walk."""
     root = place_of(root)
+    return [Run.of(root, path) for path in look_through(root, filters)[0]]
+
+
+def look_through(root: Path, filters: Mapping[str, Any] | None) -> tuple[list[str], dict[Path, str]]:
+    """Images of the runs that :func:`find_runs` finds, and what :func:`find_strays` does, in one walk.
+
+    Of very many runs nothing else is kept meanwhile.
+    """
+    filters = dict(filters or {})
+    extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
+    usual = {"desc": "preproc"} if file_format == "nifti" else {}
+    asked = _Filters({key: _several(wanted) for key, wanted in {**usual, **_by_entity(filters)}.items()})
     if url := url_of(root):
         walk(url, _is_on_the_way, BESIDE)
     _check_dataset(root)
-    images = list(_images(root))
-    return _chosen(root, images, filters), _strays(root, images)
-
-
-def _chosen(root: Path, images: Sequence["_Image"], filters: Mapping[str, Any] | None) -> list[Run]:
-    """The runs among the images that filters leave, sorted."""
-    runs = [(path, name) for path, name in images if isinstance(name, Name)]
-    filters = dict(filters or {})
-    extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
-    runs = [run for run in runs if run[1].suffix == "bold" and run[1].extension in extensions]
+    runs, strays = list[str](), dict[Path, str]()
+    for path, name in _images(root):
+        if isinstance(name, str):
+            strays[Path(path)] = name
+        elif name.suffix == "bold" and name.extension in extensions and asked.leave(name):
+            runs.append(path)
     if not runs:
-        raise NoInputError(f"{absolute(root)} holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func")
-    usual = {"desc": "preproc"} if file_format == "nifti" else {}
-    for key, wanted in {**usual, **_by_entity(filters)}.items():
-        values = _several(wanted)
-        left = [run for run in runs if any(_is_wanted(key, _part(run[1], key), value) for value in values)]
-        if not left:
-            there = {part for _, name in runs if (part := _part(name, key)) is not None}
-            asked = "|".join(sorted(str(_without_key(key, value)) for value in values))
-            raise NoInputError(f"no run of {absolute(root)} has {key}-{asked}; there are: {joined(there)}")
-        runs = left
-    return [Run(root, Path(path), name) for path, name in sorted(runs, key=itemgetter(0))]
+        none = f"holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func"
+        raise NoInputError(asked.said_of(absolute(root)) or f"{absolute(root)} {none}")
+    return sorted(runs), strays | _closed(root)
+
+
+@dataclass
+class _Filters:
+    """The values that are wanted of each entity, and what there was among the runs that came to it."""
+
+    wanted: Mapping[str, Sequence[Any]]
+    _there: dict[str, set[str | None]] = field(default_factory=dict, init=False)
+
+    def leave(self, name: Name) -> bool:
+        """Whether all leave a run."""
+        for key, values in self.wanted.items():
+            part = _part(name, key)
+            self._there.setdefault(key, set()).add(part)
+            if not any(_is_wanted(key, part, value) for value in values):
+                return False
+        return True
+
+    def said_of(self, root: str) -> str:
+        """The first that left none, if any run came to one: the last that any came to."""
+        if not self._there:
+            return ""
+        key, found = list(self._there.items())[-1]
+        there = joined({one for one in found if one is not None})
+        asked = "|".join(sorted(str(_without_key(key, value)) for value in self.wanted[key]))
+        return f"no run of {root} has {key}-{asked}; there are: {there}"
 
 
 def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
     root = place_of(root)
-    return _strays(root, _images(root))
+    return {Path(path): name for path, name in _images(root) if isinstance(name, str)} | _closed(root)
 
 
-def _strays(root: Path, images: Iterable["_Image"]) -> dict[Path, str]:
-    strays = {Path(path): name for path, name in images if isinstance(name, str)}
-    for folder in map(Path, [] if url_of(root) else _folders(root)):
+def _closed(root: Path) -> dict[Path, str]:
+    """Folders that nothing is found in, and why."""
+    closed = {}
+    for folder in [] if url_of(root) else _folders(root):
         if said := dangling(folder):
-            strays[folder] = f"{folder} {said}"
+            closed[Path(folder)] = f"{folder} {said}"
         elif platform.is_closed(folder):
-            strays[folder] = f"{folder} may not be looked into"
-    return strays
+            closed[Path(folder)] = f"{folder} may not be looked into"
+    return closed
 
 
 def _is_on_the_way(folder: str) -> bool:
@@ -307,8 +327,15 @@ def _listed(folder: str | Path) -> list[str]:
 def _within(folder: str | Path, prefix: str) -> list[str]:
     """The folders in it whose names begin so."""
     with suppress(PermissionError), os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir())
+        return sorted(entry.path for entry in entries if entry.name.startswith(prefix) and _is_folder(entry))
     return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it leads to one; a link may lead to itself."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def _parents(root: Path) -> Iterator[str]:

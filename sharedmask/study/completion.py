@@ -115,7 +115,8 @@ class Completion:
             paths = [outputs] if isinstance(outputs, str | Path) else outputs
             outputs = Together()
             outputs.paths += paths
-        self._done.append((key, replace(entry, outputs=tuple(map(os.path.abspath, outputs.paths))), outputs))
+        paths = dict.fromkeys([*outputs.paths, *(draft.path for draft in outputs.drafts)])
+        self._done.append((key, replace(entry, outputs=tuple(map(os.path.abspath, paths))), outputs))
 
     @property
     def patience(self) -> float | None:

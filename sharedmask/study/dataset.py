@@ -10,11 +10,13 @@ one file per run that failed, and what the study's page says of the last pass.
 
 import contextlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -187,13 +189,17 @@ class _Survey:
         if denoise is not None and denoise.wants_smooth_aroma:
             filters = {"desc": SMOOTH_AROMA, **(filters or {})}
         derivatives = Derivatives.at(output, dataset)
-        runs, strays = look_through(dataset, filters)
+        paths, strays = look_through(derivatives.source, filters)
+        run_of = partial(Run.of, derivatives.source)
         found: dict[Path, str] = {}
-        for _, beside in groupby(runs, key=lambda run: run.bold.parent):  # others have folders of their own
-            if len(several := list(beside)) > 1:
+        for _, beside in groupby(paths, key=os.path.dirname):  # others have folders of their own
+            if len(several := list(map(run_of, beside))) > 1:
                 found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
         # Of two that would be written to the same files neither is; each goes by its file's name.
-        keys = {run.bold.name if run.bold in found else analysis.key(run): str(run.bold) for run in runs}
+        keys = {
+            run.bold.name if run.bold in found else analysis.key(run): str(run.bold)
+            for run in map(run_of, paths)
+        }
         notes = (*analysis.notes, *(f"left out: {why}" for why in strays.values()))
         study = cls(analysis, derivatives, keys, found, notes)
         for note in notes:

@@ -216,11 +216,39 @@ def test_what_is_missing_is_a_line_on_standard_error(dataset, toy, out):
     )
 
 
-def test_filters_come_from_a_file_too(dataset, toy, out, tmp_path):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("facts", [{"bold": {"participant": "02"}, "t1w": {"session": "x"}}, {"sub": "02"}])
+def test_filters_come_from_a_file_too(dataset, toy, out, tmp_path, facts, mark):
     file = tmp_path / "filter.json"
-    file.write_text(json.dumps({"bold": {"participant": "02"}}))
+    file.write_text(mark + json.dumps(facts))
     assert app(dataset, out, "participant", "--atlases", toy.image, "--bids-filter-file", file) == 0
     assert not signals(out, "01").exists() and signals(out, "02").exists()
+
+
+def test_a_file_of_filters_for_other_images_leaves_all_runs(dataset, toy, out, tmp_path):
+    file = tmp_path / "filter.json"
+    file.write_text(json.dumps({"t1w": {"session": "x"}}))
+    assert (
+        app(dataset, out, "participant", "--atlases", toy.image, "--bids-filter-file", file, "--dry-run") == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "holds no BIDS filters: Expecting"),
+        ("[]", "holds no BIDS filters: a JSON object was expected, not list"),
+        ('{"bold": []}', "holds no BIDS filters: bold is no JSON object"),
+        ('{"bold": {"task": {"value": "r.*", "regex": true}}}', "task is an object"),
+        (None, "holds no BIDS filters: No such file"),
+    ],
+)
+def test_a_file_that_holds_no_filters_is_refused(dataset, toy, out, tmp_path, capsys, text, said):
+    file = tmp_path / "filter.json"
+    if text is not None:
+        file.write_text(text)
+    assert app(dataset, out, "participant", "--atlases", toy.image, "--bids-filter-file", file) == 64
+    assert said in capsys.readouterr().err and not out.exists()
 
 
 def test_the_legacy_layout_and_the_group_level(dataset, toy, out, capsys):

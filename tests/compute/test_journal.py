@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharedmask.compute.journal import Entry, Failures, Journal
-from sharedmask.errors import ParameterError
+from sharedmask.errors import ParameterError, SharedMaskWarning
 
 
 @pytest.fixture
@@ -224,3 +224,10 @@ def test_a_run_with_damaged_sums_is_not_complete(sums, path, tmp_path):
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({**facts, "sums": sums or ["", ""]}) + "\n")
     assert not Journal(path).has("sub-01", "abc")
+
+
+def test_a_failure_that_cannot_be_recorded_is_a_warning(tmp_path):
+    (tmp_path / "failed").write_text("no folder")
+    with pytest.warns(SharedMaskWarning, match=r"the failure of sub-01 is not recorded: .*failed"):
+        Failures(tmp_path / "failed").add("sub-01", ValueError("x"))
+    assert Failures(tmp_path / "failed").all() == {}

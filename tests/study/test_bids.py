@@ -192,10 +192,11 @@ def test_stray_images_are_left_out_and_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("what", ["sub-02", "sub-01/ses-9", "sub-03/func"])
-def test_folders_that_are_links_to_nothing_are_named(tmp_path, what):
+@pytest.mark.parametrize("to", ["nothing", "itself"])
+def test_folders_that_are_links_to_nothing_are_named(tmp_path, what, to):
     root = preprocessed(tmp_path / "in", subjects=("01",))
     (root / what).parent.mkdir(exist_ok=True)
-    (root / what).symlink_to("gone")
+    (root / what).symlink_to("gone" if to == "nothing" else (root / what).name)
     assert len(find_runs(root)) == 1
     ((path, why),) = find_strays(root).items()
     assert path == root / what and "datalad get" in why

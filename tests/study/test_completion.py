@@ -69,15 +69,18 @@ def test_a_sidecar_that_is_new_is_another_input(study, tmp_path):
     assert study()[0] == 1
 
 
-@pytest.mark.some(1)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("change", ["touched", "changed", "removed", "moved"])
-def test_an_output_that_was_written_to_is_looked_at(study, tmp_path, change):
+@pytest.mark.parametrize(
+    "what", ["timeseries.tsv", "timeseries.json", "coverage_bold.tsv", "qc.tsv", "qc.json"]
+)
+def test_an_output_that_was_written_to_is_looked_at(study, tmp_path, what, change):
     study()
-    (path,) = (tmp_path / "out" / "sub-01" / "func").glob("*_timeseries.tsv")
+    (path,) = (tmp_path / "out" / "sub-01" / "func").glob(f"*_{'stat-' * what.startswith('cov')}{what}")
     content = path.read_text()
     changes = {
         "touched": lambda: os.utime(path),
-        "changed": lambda: path.write_text(content.replace("1", "2")),
+        "changed": lambda: path.write_text(content.replace("a", "e").replace("1", "2")),
         "removed": path.unlink,
         "moved": lambda: (path.rename(path.with_suffix(".x")), path.write_text(content)),
     }

@@ -125,6 +125,17 @@ def test_a_bad_run_is_named_and_the_others_complete(dataset, toy, out):
     assert list((out / ".sharedmask" / "failed").iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:the failure of")
+def test_what_cannot_be_written_for_one_run_ends_no_other(dataset, toy, out):
+    """Not even where the failure cannot be written either, as on a full disk."""
+    (out / ".sharedmask").mkdir(parents=True)
+    (out / ".sharedmask" / "failed").write_text("no folder")
+    (out / "sub-01").write_text("no folder")
+    done = analyse(dataset, out, [toy], Outputs(reports=False), n_jobs=1)
+    (error,) = done.errors.values()
+    assert isinstance(error, OSError) and "sub-01" in error.filename and len(done.complete) == 1
+
+
 def test_the_first_crash_can_stop_it(dataset, toy, out):
     bad = find_runs(dataset)[0].bold
     bad.write_bytes(bad.read_bytes()[:2000])
