@@ -36,6 +36,7 @@ Masker = TypeVar("Masker", bound=type)
 _ORDER = ("", "Parameters", "Attributes", "See Also", "Notes", "Examples")
 _ENTRY = re.compile(r"^(?=\w[\w, ]* : )", re.MULTILINE)
 _HEADING = re.compile(r"^([A-Z]\w*(?: \w+)?)\n-+\n", re.MULTILINE)
+_OURS = ("keep_missing_labels", "memory_limit")
 _MEMORY_LIMIT = """\
 memory_limit : int, float, str or None, default=None
     What ``transform`` may take: bytes, ``"8G"``, or a fraction of the RAM. Free memory and control
@@ -94,7 +95,19 @@ def _is_taken_for_a_pattern(path: str | os.PathLike[str]) -> bool:
     return glob.has_magic(os.fspath(path)) and os.path.exists(path)
 
 
-class SharedMasker(TransformerMixin):
+class Parametrised(TransformerMixin):
+    """A masker with parameters of ours besides those of nilearn's."""
+
+    def _take(self, own: dict[str, Any]) -> None:
+        """Have all of them, which are the ``locals()`` of ``__init__``."""
+        given = {name: value for name, value in own.items() if name != "self"}
+        ours = {name: given.pop(name) for name in _OURS if name in given}
+        super().__init__(**given)
+        for name, value in ours.items():
+            setattr(self, name, value)
+
+
+class SharedMasker(Parametrised):
     """What the maskers do unlike nilearn's."""
 
     _SHOWN: ClassVar[dict[str, str]]

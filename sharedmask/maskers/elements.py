@@ -17,14 +17,13 @@ import numpy as np
 from nibabel.cifti2.cifti2 import Cifti2Image
 from nibabel.gifti.gifti import GiftiImage
 from nilearn.signal import clean, high_variance_confounds
-from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.image.extraction import extract
 from sharedmask.image.image import SharedImage
 from sharedmask.maskers._nilearn import read_tables
-from sharedmask.maskers.base import check_clean_args
+from sharedmask.maskers.base import Parametrised, check_clean_args
 from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.opening import open_source
@@ -38,7 +37,7 @@ _CLEANING = ("detrend", "standardize", "standardize_confounds", "low_pass", "hig
 _READ = (str, os.PathLike, np.ndarray, Source, SharedImage, Handle, Regions, Cifti2Image, GiftiImage)
 
 
-class ElementsMasker(TransformerMixin):
+class ElementsMasker(Parametrised):
     """What these maskers do besides nilearn's: what is no ``SurfaceImage`` is read here."""
 
     _given: ClassVar[str]
@@ -58,12 +57,6 @@ there are then those that need no mesh, and no pictures in reports."""
     space_: Elements
     _reads: bool
     """Whether it was fitted to what is read here."""
-
-    def _take(self, own: dict[str, Any]) -> None:
-        for name, value in own.items():
-            if name not in ("self", "__class__"):
-                setattr(self, name, value)
-        self._reset_report()
 
     def fit(self, imgs: Any = None, y: Any = None) -> Any:
         """Prepare the mask or the regions.

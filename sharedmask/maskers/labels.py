@@ -59,6 +59,7 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
     _SHOWN: ClassVar[dict[str, str]] = {"labels_image": "labels_img_", "mask": "mask_img_"}
     strategy: str | Callable[[Array], Array]
     labels_img_: Any
+    keep_missing_labels: bool
     _lut_: pd.DataFrame  # one row per column of the signals
 
     def __init__(
@@ -89,33 +90,7 @@ class SharedLabelsMasker(SharedMasker, NiftiLabelsMasker):
         keep_missing_labels: bool = False,
         memory_limit: int | float | str | None = None,
     ) -> None:
-        super().__init__(
-            labels_img=labels_img,
-            labels=labels,
-            lut=lut,
-            background_label=background_label,
-            mask_img=mask_img,
-            smoothing_fwhm=smoothing_fwhm,
-            standardize=standardize,
-            standardize_confounds=standardize_confounds,
-            high_variance_confounds=high_variance_confounds,
-            detrend=detrend,
-            low_pass=low_pass,
-            high_pass=high_pass,
-            t_r=t_r,
-            dtype=dtype,
-            resampling_target=resampling_target,
-            memory=memory,
-            memory_level=memory_level,
-            verbose=verbose,
-            strategy=strategy,
-            keep_masked_labels=keep_masked_labels,
-            reports=reports,
-            cmap=cmap,
-            clean_args=clean_args,
-        )
-        self.keep_missing_labels = keep_missing_labels
-        self.memory_limit = memory_limit
+        self._take(locals())
 
     @property
     def region_table_(self) -> pd.DataFrame:

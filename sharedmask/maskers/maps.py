@@ -55,26 +55,4 @@ class SharedMapsMasker(SharedMasker, NiftiMapsMasker):
         clean_args: dict[str, Any] | None = None,
         memory_limit: int | float | str | None = None,
     ) -> None:
-        super().__init__(
-            maps_img=maps_img,
-            mask_img=mask_img,
-            allow_overlap=allow_overlap,
-            smoothing_fwhm=smoothing_fwhm,
-            standardize=standardize,
-            standardize_confounds=standardize_confounds,
-            high_variance_confounds=high_variance_confounds,
-            detrend=detrend,
-            low_pass=low_pass,
-            high_pass=high_pass,
-            t_r=t_r,
-            dtype=dtype,
-            resampling_target=resampling_target,
-            keep_masked_maps=keep_masked_maps,
-            memory=memory,
-            memory_level=memory_level,
-            verbose=verbose,
-            reports=reports,
-            cmap=cmap,
-            clean_args=clean_args,
-        )
-        self.memory_limit = memory_limit
+        self._take(locals())

@@ -64,30 +64,7 @@ class SharedNiftiMasker(SharedMasker, NiftiMasker):
         clean_args: dict[str, Any] | None = None,
         memory_limit: int | float | str | None = None,
     ) -> None:
-        super().__init__(
-            mask_img=mask_img,
-            runs=runs,
-            smoothing_fwhm=smoothing_fwhm,
-            standardize=standardize,
-            standardize_confounds=standardize_confounds,
-            detrend=detrend,
-            high_variance_confounds=high_variance_confounds,
-            low_pass=low_pass,
-            high_pass=high_pass,
-            t_r=t_r,
-            target_affine=target_affine,
-            target_shape=target_shape,
-            mask_strategy=mask_strategy,
-            mask_args=mask_args,
-            dtype=dtype,
-            memory=memory,
-            memory_level=memory_level,
-            verbose=verbose,
-            reports=reports,
-            cmap=cmap,
-            clean_args=clean_args,
-        )
-        self.memory_limit = memory_limit
+        self._take(locals())
 
     def transform_single_imgs(
         self, imgs: Any, confounds: Any = None, sample_mask: Any = None, copy: bool = True

@@ -69,27 +69,7 @@ class SharedSpheresMasker(SharedMasker, NiftiSpheresMasker):
         clean_args: dict[str, Any] | None = None,
         memory_limit: int | float | str | None = None,
     ) -> None:
-        super().__init__(
-            seeds=seeds,
-            radius=radius,
-            mask_img=mask_img,
-            allow_overlap=allow_overlap,
-            smoothing_fwhm=smoothing_fwhm,
-            standardize=standardize,
-            standardize_confounds=standardize_confounds,
-            high_variance_confounds=high_variance_confounds,
-            detrend=detrend,
-            low_pass=low_pass,
-            high_pass=high_pass,
-            t_r=t_r,
-            dtype=dtype,
-            memory=memory,
-            memory_level=memory_level,
-            verbose=verbose,
-            reports=reports,
-            clean_args=clean_args,
-        )
-        self.memory_limit = memory_limit
+        self._take(locals())
 
     def _as_fitted(self) -> SharedSpheresMasker:
         # The mask is that of fit, as in all others; nilearn reads a file of this name again.
