@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 import numpy as np
 
 from sharedmask.compute.plan import check_bound, per_process
-from sharedmask.compute.progress import Progress, progress_to
+from sharedmask.compute.progress import Progress, counted
 from sharedmask.compute.request import OnResult, Prefer
 from sharedmask.errors import ParameterError
 from sharedmask.frames import acquisition, convert, nfdh5
@@ -303,14 +303,10 @@ class FrameDataset(FrameSequence):
         run = pool.run_threads if prefer == "threads" or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"
         needed = self._fitting(what, min(jobs, len(self)), run is pool.run_threads)
-        with (
-            monitor.operation("map", what, needed),
-            progress_to(progress, len(self), "frame") as tell,
-        ):
-            count = iter(range(1, len(self) + 1))
+        with monitor.operation("map", what, needed), counted(progress, len(self), "frame") as tell:
 
             def on_done(index: int, result: Any) -> None:
-                tell(next(count))
+                tell()
                 if on_result is not None:
                     on_result(index, result)
 

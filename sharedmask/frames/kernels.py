@@ -56,7 +56,7 @@ Values = NDArray[np.float64]
 
 
 def total(frames: Iterable[Array], shape: tuple[int, int, int]) -> Values:
-    """The sum of ``dataset``, (X, Y, Z)."""
+    """The sum of all frames, (X, Y, Z)."""
     found = np.zeros(shape, np.float64, order="F")
     for frame in frames:
         found += frame
