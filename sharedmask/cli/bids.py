@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from sharedmask._version import __version__
 from sharedmask.cli.base import (
@@ -25,6 +24,7 @@ from sharedmask.cli.base import (
     denoise_options,
     echo_study,
     filter_options,
+    is_given,
     run_program,
     strategy_of,
     t_r_option,
@@ -135,11 +135,7 @@ def app(
         page = (write_quality if options["no_reports"] else summarise)(out)
         click.echo("\n".join(map(str, [page, *written])))
         return
-    chosen = [
-        name
-        for name in ("stat", "form", "drop_empty")
-        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
+    chosen = [name for name in ("stat", "form", "drop_empty") if is_given(name)]
     if options["voxels"] and chosen:
         flag = {"form": "format"}.get(chosen[0], chosen[0].replace("_", "-"))
         raise click.UsageError(f"--voxels writes the series of all voxels as .h5: leave out --{flag}")
