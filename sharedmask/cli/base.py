@@ -53,6 +53,7 @@ _INTERRUPTED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBER = re.compile(r"-[\d.]")  # which a value may begin with
+_HOME = re.compile(r"^((?:--[\w-]+=)?)~(?=/)")  # where shells leave it: after =, in quotes
 _REGIONS = ("mask_list", "masks", "sphere")
 LAST_TAKEN = "sharedmask.last_taken"
 """Key of what is taken for an argument although it stands among the values of an option."""
@@ -73,6 +74,7 @@ class Verb(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = [_HOME.sub(lambda found: found[1] + os.path.expanduser("~"), arg) for arg in args]
         self._check_once(args)
         for attempt in self._attempts(ctx, args):
             with contextlib.suppress(click.MissingParameter):

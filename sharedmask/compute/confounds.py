@@ -86,7 +86,7 @@ def _called(given: Any) -> str:
 def _as_numbers(given: Any, where: str) -> NDArray[np.float64]:
     values = given.to_numpy() if hasattr(given, "to_numpy") else given
     try:
-        table = np.asarray(values, dtype=np.float64)
+        table = np.ma.filled(np.ma.asanyarray(values, dtype=np.float64), np.nan)
     except (ValueError, TypeError) as error:
         column = _text_column(given)
         raise ConfoundsError(f"{where}: not a table of numbers: {column}{error}") from error
@@ -170,4 +170,8 @@ def kept_volumes(facts: Facts, sample_mask: Any) -> NDArray[np.intp]:
     if kept.min() < 0 or kept.max() >= n_timepoints:
         wrong = kept.min() if kept.min() < 0 else kept.max()
         raise ParameterError(f"sample_mask asks for volume {wrong} of {facts.name}, which has {n_timepoints}")
+    if len(kept) > n_timepoints:
+        raise ParameterError(
+            f"sample_mask asks for {len(kept)} volumes of {facts.name}, which has {n_timepoints}"
+        )
     return kept

@@ -28,6 +28,7 @@ from sharedmask.typing import Numbers
 # Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 WEIGHTED = "weighted_mean"
 _ONE_FILTER, _BOTH_FILTERS = 19, 34
+_FLAGS = bool, np.bool_
 
 Strategy = str | Sequence[str] | None
 Prefer = Literal["threads", "processes"] | None
@@ -174,7 +175,9 @@ class Request:
         by_volume = self.function is None and BY_VOLUME.issuperset(self.strategies)
         if kept is None or not by_volume or self.cleaning.filters or self.probes is not None:
             return None
-        return slice(int(kept.min()), int(kept.max()) + 1)
+        span = slice(int(kept.min()), int(kept.max()) + 1)
+        # Volumes may be kept twice, but no more than there are.
+        return span if len(kept) <= span.stop - span.start else None
 
     def within(self, span: slice) -> "Request":
         """The same, of an image that has these volumes of its image only."""
@@ -301,15 +304,17 @@ def checked_cleaning(
     t_r: float | None = None,
 ) -> Cleaning:
     """The cleaning asked for, with everything that can be refused beforehand refused."""
-    if standardize not in (None, False, True, "zscore_sample", "psc"):
+    if not isinstance(standardize, _FLAGS) and standardize not in (None, "zscore_sample", "psc"):
         raise ParameterError(f"standardize={standardize!r} is none of 'zscore_sample', 'psc' and None")
+    if detrend is not None and not isinstance(detrend, _FLAGS):
+        raise ParameterError(f"detrend={detrend!r} is neither True nor False")
     if low_pass is not None or high_pass is not None:
         t_r = _repetition_time(facts) if t_r is None else t_r
         _check_filter(low_pass, high_pass, t_r)
         check_length(facts, low_pass, high_pass)
     kept = None if sample_mask is None else kept_volumes(facts, sample_mask)
     cleaning = Cleaning(
-        standardize="zscore_sample" if standardize is True else standardize or None,
+        standardize=standardize if isinstance(standardize, str) else "zscore_sample" if standardize else None,
         detrend=bool(detrend),
         confounds=None if confounds is None else confounds_table(facts, confounds),
         sample_mask=kept,
@@ -335,9 +340,11 @@ def check_length(facts: Facts, low_pass: float | None, high_pass: float | None) 
         raise ParameterError(f"{which} at least {needed} volumes: {facts.name} has {facts.n_timepoints}")
 
 
-def _check_filter(low_pass: float | None, high_pass: float | None, t_r: float) -> None:
+def _check_filter(low_pass: Any, high_pass: Any, t_r: Any) -> None:
     given = {"low_pass": low_pass, "high_pass": high_pass, "t_r": t_r}
     for name, value in given.items():
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise ParameterError(f"{name}={value!r} is no number")
         if value is not None and not value > 0:
             raise ParameterError(f"{name}={value} must be above 0")
     if low_pass is not None and high_pass is not None and high_pass >= low_pass:

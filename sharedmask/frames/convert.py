@@ -98,7 +98,10 @@ def convert(
     ImageError, ParameterError
         Nothing is left behind, and an old target stays as it was.
     """
-    opened, path = open_frames(source), Path(target)
+    opened, path = open_frames(source), Path(target).expanduser()
+    here = [file.path for file in opened.files if not file.is_remote]
+    if path.exists() and any(os.path.samefile(path, file) for file in here):
+        raise ParameterError(f"{path} would be written over itself: give another file")
     metadata = opened.metadata if isinstance(opened, Nfdh5Source) else Metadata.checked(opened.shape)
     writer = Writer(opened, metadata, opened.header, opened.scaled_dtype)
     if nfdh5.is_nfdh5(path):

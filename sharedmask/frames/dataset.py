@@ -378,7 +378,7 @@ class FrameDataset(FrameSequence):
         ParameterError
             The file is one whose frames are mapped, or HDF5 has no such compression.
         """
-        path = Path(filename)
+        path = Path(filename).expanduser()
         path = path if nfdh5.is_nfdh5(path) else path.with_name(f"{path.name}.h5")
         store = self._store
         writer = convert.Writer(store.facts, self._metadata, store.header, self.dtype)
@@ -412,7 +412,7 @@ class FrameDataset(FrameSequence):
         writer = convert.Writer(store.facts, self._metadata, store.header, self.dtype)
         if filename is None:
             return writer.image(self.materialise())
-        path = Path(filename)
+        path = Path(filename).expanduser()
         writer.write_nifti(path, self.frames())
         return path
 

@@ -325,7 +325,7 @@ class SharedImage(Searchlights):
         Parameters
         ----------
         name : str
-            Of letters, digits and ``._-``.
+            What can be printed; not empty, and not beginning with ``{``, as a handle does.
 
         Returns
         -------

@@ -44,9 +44,9 @@ class Ball:
     """(n, 3), in C order, as nilearn has the voxels of a sphere."""
 
     @classmethod
-    def of(cls, grid: Grid, radius: float) -> "Ball":
+    def of(cls, grid: Grid, radius: Any) -> "Ball":
         """The ball on ``grid``, the voxel itself included."""
-        if not radius >= 0:
+        if not isinstance(radius, int | float | np.number) or not radius >= 0:
             raise ParameterError(f"radius={radius!r} is no length in millimetres")
         axes = grid.affine[:3, :3]
         reach = np.ceil(radius * np.linalg.norm(np.linalg.inv(axes), axis=1) + 1e-9).astype(int)

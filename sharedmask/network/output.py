@@ -86,7 +86,7 @@ def map_to(
         To resume, with other settings or another connectome than those of the run in ``out``.
     """
     batches.check_size(batch_size)
-    folder, named = Path(out), named_masks(lesions)
+    folder, named = Path(out).expanduser(), named_masks(lesions)
     given = dict(zip(members(named), named.values(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     resume = resume and (folder / _SETTINGS).exists()

@@ -223,7 +223,7 @@ def read_volume(
     if isinstance(mask, _Volume):
         return mask
     if isinstance(mask, np.ndarray):
-        return _volume(where, mask, None, 3 if space is None else len(space.shape))
+        return _volume(where, _filled(mask), None, 3 if space is None else len(space.shape))
     if isinstance(space, BrainModels | Parcellation) and path is not None and not _names_a_file(path):
         return _part(where, path, space)
     if path is not None:
@@ -243,6 +243,11 @@ def read_volume(
         _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
+
+
+def _filled(given: Array) -> Array:
+    """What a masked array masks has no value."""
+    return given.filled(0) if isinstance(given, np.ma.MaskedArray) else given
 
 
 def _names_a_file(path: str) -> bool:
@@ -287,7 +292,7 @@ def open_maps(
         if grid is None:
             raise MaskError(f"{where} are an array and have no affine: give grid=, the image's grid")
         if maps.shape[:-1] == grid.shape and maps.shape[-1] > 1:
-            flat = maps.reshape(-1, maps.shape[-1], order="F").T
+            flat = _filled(maps).reshape(-1, maps.shape[-1], order="F").T
             return iter((f"{where}, volume {i}", one) for i, one in enumerate(flat)), grid
         maps = nib.Nifti1Image(maps, box_of(grid, where).affine)
     once = None if isinstance(maps, (list, tuple, Mapping)) else Opened.of(maps)
@@ -398,8 +403,10 @@ def whole_labels(data: Array) -> Array:
     return nearest if 0 < off.max(initial=0) <= _LABEL_ROUNDING else data
 
 
-def label_codes(volume: _Volume, background_label: int) -> tuple[list[int], NDArray[np.int32]]:
+def label_codes(volume: _Volume, background_label: Any) -> tuple[list[int], NDArray[np.int32]]:
     """The sorted values; and for each voxel 0 if background, else 1 + the position of its value."""
+    if not isinstance(background_label, int | float | np.number | None):
+        raise errors.ParameterError(f"background_label={background_label!r} is no value of an atlas")
     data = whole_labels(volume.data)
     inside = (data != background_label) & np.isfinite(data)
     labels = data[inside]
@@ -475,6 +482,8 @@ def _resample(where: str, codes: Array, own: Grid, target: Grid) -> Array:
 
 def wanted_labels(asked: Any, available: set[int], names: Mapping[int, str], where: str) -> dict[int, str]:
     """Value -> unique name of the regions to make, sorted by value."""
+    if isinstance(asked, str) or not isinstance(asked, Iterable | None):
+        raise errors.ParameterError(f"labels={asked!r} are no list of values")
     wanted = available if asked is None else set(asked)
     if unknown := wanted - available:
         raise MaskError(f"{where} and its look-up table have no label {', '.join(sorted(map(str, unknown)))}")

@@ -185,8 +185,10 @@ class OwnedSegment:
         self.handle = handle
         return handle
 
-    def rename(self, label: str) -> Handle:
+    def rename(self, label: Any) -> Handle:
         """Publish the handle under another label; the segment stays as it is."""
+        if not isinstance(label, str) or not label.isprintable() or label.lstrip()[:1] in ("", "{"):
+            raise ParameterError(f"{self.label} cannot be published under the name {label!r}")
         self.label = label
         return self._published(replace(self.handle, label=label))
 

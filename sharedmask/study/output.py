@@ -77,7 +77,8 @@ def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, P
     if twice:
         both = [image for image in images if stems[image] == twice[0]]
         raise ParameterError(f"{' and '.join(both[:2])} would both be written to {twice[0]}{form}")
-    return {image: Path(folder) / f"{stem}{form}" for image, stem in stems.items()}
+    root = Path(folder).expanduser()
+    return {image: root / f"{stem}{form}" for image, stem in stems.items()}
 
 
 def check_places(written: Mapping[str, Sequence[Path]], read: Iterable[str | Path]) -> None:
@@ -339,7 +340,7 @@ class OutputFolder:
         if not holds_regions(form):
             series_writer(f"x{form}")
             strategy = None
-        private = Path(folder) / PRIVATE
+        private = Path(folder).expanduser() / PRIVATE
         denoisings = None if denoise is None else Denoisings(denoise, dict(zip(images, images, strict=True)))
         work = cls(outputs(images, folder, form), Parts.of(masks, strategy), private, denoisings, t_r)
         private.mkdir(parents=True, exist_ok=True)

@@ -177,3 +177,15 @@ def test_spheres_and_what_stands_before_bold(study, monkeypatch, arguments, colu
         radii = [3, 2] if "seeds.tsv" not in arguments else [4, 3]
         masker = SharedSpheresMasker(seeds, radius=radii, standardize=None, allow_overlap=True)
         np.testing.assert_allclose(table, masker.fit_transform(study / "bold.nii.gz"), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "where", [("-o", "~/out.tsv"), ("--output=~/out.tsv",), ("--out-dir=~/",), ("--out-dir", "~/.")], ids=str
+)
+def test_home_is_meant_where_shells_leave_it(study, monkeypatch, where):
+    monkeypatch.setenv("HOME", str(study))
+    (study / "elsewhere").mkdir()
+    done = sharedmask("extract", "~/bold.nii.gz", "--atlas=~/atlas.nii.gz", *where, cwd=study / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert (study / ("bold.tsv" if "dir" in where[0] else "out.tsv")).exists()
+    assert not list((study / "elsewhere").iterdir())

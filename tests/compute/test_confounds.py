@@ -15,6 +15,7 @@ from sharedmask import (
     extract,
     extract_many,
 )
+from sharedmask.compute.confounds import read_confounds
 from sharedmask.errors import ConfoundsError, MissingFileError
 
 N = 12
@@ -187,3 +188,8 @@ def test_confounds_that_are_not_there_are_said_to_be_missing(make, problem, mask
 def test_frames_of_confounds_that_are_not_plain_are_refused(frame, problem, masked):
     with pytest.raises(ConfoundsError, match=problem):
         masked(frame)
+
+
+def test_what_an_array_masks_is_no_number():
+    with pytest.raises(ConfoundsError, match="no finite number in row 0, column 1"):
+        read_confounds(np.ma.masked_equal([[1.0, 2.0], [3.0, 4.0]], 2.0))

@@ -51,6 +51,18 @@ def test_the_file_of_a_shared_image_is_not_replaced(tmp_path):
         same_bits(np.asarray(image.array), truth(path))
 
 
+@pytest.mark.parametrize("name", ["run.nii", "run.nii.gz", "run.h5"])
+def test_no_file_is_written_over_itself(tmp_path, name):
+    save(tmp_path / "made.nii", bold())
+    convert(tmp_path / "made.nii", tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    os.symlink(tmp_path / name, tmp_path / f"link{name}")
+    for target in (name, f"link{name}"):
+        with pytest.raises(ParameterError, match="would be written over itself"):
+            convert(tmp_path / name, tmp_path / target)
+    assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["run.img", "run.mgz", "run.txt"])
 def test_another_ending_is_refused(tmp_path, name):
     with (

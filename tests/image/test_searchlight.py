@@ -112,6 +112,7 @@ def test_random_numbers_do_not_depend_on_jobs(run, monkeypatch):
         ({"func": RidgeClassifier(), "y": Y[1:]}, ParameterError, "y has 23 values for 24 volumes"),
         ({"func": RidgeClassifier(), "y": Y, "groups": [1]}, ParameterError, "groups has 1 values"),
         ({"func": spread, "radius": -1}, ParameterError, "radius=-1"),
+        ({"func": spread, "radius": "6"}, ParameterError, "radius='6'"),
         ({"func": spread, "resampling_target": "mask"}, ParameterError, "grid of the image"),
         ({"func": lambda signals: "much"}, ParameterError, "has to give a number"),
         ({"func": lambda signals: signals}, ParameterError, "not shape|inhomogeneous"),

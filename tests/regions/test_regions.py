@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,31 @@ def test_labels_subset(grid):
         Regions.from_labels(data, grid, labels=[0])
     with pytest.raises(errors.EmptyMaskError, match="none of the labels asked for"):
         Regions.from_labels(data, grid, labels=[9], lut={9: "nine"})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"labels": 3}, {"labels": "3"}, {"background_label": "0"}, {"background_label": [0]}], ids=str
+)
+def test_what_are_no_labels_is_refused(grid, wrong):
+    (said,) = (f"{name}={value!r}" for name, value in wrong.items())
+    with pytest.raises(errors.ParameterError, match=re.escape(said)):
+        Regions.from_labels(np.arange(60).reshape(SHAPE) % 5, grid, **wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*more than two values")
+def test_what_an_array_masks_is_outside(grid):
+    hidden = np.zeros(SHAPE, bool)
+    hidden[1] = True
+    data = np.ma.masked_array(np.arange(60).reshape(SHAPE) % 5, mask=hidden)
+    plain = data.filled(0)
+    same = [
+        (Regions.from_any, data, plain),
+        (Regions.from_any, {"roi": data}, {"roi": plain}),
+        (Regions.from_labels, data, plain),
+        (Regions.from_maps, np.ma.stack([data, data], -1), np.stack([plain, plain], -1)),
+    ]
+    for make, masked, filled in same:
+        np.testing.assert_array_equal(make(masked, grid).indices, make(filled, grid).indices)
 
 
 def test_from_labels_refusals(tmp_path, grid):

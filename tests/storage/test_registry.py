@@ -359,6 +359,14 @@ def test_a_registry_of_others_is_named_with_the_way_out_and_stops_only_what_need
         assert image.mask(np.ones((7, 6, 5))).shape == (12, 210)
 
 
+@pytest.mark.parametrize("name", ["", " ", "{a", "a\nb", None, 5])
+def test_what_nobody_could_ask_for_is_no_name(name, tmp_path):
+    with SharedImage(save(tmp_path / "run.nii.gz", bold())) as image:
+        with pytest.raises(ParameterError, match=r"run\.nii\.gz cannot be published under the name"):
+            image.publish(name)
+        assert image.handle.label == "run.nii.gz"
+
+
 @pytest.mark.parametrize("how", ["at first", "published"])
 def test_a_name_that_no_record_holds_is_refused_and_nothing_is_left(how, tmp_path, segments_of_this_test):
     path = save(tmp_path / "run.nii.gz", bold())

@@ -117,3 +117,12 @@ def test_a_file_for_each_atlas_and_statistic(runs, tmp_path):
     with np.load(tmp_path / "out" / "sub-0_bold_atlas-b.npz") as series:
         assert series.files == ["1", "2", "3", "4"]
         np.testing.assert_array_equal(series["4"], extract(runs[0], Regions.from_labels(images["b"]))["4"])
+
+
+def test_a_folder_below_home_has_tables_and_what_is_known_of_them(runs, masks, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for done in ("complete", "skipped"):
+        assert getattr(extract_to("~/out", runs[:1], masks), done) == runs[:1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sub-0_bold.tsv", ".sharedmask"}
+    assert not (tmp_path / "~").exists()
