@@ -275,23 +275,7 @@ class _Held(io.BufferedIOBase):
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
     with atomic_text(path) as file:
-        file.write(legible(_indented(facts), r"\\x{:02x}") + "\n")
-
-
-_encoded = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def _indented(value: Any, margin: str = "\n") -> str:
-    """As ``json.dumps`` with ``indent=2``, three times faster."""
-    within = f"{margin}  "
-    if isinstance(value, dict) and value and all(type(key) is str for key in value):
-        items = [f"{_encoded(key)}: {_indented(one, within)}" for key, one in value.items()]
-        return f"{{{within}{f',{within}'.join(items)}{margin}}}"
-    if isinstance(value, list | tuple) and value:
-        return f"[{within}{f',{within}'.join([_indented(one, within) for one in value])}{margin}]"
-    if isinstance(value, dict) and value:  # whose keys are no texts
-        return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", margin)
-    return _encoded(value)
+        file.write(legible(json.dumps(facts, indent=2, ensure_ascii=False), r"\\x{:02x}") + "\n")
 
 
 def legible(text: str, other: str = r"\x{:02x}") -> str:

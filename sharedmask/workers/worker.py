@@ -42,8 +42,7 @@ from sharedmask.workers.variables import taken_over
 
 PATIENCE = 0.005
 """Seconds: what takes no longer travels together."""
-# Of an array: until it rests a worker uses the memory of smaller ones again. malloc learns of none above 32 MiB.
-_REUSED_BYTES = 31 * 2**20
+_REUSED_BYTES = 31 * 2**20  # of an array, at most: malloc keeps none of 32 MiB or more
 _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
 _REST_SECONDS = 0.05  # without a job, after which what was freed is given back
 

@@ -12,7 +12,7 @@ from faults import ERRORS, every_fault, failing
 from images import bold, save
 
 from sharedmask.compute.journal import Failures
-from sharedmask.errors import SharedMaskError
+from sharedmask.errors import SharedMaskError, SharedMaskWarning
 from sharedmask.frames.convert import convert
 from sharedmask.storage.registry import publish, reap
 from sharedmask.study.tables import write_series, write_table
@@ -84,7 +84,7 @@ def test_what_fails_leaves_the_output_absent_old_or_whole(tmp_path, data, writer
         try:
             with failing(fault):
                 work(out, data)
-        except (OSError, SharedMaskError) as error:
+        except (OSError, SharedMaskError, SharedMaskWarning) as error:
             assert fault.error == "EINTR" or "out" in str(error), (fault, error)  # a handler raised it
         found = left_in(out)
         assert set(found) <= {name}, (fault, set(found))
