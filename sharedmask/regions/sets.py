@@ -82,6 +82,12 @@ class Sets:
         return union
 
     @cached_property
+    def in_order(self) -> Numbers:
+        """``indices`` with those of each region sorted."""
+        region = np.repeat(np.arange(len(self)) * self.grid.n_voxels, self.sizes)
+        return np.sort(region + self.indices) - region
+
+    @cached_property
     def digest(self) -> str:
         """Hexadecimal digest of grid, voxels, names and labels."""
         heading = json.dumps([self.grid.shape, self.names, self.labels, len(self.indices)])

@@ -409,7 +409,7 @@ class _Run:
 
     def _admits(self, task: Task) -> bool:
         """Whether it may run beside those that do; alone it always may, and is refused by itself."""
-        if len(self._running) >= self.engine.at_once * (self.engine.ahead if task.is_small else 1):
+        if len(self._running) >= self.engine.most(task.is_small):
             return False
         running, worked = (task for task, *_ in self._running.values()), (task for task, _ in self._worked)
         held = sum(one.needed for one in chain(running, worked))

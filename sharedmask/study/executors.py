@@ -40,8 +40,14 @@ class Engine:
     """Whether what runs takes this machine's memory, which is then counted."""
     ahead: int = 1
     """Small images that are given for each of these at a time, so that no worker waits for the caller."""
+    waiting: int = 0
+    """Large ones that wait besides, for the same reason."""
     begin: Callable[[], None] = _nothing
     """Has all that was given worked on: called by who gave it, who waits then."""
+
+    def most(self, are_small: bool) -> int:
+        """Images that it is given at a time."""
+        return self.at_once * self.ahead if are_small else self.at_once + self.waiting
 
 
 def preloaded(cleans: bool, relates: bool = False) -> tuple[str, ...]:
@@ -98,7 +104,7 @@ def engine(executor: Any, n_jobs: int | None, preload: Sequence[str]) -> Iterato
         count += n_jobs is None
         own = Threads(count, "sharedmask-cohort")
     try:
-        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD, begin=begun)
+        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD, waiting=1, begin=begun)
     finally:
         own.shutdown(cancel_futures=True)
 

@@ -100,3 +100,9 @@ def test_within_keeps_what_is_among_the_voxels_with_its_weights(grid):
     assert [one.tolist() for one in cut.without_empty()] == [[1, 5], [9]]
     assert cut.without_empty().keys == ("a", "b")
     assert len(made.within([7]).without_empty()) == 0
+
+
+def test_voxels_of_each_region_in_order():
+    indices, offsets = np.array([5, 1, 3, 0, 7, 3]), np.array([0, 3, 3, 6])
+    sets = Regions(Grid((2, 2, 2), np.eye(4)), indices, offsets, ("a", "b", "c"), (1, 2, 3), "list")
+    assert sets.in_order.tolist() == [1, 3, 5, 0, 3, 7] and sets.indices.tolist() == indices.tolist()
