@@ -29,6 +29,7 @@ from sharedmask.system.units import format_bytes
 _BLOCK_BYTES = 8 * 2**20
 _CLEAN_COLUMNS = 512
 _CLEANING_THREADS = 4  # that clean at a time, and are faster than processes with their outputs
+_FEW_ROWS = 64  # of a region: of each of very many, blocks of rows that pass by have hardly any
 _FEWER = "extract fewer masks at a time"
 
 # Measured: a worker forked from an interpreter with numpy, that interpreter with the resource
@@ -109,7 +110,9 @@ def passes_by(source: Source, request: Request) -> bool:
     """Whether results are made of what passes by, once; other regions of rows are reduced one by one."""
     if request.strategy is None or not isinstance(source, RowSource):
         return request.is_streamed
-    return request.adds_up
+    regions = request.regions
+    is_scattered = len(regions.indices) < _FEW_ROWS * len(regions)
+    return request.adds_up and not (is_scattered and source.is_mappable)
 
 
 def _passing_bytes(source: Source, request: Request) -> int:

@@ -9,7 +9,9 @@ import pytest
 from command import called
 from images import same_bits
 
-from sharedmask import FrameDataset, SharedImage, errors, extract, extract_many
+from sharedmask import FrameDataset, Regions, SharedImage, errors, extract, extract_many
+from sharedmask.compute import plan
+from sharedmask.compute.request import Request
 from sharedmask.sources import by_row
 from sharedmask.sources.opening import open_source
 
@@ -85,6 +87,7 @@ def test_reductions_are_the_same_held_and_passing(tmp_path, strategy, slope):
 def test_sums_are_the_same_bits_however_rows_are_read(tmp_path, monkeypatch, nan_policy, block_bytes, finite):
     """Overlapping regions, some of whose voxels are infinite or none."""
     monkeypatch.setattr(by_row, "_AHEAD_BYTES", block_bytes)
+    monkeypatch.setattr(plan, "_FEW_ROWS", 0)  # rows pass by, however few
     values = files.values(15, 9)
     if not finite:
         values[2, 3], values[4:6, 10] = np.nan, np.inf
@@ -107,6 +110,24 @@ def test_sums_are_the_same_bits_however_rows_are_read(tmp_path, monkeypatch, nan
     for name in ("mean", "sum"):
         np.testing.assert_array_equal(passing[name], held[name])
         assert passing[name].dtype == held[name].dtype
+
+
+@pytest.mark.parametrize(("dtype", "few"), [("f4", True), ("f4", False), (">f4", True), (">f4", False)])
+def test_rows_of_very_many_regions_do_not_pass_by_where_they_can_be_mapped(tmp_path, dtype, few):
+    source = open_source(
+        files.dtseries(
+            tmp_path / "run.dtseries.nii",
+            dtype=dtype,
+            places=files.surface(vertices=range(1000), n_vertices=1000),
+        )
+    )
+    labels = np.arange(1000) % (500 if few else 10) + 1
+    request = Request.checked(source, Regions.from_labels(labels, source.grid), strategy="mean")
+    assert plan.passes_by(source, request) == (not few or dtype == ">f4")
+    same_bits(
+        extract(source, labels, strategy="mean"),
+        SharedImage(source, store="private").reduce(labels),
+    )
 
 
 def test_rows_that_are_read_ahead_end_with_their_errors(tmp_path, path):
