@@ -115,8 +115,9 @@ class Completion:
             paths = [outputs] if isinstance(outputs, str | Path) else outputs
             outputs = Together()
             outputs.paths += paths
-        paths = dict.fromkeys([*outputs.paths, *(draft.path for draft in outputs.drafts)])
-        self._done.append((key, replace(entry, outputs=tuple(map(os.path.abspath, paths))), outputs))
+        written = [*outputs.paths, *(draft.path for draft in outputs.drafts)]
+        paths = tuple(dict.fromkeys(map(os.path.abspath, written)))
+        self._done.append((key, replace(entry, outputs=paths), outputs))
 
     @property
     def patience(self) -> float | None:

@@ -131,10 +131,16 @@ def analyse(
             **work.own_parameters(),
             **{name: value for name, value in cleaning.items() if name != "t_r"},
         )
-    work.end()
-    if shard is None:
-        pool.shutdown()  # what idle workers hold, and what draws the page, would be the most that is held
-        (summarise if shown else write_quality)(output)
+    try:
+        work.end()
+        if shard is None:
+            pool.shutdown()  # what idle workers hold, and what draws the page, would be the most that is held
+            (summarise if shown else write_quality)(output)
+    except OSError as error:
+        if not done.errors:
+            raise
+        # As on a full disk: what became of the runs is told first.
+        warnings.warn(f"what all runs came to is not written: {error}", SharedMaskWarning, stacklevel=2)
     return done
 
 

@@ -24,6 +24,7 @@ from sharedmask.regions.sets import RegionRow
 from sharedmask.remote.addresses import named, place_of, url_of
 from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
+from sharedmask.sources.sidecar import DESCRIPTION
 from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
@@ -68,12 +69,34 @@ class Derivatives:
             If the folder is another program's data set.
         """
         derivatives = cls.at(root, source)
+        derivatives._check_place()
         derivatives.root.mkdir(parents=True, exist_ok=True)
-        description = derivatives.root / "dataset_description.json"
+        description = derivatives.root / DESCRIPTION
         if description.exists() and not _is_ours(description):
             raise DatasetError(f"{root} is another data set: {description} does not name sharedmask")
         write_json(description, derivatives._description())
         return derivatives
+
+    @staticmethod
+    def check(root: Path) -> None:
+        """That outputs of ours are there.
+
+        Raises
+        ------
+        DatasetError
+        """
+        if not _is_ours(root / DESCRIPTION):
+            raise DatasetError(f"{root} has no outputs of sharedmask: run the participant level first")
+
+    def _check_place(self) -> None:
+        """A description there would be what ends the search for sidecars of that subject's runs."""
+        if url_of(self.source):
+            return
+        inside = os.path.relpath(os.path.realpath(self.root), os.path.realpath(self.source))
+        if inside.startswith("sub-"):
+            raise DatasetError(
+                f"{self.root} lies in the folder of a subject of {self.source}: choose another"
+            )
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,8 @@ from sharedmask.errors import NoInputError
 from sharedmask.records import dataclass
 from sharedmask.reports import figures
 from sharedmask.sources.names import Name
-from sharedmask.study.tables import write_matrix
+from sharedmask.study.derivatives import Derivatives
+from sharedmask.study.tables import read_rows, reading, write_matrix
 from sharedmask.system.files import atomic_write
 from sharedmask.typing import Array
 
@@ -82,13 +83,27 @@ def _text(value: float) -> str:
 
 
 def _coverage(path: Path) -> dict[str, str]:
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="") as file:
-        return {row[0]: row[1] for row in list(csv.reader(file, delimiter="\t"))[1:]}
+    with contextlib.suppress(FileNotFoundError):
+        return {row["Node"]: row["coverage"] for row in read_rows(path)}
     return {}
 
 
 def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
-    """The names and numbers, NaN for ``n/a``, of a table that a study wrote."""
+    """The names and numbers, NaN for ``n/a``, of a table that a study wrote.
+
+    Raises
+    ------
+    DatasetError
+        It is not as it was written.
+    """
+    with reading(path):
+        names, values = _read_table(path)
+        if values.shape[1] != len(names) or not len(values):
+            raise ValueError(f"{len(names)} names for {values.shape[1]} columns of {len(values)} rows")
+        return names, values
+
+
+def _read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -96,7 +111,9 @@ def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
         return list(table.column_names), np.column_stack([column.to_numpy() for column in table.columns])
     text = path.read_text(encoding="utf-8")
     head, _, body = text.partition("\n")
-    names = next(csv.reader([head], delimiter="\t"))
+    names = next(csv.reader([head], delimiter="\t"), [])
+    if not body.strip():
+        raise ValueError("it has no rows")
     return names, np.loadtxt(io.StringIO(body.replace("n/a", "nan")), delimiter="\t", ndmin=2)
 
 
@@ -205,19 +222,19 @@ def _there(path: Path) -> dict[str, Array]:
 
 
 def _heads(path: Path) -> list[str]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with reading(path), open(path, encoding="utf-8", newline="") as file:
         return next(csv.reader(file, delimiter="\t"))[1:]
 
 
 def _placed(path: Path, regions: Sequence[str]) -> NDArray[np.float64]:
     """A run's matrix, among all regions."""
     numbers = {name: number for number, name in enumerate(regions)}
-    with open(path, encoding="utf-8", newline="") as file:
-        heads, *rows = csv.reader(file, delimiter="\t")
-    where = [numbers[name] for name in heads[1:]]
-    values = [[np.nan if cell == "n/a" else float(cell) for cell in row[1:]] for row in rows]
     placed = np.full((len(regions),) * 2, np.nan)
-    placed[np.ix_(where, where)] = values
+    with reading(path), open(path, encoding="utf-8", newline="") as file:
+        heads, *rows = csv.reader(file, delimiter="\t")
+        where = [numbers[name] for name in heads[1:]]
+        values = [[np.nan if cell == "n/a" else float(cell) for cell in row[1:]] for row in rows]
+        placed[np.ix_(where, where)] = np.reshape(np.array(values), (len(where),) * 2)
     return placed
 
 
@@ -246,8 +263,14 @@ def summarise_group(output: str | Path, *, tangent: bool = False) -> list[Path]:
     -------
     list of Path
         The files.
+
+    Raises
+    ------
+    DatasetError
+        If ``output`` is no data set of ours, or a table is not as it was written.
     """
     root = Path(output).expanduser()
+    Derivatives.check(root)
     tables = [summarise_regions(root)] if _tables(root) else []
     written = [*tables, *(path for stack in Stack.all(root) for path in stack.write(root))]
     for signals in Stack.all(root, "timeseries", (".tsv", ".parquet")) if tangent else ():

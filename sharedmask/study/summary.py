@@ -7,12 +7,14 @@ Covers: ``study.html`` and ``group_qc.tsv``, from what runs wrote. Does not cove
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sharedmask.compute.journal import PRIVATE, Entry, Failures, Journal
+from sharedmask.errors import DatasetError
 from sharedmask.records import dataclass
 from sharedmask.reports.pages import RunRow, StudyReport, Timeline
 from sharedmask.sources.names import Name
@@ -72,8 +74,8 @@ class _Done:
     @classmethod
     def of(cls, root: Path, entry: Entry) -> "_Done":
         page, picture = f"{entry.key}.html", thumbnail_of(root, entry.key)
-        found = next((read_rows(path)[0] for path in _ending(entry, "_qc.tsv") if path.is_file()), {})
-        quality = {sys.intern(name): value for name, value in found.items()}
+        found = next((_rows_there(path)[:1] for path in _ending(entry, "_qc.tsv")), [])
+        quality = {sys.intern(name): value for row in found for name, value in row.items()}
         facts = {**quality, **_told(entry), "files": len(entry.outputs), "seconds": f"{entry.seconds:.1f}"}
         thumbnail = picture.read_bytes() if picture.is_file() else None
         there = (root / page).is_file()
@@ -87,6 +89,13 @@ class _Done:
             -float(motion) if motion != "n/a" else 0.0,
             float(ratio) if ratio != "n/a" else np.inf,
         )
+
+
+def _rows_there(path: Path) -> list[dict[str, str]]:
+    """Those of a table; none if it is gone, or not as it was written."""
+    with suppress(DatasetError, OSError):
+        return read_rows(path)
+    return []
 
 
 def _ending(entry: Entry, ending: str) -> Iterable[Path]:
@@ -152,8 +161,9 @@ class _Coverage:
     def add(self, entry: Entry) -> None:
         tables = (path for form in FORMATS for path in _ending(entry, f"_timeseries.{form}"))
         for atlas, path in dict.fromkeys(map(_shares_beside, tables)):
-            if path.is_file():
-                self._add(atlas, {row["Node"]: float(row["coverage"]) for row in read_rows(path)})
+            if rows := _rows_there(path):
+                with suppress(KeyError, ValueError):
+                    self._add(atlas, {row["Node"]: float(row["coverage"]) for row in rows})
 
     def _add(self, atlas: str, shares: Mapping[str, float]) -> None:
         regions, waiting = self._regions[atlas], self._waiting[atlas]

@@ -4,6 +4,7 @@ Covers: tables as text, regions as CIFTI-2, voxel series as NPZ or HDF5. Does no
 sidecars (``derivatives``), images, what makes a file whole or nothing (``files``).
 """
 
+import contextlib
 import csv
 import errno
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sharedmask.errors import ParameterError
+from sharedmask.errors import DatasetError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions import parcels
 from sharedmask.regions.naming import columns, members
@@ -193,8 +194,27 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, str]]) 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """The rows of a table that we wrote, cells by the names of their columns."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+    with reading(path), open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", restval=None))
+        if not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("it has no rows, or some are longer or shorter than its head")
+        return rows
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Reading a table that we wrote and that others may have changed since.
+
+    Raises
+    ------
+    DatasetError
+        It is not as it was written.
+    """
+    try:
+        yield
+    except (ValueError, IndexError, KeyError, TypeError, StopIteration, RuntimeError, csv.Error) as error:
+        again = "the participant level makes it again"
+        raise DatasetError(f"{os.fspath(path)} is not as it was written ({error}): {again}") from error
 
 
 def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> None:

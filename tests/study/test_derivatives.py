@@ -19,6 +19,7 @@ from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import find_runs
 from sharedmask.study.dataset import analyse
+from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.group import summarise_group
 
 
@@ -89,3 +90,12 @@ def test_the_derivatives_are_valid_bids(dataset, toy, out):
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     issues = json.loads(answer.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue.get("severity") == "error"] == []
+
+
+@pytest.mark.parametrize("place", ["sub-01", "sub-01/func/more"])
+def test_outputs_do_not_go_to_the_folder_of_a_subject(dataset, place):
+    """Where a description would end the search for sidecars."""
+    with pytest.raises(DatasetError, match="lies in the folder of a subject"):
+        Derivatives.create(dataset / place, dataset)
+    assert not (dataset / "sub-01" / "dataset_description.json").exists()
+    Derivatives.create(dataset / "derivatives", dataset)

@@ -1,6 +1,7 @@
 """Groups: what all runs gave, against their own tables."""
 
 import csv
+import re
 import sys
 
 import numpy as np
@@ -10,10 +11,11 @@ from datasets import atlas
 from nilearn.connectome import ConnectivityMeasure
 from programs import sharedmask_bids
 
-from sharedmask.errors import NoInputError
+from sharedmask.errors import DatasetError, NoInputError
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.dataset import analyse
+from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.group import REGIONS, Stack, read_table, summarise_group, summarise_regions
 
 KINDS = ("correlation", "partial correlation")
@@ -92,6 +94,9 @@ def test_tables_are_read_as_they_were_written(dataset, toy, out, form):
 def test_a_study_without_tables_has_no_group(dataset, toy, out, monkeypatch):
     with pytest.raises(NoInputError, match="run the participant level first"):
         summarise_regions(out)
+    with pytest.raises(DatasetError, match="has no outputs of sharedmask"):
+        summarise_group(out)
+    Derivatives.create(out, dataset)
     assert summarise_group(out) == []
     analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False, connectivity=["correlation"]))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -123,3 +128,33 @@ def test_tangent_needs_several_runs(dataset, toy, out):
     analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False), filters={"sub": "01"})
     with pytest.raises(NoInputError, match="several runs"):
         summarise_group(out, tangent=True)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no text", "no number", "head alone"])
+@pytest.mark.parametrize("what", ["timeseries", "relmat", "coverage_bold"])
+@pytest.mark.some(6)
+def test_a_table_that_is_not_as_it_was_written_is_named(dataset, toy, out, what, damage):
+    analyse(dataset, out, [toy], Outputs(reports=False, connectivity=KINDS[:1]), n_jobs=1)
+    path = next(out.rglob(f"sub-*_{what if what != 'coverage_bold' else 'stat-' + what}.tsv"))
+    whole = path.read_text()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[: whole.rindex("\t")].encode(),
+            "no text": b"\xff\xfe" + whole.encode(),
+            "no number": whole.replace("0.", "x", 1).encode(),
+            "head alone": whole.partition("\n")[0].encode() + b"\n",
+        }[damage]
+    )
+    if (what, damage) == ("coverage_bold", "no number"):
+        return  # which the table of the group has as it is
+    with pytest.raises(DatasetError, match=f"{re.escape(str(path))} is not as it was written"):
+        summarise_group(out)
+    done = analyse(dataset, out, [toy], Outputs(reports=False, connectivity=KINDS[:1]), n_jobs=1)
+    assert len(done.complete) == 1 and path.read_text() == whole and summarise_group(out)
+
+
+def test_a_data_set_of_others_is_not_written_to(dataset):
+    before = sorted(dataset.iterdir())
+    assert sharedmask_bids(dataset, dataset, "group", "--no-reports").code == 16
+    assert sorted(dataset.iterdir()) == before

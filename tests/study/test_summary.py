@@ -70,10 +70,13 @@ def test_coverage_is_regions_by_runs(dataset, toy, out, tmp_path, shown):
     np.testing.assert_allclose(coverage["Toy"][:, 0], table["coverage"])
 
 
-def test_what_a_run_lost_is_no_fault(moving, toy, out, shown):
+@pytest.mark.some(2)
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\xfe", b"Node\ttsnr\n", b"Node\ttsnr\n1\n", b"{"])
+def test_what_a_run_lost_is_no_fault(moving, toy, out, shown, damage):
     analyse(moving, out, [toy], Outputs(min_coverage=0.0, reports=False))
-    for path in [*out.rglob("sub-01*_qc.tsv"), *out.rglob("sub-01*_timeseries.json")]:
-        path.unlink()
+    for ending in ("qc.tsv", "timeseries.json", "coverage_bold.tsv"):
+        for path in out.rglob(f"sub-01*_*{ending}"):
+            path.unlink() if damage is None else path.write_bytes(damage)
     summarise(out)
     assert [run.facts.get("tsnr", "none") == "none" for run in shown[-1].runs] == [False, True]
     assert len(pd.read_csv(out / QC, sep="\t")) == 1
