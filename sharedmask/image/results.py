@@ -290,9 +290,7 @@ class Cache:
     def _read(self, key: str) -> list[Array] | None:
         """The arrays of an entry; None if there is none, or none that can be used."""
         with contextlib.suppress(OSError):
-            if self.folder.is_dir():
-                with self._kept.opened() as folder:
-                    return self._kept.find(folder, self._kept.name(key), partial(self._arrays, key))
+            return self._kept.find(key, partial(self._arrays, key))
         return None
 
     def _arrays(self, key: str, fd: int) -> list[Array]:
@@ -311,8 +309,8 @@ class Cache:
             turn: tuple[bool, list[Array] | None] = False, None
             try:
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
-                folder = stack.enter_context(self._kept.turn(key))
-                turn = True, self._kept.find(folder, self._kept.name(key), partial(self._arrays, key))
+                stack.enter_context(self._kept.turn(key))
+                turn = True, self._kept.find(key, partial(self._arrays, key))
             except OSError as error:
                 self._tell(error)
             yield turn

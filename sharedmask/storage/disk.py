@@ -57,13 +57,11 @@ def _folder() -> KeptFolder:
     return KeptFolder(directory(), "the directory for images on disk", "sharedmask-", 32, "rows")
 
 
-@contextlib.contextmanager
-def _opened() -> Iterator[Folder]:
+def _opened() -> contextlib.AbstractContextManager[Folder]:
     path = directory()
     if not path.parent.is_dir():
         raise SegmentError(f"the directory for images on disk {path.parent} does not exist")
-    with _folder().opened() as folder:
-        yield folder
+    return _folder().opened()
 
 
 def key_of(fingerprint: str, voxels: NDArray[np.intp] | None, dtype: np.dtype[Any]) -> str:
@@ -109,13 +107,13 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
     kept = _folder()
     with contextlib.ExitStack() as using:
         read = partial(_complete, using, key, geometry)
-        with _opened() as folder:
+        with _opened():
             kept.sweep()
-            fd = kept.find(folder, kept.name(key), read)
+            fd = kept.find(key, read)
             found = fd is not None
             if fd is None:
                 with kept.turn(key):
-                    fd = kept.find(folder, kept.name(key), read)  # built while we waited
+                    fd = kept.find(key, read)  # built while we waited
                     if fd is None:
                         fd = _build(using, key, geometry, label, fill, copied)
         facts, _ = container.read_header(fd)

@@ -146,11 +146,10 @@ def _in_folder(file: FileIO) -> Points | None:
     """Nobody asked for an index: a home that may not be looked into has none."""
     kept = _folder()
     try:
-        if not kept.path.is_dir():
+        if not kept.path.is_dir():  # as for most files: they need not be read for it
             return None
         key = _key(file)
-        with kept.opened() as folder:
-            return kept.find(folder, kept.name(key), partial(_points, key))
+        return kept.find(key, partial(_points, key))
     except (OSError, SegmentError):
         return None
 

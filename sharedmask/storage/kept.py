@@ -70,8 +70,10 @@ class KeptFolder:
         """
         return private_directory(self.path, self.what, self.refused)
 
-    def find(self, folder: Folder, name: str, read: Callable[[int], T]) -> T | None:
-        """What ``read`` makes of the file; None if there is none, or one that it refused, which is removed.
+    def find(self, key: str, read: Callable[[int], T]) -> T | None:
+        """What ``read`` makes of the file of ``key``; None if there is none, or one that it refused.
+
+        That one is removed.
 
         Parameters
         ----------
@@ -83,6 +85,12 @@ class KeptFolder:
         SegmentError
             A file of that name is none of ours.
         """
+        if not self.path.is_dir():
+            return None
+        with self.opened() as folder:
+            return self._find(folder, self.name(key), read)
+
+    def _find(self, folder: Folder, name: str, read: Callable[[int], T]) -> T | None:
         try:
             fd = opened_locked(folder, name, os.O_RDONLY, lambda fd: locks.lock(fd, locks.SHARED))
         except FileNotFoundError:
@@ -105,10 +113,10 @@ class KeptFolder:
             locks.close(fd)
 
     @contextlib.contextmanager
-    def turn(self, key: str) -> Iterator[Folder]:
-        """Our turn to make the file of ``key``, and the directory; others wait."""
+    def turn(self, key: str) -> Iterator[None]:
+        """Our turn to make the file of ``key``; others wait."""
         with self.opened() as folder, locked(folder, f"{self.prefix}{key}.lock", self.path):
-            yield folder
+            yield
 
     # --- what is there ---
 

@@ -31,8 +31,7 @@ def add(kept, key, size=1000):
 
 
 def find(kept, key):
-    with kept.opened() as folder:
-        return kept.find(folder, kept.name(key), lambda fd: container.read(fd, key))
+    return kept.find(key, lambda fd: container.read(fd, key))
 
 
 def test_what_was_made_is_found_and_nothing_else_is_there(kept):
@@ -136,8 +135,8 @@ def test_a_read_that_fails_is_the_callers(kept):
     def failing(fd):
         raise ZeroDivisionError
 
-    with kept.opened() as folder, pytest.raises(ZeroDivisionError):
-        kept.find(folder, kept.name(A), failing)
+    with pytest.raises(ZeroDivisionError):
+        kept.find(A, failing)
     assert find(kept, A) is not None
 
 
@@ -147,6 +146,5 @@ def test_refused_by_its_reader_is_damaged(kept):
     def refusing(fd):
         raise AttachError("another one")
 
-    with kept.opened() as folder:
-        assert kept.find(folder, kept.name(A), refusing) is None
+    assert kept.find(A, refusing) is None
     assert os.listdir(kept.path) == []
