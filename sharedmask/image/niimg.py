@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Header, Nifti1Image
+from nibabel import Nifti1Header, Nifti1Image, Nifti2Header, Nifti2Image
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import DTypeLike
 
@@ -23,14 +23,28 @@ from sharedmask.storage.segment import Handle
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
+_MOST_IN_NIFTI1 = 2**15 - 1  # volumes
+
+
+def plain(dataobj: Any, image: Nifti1Image) -> Nifti1Image:
+    """An ordinary image of these values, with the affine and header of another."""
+    kind: Any = Nifti2Image if isinstance(image.header, Nifti2Header) else Nifti1Image
+    made: Nifti1Image = kind(dataobj, image.affine, image.header)
+    return made
+
 
 class _Lent(Nifti1Image):
     """What nibabel and nilearn derive from it is an ordinary image."""
 
+    def __init__(self, dataobj: Any, affine: Any, header: Any = None, *others: Any, **named: Any) -> None:
+        if isinstance(header, Nifti2Header):
+            self.header_class = Nifti2Header
+        super().__init__(dataobj, affine, header, *others, **named)  # type: ignore[no-untyped-call]
+
     @property
     def slicer(self) -> Any:
         """nibabel's; it knows by class on which axis time is, and does not know these."""
-        return Nifti1Image(self.dataobj, self.affine, self.header).slicer
+        return plain(self.dataobj, self).slicer
 
 
 class SharedNifti(_Lent):
@@ -95,7 +109,7 @@ class SourceNifti(_Lent):
 
     def __deepcopy__(self, memo: Any) -> SourceNifti | Nifti1Image:
         if self.source is None:
-            return Nifti1Image(np.array(self.dataobj), self.affine, self.header)
+            return plain(np.array(self.dataobj), self)
         return SourceNifti.of(self.source)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -106,7 +120,8 @@ class SourceNifti(_Lent):
 
 def _header_of(facts: Facts) -> Nifti1Header:
     """The file's, as nibabel would give it; what was smoothed or resampled is stored otherwise."""
-    header = nifti1_header(facts.header)
+    fits = max(facts.shape) <= _MOST_IN_NIFTI1
+    header = nifti1_header(facts.header) if fits else Nifti2Header.from_header(facts.header, check=False)
     if header.get_data_dtype().newbyteorder("=") != facts.dtype:
         header.set_data_dtype(facts.scaled_dtype)
     return header

@@ -47,7 +47,7 @@ from sharedmask.compute.request import Request
 from sharedmask.compute.signals import by_volume, run
 from sharedmask.errors import ParameterError, RemoteError, SharedMaskError
 from sharedmask.image.image import SharedImage
-from sharedmask.image.niimg import SharedNifti, SourceNifti
+from sharedmask.image.niimg import SharedNifti, SourceNifti, plain
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.spheres import spheres
@@ -293,7 +293,7 @@ def _clean_some(signals: Array, out: Array, settings: dict[str, Any], span: slic
 def high_variance_confounds(imgs: Any) -> Array:
     """nilearn's, of an image of its own: the values that it caches go with it."""
     image = require_niimg(imgs)
-    found: Array = image_confounds(Nifti1Image(image.dataobj, image.affine, image.header))
+    found: Array = image_confounds(plain(image.dataobj, image))
     return found
 
 

@@ -27,7 +27,7 @@ from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
-from sharedmask.image.niimg import SourceNifti
+from sharedmask.image.niimg import SourceNifti, plain
 from sharedmask.maskers._nilearn import STAND_INS, as_niimg, read_tables
 from sharedmask.remote.addresses import url_of
 
@@ -247,4 +247,4 @@ and pairs of files are accepted, complex images refused; values have native byte
         """The volume that reports show, in an array of its own: it holds no image, and can be pickled."""
         kept = getattr(self, "_reporting_data", None) or {}
         if isinstance(image := kept.get("images"), Nifti1Image):
-            kept["images"] = Nifti1Image(np.array(image.dataobj), image.affine, image.header)
+            kept["images"] = plain(np.array(image.dataobj), image)

@@ -19,7 +19,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import field
 from functools import partial
@@ -261,9 +261,9 @@ def extract_many(
 def _keyed(sources: Any) -> dict[Key, Any]:
     if isinstance(sources, Mapping):
         return dict(sources)
-    if isinstance(sources, str):
-        return {path: path for path in matches(sources) or [sources]}
-    items = list(sources)
+    if isinstance(sources, str | Path):
+        return {path: path for path in matches(str(sources)) or [str(sources)]}
+    items = list(sources) if isinstance(sources, Iterable) else [sources]
     paths = [str(item) if isinstance(item, str | Path) else None for item in items]
     if None not in paths and len(set(paths)) == len(paths):
         return dict(zip(paths, items, strict=True))
@@ -280,7 +280,8 @@ def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> Callable[[Key
             continue
         if not isinstance(given, Mapping):
             if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != len(keyed):
-                found = f"{len(given)} of them" if hasattr(given, "__len__") else type(given).__name__
+                counted = hasattr(given, "__len__") and not isinstance(given, str)
+                found = f"{len(given)} of them" if counted else repr(given)
                 raise ParameterError(f"{name}: one per image is needed, {len(keyed)} in all, not {found}")
             given = dict(zip(keyed, given, strict=True))
         if lacking := [key for key in keyed if key not in given]:
@@ -297,7 +298,7 @@ def shard_of(keys: list[Key], shard: str | None) -> list[Key]:
     """Every n-th key, so that long runs, which often have neighbouring names, are spread."""
     if shard is None:
         return keys
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    found = re.fullmatch(r"(\d+)/(\d+)", str(shard))
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= count:
         raise ParameterError(f"shard={shard!r}: write 3/16 for the third of 16 parts")

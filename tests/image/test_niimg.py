@@ -1,12 +1,15 @@
 """Images as nibabel images: a niimg that stands for a file has that file's header."""
 
+import copy
+import pickle
+
 import nibabel as nib
 import numpy as np
 import pytest
 from images import AFFINE, SHAPE, bold
 from nilearn.image import index_img, math_img, mean_img
 
-from sharedmask import SharedImage
+from sharedmask import SharedImage, SharedLabelsMasker
 from sharedmask.image.niimg import SourceNifti
 from sharedmask.sources.opening import open_source
 
@@ -140,3 +143,44 @@ def test_a_list_has_the_first_ones(tmp_path):
     with SharedImage(paths) as image:
         assert image.as_nifti().header["descrip"] == b"a run" and image.as_nifti().shape == (*SHAPE, 3)
         assert mean_img(image.as_nifti(), copy_header=True).shape == SHAPE
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """More volumes than NIfTI-1 can count."""
+    values = bold((2, 2, 2, 2**15), dtype="i2")
+    path = tmp_path_factory.mktemp("long") / "run.nii.gz"
+    nib.save(nib.Nifti2Image(values, AFFINE), path)
+    return path, values
+
+
+def derived_from_shared(path):
+    with SharedImage(path) as image:
+        lent = image.as_nifti()
+        nib.save(lent, path.with_name("saved.nii"))
+        saved = np.asarray(nib.load(path.with_name("saved.nii")).dataobj)
+        return [np.array(lent.dataobj), saved, np.array(copy.deepcopy(lent).dataobj)]
+
+
+def derived_from_source(path):
+    lent = SourceNifti.of(open_source(path))
+    nib.save(lent, path.with_name("saved.nii"))
+    travelled = pickle.loads(pickle.dumps(lent))
+    return [np.asarray(one.dataobj) for one in (lent, travelled, copy.deepcopy(lent), lent.slicer[..., :])]
+
+
+@pytest.mark.parametrize("derived", [derived_from_shared, derived_from_source])
+def test_more_volumes_than_nifti_1_counts(long_run, derived):
+    path, values = long_run
+    for one in derived(path):
+        np.testing.assert_array_equal(one, values)
+
+
+LABELS = nib.Nifti1Image(np.arange(8, dtype="i2").reshape(2, 2, 2) % 3, AFFINE)
+
+
+def test_maskers_take_as_many(long_run):
+    path, values = long_run
+    signals = SharedLabelsMasker(LABELS, standardize=None).fit_transform(path)
+    kept = np.asarray(LABELS.dataobj) == 1
+    np.testing.assert_allclose(signals[:, 0], values[kept].mean(axis=0))

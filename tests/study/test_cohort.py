@@ -7,8 +7,10 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from images import SHAPE, bold, niimg, random_masks, same_bits, save, truth
@@ -165,6 +167,16 @@ def test_wrong_numbers_of_confounds_are_told(runs, masks):
         extract_many(runs, masks, confounds=[np.zeros((12, 1))])
     with pytest.raises(ParameterError, match=r"sample_mask: none for .*sub-1_bold.* and 3 more images"):
         extract_many(runs, masks, sample_mask={runs[0]: [1, 2]})
+    with pytest.raises(ParameterError, match=r"confounds: one per image is needed, .* not 'motion.tsv'"):
+        extract_many(runs, masks, confounds="motion.tsv")
+
+
+@pytest.mark.parametrize("kind", [str, Path, nib.load], ids=["str", "Path", "image"])
+def test_one_run_needs_no_list(runs, masks, kind):
+    study = extract_many(kind(runs[0]), masks, strategy="mean")
+    (key,) = study.complete
+    assert key == (0 if kind is nib.load else runs[0])
+    np.testing.assert_array_equal(study.results[key], extract(runs[0], masks, strategy="mean"))
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -507,7 +519,7 @@ def test_shards_are_all_of_it_once(runs, masks, count):
     assert sorted(path for part in parts for path in part) == sorted(runs)
 
 
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", (1, 2), 1])
 def test_shards_that_are_none(runs, masks, shard):
     with pytest.raises(ParameterError, match=r"write 3/16"):
         extract_many(runs, masks, shard=shard)
