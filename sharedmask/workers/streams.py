@@ -54,7 +54,7 @@ class ItemStreams:
 
     def __exit__(self, *_: object) -> None:
         for name, stream in self._each.items():
-            if stream.was_drawn_from():
+            if name not in self._drawn and stream.was_drawn_from():
                 self._drawn.add(name)
 
 
