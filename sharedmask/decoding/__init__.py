@@ -5,5 +5,5 @@ Covers: codecs, checksums, seek points, decoding on several cores. Does not cove
 
 From the bottom up::
 
-    codecs  points  members  parallel  search
+    codecs  seek_points  bgzf  parallel  search
 """

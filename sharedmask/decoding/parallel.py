@@ -1,7 +1,7 @@
 """Pieces of a gzip file decoded on several cores, or from any place on.
 
 Covers: how many cores decode, pieces that are decoded ahead, what happens where a piece is not what it was.
-Does not cover: one piece (``points``), a pass without points (``codecs``).
+Does not cover: one piece (``seek_points``), a pass without points (``codecs``).
 """
 
 from collections import deque
@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from io import FileIO
 
+from sharedmask.decoding.bgzf import Members
 from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_file
-from sharedmask.decoding.members import Members
-from sharedmask.decoding.points import Points, WrongPieceError
+from sharedmask.decoding.seek_points import Points, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus, shares_cpus

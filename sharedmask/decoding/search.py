@@ -1,7 +1,7 @@
 """Looking for the seek points of a gzip file.
 
 Covers: what rapidgzip finds, each piece tried and its checksum taken. Does not cover: what points are
-(``points``), where they are kept (``indexes``).
+(``seek_points``), where they are kept (``indexes``).
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from sharedmask.decoding.codecs import open_file
-from sharedmask.decoding.points import TRAILER, Points, WrongPieceError, trailer
+from sharedmask.decoding.seek_points import TRAILER, Points, WrongPieceError, trailer
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.system import settings

@@ -23,7 +23,7 @@ from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.nfdh5 import Nfdh5Source, open_frames, open_nfdh5
 from sharedmask.frames.sequence import FrameSequence
 from sharedmask.frames.store import FrameStore
-from sharedmask.regions.fit import brain_voxels
+from sharedmask.regions.alignment import brain_voxels
 from sharedmask.sources.source import Source
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget, within

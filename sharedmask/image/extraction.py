@@ -20,7 +20,7 @@ from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.image.image import SharedImage, Store
 from sharedmask.image.results import Cache, Lookup, get_or_compute
 from sharedmask.records import dataclass
-from sharedmask.regions.fit import align_to_masks
+from sharedmask.regions.alignment import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.excerpt import excerpt, is_cuttable

@@ -29,7 +29,7 @@ from sharedmask.errors import (
 from sharedmask.image import protocol
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
-from sharedmask.regions.fit import brain_voxels
+from sharedmask.regions.alignment import brain_voxels
 from sharedmask.remote.addresses import absolute
 from sharedmask.sources import transform
 from sharedmask.sources.excerpt import excerpt

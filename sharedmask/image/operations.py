@@ -23,7 +23,7 @@ from sharedmask.compute.request import Parameters, Request, checked_strategy, is
 from sharedmask.errors import ParameterError
 from sharedmask.image.facts import Described
 from sharedmask.image.results import Cache, Lookup, get_or_compute
-from sharedmask.regions.fit import align_to_masks
+from sharedmask.regions.alignment import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget, matching, spread
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute

@@ -5,7 +5,7 @@ Does not cover: where an image's bytes live (``storage``).
 
 From the bottom up::
 
-    views  lut  naming  masks  sets  parcels  regions  fit  spheres  coverage
+    views  lut  naming  masks  sets  parcels  regions  alignment  spheres  coverage
 """
 
 import lazy_loader

@@ -16,7 +16,7 @@ from typing import Any
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
 from sharedmask.remote.addresses import named
-from sharedmask.remote.patience import Patience
+from sharedmask.remote.retries import Retries
 from sharedmask.remote.version import Version
 
 _BLOCK = 2**20
@@ -114,7 +114,7 @@ class FsspecServer:
         return found
 
     def _patiently(self, work: Any) -> Any:
-        tries = Patience(self._stopped)
+        tries = Retries(self._stopped)
         while True:
             try:
                 return work()

@@ -22,9 +22,9 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError, SourceChangedError
-from sharedmask.remote import patience
+from sharedmask.remote import retries
 from sharedmask.remote.addresses import named
-from sharedmask.remote.patience import Patience
+from sharedmask.remote.retries import Retries
 from sharedmask.remote.version import Version
 
 _PIECE = 256 * 1024  # of what is taken from a connection at once
@@ -54,7 +54,7 @@ class HttpServer:
 
     def head(self, most: int) -> tuple[Version, bytes]:
         """What the object is, and its first bytes, at ``most`` so many."""
-        tries = Patience(self._stopped)
+        tries = Retries(self._stopped)
         while True:
             try:
                 with self._from(0, most) as (version, response):
@@ -69,7 +69,7 @@ class HttpServer:
 
     def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]:
         """The bytes of that version from ``place`` on, piece by piece, however often the line is cut."""
-        tries = Patience(self._stopped)
+        tries = Retries(self._stopped)
         while version.nbytes is None or place < version.nbytes:
             try:
                 with self._from(place) as (now, response):
@@ -122,7 +122,7 @@ class HttpServer:
 
     def _names(self) -> list[str]:
         """Of a folder that has to be listed."""
-        tries = Patience(self._stopped)
+        tries = Retries(self._stopped)
         while True:
             try:
                 if (names := self._page()) is not None:
@@ -218,7 +218,7 @@ class HttpServer:
             raise failure
         reason = failure.reason if isinstance(failure, URLError) else failure
         if isinstance(reason, TimeoutError):
-            reason = f"nothing came for {patience.TIMEOUT:g} s"
+            reason = f"nothing came for {retries.TIMEOUT:g} s"
         error = RemoteError(f"{self.name} cannot be read: {reason or type(failure).__name__}")
         if _is_final(failure):
             raise error from failure
@@ -255,7 +255,7 @@ def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     for name, value in _configured(request.type).items():
         request.add_unredirected_header(name, value)
-    response: HTTPResponse = urlopen(request, timeout=patience.TIMEOUT)
+    response: HTTPResponse = urlopen(request, timeout=retries.TIMEOUT)
     return response
 
 

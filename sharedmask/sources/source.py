@@ -22,10 +22,10 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from sharedmask.decoding import members, parallel
+from sharedmask.decoding import bgzf, parallel
 from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_file, open_raw, open_stream
 from sharedmask.decoding.parallel import Pieces
-from sharedmask.decoding.points import Index
+from sharedmask.decoding.seek_points import Index
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import without_query
@@ -264,7 +264,7 @@ class FileSource(Source):
         if self.is_remote or codec_of(self.file) is not GZIP:
             return None
         with open_file(self.file) as file:
-            points: Pieces | None = members.found(file)
+            points: Pieces | None = bgzf.found(file)
             if points is None and self.index is not None:
                 points = self.index.find(file)
         return points if points is not None and points.nbytes >= self.offset + self.nbytes else None

@@ -18,7 +18,7 @@ import numpy as np
 
 from sharedmask.decoding import search
 from sharedmask.decoding.codecs import GZIP, codec_of, open_file
-from sharedmask.decoding.points import Points, to_arrays
+from sharedmask.decoding.seek_points import Points, to_arrays
 from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container

@@ -15,7 +15,7 @@ from servers import serving
 from sharedmask import FrameDataset, SharedImage, extract, extract_many
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, RemoteError, SourceChangedError
 from sharedmask.maskers import SharedLabelsMasker, SharedNiftiMasker
-from sharedmask.remote import objects, patience
+from sharedmask.remote import objects, retries
 from sharedmask.sources.opening import open_source
 
 RUN = "sub-01/func/sub-01_task-rest_bold.nii.gz"
@@ -24,7 +24,7 @@ LABELS = np.arange(np.prod(images.SHAPE)).reshape(images.SHAPE) % 4
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE", 0.001)
+    monkeypatch.setattr(retries, "PAUSE", 0.001)
     objects._asked.cache_clear()
 
 

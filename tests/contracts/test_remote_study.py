@@ -11,7 +11,7 @@ from datasets import preprocessed, signals
 from servers import serving
 
 from sharedmask.errors import MissingFileError, NoInputError, ParameterError, RemoteError
-from sharedmask.remote import objects, patience, trees
+from sharedmask.remote import objects, retries, trees
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import find_runs
@@ -25,8 +25,8 @@ ABOVE = {"task-rest_bold.json": b'{"RepetitionTime": 2.0, "TaskName": "above"}',
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE", 0.001)
-    monkeypatch.setattr(patience, "TRIES", 2)
+    monkeypatch.setattr(retries, "PAUSE", 0.001)
+    monkeypatch.setattr(retries, "TRIES", 2)
     yield
     objects._asked.cache_clear()
     trees.forget()

@@ -11,7 +11,7 @@ from images import AFFINE, SHAPE, bold, niimg, random_masks, same_bits, save, tr
 from small_runs import LARGE_MASKS, every_worker, owned, refused
 
 from sharedmask import Regions, SharedImage, extract
-from sharedmask.decoding.points import Points
+from sharedmask.decoding.seek_points import Points
 from sharedmask.errors import (
     DamagedImageError,
     EmptyMaskError,

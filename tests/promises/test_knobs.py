@@ -139,7 +139,7 @@ def known_where_it_was_moved(tmp_path):
 
 def cores_that_decode(tmp_path):
     from sharedmask.decoding import parallel
-    from sharedmask.decoding.points import Points
+    from sharedmask.decoding.seek_points import Points
 
     many = np.arange(5)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,13 +1,13 @@
 import pytest
 from servers import serving
 
-from sharedmask.remote import objects, patience
+from sharedmask.remote import objects, retries
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Pauses that tests can wait for, and nothing known of other servers."""
-    monkeypatch.setattr(patience, "PAUSE", 0.001)
+    monkeypatch.setattr(retries, "PAUSE", 0.001)
     objects._heads.clear()
     objects._asked.cache_clear()
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from sharedmask.errors import MissingFileError, RemoteError, SourceChangedError
-from sharedmask.remote import http, patience
+from sharedmask.remote import http, retries
 from sharedmask.remote.objects import RemoteFile, look
 
 CONTENT = random.Random(5).randbytes(1_000_000)
@@ -88,7 +88,7 @@ def test_a_line_that_is_always_cut_is_given_up(server, url, monkeypatch):
     server.cuts = [0] * 50
     with pytest.raises(RemoteError, match=r"a\.bin ended after 65536 of 1000000 bytes"):
         read(url)
-    assert len(server.cuts) == 50 - patience.TRIES
+    assert len(server.cuts) == 50 - retries.TRIES
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
@@ -99,8 +99,8 @@ def test_answers_that_pass_by(server, url, code):
 
 def test_as_long_as_the_server_asks(server, url, monkeypatch):
     pauses = []
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.002)
-    monkeypatch.setattr(http.Patience, "wait", lambda self, error, asked=0.0: pauses.append(asked))
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(http.Retries, "wait", lambda self, error, asked=0.0: pauses.append(asked))
     server.answers = [(429, {"Retry-After": "7"}), (503, {})]
     assert read(url) == CONTENT
     assert pauses == [7.0, 0.0]
@@ -110,7 +110,7 @@ def test_one_that_stays_busy(server, url):
     server.answers = [(503, {})] * 50
     with pytest.raises(RemoteError, match=r"a\.bin: the server answered 503"):
         read(url)
-    assert len(server.requests) == patience.TRIES
+    assert len(server.requests) == retries.TRIES
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 451])
@@ -177,7 +177,7 @@ def test_a_server_that_is_not_there(server, url):
 
 def test_a_line_that_stalls(server, url, monkeypatch):
     look(url)
-    monkeypatch.setattr(patience, "TIMEOUT", 0.2)
+    monkeypatch.setattr(retries, "TIMEOUT", 0.2)
     server.stalls = [100_000, 1]
     assert read(url) == CONTENT
     assert not server.stalls

@@ -15,7 +15,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 
 from sharedmask import Grid, Regions, extract
 from sharedmask.errors import DamagedImageError, EmptyMaskError, GridMismatchError, ParameterError
-from sharedmask.regions import fit
+from sharedmask.regions import alignment
 from sharedmask.sources import loader, transform
 from sharedmask.sources.opening import open_source
 
@@ -359,7 +359,7 @@ def test_a_small_mask_resamples_its_box_only():
     inside = np.zeros((60, 60, 60), np.uint8)
     inside[20:24, 30:33, 25] = 1
     mask, image = niimg(inside, moved(-9, -11, -10, size=0.5)), niimg(values())
-    source, regions = fit.align_to_masks(open_source(image), Regions.from_any(mask))
+    source, regions = alignment.align_to_masks(open_source(image), Regions.from_any(mask))
     assert source.shape == (6, 5, 3, N)
     np.testing.assert_array_equal(regions.sizes, [12])
     same_bits(extract(image, mask, resampling_target="mask"), masked_by_nilearn(mask, image))
@@ -377,7 +377,7 @@ def test_several_masks_share_a_box():
 def test_reoriented_masks_need_no_resampling(name):
     mask, image = one_or_other(GRIDS[name]), niimg(values())
     source = open_source(image)
-    assert fit.align_to_masks(source, Regions.from_any(mask))[0] is source
+    assert alignment.align_to_masks(source, Regions.from_any(mask))[0] is source
     same_bits(extract(image, mask, resampling_target="mask"), extract(image, mask))
 
 

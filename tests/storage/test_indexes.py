@@ -10,7 +10,7 @@ from gzip_files import small_pieces
 from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import SharedImage, extract
-from sharedmask.decoding.points import to_arrays
+from sharedmask.decoding.seek_points import to_arrays
 from sharedmask.errors import ClosedImageError, DamagedImageError, ImageError, SegmentError
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes

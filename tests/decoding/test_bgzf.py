@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gzip_files import bgzf
+from gzip_files import bgzf as bgzf_file
 from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import errors, extract
-from sharedmask.decoding import codecs, members, parallel
+from sharedmask.decoding import bgzf, codecs, parallel
 from sharedmask.decoding.codecs import open_file
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
@@ -17,13 +17,13 @@ from sharedmask.system import settings
 
 @pytest.fixture
 def packed(raw, monkeypatch):
-    monkeypatch.setattr(members, "_PIECE_BYTES", 2**17)
-    return bgzf(raw)
+    monkeypatch.setattr(bgzf, "_PIECE_BYTES", 2**17)
+    return bgzf_file(raw)
 
 
 def found(path):
     with open_file(path) as file:
-        return members.found(file)
+        return bgzf.found(file)
 
 
 def outcome(source):
@@ -52,7 +52,7 @@ def test_the_same_bytes_on_all_cores_and_from_any_volume(packed, tmp_path):
 @pytest.mark.parametrize("size", [1, 100, 65280])
 def test_members_of_any_size(tmp_path, size):
     data = signal((5, 4, 3, 7))
-    path = gz(tmp_path / "a.nii.gz", bgzf(save(tmp_path / "a.nii", data).read_bytes(), size=size))
+    path = gz(tmp_path / "a.nii.gz", bgzf_file(save(tmp_path / "a.nii", data).read_bytes(), size=size))
     assert found(path).nbytes == (tmp_path / "a.nii").stat().st_size
     np.testing.assert_array_equal(outcome(open_source(path)), forward(path))
 
@@ -66,7 +66,7 @@ DAMAGE = {
     "wrong size": lambda packed: wrong_crc(packed[:-28], -2) + packed[-28:],
     "padding": lambda packed: packed + bytes(1000),
     "other bytes behind": lambda packed: packed + b"what else there is",
-    "another member behind": lambda packed: packed + bgzf(b"more"),
+    "another member behind": lambda packed: packed + bgzf_file(b"more"),
     "a member's length is wrong": lambda packed: packed[:16] + b"\x80\x20" + packed[18:],
 }
 
@@ -81,8 +81,8 @@ def test_the_same_refusals(kind, reader, packed, tmp_path, monkeypatch):
 
 
 def test_any_byte_that_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(members, "_PIECE_BYTES", 200)
-    packed = bgzf(save(tmp_path / "a.nii", signal((5, 4, 3, 7))).read_bytes(), size=150)
+    monkeypatch.setattr(bgzf, "_PIECE_BYTES", 200)
+    packed = bgzf_file(save(tmp_path / "a.nii", signal((5, 4, 3, 7))).read_bytes(), size=150)
     rng, path = np.random.default_rng(0), tmp_path / "a.nii.gz"
     for place in rng.integers(400, len(packed), 60):
         path.write_bytes(
@@ -105,8 +105,8 @@ def test_no_index_is_made_where_none_is_needed(packed, tmp_path):
 
 def test_some_volumes_read_the_members_that_hold_them(packed, tmp_path, monkeypatch):
     path = gz(tmp_path / "run.nii.gz", packed)
-    decoded, decode = [], members.Members.decode
-    monkeypatch.setattr(members.Members, "decode", lambda *given: decoded.append(given[2]) or decode(*given))
+    decoded, decode = [], bgzf.Members.decode
+    monkeypatch.setattr(bgzf.Members, "decode", lambda *given: decoded.append(given[2]) or decode(*given))
     source = open_source(path)
     monkeypatch.setattr(parallel, "n_cpus", lambda: 1)
     source.volume(40)
@@ -114,5 +114,5 @@ def test_some_volumes_read_the_members_that_hold_them(packed, tmp_path, monkeypa
     atlas = np.arange(20 * 21 * 22).reshape(20, 21, 22) % 3
     monkeypatch.setattr(parallel, "n_cpus", lambda: 4)
     whole = extract(path, atlas, strategy="mean")
-    monkeypatch.setattr(members, "found", lambda file: None)
+    monkeypatch.setattr(bgzf, "found", lambda file: None)
     np.testing.assert_array_equal(extract(replace(source), atlas, strategy="mean"), whole)

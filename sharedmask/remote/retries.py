@@ -1,4 +1,4 @@
-"""Patience: what is tried again after a server or a line failed, and when no more.
+"""Retries: what is tried again after a server or a line failed, and when no more.
 
 Covers: how long nothing may come, pauses that grow, how often. Does not cover: which failures pass by
 (``http``, ``filesystems``).
@@ -18,7 +18,7 @@ PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 
 
-class Patience:
+class Retries:
     """How often what failed is tried again in one pass over a file."""
 
     def __init__(self, stopped: Event) -> None:

@@ -1,4 +1,4 @@
-"""Fitting: an image and regions on one grid, for masks that lie on another than the image.
+"""Alignment: an image and regions on one grid, for masks that lie on another than the image.
 
 Covers: resampling the image to the box of the masks; the mask that goes with an image. Does not cover: the
 arithmetic (``source``), resampling masks (``masks``).

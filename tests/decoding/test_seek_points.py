@@ -10,7 +10,7 @@ from isal import igzip_lib
 from source_files import gz
 
 from sharedmask.decoding import codecs
-from sharedmask.decoding import points as of_points
+from sharedmask.decoding import seek_points as of_points
 
 
 @pytest.mark.parametrize("n_bits", range(8))

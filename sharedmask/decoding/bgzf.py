@@ -1,7 +1,7 @@
 """BGZF files: gzip members of at most 64 KiB, each of which says where the next begins.
 
 Covers: finding the members, some of them decoded by ISA-L at a time. Does not cover: files of one member
-(``points``), many pieces (``parallel``).
+(``seek_points``), many pieces (``parallel``).
 
 The members are an index that nobody has to make or keep. Each has a checksum, which the decoder compares.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.decoding.codecs import decode_into
-from sharedmask.decoding.points import ALIGNMENT, WrongPieceError
+from sharedmask.decoding.seek_points import ALIGNMENT, WrongPieceError
 from sharedmask.records import dataclass
 from sharedmask.system import platform
 
