@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sharedmask.surfaces.surface import Surface
 
 _SURFACES = (".gii", ".annot")
+_OVERLAYS = (".mgh", ".mgz")
 
 
 def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
@@ -150,8 +151,8 @@ def is_surface(thing: Any) -> bool:
     path = os.path.expanduser(os.fsdecode(thing))
     if url_of(path):
         return False
-    if path.lower().endswith(_SURFACES):
-        return True
+    if not path.lower().endswith(_OVERLAYS):
+        return path.lower().endswith(_SURFACES)
     from sharedmask.surfaces import freesurfer
 
     try:

@@ -39,9 +39,7 @@ def read_annotation(path: str) -> Surface:
 
 
 def is_overlay(path: str) -> bool:
-    """Whether it is an image of vertices; a volume has more than one column and row."""
-    if not path.lower().endswith((".mgh", ".mgz")):
-        return False
+    """Whether an MGH file is an image of vertices; a volume has more than one column and row."""
     with _opened(path) as file:
         header = MGHHeader.from_fileobj(file)
     shape = tuple(map(int, header.get_data_shape()))
