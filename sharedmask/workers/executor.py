@@ -5,6 +5,7 @@ Covers: tasks that wait for a worker, small ones that go to it together. Does no
 """
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -98,7 +99,7 @@ class Processes(Threads):
         with contextlib.ExitStack() as stack:
             for task in tasks:  # the worker's own monitors tell nobody
                 stack.enter_context(monitor.operation(*task.operation))
-            alone = partial(_alone, self._n_cpus, function)
+            alone = partial(_alone, os.getpid(), self._n_cpus, function)
             return pool.run_processes(alone, (), [tuple(tasks)], 1, None, self._preload)[0]
 
 
@@ -111,9 +112,12 @@ class _Waiting:
     task: Task
 
 
-def _alone(n_cpus: int, function: Callable[..., Any], *tasks: Task) -> Any:
-    """What the function gives for tasks, in a worker that has so many CPUs for itself."""
-    with process.with_cpus(n_cpus):
+def _alone(caller: int, n_cpus: int, function: Callable[..., Any], *tasks: Task) -> Any:
+    """What the function gives for tasks, in a worker that has so many CPUs for itself.
+
+    Where none can be started, threads of the caller do the work: all of its CPUs are theirs.
+    """
+    with contextlib.nullcontext() if os.getpid() == caller else process.with_cpus(n_cpus):
         return function(*tasks)
 
 

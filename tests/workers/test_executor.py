@@ -1,6 +1,7 @@
 """Worker processes as an executor: small tasks go together, and each has an answer of its own."""
 
 import os
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -54,3 +55,16 @@ def test_each_worker_has_its_share_of_the_cores(n_cpus, share, monkeypatch):
     monkeypatch.setattr(process, "n_cpus", lambda: n_cpus)
     with Processes(2, ()) as executor:
         assert executor.submit(cores, Task(1, is_small=False)).result() == (share, False)
+
+
+def test_threads_that_do_the_work_instead_have_all_cores():
+    met = threading.Barrier(2, timeout=30)  # which cannot travel to a worker
+
+    def share(task):
+        met.wait()
+        return process._share
+
+    with Processes(2, ()) as executor:
+        tasks = [executor.submit(share, Task(number, is_small=False)) for number in range(2)]
+        assert [task.result() for task in tasks] == [None, None]
+    assert process._share is None
