@@ -226,9 +226,8 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
 
     Among files that get their names together a small one is in memory until then.
     """
-    path, waiting = Path(os.path.abspath(path)), drafts_of_thread()
-    is_beside = any(one.path.parent == path.parent for drafts in waiting for one in drafts[-1:])
-    if not waiting or _is_special(path, is_beside):
+    path = Path(os.path.abspath(path))
+    if not drafts_of_thread() or _is_special(path):
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             yield file
         return
@@ -315,11 +314,11 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
-def _is_special(path: Path, is_among_files: bool = False) -> bool:
+def _is_special(path: Path) -> bool:
     """Whether the path leads to what is no regular file, or through a descriptor (``/dev/stdout``)."""
     with contextlib.suppress(OSError):
-        facts = None if is_among_files else os.stat(path.parent)
-        place = "" if facts is None else _real(path.parent, (facts.st_dev, facts.st_ino))
+        facts = os.stat(path.parent)
+        place = _real(path.parent, (facts.st_dev, facts.st_ino))
         if place == "/dev" or place.startswith("/proc/"):
             return True
     with contextlib.suppress(OSError):
@@ -391,9 +390,9 @@ class Draft:
                 _sweep_once(self.folder)
                 self._fd, self._name = _opened(self.folder, 0o666)
             left = memoryview(b"".join(self._held))
+            self._held.clear()  # what cannot be written is not written twice
             while left:
                 left = left[os.write(self._fd, left) :]
-            self._held.clear()
 
     def sync(self) -> None:
         """Have its bytes on the disk."""
