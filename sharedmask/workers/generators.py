@@ -73,9 +73,7 @@ def _seed_legacy(generator: np.random.RandomState, key: bytes) -> None:
 def _state_of_legacy(generator: np.random.RandomState) -> Any:
     state = generator.get_state(legacy=False)
     words = state["state"].get("key")
-    if isinstance(
-        words, np.ndarray
-    ):  # which NumPy takes over one by one: from a list in a twentieth of the time
+    if isinstance(words, np.ndarray):  # which is put back a word at a time, twenty times slower than a list
         state["state"]["key"] = words.tolist()
     return state
 
