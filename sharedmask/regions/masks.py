@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.dataobj_images import DataobjImage
 from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.fileholders import FileHolder
+from nibabel.freesurfer.mghformat import MGHImage
 from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
@@ -229,7 +229,7 @@ def read_volume(
     if path is not None:
         where = f"{where} ({path})"
     elif not isinstance(mask, DataobjImage | Opened) and not is_surface(mask) and not is_label_pair(mask):
-        raise MaskError(f"{where}: not a path, a volume image or an array but a {type(mask).__name__}")
+        raise MaskError(f"{where}: not a path, a volume image or an array but {_shown(mask)}")
     with _reading(where):
         source = _opened(mask)
         if what == "label image" and (parcels := _parcels_of(source)):
@@ -243,6 +243,14 @@ def read_volume(
         _require_memory(source, where)
         values = source.read()
     return _volume(where, values, source.grid, len(source.grid.shape))._replace(names=source.labels)
+
+
+def _shown(thing: Any) -> str:
+    """What is none of these; points are what many programs take as seeds."""
+    is_point = isinstance(thing, (list, tuple)) and len(thing) in (3, 4)
+    if is_point and all(isinstance(one, int | float) for one in thing):
+        return f"the numbers {thing}: SharedSpheresMasker and --sphere make spheres around points"
+    return f"a {type(thing).__name__}"
 
 
 def _filled(given: Array) -> Array:
@@ -334,11 +342,10 @@ def _file(path: str) -> Any:
 
 
 def _load_mgh(path: str) -> Any:
-    """As nibabel does, which leaves the file open."""
+    """The image whose header nibabel reads from a file that, given its path, it would leave open."""
     with ImageOpener(path) as file:
-        header = MGHHeader.from_fileobj(file)
-    image = MGHImage(ArrayProxy(path, header.copy()), header.get_affine(), header)
-    image.set_filename(path)
+        image = MGHImage.from_file_map({"image": FileHolder(path, file)})
+    image.dataobj.file_like = path
     return image
 
 

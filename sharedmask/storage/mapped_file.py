@@ -6,6 +6,7 @@ cover: shared memory (``memory``, ``segment``), how views travel (``views``).
 A page of a file is read when it is first looked at, and the kernel may drop it again.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -66,11 +67,24 @@ class FileIdentity(FileState):
         return self.path.startswith("/proc/")
 
     def is_written_to(self) -> bool:
-        """Whether the user's file has changed since, in its place.
+        """Whether the user's file, which this process maps, has changed since, in its place.
 
-        A file that was replaced has not: the old one stays until the last map of it goes.
+        A file that was replaced or removed has not: the old one stays until the last map of it goes.
         """
-        return not self.ours and super().is_written_to()
+        now = self._now()
+        if self.ours or (now is not None and now[0] == self.ino):
+            return not self.ours and now != self._known
+        # That it lost its name changed its inode, too. A map of Python keeps a copy of the descriptor.
+        with contextlib.suppress(OSError):
+            return any(map(self._is_other_content, platform.open_descriptors()))
+        return False
+
+    def _is_other_content(self, fd: int) -> bool:
+        with contextlib.suppress(OSError):
+            facts = os.fstat(fd)
+            is_it = (facts.st_dev, facts.st_ino) == (self.dev, self.ino)
+            return is_it and (facts.st_size, facts.st_mtime_ns) != (self.nbytes, self.mtime_ns)
+        return False
 
     def check(self, fd: int) -> None:
         """Refuse another file.

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sharedmask.errors import AttachError, SegmentError
+from sharedmask.errors import AttachError, ParameterError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import memory
 from sharedmask.storage.container import (
@@ -285,7 +285,11 @@ def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     ------
     AttachError
         The handle is of another machine, boot or user, or does not lead to its segment.
+    ParameterError
+        It is no handle.
     """
+    if not isinstance(handle, Handle):
+        raise ParameterError(f"a shared image is known by its handle or its name, not by {handle!r}")
     key = (handle.token, writable)
     found = _attached.get(key)
     if found is None or found.handle != handle:

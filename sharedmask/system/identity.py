@@ -68,11 +68,6 @@ class FileState:
         now = self._now()
         return now is None or now != self._known
 
-    def is_written_to(self) -> bool:
-        """Whether the file was written to in its place; one that was replaced or removed was not."""
-        now = self._now()
-        return now is not None and now[0] == self.ino and now != self._known
-
     @property
     def _known(self) -> tuple[int, int, int, int]:
         return self.ino, self.nbytes, self.mtime_ns, self.ctime_ns

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import threading
 import time
 import zlib
@@ -210,8 +211,17 @@ def test_a_source_that_changes_between_opening_and_loading_is_refused(tmp_path, 
             image.load()
 
 
+LOSSES = {
+    "removed": lambda path: path.unlink(),
+    "moved": lambda path: path.rename(path.with_name("elsewhere.nii")),
+    "replaced": lambda path: shutil.copy(path, f"{path}2") and os.replace(f"{path}2", path),
+}
+"""How a file loses its name."""
+
+
+@pytest.mark.parametrize("lose", [None, *LOSSES])
 @pytest.mark.parametrize("use", ["mask", "frame", "stored", "reduce"])
-def test_a_mapped_image_that_was_written_to_is_refused_at_its_next_use(tmp_path, use):
+def test_a_mapped_image_that_was_written_to_is_refused_at_its_next_use(tmp_path, use, lose):
     path, other = opened_afresh(tmp_path / "run.nii", 0, 0.5), opened_afresh(tmp_path / "b.nii", 1, 2.0)
     uses = {
         "mask": lambda: image.mask(MASK),
@@ -222,8 +232,19 @@ def test_a_mapped_image_that_was_written_to_is_refused_at_its_next_use(tmp_path,
     with SharedImage(path, store="file") as image:
         uses[use]()
         rewritten(path, other)
+        if lose is not None:
+            LOSSES[lose](path)
         with pytest.raises(SourceChangedError, match=r"run\.nii changed after it was mapped"):
             uses[use]()
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+def test_a_mapped_file_that_lost_its_name_stays_what_it_was(tmp_path, lose):
+    path = opened_afresh(tmp_path / "run.nii", 0, 0.5)
+    with SharedImage(path, store="file") as image:
+        before = image.mask(MASK)
+        lose(path)
+        assert np.array_equal(image.mask(MASK), before)
 
 
 def test_a_change_that_restores_size_and_time_is_seen(tmp_path):

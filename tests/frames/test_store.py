@@ -116,6 +116,14 @@ def test_writing_to_a_mapped_file_is_noticed(run):
             _ = ds[0]
 
 
+def test_a_mapped_file_that_was_written_to_and_removed_is_noticed(run):
+    with FrameDataset(run) as ds:
+        os.utime(run, ns=(1, 1))
+        run.unlink()
+        with pytest.raises(DamagedImageError, match="written to while"):
+            _ = ds[0]
+
+
 def test_a_replaced_file_is_no_matter(run, tmp_path):
     values = truth(run).copy()
     with FrameDataset(run) as ds:

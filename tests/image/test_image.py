@@ -1,6 +1,7 @@
 """The shared image from its first use to its end: facts, states, views and frames."""
 
 import gc
+import re
 import warnings
 from functools import partial
 
@@ -16,6 +17,7 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
+from sharedmask.image.niimg import SharedNifti
 from sharedmask.sources import loader
 from sharedmask.storage import segment
 from sharedmask.storage.views import SharedArray
@@ -291,3 +293,12 @@ def test_smoothed_signals_are_those_of_extract(workers, cleaning, path, masks, b
 def test_a_wrong_width_is_refused_at_once(fwhm, path, masks):
     for call in (SharedImage, partial(extract, masks=masks)):
         assert "smoothing_fwhm" in refused(ParameterError, call, path, smoothing_fwhm=fwhm)
+
+
+@pytest.mark.parametrize("make", [SharedImage.attach, SharedNifti.of])
+@pytest.mark.parametrize("given", [5, None, b"run", ["run"]])
+def test_what_is_no_handle_is_refused_by_name(make, given):
+    with pytest.raises(
+        ParameterError, match=f"known by its handle or its name, not by {re.escape(repr(given))}"
+    ):
+        make(given)

@@ -380,6 +380,10 @@ def test_empty_masks_are_named(tmp_path, grid, mask):
         (np.full(SHAPE, "a"), "holds <U1"),
         (np.full(SHAPE, None), "holds object"),
         (3, "'mask_000': not a path, a volume image or an array but a int"),
+        (
+            [(2, 0, 5.5)],
+            r"an array but the numbers \(2, 0, 5.5\): SharedSpheresMasker and --sphere make spheres",
+        ),
         ([None], "but a NoneType"),
         ([[1, 2]], "but a list"),
     ],

@@ -56,13 +56,6 @@ def test_a_file_that_changed_has(path, change):
     assert state.has_changed()
 
 
-@pytest.mark.parametrize("change", [replaced, os.unlink])
-def test_a_file_that_is_another_one_now_was_not_written_to(path, change):
-    state = FileState.now(path)
-    change(path)
-    assert not state.is_written_to()
-
-
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_fingerprint_changes_with_the_file(path, change):
     before = digest(path)
