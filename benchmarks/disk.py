@@ -139,7 +139,7 @@ def _decompress(packed: Path) -> None:
     from sharedmask.sources.opening import open_source
 
     source = open_source(packed)
-    with loader.decoded(source, source.n_voxels, None, 16) as blocks:
+    with loader.blocks(source, None, 16) as blocks:
         for _ in blocks:
             pass
 

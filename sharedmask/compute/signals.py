@@ -340,7 +340,7 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
     finite = True
     volumes, select = source.narrowed(wanted)
     step = min(loader.block_volumes(len(select), source.dtype, source.n_timepoints), reducer.most(source))
-    with loader.decoded(volumes, len(select), select, step) as blocks:
+    with loader.blocks(volumes, select, step) as blocks:
         for start, block in blocks:
             probed[start : start + len(block)] = block[:, n_voxels:]
             for table, strategy in zip(tables, request.strategies, strict=True):

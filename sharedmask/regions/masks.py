@@ -344,7 +344,7 @@ def _file(path: str) -> Any:
 def _load_mgh(path: str) -> Any:
     """The image whose header nibabel reads from a file that, given its path, it would leave open."""
     with ImageOpener(path) as file:
-        image = MGHImage.from_file_map({"image": FileHolder(path, file)})
+        image = MGHImage.from_file_map({"image": FileHolder(path, file)})  # type: ignore[arg-type]
     image.dataobj.file_like = path
     return image
 

@@ -107,45 +107,34 @@ def load(
     return writer.finite
 
 
-def blocks(source: Volumes, select: NDArray[np.intp] | None) -> AbstractContextManager[Blocks]:
-    """Blocks of the voxels ``select`` (None: all) of consecutive volumes, decoded one ahead from now on.
+def blocks(
+    source: Volumes, select: NDArray[np.intp] | None, step: int | None = None
+) -> AbstractContextManager[Blocks]:
+    """Blocks of the voxels ``select`` (None: all) of ``step`` volumes each, decoded one ahead from now on.
 
     Yields
     ------
     (int, ndarray)
         The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
-        until the next is asked for.
+        until the next is asked for; there are two of them.
     """
     n_selected = source.n_voxels if select is None else len(select)
-    step = block_volumes(n_selected, source.dtype, source.n_timepoints)
-    return decoded(source, n_selected, select, step)
-
-
-def decoded(
-    source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int
-) -> AbstractContextManager[Blocks]:
-    """Blocks of ``step`` volumes as they are decoded: the first one's number, and their values.
-
-    A block, (k, n_selected), is valid until the next one is asked for; there are two of them.
-    """
-    return _Decoder(source, n_selected, select, step)
+    step = block_volumes(n_selected, source.dtype, source.n_timepoints) if step is None else step
+    return _Decoder(source, select, [np.empty((step, n_selected), source.dtype) for _ in range(_N_BLOCKS)])
 
 
 class _Decoder:
     """Decodes in a thread of its own, one block ahead; as it is asked for where that is as fast."""
 
-    def __init__(self, source: Volumes, n_selected: int, select: NDArray[np.intp] | None, step: int) -> None:
-        self._source = source
-        self._select = select
-        self._step = step
-        shape = (step, n_selected)
+    def __init__(self, source: Volumes, select: NDArray[np.intp] | None, blocks: list[Array]) -> None:
+        self._source, self._select, self._blocks = source, select, blocks
+        self._step = len(blocks[0])
         self._caller = Caller()
-        self._blocks: list[Array] = [np.empty(shape, source.dtype) for _ in range(_N_BLOCKS)]
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Iterator[tuple[int, Array]]:
+    def __enter__(self) -> Blocks:
         for block in self._blocks:
             self._free.put(block)
         if _is_small(self._source) or n_cpus() == 1:
@@ -163,14 +152,14 @@ class _Decoder:
         if self._thread is not None:
             self._thread.join()
 
-    def _decoded(self) -> Iterator[tuple[int, Array]]:
+    def _decoded(self) -> Blocks:
         while (message := self._full.get()) is not None:
             if isinstance(message, BaseException):
                 raise message
             yield message
             self._give_back(message)
 
-    def _in_turn(self) -> Iterator[tuple[int, Array]]:
+    def _in_turn(self) -> Blocks:
         for piece in self._read():
             yield piece
             self._give_back(piece)
@@ -188,7 +177,7 @@ class _Decoder:
         except BaseException as error:
             self._full.put(error)
 
-    def _read(self) -> Iterator[tuple[int, Array]]:
+    def _read(self) -> Blocks:
         together = 0 if self._select is None else min(_together(self._source), self._step)
         room = np.empty((together, self._source.n_voxels), self._source.dtype)
         with self._source.volumes() as reader:

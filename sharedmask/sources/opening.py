@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,9 +289,9 @@ def _series(name: str, items: Sequence[Source]) -> SeriesSource:
     for number, item in enumerate(items, start=1):
         _check_member(number, item, first)
     raw = len({(item.dtype, item.slope, item.inter) for item in items}) == 1
-    facts = {fact.name: getattr(first, fact.name) for fact in fields(Source)}
-    facts |= {"name": name, "shape": (*first.shape[:-1], len(items)), "ndim": len(first.shape)}
-    facts["files"] = tuple(file for item in items for file in item.files)
+    files = tuple(file for item in items for file in item.files)
+    facts = first.known(Source) | {"name": name, "files": files, "ndim": len(first.shape)}
+    facts["shape"] = (*first.shape[:-1], len(items))
     if not raw:
         dtype = np.result_type(*(item.scaled_dtype for item in items))
         facts |= {"dtype": dtype, "slope": 1.0, "inter": 0.0}

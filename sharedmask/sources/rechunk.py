@@ -233,7 +233,7 @@ def _copy(source: Source, voxels: Voxels | None, n_voxels: int, fd: int) -> None
     place = 0
     try:
         step = _copying_volumes(source, n_voxels)
-        with loader.decoded(source, n_voxels, voxels, step) as blocks:
+        with loader.blocks(source, voxels, step) as blocks:
             for _, block in blocks:
                 files.pwrite_all(fd, block.reshape(-1).view(np.uint8).data, place)
                 place += block.nbytes

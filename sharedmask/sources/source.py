@@ -98,16 +98,19 @@ class Facts:
         """Dtype of the values after scaling: what nibabel's ``dataobj`` reads as."""
         return apply_read_scaling(np.zeros(1, self.dtype), self.slope, self.inter).dtype.newbyteorder("=")
 
+    def known(self, kind: type[Facts]) -> dict[str, Any]:
+        """The fields of ``kind``, a class of this or one above it, and their values."""
+        return {fact.name: getattr(self, fact.name) for fact in fields(kind)}
+
     def __getstate__(self) -> dict[str, Any]:
         # Without what has been computed meanwhile: pickles of the same image are the same.
-        return {fact.name: getattr(self, fact.name) for fact in fields(self)}
+        return self.known(type(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them; floats keep all their bits."""
-        taken = {fact.name: getattr(self, fact.name) for fact in fields(Facts)}
         exact = {"shape": list(self.shape), "dtype": self.dtype.str, "affine": self.affine.tolist()}
         models = self.models and self.models.to_dict()
-        return taken | exact | {"header": nifti.header_text(self.header), "models": models}
+        return self.known(Facts) | exact | {"header": nifti.header_text(self.header), "models": models}
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Facts:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import field, fields
+from dataclasses import field
 from functools import partial
 from hashlib import blake2b
 from numbers import Real
@@ -114,8 +114,7 @@ class Step(Source):
 
 def _facts(source: Source, **other: Any) -> dict[str, Any]:
     """The facts of an image made from ``source``, whose values are stored as they are."""
-    taken = {fact.name: getattr(source, fact.name) for fact in fields(Source)}
-    return taken | {"slope": 1.0, "inter": 0.0, "source": source} | other
+    return source.known(Source) | {"slope": 1.0, "inter": 0.0, "source": source} | other
 
 
 def _float_for(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -13,10 +13,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any
 
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask.errors import (
@@ -28,7 +29,7 @@ from sharedmask.errors import (
 )
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
-from sharedmask.sources import loader, rechunk, values
+from sharedmask.sources import loader, rechunk
 from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
@@ -204,16 +205,14 @@ def attached(attachment: Attachment) -> Held:
                 mapped_file.no_read_ahead(arrays["rows"])
             return Rows(facts, arrays["rows"], finite, arrays.get("voxels"), attachment, lies)
         view = attachment.view("volumes").reshape(facts.shape[::-1]).T
-        known = {fact.name: getattr(facts, fact.name) for fact in fields(Facts)}
-        return MappedVolumes(**known, files=(), dataobj=view, attachment=attachment)
+        return MappedVolumes(**facts.known(Facts), files=(), dataobj=view, attachment=attachment)
     except (KeyError, TypeError, ValueError) as error:
         raise AttachError(f"{handle.label} is no shared image: {error!r}") from error
 
 
 def _true_volumes(facts: Facts, stored: Array, voxels: Voxels | None) -> Array:
-    conversion = Conversion(facts.slope, facts.inter, facts.scaled_dtype, facts.scaled_dtype)
     true = np.zeros((facts.n_voxels, stored.shape[1]), facts.scaled_dtype)
-    true[slice(None) if voxels is None else voxels] = values.scale(stored, conversion)
+    true[slice(None) if voxels is None else voxels] = apply_read_scaling(stored, facts.slope, facts.inter)
     return true.reshape(*facts.shape[:-1], -1, order="F")
 
 
@@ -408,8 +407,7 @@ def as_source(held: Held) -> Source:
         raise OutsideImageError(
             f"{held.facts.name} holds the voxels of its mask_img only: smoothing and resampling need all"
         )
-    facts = {fact.name: getattr(held.facts, fact.name) for fact in fields(Facts)}
-    return ArraySource(**facts, files=(), dataobj=held.stored_view)
+    return ArraySource(**held.facts.known(Facts), files=(), dataobj=held.stored_view)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -5,6 +5,6 @@ written whole, tables of text. Does not cover: images.
 
 From the bottom up::
 
-    platform  inputs  units  limits  threads  process  settings  identity  locks
+    platform  inputs  limits  units  threads  process  settings  identity  locks
     files  together  usage  budget  delimited  monitor
 """

@@ -35,7 +35,7 @@ def all_limits(held: int = 0) -> list[Limit]:
     """All limits of this process; ``held`` bytes of shared memory are its own, touched or not."""
     if not held and (known := _known.get()):
         return list(known)
-    return [_free_ram(), *_cgroups(), *_slurm(held), *_process_limits()]
+    return [Limit(*ram(), "free RAM"), *_cgroups(), *_slurm(held), *_process_limits()]
 
 
 _known: ContextVar[Sequence[Limit]] = ContextVar("known", default=())
@@ -91,10 +91,6 @@ def ram() -> tuple[int, int]:
 
     found = psutil.virtual_memory()
     return found.total, found.available
-
-
-def _free_ram() -> Limit:
-    return Limit(*ram(), "free RAM")
 
 
 # --- control groups ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from sharedmask.system.process import Lock, is_worker
 from sharedmask.system.units import parse_bytes
 
 GIB = 2**30
+Fingerprint = Literal["stat", "content"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Settings:
     """What cached results may take together."""
     decoders: Annotated[int, "how many"] | None = None
     """Cores that decode one .nii.gz file that has an index; None: all that may be used, one in a worker."""
-    fingerprint: Literal["stat", "content"] = "stat"
+    fingerprint: Fingerprint = "stat"
     """How it is known that an image is still the same, by cache, images on disk and journals: by what the
     file system says of the file and a few of its bytes; or by all that it holds, which is read each time, for
     file systems that do not tell when a file changed (no ctime)."""
@@ -132,10 +133,13 @@ def _folder(value: Any) -> Path:
     return Path(value).expanduser()
 
 
-def _profile(value: Any) -> str:
-    if value not in (*PROFILES, "auto", "slurm"):
-        raise ParameterError(f"{value!r} is none of {', '.join(PROFILES)}, auto and slurm")
-    return str(value)
+def _among(*words: str) -> Callable[[Any], str]:
+    def checked(value: Any) -> str:
+        if value not in words:
+            raise ParameterError(f"{value!r} is none of {', '.join(words[:-1])} and {words[-1]}")
+        return str(value)
+
+    return checked
 
 
 def _count(value: Any) -> int:
@@ -146,15 +150,6 @@ def _count(value: Any) -> int:
     return value
 
 
-_FINGERPRINT = Literal["stat", "content"]
-
-
-def _fingerprint(value: Any) -> str:
-    if value not in get_args(_FINGERPRINT):
-        raise ParameterError(f"{value!r} is none of {' and '.join(get_args(_FINGERPRINT))}")
-    return str(value)
-
-
 _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     bool: _flag,
     float: _fraction,
@@ -163,8 +158,8 @@ _BY_TYPE: dict[Any, Callable[[Any], Any]] = {
     Annotated[int, "how many"] | None: _count,
     int | float | str | None: _limit,
     Path | None: _folder,
-    str | None: _profile,
-    _FINGERPRINT: _fingerprint,
+    str | None: _among(*PROFILES, "auto", "slurm"),
+    Fingerprint: _among(*get_args(Fingerprint)),
 }
 _CHECKS = {field.name: _BY_TYPE[field.type] for field in fields(Settings)}
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True}
@@ -244,13 +239,6 @@ def _tell_of_unknown(environ: Mapping[str, str]) -> None:
         )
 
 
-def _config_file(named: str | os.PathLike[str] | None, usual: str) -> str | None:
-    """The file to read; None where nobody named one and the usual place has none."""
-    if named:
-        return os.path.expanduser(named)
-    return usual if os.path.isfile(usual) else None
-
-
 def _from_file(path: str) -> dict[str, tuple[Any, str]]:
     try:
         import tomllib
@@ -269,14 +257,9 @@ def _from_profile(explicit: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[An
     capacity = limits.capacity()
     if memory_limit is not None:
         capacity = min(capacity, parse_bytes(memory_limit))
-    values = _from_job(capacity) if profile == "slurm" else PROFILES[_tier(profile, capacity)]
+    tier = "small" if capacity < 16 * GIB else "medium" if capacity <= 64 * GIB else "large"
+    values = _from_job(capacity) if profile == "slurm" else PROFILES[tier if profile == "auto" else profile]
     return _checked(values, lambda _: f"profile {profile}")
-
-
-def _tier(profile: str, capacity: int) -> str:
-    if profile != "auto":
-        return profile
-    return "small" if capacity < 16 * GIB else "medium" if capacity <= 64 * GIB else "large"
 
 
 def _from_job(capacity: int) -> dict[str, Any]:
@@ -351,7 +334,8 @@ def _current() -> tuple[Settings, dict[str, str]]:
     global _resolved
     with _lock:
         environ, usual = _environ()
-        path = _config_file(_given.get("config") or environ.get(_CONFIG), usual)
+        named = _given.get("config") or environ.get(_CONFIG)
+        path = os.path.expanduser(named) if named else usual if os.path.isfile(usual) else None
         key = _given, environ, path, _changed(path)
         if _resolved is None or _resolved[0] != key:
             _resolved = key, *_resolve(environ, path)
@@ -366,15 +350,12 @@ def _environ() -> tuple[Mapping[str, str], str]:
     global _variables_seen
     now = getattr(os.environ, "_data", None)  # comparing it takes a fiftieth of going through it
     if now is None or now != _variables_seen[0]:
-        names = [os.fsdecode(name) for name in _variables() if name.startswith(_ASKED)]
+        every = os.environb if hasattr(os, "environb") else map(os.fsencode, os.environ)
+        names = [os.fsdecode(name) for name in every if name.startswith(_ASKED)]
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         usual = os.path.join(home, "sharedmask", "config.toml")
         _variables_seen = dict(now or ()), {name: os.environ[name] for name in names}, usual
     return _variables_seen[1:]
-
-
-def _variables() -> Iterable[bytes]:
-    return os.environb if hasattr(os, "environb") else map(os.fsencode, os.environ)
 
 
 def _changed(path: str | None) -> int:

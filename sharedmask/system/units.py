@@ -8,6 +8,7 @@ import math
 import re
 
 from sharedmask.errors import ParameterError
+from sharedmask.system import limits
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _FRACTION = re.compile(r"\s*(?:0?\.\d+|1\.0*)\s*")
@@ -46,7 +47,7 @@ def parse_bytes(amount: int | float | str, name: str = "memory_limit") -> int:
     if not math.isfinite(nbytes):
         raise ParameterError(f"{given} is no amount of memory")
     if isinstance(amount, float) and 0 < amount <= 1:
-        nbytes *= _ram_bytes()
+        nbytes *= limits.ram()[0]
     if nbytes < 1:
         raise ParameterError(f"{given} leaves no memory")
     return int(nbytes)
@@ -57,9 +58,3 @@ def _of_text(amount: str, given: str) -> float:
     if not found:
         raise ParameterError(f"{given} is no amount of memory: write '8G' or '512M'")
     return float(found[1]) * _UNITS[found[2].upper()]
-
-
-def _ram_bytes() -> int:
-    import psutil  # here, because most amounts need none of it
-
-    return int(psutil.virtual_memory().total)

@@ -88,7 +88,7 @@ def test_decoded_without_a_thread_where_it_would_not_help(select, why, monkeypat
         monkeypatch.setattr(loader, "n_cpus", lambda: 1)
     monkeypatch.setattr(threading.Thread, "start", None)  # which would be called
     source = random_volumes(40, 6)
-    with loader.decoded(source, 6 if select is None else 3, select, 16) as blocks:
+    with loader.blocks(source, select, 16) as blocks:
         found = np.concatenate([block.copy() for _, block in blocks])
     np.testing.assert_array_equal(found, source.data if select is None else source.data[:, select])
 
