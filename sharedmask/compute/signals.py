@@ -339,7 +339,7 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
     tables = np.empty((len(request.strategies), source.n_timepoints, len(regions)), conversion.result)
     finite = True
     volumes, select = source.narrowed(wanted)
-    step = min(loader.block_volumes(len(select), source.dtype, source.n_timepoints), reducer.most(source))
+    step = min(loader.block_volumes(len(wanted), source.dtype, source.n_timepoints), reducer.most(source))
     with loader.blocks(volumes, select, step) as blocks:
         for start, block in blocks:
             probed[start : start + len(block)] = block[:, n_voxels:]

@@ -168,7 +168,7 @@ class Coordinator:
         """
         alone_since = time.monotonic()
         while not self._stopping:
-            if not self._claim.stands:
+            if not self._claim.is_found:
                 raise SegmentError(
                     f"the registry {directory()} was removed: nobody finds this coordinator any more"
                 )

@@ -316,7 +316,7 @@ class SharedImage(Searchlights):
         if shared is None:
             raise rows.held_alone(self._name, self._asked_store)
         if self._owned is not None:
-            self._owned.keep_record()
+            self._owned.record.keep()
         return shared.handle
 
     def publish(self, name: str) -> Handle:

@@ -38,7 +38,7 @@ from sharedmask.spaces.space import Space
 from sharedmask.system import identity, inputs
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property, n_cpus
-from sharedmask.typing import Array
+from sharedmask.typing import Array, Numbers
 
 _WHILE_READ = "while it was read"
 Kind = Literal["fingerprint", "content"]
@@ -140,8 +140,8 @@ class Source(Facts, ABC):
         """Of its files, the one with the voxels first; none of an image in memory."""
         return tuple(Path(without_query(file.path)) for file in self.files)
 
-    def narrowed(self, select: NDArray[np.intp]) -> tuple[Volumes, NDArray[np.intp]]:
-        """The volumes to read for the voxels ``select``, and their numbers there."""
+    def narrowed(self, select: Numbers | None) -> tuple[Volumes, Numbers | None]:
+        """The volumes to read for the voxels ``select`` (None: all), and their numbers there."""
         return self, select
 
     @property

@@ -153,7 +153,7 @@ def _checked(name: str, spec: Mapping[str, Any], first: int, end: int) -> Mappin
     return spec
 
 
-def array_at(buffer: mmap.mmap | bytearray | bytes, spec: Mapping[str, Any]) -> Array:
+def array_at(buffer: mmap.mmap | bytearray | bytes | Array, spec: Mapping[str, Any]) -> Array:
     # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
     # and closing the map under such a view is a segmentation fault.
     count = math.prod(spec["shape"])

@@ -20,7 +20,7 @@ import numpy as np
 
 from sharedmask.errors import AttachError, SourceChangedError
 from sharedmask.records import dataclass
-from sharedmask.storage.container import Specs, checked_facts, checked_json, parse_header
+from sharedmask.storage.container import Specs, array_at, checked_facts, checked_json, parse_header
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import locks, platform, process
 from sharedmask.system.identity import FileState
@@ -199,10 +199,7 @@ class FileMap(Origin):
 
     def array(self, name: str) -> SharedArray:
         """The array ``name`` of a file of ours."""
-        spec = self._specs[name]
-        shape, dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
-        steps = np.cumprod((dtype.itemsize, *shape[:0:-1]))[::-1]
-        return self.at(spec["offset"], shape, tuple(map(int, steps)), dtype)
+        return self.tagged(array_at(self._bytes, self._specs[name]))
 
 
 # One map per process and file, for as long as somebody uses it.

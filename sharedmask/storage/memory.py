@@ -34,6 +34,8 @@ class Store(ABC):
     """The memory of one segment, in the hands of its owner."""
 
     kind: str
+    fd = -1
+    """The owner's descriptor through which others open it; -1 if it has a name."""
 
     def __init__(self, name: str, nbytes: int) -> None:
         self.name = name
@@ -46,11 +48,6 @@ class Store(ABC):
         except BaseException:
             self.release()
             raise
-
-    @property
-    def fd(self) -> int:
-        """The owner's descriptor through which others open it; -1 if it has a name."""
-        return -1
 
     @abstractmethod
     def _make(self) -> None: ...
@@ -67,9 +64,10 @@ class Store(ABC):
     def release(self) -> None:
         """Give the memory back; it goes with the last map of it. Idempotent."""
 
-    @abstractmethod
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
+        fd, self.fd = self.fd, -1
+        locks.close(fd)
 
 
 class Named(Store):
@@ -111,9 +109,6 @@ class Named(Store):
 
     def seal(self) -> None:
         os.chmod(SHM / self.name, 0o400)
-
-    def forget(self) -> None:
-        pass  # a name is nothing that a child could hold
 
     def release(self) -> None:
         # A name that somebody removed is no reason to fail, nor is a tracker that is gone; with an
@@ -171,40 +166,31 @@ class Memfd(Store):
     def _make(self) -> None:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
-            self._fd = os.memfd_create(self.name, flags | _MFD_NOEXEC_SEAL)
+            self.fd = os.memfd_create(self.name, flags | _MFD_NOEXEC_SEAL)
         except OSError as error:
             if error.errno != errno.EINVAL:  # a kernel that does not know the last flag
                 size, why = format_bytes(self.nbytes), explained(error)
                 raise SegmentError(f"no anonymous memory of {size}: {why}") from error
-            self._fd = os.memfd_create(self.name, flags)
-        os.fchmod(self._fd, 0o600)
-
-    @property
-    def fd(self) -> int:
-        return self._fd
+            self.fd = os.memfd_create(self.name, flags)
+        os.fchmod(self.fd, 0o600)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        yield self._fd
+        yield self.fd
 
     def seal(self) -> None:
         try:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except OSError as error:
             raise SegmentError(
                 f"{self.name} cannot be sealed, another process still maps it for writing "
                 f"(a child forked while it was being filled?): {error}"
             ) from error
-        os.fchmod(self._fd, 0o400)
+        os.fchmod(self.fd, 0o400)
 
     def release(self) -> None:
         self.forget()
-
-    def forget(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            locks.close(fd)
 
 
 KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}

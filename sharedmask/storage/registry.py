@@ -59,14 +59,29 @@ def _open_directory() -> contextlib.AbstractContextManager[Folder]:
     return private_directory(directory(), "the registry (SHAREDMASK_DIR names another one)")
 
 
-class Record:
-    """A file that says what we own, locked for as long as we live."""
+class _Locked:
+    """A file of the registry that is locked for as long as we live."""
 
-    def __init__(self, token: str, content: str) -> None:
-        self.name = token + _SUFFIX
+    def __init__(self, name: str, content: str) -> None:
+        self.name = name
         self.content = content
         with _open_directory() as folder:
-            self._fd = _locked_file(folder, self.name, content)
+            self._fd = _locked_file(folder, name, content)
+
+    @property
+    def is_found(self) -> bool:
+        """Whether others find it by its name; if not, that was removed, or made again."""
+        with _open_directory() as folder:
+            return is_named(folder, self.name, self._fd)
+
+    def forget(self) -> None:
+        """Let go of the lock without touching the file: at the end, or in the forked child of an owner."""
+        fd, self._fd = self._fd, -1
+        locks.close(fd)
+
+
+class Record(_Locked):
+    """A file that says what we own."""
 
     def replace(self, content: str) -> None:
         """Change the content in one step: readers see the old record or the new one.
@@ -91,21 +106,13 @@ class Record:
 
     def keep(self) -> None:
         """Make the record again if its name is gone (cleaners of temporary directories do that)."""
-        with _open_directory() as folder:
-            present = self._fd < 0 or is_named(folder, self.name, self._fd)
-        if not present:
+        if self._fd >= 0 and not self.is_found:
             self.replace(self.content)
 
     def remove(self) -> None:
         with contextlib.suppress(OSError), _open_directory() as folder:
             platform.unlink_at(folder, self.name)
         self.forget()
-
-    def forget(self) -> None:
-        """Let go of the lock without touching the file: for the forked child of an owner."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            locks.close(fd)
 
 
 def _locked_file(folder: Folder, name: str, content: str) -> int:
@@ -166,22 +173,22 @@ class OwnedSegment:
         facts = {"meta": dict(meta or {}), **(elsewhere.to_facts() if elsewhere else {})}
         token = os.urandom(16).hex()
         with _making:
-            self._record = Record(token, json.dumps(_provisional_record(token, label, store)))
+            self.record = Record(token + _SUFFIX, json.dumps(_provisional_record(token, label, store)))
             try:
                 self.segment = Segment(token, geometry, store, facts)
             except BaseException:
-                self._record.remove()
+                self.record.remove()
                 raise
             _kept.add(self)
         self.label = label
-        self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self._record)
+        self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self.record)
 
     def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Seal the segment and publish its handle in the record."""
         return self._published(self.segment.share(self.label, meta, writable=writable))
 
     def _published(self, handle: Handle) -> Handle:
-        self._record.replace(handle.to_json())
+        self.record.replace(handle.to_json())
         self.handle = handle
         return handle
 
@@ -191,10 +198,6 @@ class OwnedSegment:
             raise ParameterError(f"{self.label} cannot be published under the name {label!r}")
         self.label = label
         return self._published(replace(self.handle, label=label))
-
-    def keep_record(self) -> None:
-        """Write the record again if somebody removed it, so that we can be seen and cleaned up."""
-        self._record.keep()
 
     def release(self) -> None:
         """Unlink the segment, then remove the record. Views keep their bytes. Idempotent."""
@@ -211,7 +214,7 @@ class OwnedSegment:
 
     def forget(self) -> None:
         """In a forked child: let go of lock and memory, which are the parent's."""
-        self._record.forget()
+        self.record.forget()
         self.segment.forget()
 
 
@@ -322,7 +325,7 @@ def find(label: str) -> Handle:
     return found[-1]
 
 
-class Claim:
+class Claim(_Locked):
     """The one holder of a role on this machine, such as the coordinator, and its socket's place."""
 
     def __init__(self, role: str) -> None:
@@ -330,31 +333,19 @@ class Claim:
         pid = os.getpid()
         content = {"pid": pid, "started": process.start_time(pid)}
         reap()
-        with _making, _open_directory() as folder:
+        with _making:
             try:
-                self._fd = _locked_file(folder, role + _CLAIM_SUFFIX, json.dumps(content))
+                super().__init__(role + _CLAIM_SUFFIX, json.dumps(content))
             except FileExistsError as error:
                 raise SegmentError(f"another {role} is running for this user") from error
             _kept.add(self)
-
-    @property
-    def stands(self) -> bool:
-        """Whether it is the one that others find; if not, the registry was removed, or made again."""
-        with _open_directory() as folder:
-            return is_named(folder, self.role + _CLAIM_SUFFIX, self._fd)
-
-    def forget(self) -> None:
-        """Let go of the lock: at the end, or in a forked child."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            locks.close(fd)
 
     def release(self) -> None:
         """Remove the socket and the claim, unless they are a successor's. Idempotent."""
         if self._fd >= 0:
             with _making:
                 with contextlib.suppress(SegmentError), _open_directory() as folder:
-                    if is_named(folder, self.role + _CLAIM_SUFFIX, self._fd):
+                    if is_named(folder, self.name, self._fd):
                         _remove_claim(folder, self.role)
                 self.forget()
 
@@ -392,17 +383,22 @@ def reap() -> list[str]:
     removed: list[str] = []
     with _open_directory() as folder:
         for name in sorted(os.listdir(folder)):
-            if name.endswith(_CLAIM_SUFFIX):
-                _reap_claim(folder, name)
-            elif _is_record(name):
-                removed += _reap_record(folder, name)
+            if not (name.endswith(_CLAIM_SUFFIX) or _is_record(name)):
+                continue
+            with abandoned(folder, name) as fd:
+                if fd is not None:
+                    removed += _reap(folder, name)
     return removed
 
 
-def _reap_claim(folder: Folder, name: str) -> None:
-    with abandoned(folder, name) as fd:
-        if fd is not None:
-            _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
+def _reap(folder: Folder, name: str) -> list[str]:
+    if name.endswith(_CLAIM_SUFFIX):
+        _remove_claim(folder, name.removesuffix(_CLAIM_SUFFIX))
+        return []
+    segment = segment_name(name[:32])
+    removed = [segment] if memory.remove(segment) else []
+    platform.unlink_at(folder, name)
+    return removed
 
 
 def _reap_once() -> None:
@@ -415,16 +411,6 @@ def _reap_once() -> None:
 
 def _is_record(name: str) -> bool:
     return bool(TOKEN.match(name)) and name[32:].startswith(_SUFFIX)
-
-
-def _reap_record(folder: Folder, name: str) -> list[str]:
-    with abandoned(folder, name) as fd:
-        if fd is None:
-            return []
-        segment = segment_name(name[:32])
-        removed = [segment] if memory.remove(segment) else []
-        platform.unlink_at(folder, name)
-        return removed
 
 
 def _read(folder: Folder, name: str) -> Published | None:

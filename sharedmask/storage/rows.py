@@ -168,9 +168,9 @@ class MappedVolumes(ArraySource):
         with self.unchanged():
             return _true_volumes(self, self.by_volume[span].T, None)
 
-    def narrowed(self, select: Voxels) -> tuple[Volumes, Voxels]:
+    def narrowed(self, select: Voxels | None) -> tuple[Volumes, Voxels | None]:
         """Of each volume what lies from the first voxel asked for to the last: the rest is not touched."""
-        if not len(select):
+        if select is None or not len(select):
             return self, select
         first, last = int(select.min()), int(select.max())
         values = self.by_volume[:, first : last + 1]
@@ -311,11 +311,7 @@ def _populate(rows: Array) -> None:
 def _begun(source: Source, voxels: Voxels | None) -> AbstractContextManager[loader.Blocks | None]:
     if isinstance(source, RowSource):
         return contextlib.nullcontext()
-    return loader.blocks(*_selected(source, voxels))
-
-
-def _selected(source: Source, voxels: Voxels | None) -> tuple[Volumes, Voxels | None]:
-    return (source, None) if voxels is None else source.narrowed(voxels)
+    return loader.blocks(*source.narrowed(voxels))
 
 
 def fill(
@@ -332,7 +328,7 @@ def fill(
         if on_volumes is not None:
             on_volumes(source.n_timepoints)
         return finite
-    volumes, select = _selected(source, voxels)
+    volumes, select = source.narrowed(voxels)
     return loader.load(
         volumes,
         out,

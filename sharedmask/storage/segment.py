@@ -227,11 +227,6 @@ class Attachment(Origin):
     def name(self) -> str:
         return self.handle.name
 
-    @property
-    def path(self) -> str | None:
-        """Of the file in which the arrays lie."""
-        return None if self.file is None else self.file.path
-
     def is_written_to(self) -> bool:
         """Whether the user's file in which the arrays lie has changed since it was shared."""
         return self.file is not None and self.file.is_written_to()
@@ -245,9 +240,7 @@ class Attachment(Origin):
 
     def view(self, name: str) -> "SharedArray":
         """The array ``name`` as one that pickles as a handle, if others can attach."""
-        shared = self.arrays[name].view(SharedArray)
-        shared._origin = self if self.handle.store != PRIVATE else None
-        return shared
+        return self.tagged(self.arrays[name], travels=self.handle.store != PRIVATE)
 
 
 def here_only(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> Attachment:

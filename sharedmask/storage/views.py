@@ -49,9 +49,13 @@ class Origin(ABC):
         if not DTYPE.fullmatch(dtype.str):
             raise AttachError(f"no array of {self.name} has the dtype {dtype}")
         # The buffer is an array on the map, not the map, so the map lives as long as the view.
-        array = np.ndarray(shape, dtype, self._bytes, offset, strides).view(SharedArray)
-        array._origin = self
-        return array
+        return self.tagged(np.ndarray(shape, dtype, self._bytes, offset, strides))
+
+    def tagged(self, array: Array, travels: bool = True) -> "SharedArray":
+        """A view of these bytes as one that travels."""
+        shared = array.view(SharedArray)
+        shared._origin = self if travels else None
+        return shared
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):

@@ -431,8 +431,7 @@ class Draft:
             platform.let_go(self._fd)
             with contextlib.suppress(OSError):
                 platform.unlink_at(self.folder, self._name)
-        if self._fd >= 0:
-            locks.close(self._fd)
+        locks.close(self._fd)
         locks.close(self.folder)
 
 

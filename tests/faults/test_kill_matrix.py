@@ -58,7 +58,7 @@ KILLS = '''
         owned.segment.array("rows")[:] = 7
         show(owned.share({}))
         attach(owned.rename("other"))
-        owned.keep_record()
+        owned.record.keep()
         owned.release()
 
     def an_image():

@@ -129,9 +129,9 @@ RACE = '''
 
     def stands(owned):
         """Whether our record and our name are as we made them."""
-        name = owned._record.name
+        name = owned.record.name
         with registry._open_directory() as there:
-            mine = registry.is_named(there, name, owned._record._fd)
+            mine = registry.is_named(there, name, owned.record._fd)
         named = owned.segment.store.kind == "memfd" or os.path.exists("/dev/shm/" + owned.segment.store.name)
         return mine and named
 

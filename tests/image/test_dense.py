@@ -51,7 +51,7 @@ def test_every_store_gives_the_file_s_values(tmp_path, store, rows):
 def test_a_file_is_mapped_and_not_copied(path):
     with SharedImage(path, store="file") as image:
         image.load()
-        assert image._held.attachment.path == str(path)
+        assert image._held.attachment.file.path == str(path)
         path.write_bytes(path.read_bytes()[:-1] + b"\1")
         with pytest.raises(errors.SourceChangedError):
             image.mask(ATLAS == 1)

@@ -47,7 +47,7 @@ def on_disk(path, **options):
 def written(path, **options):
     """Make the rows, and nothing more; the name of their file."""
     with on_disk(path, **options) as image:
-        return Path(image.load()._held.attachment.path)
+        return Path(image.load()._held.attachment.file.path)
 
 
 def correct(path, **options):
@@ -252,7 +252,7 @@ def test_what_is_in_use_never_goes(tmp_path):
     runs = three_runs(tmp_path)
     with on_disk(runs[0]) as image:
         view = image.load().array[1]
-        held = Path(image._held.attachment.path)
+        held = Path(image._held.attachment.file.path)
         with (
             using(spill_limit=held.stat().st_size),
             pytest.raises(SegmentError, match="images and frames in use there"),
@@ -495,7 +495,7 @@ def test_views_travel_and_outlive_the_file(path):
         sent = pickle.dumps(view)
         assert len(sent) < 1000
         same_bits(np.asarray(pickle.loads(sent)), truth(path)[2:, ::2])
-        name = image._held.attachment.path
+        name = image._held.attachment.file.path
     os.unlink(name)
     same_bits(np.asarray(view), truth(path)[2:, ::2])
 
@@ -503,7 +503,7 @@ def test_views_travel_and_outlive_the_file(path):
 @pytest.mark.parametrize("spoil", ["remove", "replace", "open"])
 def test_a_file_that_is_another_one_now_is_refused(path, spoil):
     with on_disk(path) as image:
-        handle, name = image.handle, image._held.attachment.path
+        handle, name = image.handle, image._held.attachment.file.path
         content = Path(name).read_bytes()
         if spoil == "open":
             os.chmod(name, 0o644)
