@@ -114,8 +114,7 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
             if fd is None:
                 with kept.turn(key):
                     fd = kept.find(key, read)  # built while we waited
-                    if fd is None:
-                        fd = _build(using, key, geometry, label, fill, copied)
+                    fd = _build(using, key, geometry, label, fill, copied) if fd is None else fd
         facts, _ = container.read_header(fd)
         identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
         yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
@@ -165,12 +164,8 @@ def disk_full_as_segment_error(label: str, nbytes: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        folder = directory()
-        raise SegmentError(
-            f"{folder} has no room for {label}: {format_bytes(nbytes)} are needed, "
-            f"{format_bytes(_free())} are free ({error.strerror}); "
-            "SHAREDMASK_TMPDIR names another folder"
-        ) from error
+        other = f" ({error.strerror}); SHAREDMASK_TMPDIR names another folder"
+        raise SegmentError(_no_room(label, nbytes) + other) from error
 
 
 class _Writer:
@@ -270,10 +265,12 @@ def _make_room(nbytes: int, on_disk: int, label: str) -> None:
             f"{format_bytes(held + nameless)} of the {format_bytes(limit)} that spill_limit allows"
         )
     if _free() < on_disk:
-        raise SegmentError(
-            f"{directory()} has no room for {label}: {format_bytes(on_disk)} are needed, "
-            f"{format_bytes(_free())} are free"
-        )
+        raise SegmentError(_no_room(label, on_disk))
+
+
+def _no_room(label: str, nbytes: int) -> str:
+    there = f"{format_bytes(nbytes)} are needed, {format_bytes(_free())} are free"
+    return f"{directory()} has no room for {label}: {there}"
 
 
 def _free() -> int:

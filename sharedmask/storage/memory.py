@@ -60,9 +60,9 @@ class Store(ABC):
     def seal(self) -> None:
         """No process writes from here on; the owner has no writable map any more."""
 
-    @abstractmethod
     def release(self) -> None:
         """Give the memory back; it goes with the last map of it. Idempotent."""
+        self.forget()
 
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
@@ -188,9 +188,6 @@ class Memfd(Store):
                 f"(a child forked while it was being filled?): {error}"
             ) from error
         os.fchmod(self.fd, 0o400)
-
-    def release(self) -> None:
-        self.forget()
 
 
 KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}

@@ -354,39 +354,28 @@ def load_union(source: Source, voxels: Voxels, shared: bool, budget: MemoryBudge
 
     They are those of the image's own file, if it has rows as they are in memory.
     """
-    if isinstance(source, RowSource) and source.is_mappable:
-        with source.unchanged(), _mapped(source, shared) as mapped:
-            yield mapped
-        return
-    store = memory.choose("auto", container.projected(geometry_of(source, voxels)))[0] if shared else PRIVATE
-    owned, rows = load(source, voxels, source.name, budget, store)
-    assert isinstance(rows, Rows)
-    try:
-        yield rows
-    finally:
+    with contextlib.ExitStack() as stack:
+        held: Held
+        if isinstance(source, RowSource) and source.is_mappable:
+            stack.enter_context(source.unchanged())
+            owned, held = _in_its_file(source, None, source.name) if shared else (None, _mapped(source))
+        else:
+            needed = container.projected(geometry_of(source, voxels))
+            store = memory.choose("auto", needed)[0] if shared else PRIVATE
+            owned, held = load(source, voxels, source.name, budget, store)
         if owned is not None:
-            owned.release()
-
-
-@contextlib.contextmanager
-def _mapped(source: RowSource, shared: bool) -> Iterator[Rows]:
-    layout, finite = source.layout, source.dtype.kind in "iu"
-    assert isinstance(layout, FileLayout)
-    if not shared:
-        shape = source.n_voxels, source.n_timepoints
-        view = map_users_file(layout.path, source.name).at(
-            layout.offset, shape, (source.row_bytes, source.dtype.itemsize), source.dtype
-        )
-        mapped_file.no_read_ahead(view)
-        yield Rows(source, np.asarray(view), finite, as_they_lie=layout.path)
-        return
-    owned, held = _in_its_file(source, None, source.name)
-    assert isinstance(held, Rows)
-    try:
+            stack.callback(owned.release)
+        assert isinstance(held, Rows)
         yield held
-    finally:
-        if owned is not None:
-            owned.release()
+
+
+def _mapped(source: RowSource) -> Rows:
+    layout = source.layout
+    assert isinstance(layout, FileLayout)
+    shape, strides = (source.n_voxels, source.n_timepoints), (source.row_bytes, source.dtype.itemsize)
+    view = map_users_file(layout.path, source.name).at(layout.offset, shape, strides, source.dtype)
+    mapped_file.no_read_ahead(view)
+    return Rows(source, np.asarray(view), source.dtype.kind in "iu", as_they_lie=layout.path)
 
 
 def as_source(held: Held) -> Source:

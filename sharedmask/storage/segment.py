@@ -23,18 +23,8 @@ import numpy as np
 
 from sharedmask.errors import AttachError, ParameterError, SegmentError
 from sharedmask.records import dataclass
-from sharedmask.storage import memory
-from sharedmask.storage.container import (
-    Geometry,
-    Specs,
-    array_at,
-    arrays_in,
-    checked_facts,
-    checked_json,
-    header,
-    layout,
-    parse_header,
-)
+from sharedmask.storage import container, memory
+from sharedmask.storage.container import Geometry, Specs
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
 from sharedmask.system import locks, platform
@@ -101,7 +91,7 @@ class Handle:
             If this is no handle.
         """
         what = "a handle of a shared image"
-        return checked_facts(cls, checked_json(text, what), what)
+        return container.checked_facts(cls, container.checked_json(text, what), what)
 
 
 def segment_name(token: str) -> str:
@@ -116,7 +106,7 @@ class Segment:
         self, token: str, geometry: Geometry, store: str, facts: Mapping[str, Any] | None = None
     ) -> None:
         self.token = token
-        self._layout = layout(geometry, facts)
+        self._layout = container.layout(geometry, facts)
         self._facts: dict[str, Any] = {"arrays": self._layout.specs, "meta": {}, **(facts or {})}
         nbytes = self._layout.nbytes
         self.store = memory.KINDS[store](segment_name(token), nbytes)
@@ -133,7 +123,7 @@ class Segment:
 
     def array(self, name: str) -> Array:
         """The array ``name``, writable."""
-        return array_at(self._map, self._layout.specs[name])
+        return container.array_at(self._map, self._layout.specs[name])
 
     def share(self, label: str, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Write the header, which tells ``meta`` too; from here on others can attach.
@@ -144,7 +134,7 @@ class Segment:
         facts = {"token": self.token, "nbytes": self.store.nbytes, **self._facts}
         facts["meta"] = {**facts["meta"], **meta}
         size = self._layout.header_bytes
-        self._map[:size] = header(facts, size)
+        self._map[:size] = container.header(facts, size)
         if writable:
             platform.advise(self._map, "MADV_DOFORK")  # a result is an array like any other
         else:
@@ -210,7 +200,7 @@ class Attachment(Origin):
     """The arrays of a segment in this process, read-only, and the facts of its header."""
 
     def __init__(self, handle: Handle, buffer: mmap.mmap | bytes, writable: bool) -> None:
-        facts, first = parse_header(buffer)
+        facts, first = container.parse_header(buffer)
         self.file = FileIdentity.from_dict(facts["file"]) if "file" in facts else None
         """In which the arrays lie, if not in the segment."""
         if self.file is not None:
@@ -221,7 +211,7 @@ class Attachment(Origin):
         self.writable = writable
         self.kind: str = facts.get("kind", handle.store)
         self.meta: dict[str, Any] = facts["meta"]
-        self.arrays = arrays_in(buffer, facts.get("arrays"), first)
+        self.arrays = container.arrays_in(buffer, facts.get("arrays"), first)
 
     @property
     def name(self) -> str:
@@ -246,11 +236,11 @@ class Attachment(Origin):
 def here_only(label: str, elsewhere: ExternalArrays, meta: Mapping[str, Any]) -> Attachment:
     """The arrays in a file, attached to by this process and no other."""
     token, facts = os.urandom(16).hex(), {"meta": dict(meta), **elsewhere.to_facts()}
-    size = layout({}, facts).header_bytes
+    size = container.layout({}, facts).header_bytes
     facts |= {"token": token, "nbytes": size}
     pid, now = os.getpid(), time.monotonic()
     handle = Handle(token, PRIVATE, "", size, 0, 0, 0, "", "", 0, pid, 0, -1, now, label)
-    return Attachment(handle, header(facts, size), False)
+    return Attachment(handle, container.header(facts, size), False)
 
 
 def view_of(

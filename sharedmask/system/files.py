@@ -73,9 +73,9 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[F
             raise SegmentError(f"{what} {path} must be private: uid {facts.st_uid}, mode {mode:o}")
         yield folder
     except OSError as error:
-        if isinstance(error.filename, str) and not _is_elsewhere(error.filename):
-            name = "" if os.path.isabs(error.filename) else error.filename
-            _name_only(error, os.path.normpath(path / name))
+        name = error.filename
+        if isinstance(name, str) and (name.startswith("/proc/self/fd/") or not os.path.isabs(name)):
+            _name_only(error, os.path.normpath(path / ("" if os.path.isabs(name) else name)))
         raise
     finally:
         locks.close(folder)
@@ -85,10 +85,6 @@ def _name_only(error: OSError, path: str) -> None:
     """Have an error tell this path and no other, not even that there is none."""
     error.filename = path
     del error.filename2
-
-
-def _is_elsewhere(name: str) -> bool:
-    return os.path.isabs(name) and not name.startswith("/proc/self/fd/")
 
 
 # --- files of ours -------------------------------------------------------------------------------
@@ -420,10 +416,13 @@ class Draft:
         with contextlib.suppress(FileNotFoundError):
             self.begin()
             platform.let_go(self._fd)
+            name = f".{self.path.name[:200]}.{os.urandom(8).hex()}.tmp"
+            said = f"left half written: {self.path.with_name(name)}"
+            warnings.warn(said, SharedMaskWarning, stacklevel=5)
             if self._name:
-                platform.replace_at(self.folder, self._name, _half_written(self.path))
+                platform.replace_at(self.folder, self._name, name)
             else:
-                platform.link_at(self._fd, self.folder, _half_written(self.path))
+                platform.link_at(self._fd, self.folder, name)
 
     def close(self) -> None:
         """It is gone if it has no name by now."""
@@ -433,13 +432,6 @@ class Draft:
                 platform.unlink_at(self.folder, self._name)
         locks.close(self._fd)
         locks.close(self.folder)
-
-
-def _half_written(path: Path) -> str:
-    """A name under which what is half written stays; a warning tells it."""
-    name = f".{path.name[:200]}.{os.urandom(8).hex()}.tmp"
-    warnings.warn(f"left half written: {path.with_name(name)}", SharedMaskWarning, stacklevel=6)
-    return name
 
 
 def _opened(folder: Folder, mode: int) -> tuple[int, str]:

@@ -271,28 +271,21 @@ def _begin_anew() -> None:
 def _wait_for_imports() -> None:
     """Return when no other thread of ours imports a library, or it takes too long."""
     deadline = time.monotonic() + _PATIENCE
-    while _others_import() and time.monotonic() < deadline:
+    here = threading.get_ident()
+    while time.monotonic() < deadline:
+        if not any(_we_import(frame) for thread, frame in sys._current_frames().items() if thread != here):
+            return
         time.sleep(0.002)
 
 
-def _others_import() -> bool:
-    here = threading.get_ident()
-    return any(_we_import(frame) for thread, frame in sys._current_frames().items() if thread != here)
-
-
-def _we_import(frame: FrameType) -> bool:
+def _we_import(frame: FrameType | None) -> bool:
     importing = False
-    for caller in _callers(frame):
-        importing = importing or caller.f_code.co_filename == _IMPORTING
-        if importing and caller.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
-            return True
-    return False
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        yield frame
+        importing = importing or frame.f_code.co_filename == _IMPORTING
+        if importing and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+            return True
         frame = frame.f_back
+    return False
 
 
 at_fork(before=_wait_for_imports, in_child=_begin_anew)

@@ -15,7 +15,7 @@ Summed resident sizes are no measure: they count a shared page once per process.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,33 +54,27 @@ class Usage:
 
 
 def of_tree(pid: int | None = None) -> Usage:
-    """What process ``pid`` (None: this one) and its descendants hold."""
-    return of_processes(tree(os.getpid() if pid is None else pid))
+    """What process ``pid`` (None: this one) and its descendants hold together; 0 once it has ended."""
+    shared: dict[tuple[bytes, bytes], int] = {}
+    private: dict[int, int] = {}
+    spilled: dict[tuple[int, int], int] = {}
+    files = 0
+    for one in _tree(os.getpid() if pid is None else pid):
+        with suppress(OSError):  # it left meanwhile
+            private[one], of_files = _shares(one)
+            files += of_files
+            for key, nbytes in _shared_objects(one):
+                shared[key] = max(shared.get(key, 0), nbytes)
+            spilled |= {key: facts.st_blocks * 512 for key, facts in _spilled_files(one, f"/{DISK_FOLDER}")}
+    return Usage(private, sum(shared.values()), files, sum(spilled.values()))
 
 
-def tree(pid: int) -> list[int]:
-    """The process and its descendants; empty once it has ended."""
+def _tree(pid: int) -> list[int]:
     import psutil  # here, because requests that nobody watches need not wait for it
 
     with suppress(psutil.NoSuchProcess):
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     return []
-
-
-def of_processes(pids: Sequence[int]) -> Usage:
-    """What these processes hold together."""
-    shared: dict[tuple[bytes, bytes], int] = {}
-    private: dict[int, int] = {}
-    spilled: dict[tuple[int, int], int] = {}
-    files = 0
-    for pid in pids:
-        with suppress(OSError):  # it left meanwhile
-            private[pid], of_files = _shares(pid)
-            files += of_files
-            for key, nbytes in _shared_objects(pid):
-                shared[key] = max(shared.get(key, 0), nbytes)
-            spilled |= {key: facts.st_blocks * 512 for key, facts in _spilled_files(pid, f"/{DISK_FOLDER}")}
-    return Usage(private, sum(shared.values()), files, sum(spilled.values()))
 
 
 def _shares(pid: int) -> tuple[int, int]:
