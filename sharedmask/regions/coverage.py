@@ -17,7 +17,6 @@ from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
-from sharedmask.spaces.space import Space
 from sharedmask.typing import Array
 
 T = TypeVar("T")
@@ -42,35 +41,31 @@ class Coverage:
 
     @classmethod
     def from_atlases(cls, atlases: Sequence[Regions], brain: Array | None, least: float = 0.0) -> "Coverage":
-        """Cut ``atlases`` to ``brain``.
-
-        Parameters
-        ----------
-        atlases : sequence of Regions
-            On one grid.
-        brain : ndarray of int, optional
-            Sorted numbers of the voxels inside the brain mask; all by default.
-        least : float
-            Share of a region's voxels that must be inside, 0 to 1.
+        """Cut ``atlases``, which are on one grid, to the voxels of ``brain``, sorted numbers (None: all).
 
         Raises
         ------
         ParameterError
-            If ``least`` is no share.
+            ``least``, which is the share of a region's voxels that must be inside, is none.
         EmptyMaskError
-            If no region is covered enough.
+            No region is covered enough.
         """
         check_share(least)
-        tables = tuple(_numbered(regions.table(brain)) for regions in atlases)
+        tables = tuple(atlas.table(brain) for atlas in atlases)
         taken = tuple(_enough(table, least) for table in tables)
         if not any(map(len, taken)):
             best = max((row.coverage for table in tables for row in table), default=0.0)
             raise EmptyMaskError(
                 f"no region is covered enough: {least:g} is asked for, the best has {best:.3g}"
             )
-        atlas_rows = zip(atlases, tables, taken, strict=True)
-        picked = [region for rows in atlas_rows for region in _picked(*rows, brain)]
-        return cls(_joined(picked, atlases[0].grid), tables, taken)
+        picked = list[Regions]()
+        for atlas, table, rows in zip(atlases, tables, taken, strict=True):
+            held = atlas if brain is None else atlas.within(brain)
+            for column in (table[row].column for row in rows):
+                assert column is not None  # it has voxels
+                picked.append(held.part(column, column + 1))
+        regions = replace(Regions.joined(picked), container="list")
+        return cls(regions, tuple(map(_numbered, tables)), taken)
 
     def split(self, signals: Array) -> list[Array]:
         """The signals of :attr:`regions`, (n_timepoints, n_taken), as one array per atlas.
@@ -80,12 +75,11 @@ class Coverage:
         list of ndarray, (n_timepoints, n_rows)
             One column per row of the atlas's table, NaN for those that are not covered enough.
         """
-        found, start = [], 0
-        for table, taken in zip(self.tables, self._taken, strict=True):
+        found = []
+        for table, taken, span in zip(self.tables, self._taken, self.spans, strict=True):
             columns = np.full((len(signals), len(table)), np.nan, signals.dtype)
-            columns[:, taken] = signals[:, start : start + len(taken)]
+            columns[:, taken] = signals[:, slice(*span)]
             found.append(columns)
-            start += len(taken)
         return found
 
     def spread(self, matrices: Sequence[Array]) -> list[Array]:
@@ -111,10 +105,8 @@ class Coverage:
 
     def share(self, series: Sequence[T]) -> list[dict[str, T]]:
         """One thing per region of :attr:`regions` as one mapping per atlas, by the regions' names."""
-        found, left = [], iter(zip(self.regions.names, series, strict=True))
-        for taken in self._taken:
-            found.append(dict(next(left) for _ in taken))
-        return found
+        names = self.regions.names
+        return [dict(zip(names[a:b], series[a:b], strict=True)) for a, b in self.spans]
 
 
 def check_share(least: float) -> None:
@@ -136,24 +128,3 @@ def _enough(table: Sequence[RegionRow], least: float) -> NDArray[np.intp]:
     """Rows of the table whose regions are covered: at least one voxel, whatever is asked."""
     covered = [row.n_voxels_in_mask > 0 and row.coverage >= least for row in table]
     return np.flatnonzero(covered)
-
-
-def _picked(
-    regions: Regions, table: Sequence[RegionRow], rows: NDArray[np.intp], brain: Array | None
-) -> list[tuple[int, str, Array, Array | None]]:
-    """Label, name, voxels and their weights of the regions in these rows of the table."""
-    numbers = {label: number for number, label in enumerate(regions.labels)}
-    held = regions if brain is None else regions.within(brain)
-    picked = []
-    for row in (table[number] for number in rows):
-        start, stop = held.offsets[numbers[row.index] :][:2]
-        own = None if held.weights is None else held.weights[start:stop]
-        picked.append((row.index, row.name, held.indices[start:stop], own))
-    return picked
-
-
-def _joined(picked: Sequence[tuple[int, str, Array, Array | None]], grid: Space) -> Regions:
-    labels, names, voxels, weights = zip(*picked, strict=True)
-    offsets = np.cumsum([0, *map(len, voxels)])
-    joined = None if weights[0] is None else np.concatenate(weights)
-    return Regions(grid, np.concatenate(voxels), offsets, names, labels, "list", weights=joined)
