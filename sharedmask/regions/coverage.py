@@ -24,19 +24,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Coverage:
-    """Atlases on one image: what is extracted in one pass, and each atlas's table.
-
-    Attributes
-    ----------
-    regions : Regions
-        Those of all atlases that are covered enough, cut to the brain, in the order of the tables.
-    tables : tuple of list of RegionRow
-        One per atlas, every region of it. ``column`` is the region's place in its atlas's signals,
-        where regions that are not covered enough hold NaN.
-    """
+    """Atlases on one image: what is extracted in one pass, and each atlas's table."""
 
     regions: Regions
+    """Those of all atlases that are covered enough, cut to the brain, in the order of the tables."""
     tables: tuple[list[RegionRow], ...]
+    """One per atlas, every region of it. ``column`` is the region's place in its atlas's signals, where
+    regions that are not covered enough hold NaN."""
     _taken: tuple[NDArray[np.intp], ...]
 
     @classmethod
@@ -70,10 +64,7 @@ class Coverage:
     def split(self, signals: Array) -> list[Array]:
         """The signals of :attr:`regions`, (n_timepoints, n_taken), as one array per atlas.
 
-        Returns
-        -------
-        list of ndarray, (n_timepoints, n_rows)
-            One column per row of the atlas's table, NaN for those that are not covered enough.
+        (n_timepoints, n_rows): a column per row of its table, NaN for those that are not covered enough.
         """
         found = []
         for table, taken, span in zip(self.tables, self._taken, self.spans, strict=True):
@@ -110,12 +101,7 @@ class Coverage:
 
 
 def check_share(least: float) -> None:
-    """That it is a share of a region's voxels.
-
-    Raises
-    ------
-    ParameterError
-    """
+    """Refuse what is no share of a region's voxels."""
     if not 0 <= least <= 1:
         raise ParameterError(f"min_coverage={least} is no share: give a number from 0 to 1")
 

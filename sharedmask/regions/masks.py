@@ -398,10 +398,7 @@ def _doubt(inside: Array, has_outside: bool) -> str:
 def whole_labels(data: Array) -> Array:
     """Label values without the rounding errors of a header's scaling.
 
-    Returns
-    -------
-    ndarray
-        ``data`` itself, or the nearest integers where all finite values are within a hundredth of one.
+    The nearest integers if all finite values are within a hundredth of one; else ``data`` itself.
     """
     if data.dtype.kind != "f":
         return data

@@ -66,13 +66,7 @@ class RowSource(FileSource):
         select: Numbers | None = None,
         conversion: Conversion | None = None,
     ) -> bool:
-        """Fill ``out``, (n_selected, n_timepoints), with rows; as :func:`sharedmask.sources.loader.load`.
-
-        Returns
-        -------
-        bool
-            Whether all values are finite.
-        """
+        """Fill ``out``, (n_selected, n_timepoints), with rows; as :func:`sharedmask.sources.loader.load`."""
         wanted = np.arange(self.n_voxels) if select is None else select
         scattered = None if np.all(wanted[1:] > wanted[:-1]) else _Scattered(wanted)
         finite = True

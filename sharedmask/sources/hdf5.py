@@ -397,17 +397,8 @@ class NewFile:
 def create_file(path: Path, **options: Any) -> Iterator[NewFile]:
     """A new file, which was opened again, and is complete, when the context ends without an error.
 
-    Parameters
-    ----------
-    path : Path
-        Where it is written; the name may be one of /proc/self/fd.
-    **options
-        Of :class:`h5py.File`.
-
-    Raises
-    ------
-    OSError
-        Naming the file: it cannot be written; the disk is full.
+    ``path`` may be a name in /proc/self/fd; ``options`` are those of :class:`h5py.File`. An OSError, as of
+    a full disk, names the file.
     """
     h5py = _h5py()
     # Through a file object: HDF5 itself looks for the name of the file, and it may have none yet.

@@ -75,11 +75,10 @@ def load(
     on_volumes: Callable[[int], None] | None = None,
     begun: Blocks | None = None,
 ) -> bool:
-    """Fill ``rows``, shape (n_selected, n_timepoints), in one pass over ``source``.
+    """Fill ``rows``, shape (n_selected, n_timepoints), in one pass over ``source``; whether all are finite.
 
     Parameters
     ----------
-    source : Source
     rows : ndarray
         Row ``i`` becomes the series of voxel ``select[i]``, or of voxel ``i``.
     select : ndarray of int, optional
@@ -92,11 +91,6 @@ def load(
         Told how many volumes are done.
     begun : iterator, optional
         Of :func:`blocks` of this source and selection, where that has begun already.
-
-    Returns
-    -------
-    bool
-        Whether all values of the voxels that were loaded are finite.
     """
     writer = _Writer(rows, conversion, n_threads)
     with blocks(source, select) if begun is None else nullcontext(begun) as decoded_blocks, writer:

@@ -108,24 +108,10 @@ def copied_bytes(source: Source, bands: Bands) -> int:
 
 
 def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write, folder: Path) -> bool:
-    """Give the rows of ``voxels`` (None: all) to ``write``, from the first to the last.
+    """Give the rows of ``voxels``, sorted numbers (None: all), to ``write``; whether all values are finite.
 
-    Parameters
-    ----------
-    source : Source
-    voxels : ndarray of int, optional
-        Sorted voxel numbers.
-    bands : Bands
-        Of :func:`cut`.
-    write : callable
-        Called with the number of the first row and (n, n_timepoints) rows, in a thread.
-    folder : Path
-        Where a temporary copy may be; it has no name there.
-
-    Returns
-    -------
-    bool
-        Whether all values are finite.
+    Rows go from the first to the last, (n, n_timepoints) at a time, in a thread. A temporary copy may be in
+    ``folder``, without a name.
     """
     if isinstance(source, RowSource):
         return _as_they_are(source, np.arange(source.n_voxels) if voxels is None else voxels, write)

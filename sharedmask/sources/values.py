@@ -63,13 +63,7 @@ def scale(stored: Array, conversion: Conversion) -> Array:
 
 
 def convert(stored: Array, out: Array, conversion: Conversion) -> bool:
-    """Write the true values of ``stored`` into ``out`` (same shape), as ``conversion`` says.
-
-    Returns
-    -------
-    bool
-        Whether all true values are finite.
-    """
+    """Write the true values of ``stored`` into ``out``, as ``conversion`` says; whether all are finite."""
     values = scale(stored, conversion)
     finite = values.dtype.kind != "f" or all_finite(values)
     if conversion.nan_policy != "propagate" and not finite:

@@ -84,20 +84,10 @@ class OpenRows:
 
 @contextlib.contextmanager
 def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int = 0) -> Iterator[OpenRows]:
-    """The rows of ``key``, found or built; they are in use until the end of the ``with`` block.
+    """The rows of ``key`` (:func:`key_of`), found or built; in use until the end of the ``with`` block.
 
-    Parameters
-    ----------
-    key : str
-        Of :func:`key_of`.
-    geometry : mapping
-        Shape and dtype of each array.
-    label : str
-        Of which image, for listings.
-    fill : callable
-        Called only if there is no such file: by one process, others wait for it.
-    copied : int
-        Bytes that ``fill`` takes on the same disk on the way.
+    ``fill`` is called only if there is no such file, by one process, for which others wait; it takes
+    ``copied`` bytes on the same disk on the way. ``label`` says of which image, for listings.
 
     Raises
     ------

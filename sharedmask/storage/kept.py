@@ -61,24 +61,13 @@ class KeptFolder:
         return f"{self.prefix}{key}.{self.suffix}"
 
     def opened(self) -> contextlib.AbstractContextManager[Folder]:
-        """A descriptor of the directory, made if it is missing.
-
-        Raises
-        ------
-        SegmentError
-            It cannot be used, or others than this user can.
-        """
+        """A descriptor of the directory, made if it is missing; see :func:`private_directory`."""
         return private_directory(self.path, self.what, self.refused)
 
     def find(self, key: str, read: Callable[[int], T]) -> T | None:
         """What ``read`` makes of the file of ``key``; None if there is none, or one that it refused.
 
-        That one is removed.
-
-        Parameters
-        ----------
-        read : callable
-            Takes a descriptor with a shared lock, and raises AttachError of what is damaged.
+        It takes a descriptor with a shared lock, and raises AttachError of what is damaged, which is removed.
 
         Raises
         ------
@@ -150,10 +139,7 @@ class KeptFolder:
     def make_room(self, is_enough: Callable[[int], bool]) -> tuple[int, int]:
         """Remove the least recently used until ``is_enough``, which gets the bytes of those that are left.
 
-        Returns
-        -------
-        tuple
-            The bytes that are left, and how many files were removed.
+        Those bytes in the end, and how many files were removed.
         """
         found, removed = self.entries(), 0
         held = sum(entry.nbytes for entry in found)

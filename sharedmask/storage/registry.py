@@ -229,18 +229,9 @@ def publish(
 ) -> tuple[OwnedSegment, Attachment]:
     """A segment that was filled and shared, attached to as by everyone else; all of it or nothing.
 
-    Parameters
-    ----------
-    label : str
-    geometry : mapping
-        Shape and dtype of each array.
-    fill : callable
-        Writes the arrays, which it gets by their names, and returns what it learnt of them: a few numbers.
-    store : {"auto", "shm", "memfd"}
-    meta : mapping, optional
-        What else is to be remembered, of any length.
-    elsewhere : ExternalArrays, optional
-        Arrays in a file, for a segment that has none of its own.
+    ``fill`` writes the arrays, which it gets by their names, and returns what it learnt of them: a few
+    numbers. What else is to be remembered, of any length, is ``meta``; ``elsewhere`` are arrays in a file,
+    for a segment that has none of its own.
     """
     owned = OwnedSegment(label, geometry, store, meta=meta, elsewhere=elsewhere)
     try:

@@ -21,15 +21,8 @@ from sharedmask.typing import Array
 class Spill:
     """Arrays in a file without a name, so that nothing is left of it whatever happens to its owner.
 
-    Other processes attach through this one's descriptor.
-
-    Parameters
-    ----------
-    label : str
-    geometry : mapping
-        Shape and dtype of each array.
-    reserve : bool
-        Take the room for everything now; otherwise only what was written takes room.
+    Other processes attach through this one's descriptor. To ``reserve`` is to take the room for everything
+    now; otherwise only what was written takes room.
 
     Raises
     ------
