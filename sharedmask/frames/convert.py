@@ -114,13 +114,9 @@ def convert(
 
 def _frames(source: Source) -> Iterator[Array]:
     """True values, (X, Y, Z); each in the place of the one before."""
-    row = np.empty(source.n_voxels, source.dtype)
-    with source.volumes() as reader:
-        while reader.remaining:
-            reader.readinto(row)
-            yield np.asarray(
-                apply_read_scaling(row.reshape(source.shape[:3], order="F"), source.slope, source.inter)
-            )
+    for row in source.each_volume():
+        volume = row.reshape(source.shape[:3], order="F")
+        yield np.asarray(apply_read_scaling(volume, source.slope, source.inter))
 
 
 def _check_target(path: Path) -> None:

@@ -316,10 +316,8 @@ def open_maps(
 
 
 def _each_map(source: Source, where: str) -> Iterator[tuple[str, Array]]:
-    stored = np.empty(source.n_voxels, source.dtype)
-    with _reading(where), source.volumes() as reader:
-        for number in range(source.n_timepoints):
-            reader.readinto(stored)
+    with _reading(where):
+        for number, stored in enumerate(source.each_volume()):
             yield f"{where}, volume {number}", apply_read_scaling(stored, source.slope, source.inter)
 
 

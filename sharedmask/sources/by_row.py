@@ -160,13 +160,10 @@ def places_with_values(source: Source) -> Numbers:
             for start, stored in blocks:
                 found[start : start + len(stored)] = _are_measured(scaled(stored))
         return np.flatnonzero(found)
-    volume = np.empty(source.n_voxels, source.dtype)
-    with source.volumes() as reader:
-        for _ in range(source.n_timepoints):
-            reader.readinto(volume)
-            values = scaled(volume)
-            found |= values != 0
-            whole &= np.isfinite(values)
+    for volume in source.each_volume():
+        values = scaled(volume)
+        found |= values != 0
+        whole &= np.isfinite(values)
     return np.flatnonzero(found & whole)
 
 

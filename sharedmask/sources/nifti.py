@@ -160,20 +160,17 @@ def _data_begin(kind: Any, head: bytes) -> int:
 
 def _read_extensions(stream: Stream, kind: Any, head: bytes, name: str) -> bytes:
     """What follows the header up to the data, or (of a pair) to the end of the file."""
-    is_single = len(kind.files_types) == 1
-    end = _data_begin(kind, head) if is_single else _HEADER_BYTES + 1
-    if not is_single:
-        end = len(head) + len(more := stream.take(end - len(head)))
+    if len(kind.files_types) == 1:
+        end = _data_begin(kind, head)
+        more = stream.take(end - len(head)) if end <= _HEADER_BYTES else b""
+    else:
+        more = stream.take(_HEADER_BYTES + 1 - len(head))
+        end = len(head) + len(more)
     if end > _HEADER_BYTES:
         raise ImageError(f"{name} says that its header has {end} bytes; at most {_HEADER_BYTES} are read")
-    if not is_single:
-        return more
-    more = stream.take(end - len(head))
-    if len(head) + len(more) < end:
-        there = f"{len(head) + len(more)} bytes"
-        raise DamagedImageError(
-            f"{name} is truncated: its header says that data begin at {end}, and it has {there}"
-        )
+    if (there := len(head) + len(more)) < end:
+        said = f"its header says that data begin at {end}, and it has {there} bytes"
+        raise DamagedImageError(f"{name} is truncated: {said}")
     return more
 
 

@@ -125,7 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
         It is longer than people write, and does not fit in what may be used.
     """
     try:
-        _check_room(fetched(path))
+        nbytes = 0 if url_of(path) else os.stat(fetched(path)).st_size  # of a server no long ones are read
+        if nbytes > _SMALL:
+            MemoryBudget.here().require(f"reading {path}", nbytes * _PARSED)
         return inputs.read_json(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} cannot be read: it is not UTF-8 ({error.reason})") from error
@@ -134,12 +136,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path} cannot be read: {why}") from error
-
-
-def _check_room(path: Path) -> None:
-    nbytes = 0 if url_of(path) else os.stat(path).st_size  # of a server no long ones are read
-    if nbytes > _SMALL:
-        MemoryBudget.here().require(f"reading {path}", nbytes * _PARSED)
 
 
 def fetched(path: Path) -> Path:
@@ -198,7 +194,8 @@ def _named(image: str) -> list[str]:
 
 
 def _of(image: str) -> Iterator[str]:
-    if _is_there(own := _own(image)):
+    own = _own(image)
+    if inputs.exists(own) if url_of(own) else os.path.lexists(own):
         yield own
     with suppress(ParameterError):
         name = Name.parse(image)
@@ -226,14 +223,11 @@ def _telling(folder: str, image: Name) -> list[str]:
     found = []
     with suppress(OSError):  # a folder above may be one that others may not list
         for entry, name in _listed(folder, image):
-            if (name.suffix, name.extension) == (image.suffix, ".json") and _tells_of(image, name):
+            if (name.suffix, name.extension) != (image.suffix, ".json"):
+                continue
+            if all(same(key, image.entities.get(key), value) for key, value in name.entities.items()):
                 found.append((len(name.entities), entry))
     return [os.path.join(folder, entry) for _, entry in sorted(found, reverse=True)]
-
-
-def _is_there(path: str) -> bool:
-    """Whether there is such a file, or a link of that name."""
-    return inputs.exists(path) if url_of(path) else os.path.lexists(path)
 
 
 def _listed(folder: str, image: Name) -> Iterable[tuple[str, Name]]:
@@ -248,7 +242,3 @@ def _listed(folder: str, image: Name) -> Iterable[tuple[str, Name]]:
     if (listed := inputs.listed(Path(folder))) is None:
         return [(entry, name) for entry, name in likely.items() if inputs.exists(f"{folder}/{entry}")]
     return [(path.name, name) for path in listed if (name := parsed_name(path.name)) is not None]
-
-
-def _tells_of(image: Name, sidecar: Name) -> bool:
-    return all(same(key, image.entities.get(key), value) for key, value in sidecar.entities.items())

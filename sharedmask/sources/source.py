@@ -245,6 +245,14 @@ class Source(Facts, ABC):
         with self.unchanged(), self._volumes() as reader:
             yield reader
 
+    def each_volume(self) -> Iterator[Array]:
+        """The stored values of one volume after the other, each valid until the next is asked for."""
+        stored = np.empty(self.n_voxels, self.dtype)
+        with self.volumes() as reader:
+            while reader.remaining:
+                reader.readinto(stored)
+                yield stored
+
     @abstractmethod
     def _volumes(self) -> AbstractContextManager[VolumeReader]: ...
 
@@ -377,11 +385,8 @@ class ArraySource(Source):
         if self.files:
             super()._feed(digest, kind)
             return
-        row = np.empty(self.n_voxels, self.dtype)
-        with self.volumes() as reader:
-            while reader.remaining:
-                reader.readinto(row)
-                digest.update(row.view(np.uint8).data)
+        for volume in self.each_volume():
+            digest.update(volume.view(np.uint8).data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -221,14 +221,11 @@ class Resampled(Step):
     def _range(self) -> tuple[Any, Any]:
         """Smallest and largest value of the source, and 0: splines overshoot. Reads it once."""
         low, high, finite = 0, 0, True
-        stored = np.empty(self.source.n_voxels, self.source.dtype)
-        with self.source.volumes() as reader:
-            while reader.remaining:
-                reader.readinto(stored)
-                values = self._values(stored)
-                low = min(low, np.fmin.reduce(values, axis=None))
-                high = max(high, np.fmax.reduce(values, axis=None))
-                finite = finite and (values.dtype.kind in "iu" or all_finite(values))
+        for stored in self.source.each_volume():
+            values = self._values(stored)
+            low = min(low, np.fmin.reduce(values, axis=None))
+            high = max(high, np.fmax.reduce(values, axis=None))
+            finite = finite and (values.dtype.kind in "iu" or all_finite(values))
         if not finite:
             warnings.warn(f"{_NOT_FINITE} ({self.name})", RuntimeWarning, stacklevel=2)
         return low, high

@@ -14,8 +14,6 @@ from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 
-import numpy as np
-
 from sharedmask.decoding import search
 from sharedmask.decoding.codecs import GZIP, codec_of, open_file
 from sharedmask.decoding.seek_points import Points, to_arrays
@@ -82,7 +80,8 @@ def make(source: Source, *, beside: bool = False) -> Path:
         raise ImageError(f"{source.name} needs no index: its blocks say where they begin")
     path = _made(source, beside)
     if path is None:
-        _read_all(source)
+        for _ in source.each_volume():  # what is damaged says so
+            pass
         raise ImageError(f"{source.name} has no index: it is not one gzip member that holds the image alone")
     return path
 
@@ -110,13 +109,6 @@ def _made(source: FileSource, beside: bool) -> Path | None:
     else:
         _write(path, arrays, key)
     return path
-
-
-def _read_all(source: Source) -> None:
-    row = np.empty(source.n_voxels, source.dtype)
-    with source.volumes() as reader:
-        while reader.remaining:
-            reader.readinto(row)
 
 
 def _write(path: Path, arrays: list[Array], key: str) -> None:
