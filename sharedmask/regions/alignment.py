@@ -27,12 +27,8 @@ def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
 
     If that grid is the image's but for flipped or permuted axes, nothing is resampled.
 
-    Raises
-    ------
-    EmptyMaskError
-        Naming a region that lies beyond the image.
-    GridMismatchError
-        One of them is no volume.
+    Raises EmptyMaskError, naming a region that lies beyond the image.
+    Raises GridMismatchError: one of them is no volume.
     """
     own, grid = source.grid, regions.grid
     if regions.fits(own):
@@ -51,10 +47,7 @@ def align_to_masks(source: Source, regions: Regions) -> tuple[Source, Regions]:
 def brain_voxels(mask_img: Any, grid: Space) -> Numbers:
     """Numbers of the voxels inside a mask that goes with an image, sorted.
 
-    Raises
-    ------
-    GridMismatchError
-        Such a mask is not resampled.
+    Raises GridMismatchError: such a mask is not resampled.
     """
     try:
         return Regions.from_any(mask_img, grid).union

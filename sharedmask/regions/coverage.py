@@ -37,12 +37,8 @@ class Coverage:
     def from_atlases(cls, atlases: Sequence[Regions], brain: Array | None, least: float = 0.0) -> "Coverage":
         """Cut ``atlases``, which are on one grid, to the voxels of ``brain``, sorted numbers (None: all).
 
-        Raises
-        ------
-        ParameterError
-            ``least``, which is the share of a region's voxels that must be inside, is none.
-        EmptyMaskError
-            No region is covered enough.
+        Raises ParameterError: ``least``, the share of a region's voxels that must be inside, is none.
+        Raises EmptyMaskError: no region is covered enough.
         """
         check_share(least)
         tables = tuple(atlas.table(brain) for atlas in atlases)

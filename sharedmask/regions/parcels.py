@@ -42,10 +42,7 @@ def parcellated(
 ) -> Cifti2Image:
     """``values`` of regions, whose places are ``parts`` of ``space``.
 
-    Raises
-    ------
-    ParameterError
-        The shape of the values is not that of so many regions.
+    Raises ParameterError: the shape of the values is not that of so many regions.
     """
     if kind not in ("series", "matrix", "scalars"):
         raise ParameterError(f"kind={kind!r} is none of 'series', 'matrix', 'scalars'")

@@ -262,10 +262,7 @@ def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
 def _written(url: str) -> tuple[str, str]:
     """Who asks, and the address as a request has it.
 
-    Raises
-    ------
-    RemoteError
-        It is none.
+    Raises RemoteError: it is none.
     """
     try:
         parts = urlsplit(url)

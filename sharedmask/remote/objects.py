@@ -69,12 +69,8 @@ def _server(url: str) -> Server:
 def look(url: str) -> Head:
     """Ask the server what the object is now.
 
-    Raises
-    ------
-    MissingFileError
-        There is none.
-    RemoteError
-        The server refuses it, or cannot be reached.
+    Raises MissingFileError: there is none.
+    Raises RemoteError: the server refuses it, or cannot be reached.
     """
     head = Head(*_server(url).head(_HEAD))
     _heads.pop(url, None)
@@ -116,12 +112,8 @@ def _asked(url: str) -> tuple[str, ...] | None:
 def walk(url: str, goes_into: Callable[[str], bool], endings: tuple[str, ...]) -> trees.Tree:
     """The files below a folder, by one walk, through folders of names that it ``goes_into``.
 
-    Raises
-    ------
-    MissingFileError
-        There is none.
-    RemoteError
-        The server refuses it, cannot be reached, or lists no folders.
+    Raises MissingFileError: there is none.
+    Raises RemoteError: the server refuses it, cannot be reached, or lists no folders.
     """
     url = url.rstrip("/")
     return trees.keep(trees.Tree.of(url, endings, _server(url).below(goes_into)))
@@ -130,10 +122,7 @@ def walk(url: str, goes_into: Callable[[str], bool], endings: tuple[str, ...]) -
 class RemoteFile(io.RawIOBase):
     """The bytes of an object from the first on, of the version that was last looked at.
 
-    Raises
-    ------
-    SourceChangedError
-        Where they would be of another one.
+    Raises SourceChangedError where they would be of another one.
     """
 
     def __init__(self, url: str) -> None:

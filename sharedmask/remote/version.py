@@ -29,9 +29,7 @@ class Version:
     def check(self, other: "Version", name: str) -> None:
         """Refuse bytes of another version.
 
-        Raises
-        ------
-        SourceChangedError
+        Raises SourceChangedError.
         """
         if not self.is_of(other):
             said = f"{self._words()}, now {other._words()}"

@@ -16,12 +16,8 @@ from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Sou
 def excerpt(source: Source, volumes: slice | None) -> Source:
     """These volumes; the image itself for None.
 
-    Raises
-    ------
-    ParameterError
-        They are no slice of consecutive volumes that the image has.
-    ImageError
-        The volumes do not lie one after the other.
+    Raises ParameterError: they are no slice of consecutive volumes that the image has.
+    Raises ImageError: the volumes do not lie one after the other.
     """
     if volumes is None:
         return source

@@ -66,13 +66,9 @@ def _h5py() -> Any:
 def open_file(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
     """The file, as h5py's, read-only; ``name`` is the file's in messages.
 
-    Raises
-    ------
-    MissingFileError
-    DamagedImageError, or what ``wrong`` makes
-        It is no HDF5 file, or not a complete one.
-    ParameterError
-        h5py is not installed.
+    Raises MissingFileError.
+    Raises DamagedImageError, or what ``wrong`` makes: it is no HDF5 file, or not a complete one.
+    Raises ParameterError: h5py is not installed.
     """
     h5py = _h5py()
     if not path.exists():
@@ -127,10 +123,7 @@ def _ends(data: bytes, heap: int) -> bool:
 def open_facts(path: Path, name: str, wrong: Callable[[str], Exception] = DamagedImageError) -> Iterator[Any]:
     """`open_file`, for what a file says of its entries: whatever goes wrong with that is the file's fault.
 
-    Raises
-    ------
-    MemoryLimitError
-        What it says takes more memory than may be used; see `read_small`.
+    Raises MemoryLimitError: what it says takes more memory than may be used; see `read_small`.
     """
     try:
         with open_file(path, name, wrong) as file:
@@ -260,10 +253,7 @@ class Entries:
     def read(self, number: int, out: Array, name: str) -> None:
         """Fill ``out``, of the entry's shape and of any layout; HDF5 itself may take several of memory.
 
-        Raises
-        ------
-        OSError
-            The entry is damaged.
+        Raises OSError: the entry is damaged.
         """
         span = self.span(number) if self.dataset.dtype == out.dtype else None
         if span is None:

@@ -52,10 +52,7 @@ class Name:
     def parse(cls, path: str | Path) -> "Name":
         """The parts of a file's name.
 
-        Raises
-        ------
-        ParameterError
-            If it is no BIDS name.
+        Raises ParameterError if it is no BIDS name.
         """
         stem, dot, extension = os.path.basename(os.fspath(path)).partition(".")
         if not _BEFORE_DOT.fullmatch(stem):

@@ -330,10 +330,7 @@ def header_text(header: Any) -> str | None:
 def header_of(text: str | None) -> Any:
     """The opposite of :func:`header_text`.
 
-    Raises
-    ------
-    ValueError
-        It holds no header.
+    Raises ValueError: it holds no header.
     """
     if text is None:
         return None

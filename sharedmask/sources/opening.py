@@ -234,9 +234,7 @@ def _surface_source(name: str, surface: Surface, values: Any, files: tuple[FileS
 def check_signals(source: Source) -> None:
     """Refuse labels where signals are asked for.
 
-    Raises
-    ------
-    ImageError
+    Raises ImageError.
     """
     if source.labels is not None:
         raise ImageError(f"{source.name} holds labels and no signals: give it as an atlas")

@@ -115,14 +115,9 @@ def finite(found: Any) -> float | None:
 def read_json(path: Path) -> dict[str, Any]:
     """What a sidecar says.
 
-    Raises
-    ------
-    FileNotFoundError
-        Also of a link to nothing, as DataLad leaves for a file that it has not got yet.
-    DatasetError
-        If it is no JSON object in UTF-8, with or without a mark of byte order.
-    MemoryLimitError
-        It is longer than people write, and does not fit in what may be used.
+    Raises FileNotFoundError: also of a link to nothing, as DataLad leaves for a file that it has not got yet.
+    Raises DatasetError if it is no JSON object in UTF-8, with or without a mark of byte order.
+    Raises MemoryLimitError: it is longer than people write, and does not fit in what may be used.
     """
     try:
         nbytes = 0 if url_of(path) else os.stat(fetched(path)).st_size  # of a server no long ones are read
@@ -141,10 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def fetched(path: Path) -> Path:
     """``path``, whose content is there.
 
-    Raises
-    ------
-    MissingFileError
-        If it is a link to nothing, as of a file that DataLad has not got yet.
+    Raises MissingFileError if it is a link to nothing, as of a file that DataLad has not got yet.
     """
     if said := dangling(path):
         raise MissingFileError(f"{path} {said}")

@@ -204,10 +204,7 @@ class Source(Facts, ABC):
     def unchanged(self) -> Iterator[None]:
         """What is read of the files in the ``with`` block is what they held when the image was opened.
 
-        Raises
-        ------
-        SourceChangedError
-            Before the block, or after it; also in the place of what a change made of the file.
+        Raises SourceChangedError before the block or after it, also in the place of what a change made of it.
         """
         self.check()
         try:
@@ -237,10 +234,7 @@ class Source(Facts, ABC):
     def volumes(self) -> Iterator[VolumeReader]:
         """Read the volumes from the first on; closes what it opened at the end of the ``with`` block.
 
-        Raises
-        ------
-        SourceChangedError
-            A file changed since it was opened; what was read by then counts for nothing.
+        Raises SourceChangedError: a file changed since it was opened; what was read counts for nothing.
         """
         with self.unchanged(), self._volumes() as reader:
             yield reader

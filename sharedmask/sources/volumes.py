@@ -26,10 +26,8 @@ class VolumesReader(Protocol):
 
         ``out`` is C-contiguous and of the image's ``dtype``. No more volumes may be asked for than are left.
 
-        Raises
-        ------
-        DamagedImageError
-            The volumes are truncated; or their checksum is wrong, which the last volume tells at the latest.
+        Raises DamagedImageError: the volumes are truncated; or their checksum is wrong, which the last volume
+        tells at the latest.
         """
 
     def seen(self, room: Array, /) -> Array:

@@ -205,10 +205,7 @@ class BrainModels:
     def from_dict(cls, given: Mapping[str, Any]) -> BrainModels:
         """The opposite of :meth:`to_dict`.
 
-        Raises
-        ------
-        ValueError
-            It holds none.
+        Raises ValueError: it holds none.
         """
         try:
             steps = np.frombuffer(zlib.decompress(b64decode(given["numbers"])), "<i4")

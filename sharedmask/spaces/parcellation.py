@@ -155,10 +155,7 @@ def shortened(names: Sequence[str]) -> str:
 def names_of(name: str, table: Iterable[tuple[int, str | None]]) -> dict[int, str]:
     """The names of labels, of which ``name``, a file, has this table.
 
-    Raises
-    ------
-    ImageError
-        One has no name, or two.
+    Raises ImageError: one has no name, or two.
     """
     found: dict[int, str] = {}
     for key, label in table:

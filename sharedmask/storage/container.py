@@ -98,10 +98,7 @@ def _digest(text: bytes) -> bytes:
 def parse_header(buffer: mmap.mmap | bytes) -> tuple[dict[str, Any], int]:
     """The facts of a header, and its size: where arrays may begin.
 
-    Raises
-    ------
-    AttachError
-        It is none of ours, or damaged.
+    Raises AttachError: it is none of ours, or damaged.
     """
     size = _header_bytes(buffer[: _PREFIX.size], len(buffer))
     text = buffer[_PREFIX.size : size]
@@ -129,10 +126,7 @@ def _header_bytes(start: bytes, nbytes: int) -> int:
 def arrays_in(buffer: mmap.mmap | bytearray | bytes, specs: Any, first: int) -> dict[str, Array]:
     """The arrays of a header, each of them behind the first ``first`` bytes of ``buffer`` and within it.
 
-    Raises
-    ------
-    AttachError
-        They are not there.
+    Raises AttachError: they are not there.
     """
     try:
         return {
@@ -189,10 +183,7 @@ def read(fd: int, key: str) -> list[Array]:
 
     Large ones are views of the file's pages, which are copied where they are written to.
 
-    Raises
-    ------
-    AttachError
-        A byte is wrong, or it is of another key.
+    Raises AttachError: a byte is wrong, or it is of another key.
     """
     facts, first = read_header(fd)
     size = os.fstat(fd).st_size

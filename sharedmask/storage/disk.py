@@ -89,10 +89,7 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
     ``fill`` is called only if there is no such file, by one process, for which others wait; it takes
     ``copied`` bytes on the same disk on the way. ``label`` says of which image, for listings.
 
-    Raises
-    ------
-    SegmentError
-        There is no room on the disk or within the limit, or the directory cannot be used.
+    Raises SegmentError: there is no room on the disk or within the limit, or the directory cannot be used.
     """
     kept = _folder()
     with contextlib.ExitStack() as using:
@@ -224,10 +221,7 @@ def sweep() -> list[str]:
 def scratch(label: str, nbytes: int, reserve: bool) -> int:
     """A descriptor of a new file of ``nbytes`` bytes that has no name: it goes with its last user.
 
-    Raises
-    ------
-    SegmentError
-        There is no room within the limit or, to ``reserve`` it all now, on the disk.
+    Raises SegmentError: there is no room within the limit or, to ``reserve`` it all now, on the disk.
     """
     with _opened():
         _folder().sweep()

@@ -35,10 +35,7 @@ def indexed(source: Source, make_one: bool = False) -> Source:
 
     If ``make_one`` they are looked for where there are none; an image that can have none is as it was.
 
-    Raises
-    ------
-    ParameterError
-        rapidgzip is not installed.
+    Raises ParameterError: rapidgzip is not installed.
     """
     if not isinstance(source, FileSource):
         return source
@@ -61,16 +58,10 @@ class _Kept:
 def make(source: Source, *, beside: bool = False) -> Path:
     """Look for the seek points of a .nii.gz file and keep them, in the folder or beside the file; where.
 
-    Raises
-    ------
-    ImageError
-        It is no gzip file, has no such points, or needs none.
-    DamagedImageError
-        What reading the image raises.
-    ParameterError
-        rapidgzip is not installed.
-    SegmentError
-        There is a file beside it that is no index of ours.
+    Raises ImageError: it is no gzip file, has no such points, or needs none.
+    Raises DamagedImageError: what reading the image raises.
+    Raises ParameterError: rapidgzip is not installed.
+    Raises SegmentError: there is a file beside it that is no index of ours.
     """
     if not isinstance(source, FileSource) or codec_of(source.file) is not GZIP:
         raise ImageError(f"{source.name} needs no index: it is no gzip file")

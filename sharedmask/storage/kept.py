@@ -69,10 +69,7 @@ class KeptFolder:
 
         It takes a descriptor with a shared lock, and raises AttachError of what is damaged, which is removed.
 
-        Raises
-        ------
-        SegmentError
-            A file of that name is none of ours.
+        Raises SegmentError: a file of that name is none of ours.
         """
         if not self.path.is_dir():
             return None

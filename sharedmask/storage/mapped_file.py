@@ -50,10 +50,7 @@ class FileIdentity(FileState):
     def from_dict(cls, given: Mapping[str, Any]) -> "FileIdentity":
         """The opposite of :meth:`to_dict`.
 
-        Raises
-        ------
-        AttachError
-            If it is none.
+        Raises AttachError if it is none.
         """
         return checked_facts(cls, given, "the identity of a file")
 
@@ -89,10 +86,7 @@ class FileIdentity(FileState):
     def check(self, fd: int) -> None:
         """Refuse another file.
 
-        Raises
-        ------
-        AttachError
-            The file behind ``fd`` is not this one, or has changed since.
+        Raises AttachError: the file behind ``fd`` is not this one, or has changed since.
         """
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
@@ -112,10 +106,7 @@ def map_file(identity: FileIdentity) -> mmap.mmap:
     A file of ours that has a name stays locked (shared) for as long as the map exists: a map of Python
     keeps a copy of the descriptor, and with it the lock.
 
-    Raises
-    ------
-    AttachError
-        The file is gone, is another one, or has changed.
+    Raises AttachError: the file is gone, is another one, or has changed.
     """
     kept = identity.ours and not identity.is_nameless
     try:
@@ -189,10 +180,7 @@ class FileMap(Origin):
     def check(self) -> None:
         """Learn that the user's file was written to, before its pages are looked at.
 
-        Raises
-        ------
-        SourceChangedError
-            Values may have changed under their views.
+        Raises SourceChangedError: values may have changed under their views.
         """
         if self.handle.file.is_written_to():
             raise SourceChangedError(f"{self.handle.label} was written to while its frames were mapped")
@@ -216,10 +204,7 @@ def map_users_file(path: str | os.PathLike[str], label: str) -> FileMap:
 def attach_file(handle: FileHandle) -> FileMap:
     """The same file in another process.
 
-    Raises
-    ------
-    AttachError
-        It is gone, another one, changed, or of another machine or boot.
+    Raises AttachError: it is gone, another one, changed, or of another machine or boot.
     """
     if found := _mapped.get(handle):
         return found

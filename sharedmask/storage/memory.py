@@ -223,10 +223,7 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
     ``"auto"`` is named shared memory, except where it may be left behind (a batch system kills
     everything at once), cannot be made, or has no room (containers give it 64 MB).
 
-    Raises
-    ------
-    SegmentError
-        Processes can share nothing here.
+    Raises SegmentError: processes can share nothing here.
     """
     if not platform.can_share():
         raise SegmentError(platform.NOT_SHARED)

@@ -305,10 +305,7 @@ def entries() -> list[Published]:
 def find(label: str) -> Handle:
     """The handle of the newest image published under ``label``.
 
-    Raises
-    ------
-    AttachError
-        Nobody shares an image of that name.
+    Raises AttachError: nobody shares an image of that name.
     """
     found = [entry.handle for entry in entries() if entry.label == label and entry.handle]
     if not found:

@@ -112,10 +112,7 @@ class Rows:
     def positions(self, regions: Regions) -> NDArray[np.intp]:
         """Row numbers of all regions' voxels, one region after the other.
 
-        Raises
-        ------
-        OutsideImageError
-            Naming the first region with voxels that are not held, and how many.
+        Raises OutsideImageError, naming the first region with voxels that are not held, and how many.
         """
         wanted = regions.indices
         if self.voxels is None:
@@ -190,10 +187,7 @@ Held = Rows | MappedVolumes
 def attached(attachment: Attachment) -> Held:
     """The image that is shared there.
 
-    Raises
-    ------
-    AttachError
-        What is shared is no image.
+    Raises AttachError: what is shared is no image.
     """
     handle, arrays, meta = attachment.handle, attachment.arrays, attachment.meta
     try:
@@ -269,10 +263,7 @@ def load(
 ) -> tuple[OwnedSegment | None, Held]:
     """The series of ``voxels`` (None: all) in that store, or nothing; nobody owns what is not shared.
 
-    Raises
-    ------
-    SourceChangedError
-        The files are not those that were opened, or change while they are read.
+    Raises SourceChangedError: the files are not those that were opened, or change while they are read.
     """
     source.check()
     if store == disk.KIND:
@@ -381,10 +372,7 @@ def _mapped(source: RowSource) -> Rows:
 def as_source(held: Held) -> Source:
     """The volumes of a held image, for what needs whole volumes.
 
-    Raises
-    ------
-    OutsideImageError
-        The image holds the voxels of a mask only.
+    Raises OutsideImageError: the image holds the voxels of a mask only.
     """
     if isinstance(held, Source):
         return held

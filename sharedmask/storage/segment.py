@@ -85,10 +85,7 @@ class Handle:
     def from_json(cls, text: str | bytes) -> "Handle":
         """Parse a handle, checking the types of all fields.
 
-        Raises
-        ------
-        AttachError
-            If this is no handle.
+        Raises AttachError if this is no handle.
         """
         what = "a handle of a shared image"
         return container.checked_facts(cls, container.checked_json(text, what), what)
@@ -145,10 +142,7 @@ class Segment:
     def seal(self, label: str) -> None:
         """Let nobody write any more to what was shared as ``writable``.
 
-        Raises
-        ------
-        SegmentError
-            Somebody still can.
+        Raises SegmentError: somebody still can.
         """
         if (self.token, True) in _attached:
             raise SegmentError(f"{label} is still held for writing here: let go of its arrays first")
@@ -264,12 +258,8 @@ _attached: "WeakValueDictionary[tuple[str, bool], Attachment]" = WeakValueDictio
 def attach(handle: Handle, *, writable: bool = False) -> Attachment:
     """Attach to a segment; only an output that its owner shares as such can be ``writable``.
 
-    Raises
-    ------
-    AttachError
-        The handle is of another machine, boot or user, or does not lead to its segment.
-    ParameterError
-        It is no handle.
+    Raises AttachError: the handle is of another machine, boot or user, or does not lead to its segment.
+    Raises ParameterError: it is no handle.
     """
     if not isinstance(handle, Handle):
         raise ParameterError(f"a shared image is known by its handle or its name, not by {handle!r}")

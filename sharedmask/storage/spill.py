@@ -24,10 +24,7 @@ class Spill:
     Other processes attach through this one's descriptor. To ``reserve`` is to take the room for everything
     now; otherwise only what was written takes room.
 
-    Raises
-    ------
-    SegmentError
-        There is no room on the disk or within ``spill_limit``.
+    Raises SegmentError: there is no room on the disk or within ``spill_limit``.
     """
 
     def __init__(self, label: str, geometry: container.Geometry, *, reserve: bool = False) -> None:

@@ -31,14 +31,9 @@ def read_cells(path: str | os.PathLike[str]) -> list[list[str]]:
     with ``#``, rows without a character and columns without one at the end are left out. The text is UTF-8,
     or UTF-16 that begins with its mark.
 
-    Raises
-    ------
-    MissingFileError
-        There is no such file.
-    ValueError
-        Saying what is wrong, not in which file.
-    MemoryLimitError
-        Its cells take more than may be used.
+    Raises MissingFileError: there is no such file.
+    Raises ValueError, saying what is wrong, not in which file.
+    Raises MemoryLimitError: its cells take more than may be used.
     """
     content = _content(path)
     if len(content) > _SMALL_BYTES:

@@ -52,10 +52,7 @@ def private_directory(path: Path, what: str, refused: int = 0o077) -> Iterator[F
     Of the permissions of others, it must have none that are in ``refused``. An error about a name in it, or
     a file that has none yet, tells the whole path.
 
-    Raises
-    ------
-    SegmentError
-        It cannot be used, or others than this user can.
+    Raises SegmentError: it cannot be used, or others than this user can.
     """
     try:
         try:
@@ -132,10 +129,7 @@ def dangling(path: str | os.PathLike[str]) -> str:
 def matches(text: str) -> list[str]:
     """The files that a pattern matches, sorted; none if it is no pattern, but the name of a file or link.
 
-    Raises
-    ------
-    MissingFileError
-        It matches none.
+    Raises MissingFileError: it matches none.
     """
     pattern = os.path.expanduser(text)
     if url_of(text):

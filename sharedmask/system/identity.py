@@ -54,9 +54,7 @@ class FileState:
         With the setting ``fingerprint="content"`` size and time of modification only: other facts mean
         nothing where that is needed.
 
-        Raises
-        ------
-        MissingFileError
+        Raises MissingFileError.
         """
         try:
             return cls(os.fspath(path), *_read(path, by_inode=settings.current().fingerprint == "stat"))
@@ -115,9 +113,7 @@ class ObjectState(FileState):
 def state_of(path: str | os.PathLike[str]) -> FileState:
     """What a file is, here or on its server; of unknown size, -1 bytes.
 
-    Raises
-    ------
-    MissingFileError
+    Raises MissingFileError.
     """
     url = url_of(path)
     return FileState.now(path) if url is None else ObjectState.of(url)

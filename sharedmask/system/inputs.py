@@ -55,10 +55,7 @@ def _servers() -> Any:
 def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     """The file, to be read.
 
-    Raises
-    ------
-    OSError
-        Naming it: it is a pipe or a device, which may have no end, or never begin.
+    Raises OSError, naming it: it is a pipe or a device, which may have no end, or never begin.
     """
     file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -94,10 +91,7 @@ class _Named(FileIO):
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """What a file of text holds.
 
-    Raises
-    ------
-    OSError
-        Naming the file: it is none, or larger than any that people write.
+    Raises OSError, naming the file: it is none, or larger than any that people write.
     """
     if (url := url_of(path)) is not None:
         _servers().look(url)

@@ -41,12 +41,8 @@ _log = logging.getLogger(__name__)
 def lock(fd: int, how: int) -> None:
     """What ``fcntl.flock`` does, by the first means that the system and the file system have.
 
-    Raises
-    ------
-    BlockingIOError
-        Another holds it, and ``how`` says not to wait.
-    LockError
-        It has no locks, and files that would be some cannot be made.
+    Raises BlockingIOError: another holds it, and ``how`` says not to wait.
+    Raises LockError: it has no locks, and files that would be some cannot be made.
     """
     for take in (_lock_byte,) if fcntl is None else (fcntl.flock, _lock_description, _lock_by_file):
         try:

@@ -239,9 +239,7 @@ class Caller:
     def check(self) -> None:
         """Refuse to go on in a child that the caller's code forked: what it waits for is not there.
 
-        Raises
-        ------
-        WorkerError
+        Raises WorkerError.
         """
         if os.getpid() != self._pid:
             raise WorkerError(

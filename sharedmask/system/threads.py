@@ -30,9 +30,7 @@ class CannotStartThreadError(WorkerError):
 def start(thread: threading.Thread) -> None:
     """Start it.
 
-    Raises
-    ------
-    CannotStartThreadError
+    Raises CannotStartThreadError.
     """
     try:
         thread.start()
