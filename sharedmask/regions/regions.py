@@ -195,12 +195,10 @@ class Regions(Sets):
         if numbers is None:
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
             raise mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
-        here = numbers >= 0
-        offsets = np.append(0, np.cumsum(here))[self.offsets]
-        if np.any(lost := (np.diff(offsets) == 0) & (self.sizes > 0)):
+        kept = replace(self, grid=grid, indices=numbers)._where(numbers >= 0)
+        if np.any(lost := (kept.sizes == 0) & (self.sizes > 0)):
             raise EmptyMaskError(f"region {self.names[int(np.argmax(lost))]!r} has no place in {grid}")
-        weights = None if self.weights is None else self.weights[here]
-        return replace(self, grid=grid, indices=numbers[here], offsets=offsets, weights=weights)
+        return kept
 
     @classmethod
     def from_any(

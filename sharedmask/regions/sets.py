@@ -146,7 +146,9 @@ class Sets:
         Regions
             As many; one of which nothing is among them has no voxels.
         """
-        here = np.isin(self.indices, voxels)
+        return self._where(np.isin(self.indices, voxels))
+
+    def _where(self, here: Array) -> Self:
         offsets = np.append(0, np.cumsum(here))[self.offsets]
         weights = None if self.weights is None else self.weights[here]
         return replace(self, indices=self.indices[here], offsets=offsets, weights=weights)

@@ -100,7 +100,7 @@ class Seeds:
 
         Without a radius a sphere is the voxel of its point.
 
-        Raises ParameterError of what is neither, and MaskError of a table that holds anything else, naming it.
+        Raises ParameterError of what is neither, MaskError of a table that holds anything else, naming it.
         """
         rows = [row for one in given for row in (_rows(one) if Path(one).is_file() else [_row(one)])]
         points, radii, names = zip(*rows, strict=True)

@@ -17,6 +17,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,34 @@ def load(
     begun : iterator, optional
         Of :func:`blocks` of this source and selection, where that has begun already.
     """
-    writer = _Writer(rows, conversion, n_threads)
-    with blocks(source, select) if begun is None else nullcontext(begun) as decoded_blocks, writer:
-        for start, block in decoded_blocks:
-            writer.write(start, block)
+    finite = True
+    with (
+        blocks(source, select) if begun is None else nullcontext(begun) as decoded,
+        Threads(n_threads, "sharedmask-transpose") if n_threads > 1 else nullcontext() as threads,
+    ):
+        for start, block in decoded:
+            write = partial(_write, conversion, block, rows[:, start : start + len(block)].T)
+            tiles = [slice(a, a + _TILE_VOXELS) for a in range(0, block.shape[1], _TILE_VOXELS)]
+            shares = ([of[i::n_threads] for i in range(n_threads)] for of in (block, tiles))
+            done = list((map if threads is None else threads.map)(write, *shares))
+            finite = finite and all(done)
             if on_volumes is not None:
                 on_volumes(start + len(block))
-    return writer.finite
+    return finite
+
+
+def _write(
+    conversion: Conversion | None, block: Array, target: Array, volumes: Array, tiles: list[slice]
+) -> bool:
+    """Transpose ``tiles`` of a block; whether its ``volumes``, or the tiles' true values, are finite."""
+    stored = conversion is None and block.dtype.kind == "f"
+    finite = not stored or all(map(all_finite, volumes))
+    for tile in tiles:
+        if conversion is None:
+            target[:, tile] = block[:, tile]
+        else:
+            finite = convert(block[:, tile], target[:, tile], conversion) and finite
+    return finite
 
 
 def blocks(
@@ -193,45 +215,3 @@ class _Decoder:
             selected = block[done : done + len(volumes)]
             np.take(volumes, self._select, axis=1, out=selected, mode="clip")
             done += len(volumes)
-
-
-class _Writer:
-    """Transposes blocks into rows, and notes whether all their values are finite."""
-
-    def __init__(self, rows: Array, conversion: Conversion | None, n_threads: int) -> None:
-        self._rows = rows
-        self._conversion = conversion
-        self._threads = Threads(n_threads, "sharedmask-transpose") if n_threads > 1 else None
-        self._n_threads = n_threads
-        self.finite = True
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown()
-
-    def write(self, start: int, block: Array) -> None:
-        tiles = [slice(a, a + _TILE_VOXELS) for a in range(0, block.shape[1], _TILE_VOXELS)]
-        if self._threads is None:
-            done = [self._write_tiles(start, block, block, tiles)]
-        else:
-            shares = [
-                (block[i :: self._n_threads], tiles[i :: self._n_threads]) for i in range(self._n_threads)
-            ]
-            done = list(self._threads.map(lambda share: self._write_tiles(start, block, *share), shares))
-        self.finite = self.finite and all(done)
-
-    def _write_tiles(self, start: int, block: Array, volumes: Array, tiles: list[slice]) -> bool:
-        """Whether the ``volumes``, or the true values of the ``tiles``, are finite."""
-        stored = self._conversion is None and block.dtype.kind == "f"
-        finite, stop = not stored or all(map(all_finite, volumes)), start + len(block)
-        for tile in tiles:
-            values = block[:, tile]
-            target = self._rows[tile, start:stop].T
-            if self._conversion is None:
-                target[...] = values
-            else:
-                finite = convert(values, target, self._conversion) and finite
-        return finite

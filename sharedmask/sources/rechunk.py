@@ -121,14 +121,17 @@ def transpose(source: Source, voxels: Voxels | None, bands: Bands, write: Write,
         finite = loader.load(source, rows, select=voxels, n_threads=n_threads)
         write(0, rows)
         return finite
-    with _volumes_in_a_file(source, voxels, folder) as file, _Behind(write) as behind:
+    with _volumes_in_a_file(source, voxels, folder) as file, Threads(1, "sharedmask-write") as thread:
         buffers = [np.empty((bands.rows, source.n_timepoints), source.dtype) for _ in range(_N_BANDS)]
-        finite = True
+        finite, written = True, list[Future[None]]()
         for number, band in enumerate(bands):
             rows = buffers[number % _N_BANDS][: band.stop - band.start]
             part, select = file.part(band)
             finite = loader.load(part, rows, select=select, n_threads=n_threads) and finite
-            behind.write(band.start, rows)
+            if written:
+                written.pop().result()
+            written.append(thread.submit(write, band.start, rows))
+        written.pop().result()
     return finite
 
 
@@ -138,33 +141,6 @@ def _as_they_are(source: RowSource, voxels: Voxels, write: Write) -> bool:
         finite = finite and (rows.dtype.kind != "f" or all_finite(rows))
         write(start, rows)
     return finite
-
-
-class _Behind:
-    """Writes in a thread of its own, one piece at a time."""
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-        self._thread = Threads(1, "sharedmask-write")
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> "_Behind":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._wait()
-        finally:
-            self._thread.shutdown()
-
-    def write(self, start: int, rows: Array) -> None:
-        self._wait()
-        self._last = self._thread.submit(self._write, start, rows)
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
 
 
 # --- volumes in a file ---------------------------------------------------------------------------

@@ -133,15 +133,11 @@ class BrainModels:
         voxel that an element should be and none is.
         """
         if isinstance(own, Grid):
-            return self._of_volume(own, numbers)
+            inside = None if self.volume is None else self.volume.numbers_of(own, numbers)
+            return None if inside is None else self._elements_of_voxels[inside]
         if not isinstance(own, BrainModels):
             return None
         return numbers if self.matches(own) else self._of_elements(own, numbers)
-
-    def _of_volume(self, own: Grid, numbers: Numbers) -> Numbers | None:
-        if self.volume is None or (inside := self.volume.numbers_of(own, numbers)) is None:
-            return None
-        return self._elements_of_voxels[inside]
 
     @property
     def _elements_of_voxels(self) -> Numbers:

@@ -7,7 +7,6 @@ images (``source``). A voxel's number is its on-disk position, x fastest: ``x + 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 
 import nibabel as nib
@@ -135,10 +134,12 @@ class Grid:
             return None
         if own.matches(self):
             return numbers
-        steps = strides_to(own, self)
-        if steps is None:
+        if (found := _strides_to(own, self)) is None:
             return None
-        return voxel_numbers(np.unravel_index(numbers, own.shape, order="F"), *steps)
+        start, steps = found
+        i, j, k = np.unravel_index(numbers, own.shape, order="F")
+        here: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start
+        return here
 
     def part(self, name: str) -> None:
         """A box has no parts with names.
@@ -177,11 +178,9 @@ def _axis_codes(affine: Array) -> str:
         return "???"
 
 
-def strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
-    """Start and steps: voxel c of ``own`` is number ``start + c @ steps`` of ``target``, if there is one."""
+def _strides_to(own: Grid, target: Grid) -> tuple[int, Numbers] | None:
+    """Start and steps: voxel c of ``own`` is number ``start + c @ steps`` of ``target``, on other axes."""
     strides = np.cumprod([1, *target.shape[:2]])
-    if own.matches(target):
-        return 0, strides
     turn = _turn(own, target)
     if turn is None or tuple(np.abs(turn) @ own.shape) != target.shape:
         return None
@@ -211,13 +210,6 @@ def _moved(own: Grid, target: Grid, turn: Array, start: Array) -> float:
         return np.inf
     distance = np.linalg.norm(there - (turn @ corners + np.reshape(start, (3, 1))), axis=0).max()
     return float(np.nan_to_num(distance, nan=np.inf))
-
-
-def voxel_numbers(coordinates: Sequence[Array], start: int, steps: Numbers) -> Numbers:
-    """Numbers of the voxels at ``coordinates``, three arrays, on the grid that :func:`strides_to` led to."""
-    i, j, k = coordinates
-    found: Numbers = i * steps[0] + j * steps[1] + k * steps[2] + start
-    return found
 
 
 def box_of(space: Space, doing: str) -> Grid:

@@ -133,7 +133,7 @@ def _build(
         fd = os.open(temporary, os.O_RDWR | platform.OPEN)
         using.callback(locks.close, fd)
         platform.reserve(fd, 0, layout.nbytes)
-        meta = {**fill(_Writer(fd, layout.specs).write), "label": label[-_LABEL_LENGTH:]}
+        meta = {**fill(_writer(fd, layout.specs)), "label": label[-_LABEL_LENGTH:]}
         facts = {"token": key, "arrays": layout.specs, "meta": meta}
         files.pwrite_all(fd, container.header(facts, layout.header_bytes), 0)
         platform.set_mode(fd, 0o400)
@@ -155,29 +155,26 @@ def disk_full_as_segment_error(label: str, nbytes: int) -> Iterator[None]:
         raise SegmentError(_no_room(label, nbytes) + other) from error
 
 
-class _Writer:
+def _writer(fd: int, arrays: container.Specs) -> Write:
     """Writes rows, and has the disk begin with them at once."""
+    dirty = 0
 
-    def __init__(self, fd: int, arrays: container.Specs) -> None:
-        self._fd, self._arrays = fd, arrays
-        self._dirty = 0
-
-    def write(self, array: str, start: int, rows: Array) -> None:
-        row_bytes = rows[:1].nbytes
-        place = self._arrays[array]["offset"] + start * row_bytes
+    def write(array: str, start: int, rows: Array) -> None:
+        nonlocal dirty
+        place = arrays[array]["offset"] + start * rows[:1].nbytes
         view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        for piece in range(0, len(view), _PIECE_BYTES):
-            self._put(view[piece : piece + _PIECE_BYTES], place + piece)
+        for begin in range(0, len(view), _PIECE_BYTES):
+            piece = view[begin : begin + _PIECE_BYTES]
+            files.pwrite_all(fd, piece, place + begin)
+            dirty += len(piece)
+            if dirty >= _DIRTY_BYTES:
+                platform.sync_data(fd)
+                dirty = 0
+            else:
+                # On Linux this starts writing; what is written already may leave the page cache.
+                platform.advise_file(fd, place + begin, len(piece), "POSIX_FADV_DONTNEED")
 
-    def _put(self, piece: memoryview, place: int) -> None:
-        files.pwrite_all(self._fd, piece, place)
-        self._dirty += len(piece)
-        if self._dirty >= _DIRTY_BYTES:
-            platform.sync_data(self._fd)
-            self._dirty = 0
-        else:
-            # On Linux this starts writing; what is written already may leave the page cache.
-            platform.advise_file(self._fd, place, len(piece), "POSIX_FADV_DONTNEED")
+    return write
 
 
 # --- room ----------------------------------------------------------------------------------------

@@ -48,20 +48,8 @@ class FileIdentity(FileState):
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "FileIdentity":
-        """The opposite of :meth:`to_dict`.
-
-        Raises AttachError if it is none.
-        """
+        """The identity whose fields are given, or an AttachError."""
         return checked_facts(cls, given, "the identity of a file")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON has."""
-        return asdict(self)
-
-    @property
-    def is_nameless(self) -> bool:
-        """Whether the path is that of its owner's descriptor."""
-        return self.path.startswith("/proc/")
 
     def is_written_to(self) -> bool:
         """Whether the user's file, which this process maps, has changed since, in its place.
@@ -108,7 +96,7 @@ def map_file(identity: FileIdentity) -> mmap.mmap:
 
     Raises AttachError: the file is gone, is another one, or has changed.
     """
-    kept = identity.ours and not identity.is_nameless
+    kept = identity.ours and not identity.path.startswith("/proc/")  # that of its owner's descriptor
     try:
         fd = platform.open_again(identity.path, _OPEN | (platform.NOFOLLOW if kept else 0))
     except OSError as error:

@@ -16,6 +16,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -51,7 +52,7 @@ class ExternalArrays:
 
     def to_facts(self) -> dict[str, Any]:
         """What the header of such a segment says of them."""
-        return {"arrays": self.arrays, "file": self.file.to_dict(), "kind": self.kind}
+        return {"arrays": self.arrays, "file": asdict(self.file), "kind": self.kind}
 
 
 @dataclass(frozen=True)
