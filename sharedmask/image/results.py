@@ -1,8 +1,8 @@
 """Results: those of requests that were carried out before.
 
 Covers: what identifies a result, whether the image is still what it was, telling callbacks of a
-result that was found, the cache: a folder of results and its counts. Does not cover: what any kept folder
-does (``kept``), carrying requests out (``signals``).
+result that was found, the cache: a folder of results and its counts. Does not cover: what any such folder
+does (``cache``), carrying requests out (``signals``).
 
 A key is a digest of everything that the numbers depend on: the image's fingerprint, the regions,
 the parameters and the versions of what computes. How the work is done is no part of it, because the
@@ -34,7 +34,7 @@ from sharedmask.errors import AttachError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.sources.source import Source
 from sharedmask.storage import container
-from sharedmask.storage.kept import KeptFolder
+from sharedmask.storage.cache import CacheFolder
 from sharedmask.system import files, locks, platform, settings
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
@@ -219,7 +219,7 @@ class Cache:
         if not place.parent.is_dir():
             raise ParameterError(f"the cache {place} cannot be made: there is no directory {place.parent}")
         self.folder = place / "sharedmask"
-        self._kept = KeptFolder(self.folder, "the cache", "", 40, "result", refused=0o022)
+        self._kept = CacheFolder(self.folder, "the cache", "", 40, "result", refused=0o022)
         self.limit = settings.current().cache_limit if limit is None else limit
 
     @classmethod

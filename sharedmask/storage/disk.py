@@ -1,7 +1,7 @@
 """The disk store: rows of images in files that stay for the next run.
 
 Covers: where they are, building each once, finding it again, files that have no name (``spill``), what
-all may take together. Does not cover: whose turn it is, what a killed process left (``kept``), how rows
+all may take together. Does not cover: whose turn it is, what a killed process left (``cache``), how rows
 are made (``rechunk``), what attaching checks (``segment``, ``mapped_file``), when an image goes to disk
 (``rows``).
 
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import container
+from sharedmask.storage.cache import CacheFolder
 from sharedmask.storage.container import Geometry
-from sharedmask.storage.kept import KeptFolder
 from sharedmask.storage.mapped_file import FileIdentity
 from sharedmask.storage.segment import ExternalArrays
 from sharedmask.system import files, locks, platform, settings
@@ -53,8 +53,8 @@ def directory() -> Path:
     return spill_folder() / f"{DISK_FOLDER}{platform.user_name()}"
 
 
-def _folder() -> KeptFolder:
-    return KeptFolder(directory(), "the directory for images on disk", "sharedmask-", 32, "rows")
+def _folder() -> CacheFolder:
+    return CacheFolder(directory(), "the directory for images on disk", "sharedmask-", 32, "rows")
 
 
 def _opened() -> contextlib.AbstractContextManager[Folder]:
@@ -91,19 +91,19 @@ def rows_file(key: str, geometry: Geometry, label: str, fill: Fill, copied: int 
 
     Raises SegmentError: there is no room on the disk or within the limit, or the directory cannot be used.
     """
-    kept = _folder()
+    cache = _folder()
     with contextlib.ExitStack() as using:
         read = partial(_complete, using, key, geometry)
         with _opened():
-            kept.sweep()
-            fd = kept.find(key, read)
+            cache.sweep()
+            fd = cache.find(key, read)
             found = fd is not None
             if fd is None:
-                with kept.turn(key):
-                    fd = kept.find(key, read)  # built while we waited
+                with cache.turn(key):
+                    fd = cache.find(key, read)  # built while we waited
                     fd = _build(using, key, geometry, label, fill, copied) if fd is None else fd
         facts, _ = container.read_header(fd)
-        identity = FileIdentity.of(str(kept.path / kept.name(key)), fd, ours=True)
+        identity = FileIdentity.of(str(cache.path / cache.name(key)), fd, ours=True)
         yield OpenRows(ExternalArrays(identity, facts["arrays"], KIND), facts["meta"], found)
 
 
@@ -193,8 +193,8 @@ class KeptRows:
 
 def entries() -> list[KeptRows]:
     """The complete files, least recently used first."""
-    kept = _folder()
-    ours = [entry for entry in kept.entries() if kept.is_ours(entry.name)]
+    cache = _folder()
+    ours = [entry for entry in cache.entries() if cache.is_ours(entry.name)]
     return [KeptRows(entry.name, _label(entry.name), entry.nbytes, entry.used / 1e9) for entry in ours]
 
 
@@ -206,8 +206,8 @@ def _label(name: str) -> str:
 
 def remove_unused(name: str | None = None) -> list[str]:
     """Remove the complete files that nobody uses, or the one of that name; the names of those removed."""
-    kept = _folder()
-    return [one.name for one in kept.entries() if name in (None, one.name) and kept.remove(one.name)]
+    cache = _folder()
+    return [one.name for one in cache.entries() if name in (None, one.name) and cache.remove(one.name)]
 
 
 def sweep() -> list[str]:

@@ -1,7 +1,7 @@
 """Indexes: the seek points of gzip files, kept for the next time.
 
 Covers: where they are kept, which file they are of, making one. Does not cover: points (``decoding``), what
-any kept folder does (``kept``).
+the folder of any cache does (``cache``).
 
 An index is that of every file of the same size, first and last bytes, the checksum of all data among them:
 it stays when the file is moved or copied. Each piece of the data has a checksum in it besides.
@@ -20,7 +20,7 @@ from sharedmask.decoding.seek_points import Points, to_arrays
 from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
-from sharedmask.storage.kept import KeptFolder
+from sharedmask.storage.cache import CacheFolder
 from sharedmask.system import files, locks, platform, settings
 from sharedmask.typing import Array
 
@@ -79,10 +79,10 @@ def make(source: Source, *, beside: bool = False) -> Path:
 
 def _made(source: FileSource, beside: bool) -> Path | None:
     """Where the points are kept now; None if there are none."""
-    kept = _folder()
+    cache = _folder()
     with open_file(source.file) as file:
         key = _key(file)
-    path = Path(source.file + BESIDE) if beside else kept.path / kept.name(key)
+    path = Path(source.file + BESIDE) if beside else cache.path / cache.name(key)
     if beside:
         _check_ours(path)
     with source.unchanged():
@@ -91,12 +91,12 @@ def _made(source: FileSource, beside: bool) -> Path | None:
         return None
     arrays = to_arrays(points)
     if not beside:
-        kept.path.parent.mkdir(parents=True, exist_ok=True)
-        with kept.turn(key):
+        cache.path.parent.mkdir(parents=True, exist_ok=True)
+        with cache.turn(key):
             needed = container.projected(container.geometry_of(arrays))
-            kept.make_room(lambda held: held + needed <= _LIMIT)
+            cache.make_room(lambda held: held + needed <= _LIMIT)
             _write(path, arrays, key)
-        kept.sweep()
+        cache.sweep()
     else:
         _write(path, arrays, key)
     return path
@@ -127,12 +127,12 @@ def _beside(file: FileIO) -> Points | None:
 
 def _in_folder(file: FileIO) -> Points | None:
     """Nobody asked for an index: a home that may not be looked into has none."""
-    kept = _folder()
+    cache = _folder()
     try:
-        if not kept.path.is_dir():  # as for most files: they need not be read for it
+        if not cache.path.is_dir():  # as for most files: they need not be read for it
             return None
         key = _key(file)
-        return kept.find(key, partial(_points, key))
+        return cache.find(key, partial(_points, key))
     except (OSError, SegmentError):
         return None
 
@@ -144,10 +144,10 @@ def _points(key: str, fd: int) -> Points:
     return Points(*arrays)
 
 
-def _folder() -> KeptFolder:
+def _folder() -> CacheFolder:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = settings.current().cache_dir or Path(home)
-    return KeptFolder(path / "sharedmask-indexes", "folder of indexes", "", 40, "index")
+    return CacheFolder(path / "sharedmask-indexes", "folder of indexes", "", 40, "index")
 
 
 def _key(file: FileIO) -> str:

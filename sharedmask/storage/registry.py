@@ -146,7 +146,7 @@ def _lock_and_fill(fd: int, content: str) -> None:
 
 # --- owning --------------------------------------------------------------------------------------
 
-_kept: "weakref.WeakSet[OwnedSegment | Claim]" = weakref.WeakSet()
+_locks_here: "weakref.WeakSet[OwnedSegment | Claim]" = weakref.WeakSet()
 # Held while descriptors that a child must let go of are made or closed, and while a fork happens.
 _making = process.Lock()
 _reaped_by = 0
@@ -179,7 +179,7 @@ class OwnedSegment:
             except BaseException:
                 self.record.remove()
                 raise
-            _kept.add(self)
+            _locks_here.add(self)
         self.label = label
         self._abandoned = weakref.finalize(self, _finalize, os.getpid(), label, self.segment, self.record)
 
@@ -262,8 +262,8 @@ def _release(pid: int, segment: Segment, record: Record) -> None:
 
 def _after_fork_in_child() -> None:
     # The child shares our locks: if it held on to them, our death would go unnoticed.
-    for kept in list(_kept):
-        kept.forget()
+    for one in list(_locks_here):
+        one.forget()
     _making.__exit__()
 
 
@@ -326,7 +326,7 @@ class Claim(_Locked):
                 super().__init__(role + _CLAIM_SUFFIX, json.dumps(content))
             except FileExistsError as error:
                 raise SegmentError(f"another {role} is running for this user") from error
-            _kept.add(self)
+            _locks_here.add(self)
 
     def release(self) -> None:
         """Remove the socket and the claim, unless they are a successor's. Idempotent."""

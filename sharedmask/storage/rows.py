@@ -404,9 +404,9 @@ def _on_disk(
     with source.unchanged():
         key = disk.key_of(source.fingerprint, voxels, source.dtype)
     copied = rechunk.copied_bytes(source, bands)
-    with disk.rows_file(key, geometry, label, fill, copied) as kept:
+    with disk.rows_file(key, geometry, label, fill, copied) as found:
         return _anchored(
-            label, kept.elsewhere, {"finite": bool(kept.meta.get("finite")), "facts": source.to_dict()}
+            label, found.elsewhere, {"finite": bool(found.meta.get("finite")), "facts": source.to_dict()}
         )
 
 

@@ -1,4 +1,4 @@
-"""Kept folders: a file is made once, found until room is needed, and never anybody else's that goes."""
+"""Folders of caches: a file is made once, found until room is needed, and never anybody else's that goes."""
 
 import fcntl
 import logging
@@ -11,7 +11,7 @@ from children import running
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container
-from sharedmask.storage.kept import KeptFolder
+from sharedmask.storage.cache import CacheFolder
 from sharedmask.system import files, locks
 
 A, B, C = (f"{number:032x}" for number in range(3))
@@ -19,7 +19,7 @@ A, B, C = (f"{number:032x}" for number in range(3))
 
 @pytest.fixture
 def kept(tmp_path):
-    return KeptFolder(tmp_path / "folder", "the folder", "one-", 32, "kept")
+    return CacheFolder(tmp_path / "folder", "the folder", "one-", 32, "kept")
 
 
 def add(kept, key, size=1000):
@@ -80,7 +80,7 @@ def test_a_folder_that_others_can_use_is_refused(kept, mode, refused):
     kept.path.mkdir()
     os.chmod(kept.path, mode)
     with pytest.raises(SegmentError, match=r"the folder .* must be private"):
-        KeptFolder(kept.path, "the folder", "one-", 32, "kept", refused).opened().__enter__()
+        CacheFolder(kept.path, "the folder", "one-", 32, "kept", refused).opened().__enter__()
 
 
 def test_links_are_not_followed(kept, tmp_path):
@@ -93,14 +93,14 @@ def test_links_are_not_followed(kept, tmp_path):
     (tmp_path / "away").mkdir()
     os.symlink(tmp_path / "away", tmp_path / "link")
     with pytest.raises(SegmentError, match="cannot be used"):
-        KeptFolder(tmp_path / "link", "the folder", "", 32, "kept").opened().__enter__()
+        CacheFolder(tmp_path / "link", "the folder", "", 32, "kept").opened().__enter__()
 
 
 TURN = """
     import sys, time
     from pathlib import Path
-    from sharedmask.storage.kept import KeptFolder
-    with KeptFolder(Path(sys.argv[1]), "the folder", "one-", 32, "kept").turn(sys.argv[2]):
+    from sharedmask.storage.cache import CacheFolder
+    with CacheFolder(Path(sys.argv[1]), "the folder", "one-", 32, "kept").turn(sys.argv[2]):
         print("ready", flush=True)
         time.sleep(60)
 """

@@ -1,4 +1,4 @@
-"""Kept folders: files that are made once, by one of many, and found again until room is needed.
+"""Folders of caches: files that are made once, by one of many, and found again until room is needed.
 
 Covers: finding a file, whose turn it is to make it, the least recently used out, what killed processes
 left. Does not cover: what is in a file (``container``), how many may stay (``disk``, ``results``).
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KeptFolder:
+class CacheFolder:
     """Files named ``<prefix><digits hexadecimal digits>.<suffix>`` in a directory of this user's own."""
 
     path: Path
