@@ -5,7 +5,7 @@ Covers: estimators. Does not cover: what is done to an image (``compute``). Priv
 
 From the bottom up::
 
-    _nilearn  base  nifti  labels  maps  spheres  multi  runs  elements  surfaces
+    _nilearn  inputs  extractors  base  nifti  labels  maps  spheres  multi  runs  elements  surfaces
 """
 
 import lazy_loader

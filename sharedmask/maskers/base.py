@@ -1,7 +1,7 @@
 """nilearn's maskers over shared and streamed images: the same parameters, the same numbers.
 
 Covers: `SharedNiftiMasker`, `SharedLabelsMasker`, `SharedMapsMasker` and `SharedSpheresMasker`, subclasses of
-nilearn's that load and extract by themselves. Does not cover: what is done to an image (``_nilearn``), many
+nilearn's that load and extract by themselves. Does not cover: what is done to an image (``extractors``), many
 masks at once (``multi``), many images (``runs``). Fitting, parameter checks, cleaning, reports and the way
 back are nilearn's.
 """
@@ -28,7 +28,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
 from sharedmask.image.niimg import SourceNifti, plain
-from sharedmask.maskers._nilearn import STAND_INS, as_niimg, read_tables
+from sharedmask.maskers.extractors import STAND_INS
+from sharedmask.maskers.inputs import as_niimg, read_tables
 from sharedmask.remote.addresses import url_of
 
 Masker = TypeVar("Masker", bound=type)

@@ -22,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.image.extraction import extract
 from sharedmask.image.image import SharedImage
-from sharedmask.maskers._nilearn import read_tables
 from sharedmask.maskers.base import Parametrised, check_clean_args
+from sharedmask.maskers.inputs import read_tables
 from sharedmask.regions import parcels
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.opening import open_source
@@ -199,7 +199,7 @@ there are then those that need no mesh, and no pictures in reports."""
         raise NotImplementedError
 
     def _regions_on(self, space: Space) -> Regions:
-        raise NotImplementedError
+        return masked(self.mask_img, space)
 
     def _learn(self, regions: Regions) -> None:
         raise NotImplementedError

@@ -6,11 +6,10 @@ cover: the masker of the union (``base``), reading masks (``regions``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Image
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -22,9 +21,6 @@ from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import box_of
 from sharedmask.system.budget import within
 from sharedmask.system.process import effective_n_jobs
-from sharedmask.typing import Array
-
-_OWN = ("masks", "n_jobs")
 
 
 class _UnionMasker(SharedNiftiMasker):
@@ -123,6 +119,10 @@ class SharedMultiMasker(  # type: ignore[call-arg]
     {'left': (10, 12), 'whole': (10, 24)}
     """
 
+    masks: Any
+    n_jobs: int | None
+    memory_limit: int | float | str | None
+
     def __init__(
         self,
         masks: Any = None,
@@ -143,23 +143,7 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         n_jobs: int | None = None,
         memory_limit: int | float | str | None = None,
     ) -> None:
-        self.masks = masks
-        self.runs = runs
-        self.smoothing_fwhm = smoothing_fwhm
-        self.standardize = standardize
-        self.standardize_confounds = standardize_confounds
-        self.detrend = detrend
-        self.high_variance_confounds = high_variance_confounds
-        self.low_pass = low_pass
-        self.high_pass = high_pass
-        self.t_r = t_r
-        self.dtype = dtype
-        self.memory = memory
-        self.memory_level = memory_level
-        self.verbose = verbose
-        self.clean_args = clean_args
-        self.n_jobs = n_jobs
-        self.memory_limit = memory_limit
+        self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -196,10 +180,13 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         with within(self.memory_limit):
             self.regions_ = Regions.from_any(self.masks)
         self.n_elements_ = len(self.regions_.indices)
-        places = _c_order(self.regions_)
-        union, self._columns = np.unique(places, return_inverse=True)
-        own = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
-        self.masker_ = _UnionMasker(mask_img=_mask_of(union, self.regions_), reports=False, **own)
+        mask = box_of(self.regions_.grid, "a mask").to_nifti(
+            self.regions_.indices, np.ones(self.n_elements_, np.uint8)
+        )
+        _, self._columns = np.unique(_c_order(self.regions_), return_inverse=True)
+        own = self.get_params(deep=False)
+        del own["masks"], own["n_jobs"]
+        self.masker_ = _UnionMasker(mask_img=mask, reports=False, **own)
         self.masker_._n_jobs = effective_n_jobs(self.n_jobs)
         self.masker_.fit()
         return self
@@ -224,7 +211,7 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         check_is_fitted(self)
         signals = self.masker_.transform(imgs, confounds=confounds, sample_mask=sample_mask)
         signals = np.reshape(signals, (*signals.shape[: signals.ndim - 1], -1))
-        return self._packed(lambda columns: np.take(signals, columns, axis=-1))
+        return self.regions_.pack([np.take(signals, columns, axis=-1) for columns in self._parts()])
 
     def fit_transform(self, imgs: Any, y: Any = None, confounds: Any = None, sample_mask: Any = None) -> Any:
         """The same as ``fit(imgs).transform(imgs, confounds, sample_mask)``.
@@ -294,9 +281,6 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         """The union's columns of each mask."""
         return np.split(self._columns, self.regions_.offsets[1:-1])
 
-    def _packed(self, make: Callable[[NDArray[np.intp]], Array]) -> Any:
-        return self.regions_.pack([make(columns) for columns in self._parts()])
-
     def _unpacked(self, given: Any) -> list[Any]:
         if self.regions_.container == "single":
             return [given]
@@ -311,10 +295,3 @@ def _c_order(regions: Regions) -> NDArray[np.intp]:
     """Voxel numbers in C order, which is that of a masker's columns."""
     shape = regions.grid.shape
     return np.ravel_multi_index(np.unravel_index(regions.indices, shape, order="F"), shape)
-
-
-def _mask_of(numbers: NDArray[np.intp], regions: Regions) -> Nifti1Image:
-    grid = box_of(regions.grid, "a mask")
-    inside = np.zeros(grid.shape, np.uint8)
-    inside.reshape(-1)[numbers] = 1
-    return Nifti1Image(inside, grid.affine)

@@ -15,8 +15,8 @@ from nilearn.maskers import MultiNiftiLabelsMasker, MultiNiftiMapsMasker, MultiN
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.compute.cleaning import CLEANING_MODULES
-from sharedmask.maskers._nilearn import Given, as_niimg, require_niimg
 from sharedmask.maskers.base import Masker, documented
+from sharedmask.maskers.inputs import Niimg, as_niimg, require_niimg
 from sharedmask.maskers.labels import SharedLabelsMasker
 from sharedmask.maskers.maps import SharedMapsMasker
 from sharedmask.maskers.nifti import SharedNiftiMasker
@@ -74,14 +74,8 @@ class ManyRuns:
         """
         check_is_fitted(self)
         runs = [require_niimg(run) for run in imgs_list]
-        calls = list(
-            zip(
-                runs,
-                _each(confounds, runs, "confounds"),
-                _each(sample_mask, runs, "sample_mask"),
-                strict=True,
-            )
-        )
+        given = _each(confounds, runs, "confounds"), _each(sample_mask, runs, "sample_mask")
+        calls = list(zip(runs, *given, strict=True))
         jobs = min(effective_n_jobs(n_jobs), len(runs), self._fitting(runs))
         if jobs > 1 and pool.can_start_processes() and settings.current().shared_memory:
             made = pool.run_processes(_signals, (self,), calls, jobs, None, CLEANING_MODULES)
@@ -91,14 +85,14 @@ class ManyRuns:
             vars(self).update(made[-1][1])
         return [signals for signals, _ in made]
 
-    def _fitting(self, runs: Sequence[Given]) -> int:
+    def _fitting(self, runs: Sequence[Niimg]) -> int:
         """How many runs go together; one is refused by its own plan."""
         longest = max((run.shape[3] for run in runs if len(run.shape) == 4), default=1)
         each = _RUN_BYTES + _COPIES * 8 * longest * self.n_elements_
         return max(1, MemoryBudget.here(self.memory_limit).limit // each)
 
 
-def _each(given: Any, runs: Sequence[Given], name: str) -> list[Any]:
+def _each(given: Any, runs: Sequence[Niimg], name: str) -> list[Any]:
     """One of them for each run, in the list that a run's own call takes."""
     if given is None:
         return [None] * len(runs)
@@ -107,7 +101,7 @@ def _each(given: Any, runs: Sequence[Given], name: str) -> list[Any]:
     return [None if one is None else [one] for one in given]
 
 
-def _signals(masker: Any, run: Given, confounds: Any, sample_mask: Any) -> tuple[Any, dict[str, Any]]:
+def _signals(masker: Any, run: Niimg, confounds: Any, sample_mask: Any) -> tuple[Any, dict[str, Any]]:
     """A run's signals, and what the masker learnt from it."""
     before = dict(vars(masker))
     signals = masker.transform(run, confounds=confounds, sample_mask=sample_mask)

@@ -15,8 +15,9 @@ from nibabel import Nifti1Image
 from nilearn.maskers import NiftiSpheresMasker
 from sklearn.utils.validation import check_is_fitted
 
-from sharedmask.maskers._nilearn import grid_of, mask_logger
+from sharedmask.maskers._nilearn import mask_logger
 from sharedmask.maskers.base import SharedMasker, documented
+from sharedmask.maskers.inputs import grid_of
 from sharedmask.regions.spheres import spheres
 
 

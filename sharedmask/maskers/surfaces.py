@@ -80,9 +80,6 @@ class SharedSurfaceMasker(ElementsMasker, SurfaceMasker):
         values[:, self._regions_on(self.space_).indices] = signals
         return values
 
-    def _regions_on(self, space: Space) -> Regions:
-        return masked(self.mask_img, space)
-
     def _learn(self, regions: Regions) -> None:
         self.n_elements_ = len(regions.indices)
 
@@ -260,9 +257,6 @@ class SharedSurfaceMapsMasker(ElementsMasker, SurfaceMapsMasker):
         placed = np.zeros((space.n_voxels, maps.shape[1]), maps.dtype)
         placed[numbers[numbers >= 0]] = maps[numbers >= 0]
         return placed
-
-    def _regions_on(self, space: Space) -> Regions:
-        return masked(self.mask_img, space)
 
     def _learn(self, regions: Regions) -> None:
         maps = self._maps_on(self.space_)

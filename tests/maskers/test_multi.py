@@ -19,7 +19,7 @@ from sharedmask.errors import (
     MaskError,
     ParameterError,
 )
-from sharedmask.maskers import _nilearn
+from sharedmask.maskers import extractors
 
 
 @pytest.fixture
@@ -34,20 +34,20 @@ def masks():
 
 def columns_cleaned(monkeypatch):
     """Numbers of columns that nilearn cleans from now on."""
-    counts, clean = [], _nilearn.clean
+    counts, clean = [], extractors.clean
 
     def counting(signals, **settings):
         counts.append(signals.shape[1])
         return clean(signals, **settings)
 
-    monkeypatch.setattr(_nilearn, "clean", counting)
+    monkeypatch.setattr(extractors, "clean", counting)
     return counts
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_each_voxel_of_the_union_is_cleaned_once(n_jobs, masks, path, monkeypatch):
     counts = columns_cleaned(monkeypatch)
-    monkeypatch.setattr(_nilearn, "_CLEAN_BYTES", 50 * T * 4)
+    monkeypatch.setattr(extractors, "_CLEAN_BYTES", 50 * T * 4)
     multi = SharedMultiMasker(masks, standardize="zscore_sample", detrend=True, n_jobs=n_jobs).fit()
     signals = multi.transform(path, confounds=CONFOUNDS)
     assert sum(counts) == np.logical_or.reduce([np.asarray(mask.dataobj) for mask in masks]).sum()

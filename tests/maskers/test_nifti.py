@@ -15,7 +15,7 @@ from sharedmask import (
     SharedImage,
     SharedNiftiMasker,
 )
-from sharedmask.maskers import _nilearn
+from sharedmask.maskers import extractors
 from sharedmask.sources import loader
 
 
@@ -37,12 +37,12 @@ def test_signals_cleaned_some_columns_at_a_time_are_the_same(standardize, path, 
     for sample_mask in (None, np.arange(3, T)):
         whole = masker.transform(path, sample_mask=sample_mask)
         with monkeypatch.context() as patch:
-            patch.setattr(_nilearn, "_CLEAN_BYTES", 7 * T * 4)
+            patch.setattr(extractors, "_CLEAN_BYTES", 7 * T * 4)
             np.testing.assert_array_equal(masker.transform(path, sample_mask=sample_mask), whole)
 
 
 def test_warnings_of_cleaning_come_once(path, monkeypatch):
-    monkeypatch.setattr(_nilearn, "_CLEAN_BYTES", 7 * T * 4)
+    monkeypatch.setattr(extractors, "_CLEAN_BYTES", 7 * T * 4)
     masker = plain(SharedNiftiMasker, {"mask_img": MASK}, standardize_confounds=False).fit()
     with pytest.warns(UserWarning, match="confounds") as told:
         masker.transform(path, confounds=CONFOUNDS)

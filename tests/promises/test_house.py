@@ -182,6 +182,8 @@ def test_only_the_maskers_import_nilearn_at_their_top():
         "_nilearn",
         "base",
         "elements",
+        "extractors",
+        "inputs",
         "labels",
         "maps",
         "multi",
