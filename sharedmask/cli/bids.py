@@ -151,7 +151,7 @@ def app(
     if not options["dry_run"]:
         _begin_workers(**options)
     found = _atlases(bids_dir, atlases, atlases_dir, filters, download)
-    _participants(bids_dir, out, found, filters, **options)
+    _participants(bids_dir, out, found, filters, options)
 
 
 def _begin_workers(n_jobs: int | None, low_mem: bool, **options: Any) -> None:
@@ -215,59 +215,25 @@ def _space_of_runs(dataset: str, filters: dict[str, Any]) -> str | None:
 
 
 def _participants(
-    bids_dir: str,
-    out: Path,
-    atlases: list[Any],
-    filters: dict[str, Any],
-    *,
-    stat: Sequence[str],
-    min_coverage: float,
-    form: str,
-    voxels: bool,
-    drop_empty: bool,
-    no_reports: bool,
-    connectivity: Sequence[str],
-    fisher_z: bool,
-    meshes: Sequence[str],
-    n_jobs: int | None,
-    low_mem: bool,
-    mem: str | None,
-    overwrite: bool,
-    stop_on_first_crash: bool,
-    dry_run: bool,
-    **options: Any,
+    bids_dir: str, out: Path, atlases: list[Any], filters: dict[str, Any], options: dict[str, Any]
 ) -> None:
     from sharedmask.study.analysis import Outputs
     from sharedmask.study.dataset import analyse
 
+    written = ("min_coverage", "form", "voxels", "drop_empty", "connectivity", "fisher_z", "meshes")
     outputs = Outputs(
-        statistic=strategy_of(stat),
-        min_coverage=min_coverage,
-        form=form,
-        voxels=voxels,
-        drop_empty=drop_empty,
-        reports=not no_reports,
-        connectivity=connectivity,
-        fisher_z=fisher_z,
-        meshes=meshes,
+        statistic=strategy_of(options.pop("stat")),
+        reports=not options.pop("no_reports"),
+        **{name: options.pop(name) for name in written},
     )
-    if dry_run:
+    running = {name: options.pop(name) for name in ("n_jobs", "overwrite", "stop_on_first_crash")}
+    running |= {"n_jobs": 1} if options.pop("low_mem") else {}
+    running |= {"memory_limit": _memory(options.pop("mem")), "progress": sys.stderr.isatty()}
+    if options.pop("dry_run"):
         _echo_manifests(bids_dir, out, atlases, outputs, filters=filters, **options)
-        return
-    study = analyse(
-        bids_dir,
-        out,
-        atlases,
-        outputs,
-        filters=filters,
-        n_jobs=1 if low_mem else n_jobs,
-        memory_limit=_memory(mem),
-        overwrite=overwrite,
-        stop_on_first_crash=stop_on_first_crash,
-        progress=sys.stderr.isatty(),
-        **options,
-    )
-    echo_study(study, "runs")
+    else:
+        study = analyse(bids_dir, out, atlases, outputs, filters=filters, **running, **options)
+        echo_study(study, "runs")
 
 
 def _echo_manifests(*study: Any, **options: Any) -> None:

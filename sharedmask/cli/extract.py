@@ -6,7 +6,8 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -115,9 +116,8 @@ def extract(
     if out_dir:
         begin_workers(images, confounds, **options)
     table = bool(options["stat"]) or output == "-" or holds_regions(ending)
-    style = style_of(options, table and (ending in ("", *TABLES) or output == "-"))
-    chosen = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z")
-    parts = parts_of(given, table=table, style=style, **{name: options[name] for name in chosen})
+    options["style"] = style_of(options, table and (ending in ("", *TABLES) or output == "-"))
+    parts = parts_of(given, options, table)
     with profiled(profile_memory):
         if out_dir:
             study = extract_each(out_dir, list(images), parts, list(confounds), **options)
@@ -187,39 +187,23 @@ def style_of(options: dict[str, Any], table: bool) -> Any:
     return style
 
 
-def regions_maker(
-    given: Any, atlas: Any, lut: Any, target: Any, labels: Any = None, weighted: bool = False
-) -> Callable[[Any], Any]:
-    """What makes the regions asked for, on the grid that it is given."""
-
-    def regions_on(grid: Any) -> Any:
-        from sharedmask.regions.regions import Regions
-        from sharedmask.regions.spheres import Seeds
-        from sharedmask.spaces.grid import box_of
-
-        if isinstance(given, Seeds):
-            return given.on(box_of(grid, "a sphere"))
-        if atlas and weighted:
-            return Regions.from_maps(atlas, grid, lut=lut, resampling_target=target)
-        if atlas:
-            return Regions.from_labels(atlas, grid, lut=lut, labels=labels, resampling_target=target)
-        return Regions.from_any(given, grid, resampling_target=target)
-
-    return regions_on
-
-
-def parts_of(
-    masks: Any,
-    atlas: Sequence[str],
-    lut: Sequence[str],
-    resampling_target: Any,
-    stat: Sequence[str],
-    table: bool,
-    connectivity: Sequence[str] = (),
-    fisher_z: bool = False,
-    labels: Any = None,
-    style: Any = None,
+def _regions_on(
+    given: Any, atlas: str | None, lut: str | None, grid: Any, *, labels: Any, target: Any, weighted: bool
 ) -> Any:
+    """The regions asked for, on a grid."""
+    from sharedmask.regions.regions import Regions
+    from sharedmask.regions.spheres import Seeds
+    from sharedmask.spaces.grid import box_of
+
+    if isinstance(given, Seeds):
+        return given.on(box_of(grid, "a sphere"))
+    if atlas is None:
+        return Regions.from_any(given, grid, resampling_target=target)
+    make = Regions.from_maps if weighted else partial(Regions.from_labels, labels=labels)
+    return make(atlas, grid, lut=lut, resampling_target=target)
+
+
+def parts_of(masks: Any, options: Mapping[str, Any], table: bool, labels: Any = None) -> Any:
     """What is written of each image: tables, or the series of all voxels."""
     from sharedmask.compute.connectivity import check_matrices
     from sharedmask.compute.request import checked_strategy, is_weighted
@@ -228,30 +212,23 @@ def parts_of(
     from sharedmask.study.output import Parts
     from sharedmask.study.tables import Style
 
-    style = style or Style()
-    strategy = checked_strategy(strategy_of(stat)) if table else None
-    kinds = check_matrices(connectivity, fisher_z, table)
-    weighted = is_weighted(strategy)
+    atlas, lut, target = (options[name] for name in ("atlas", "lut", "resampling_target"))
+    strategy = checked_strategy(strategy_of(options["stat"])) if table else None
+    kinds = check_matrices(options["connectivity"], options["fisher_z"], table)
     given = list(masks or ()) if isinstance(masks, Sequence) and not isinstance(masks, str) else [masks]
     files = [*given, *atlas, *lut]
     known = all(isinstance(one, str) for one in files)
-    stamp = stamp_of(repr((len(given), len(atlas), labels, resampling_target)), files) if known else ""
+    stamp = stamp_of(repr((len(given), len(atlas), labels, target)), files) if known else ""
+    regions_on = partial(_regions_on, labels=labels, target=target, weighted=is_weighted(strategy))
     if len(atlas) < 2:
-        one, names = next(iter(atlas), None), next(iter(lut), None)
-        made = {"": regions_maker(masks, one, names, resampling_target, labels, weighted)}
-        return Parts(made, strategy, kinds, fisher_z, style, stamp)
-    named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
-    makers = {
-        name: regions_maker(
-            None,
-            str(one.image),
-            None if one.lut is None else str(one.lut),
-            resampling_target,
-            weighted=weighted,
-        )
-        for name, one in named.items()
-    }
-    return Parts(makers, strategy, kinds, fisher_z, style, stamp)
+        makers = {"": partial(regions_on, masks, next(iter(atlas), None), next(iter(lut), None))}
+    else:
+        named = distinct(Atlas.at(*pair) for pair in zip_longest(atlas, lut))
+        makers = {
+            name: partial(regions_on, None, str(one.image), None if one.lut is None else str(one.lut))
+            for name, one in named.items()
+        }
+    return Parts(makers, strategy, kinds, options["fisher_z"], options.get("style", Style()), stamp)
 
 
 def _asked(options: dict[str, Any], confounds: list[str]) -> dict[str, Any]:

@@ -196,9 +196,7 @@ def _chosen_parts(options: Mapping[str, Any]) -> Any:
         known = read_lut(lut[0]) if lut else open_source(atlases[0]).labels or {}
         values = {name: value for value, name in known.items()}
         labels = [values[name] for name in _known(names, values)]
-    taken = ("atlas", "lut", "resampling_target", "stat", "connectivity", "fisher_z", "style")
-    chosen = {name: options[name] for name in taken}
-    return parts_of(given, table=holds_regions(f".{options['form']}"), labels=labels, **chosen)
+    return parts_of(given, options, holds_regions(f".{options['form']}"), labels)
 
 
 def _known(names: Sequence[str], there: Collection[str]) -> Sequence[str]:

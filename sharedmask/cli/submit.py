@@ -71,12 +71,14 @@ def _largest(options: dict[str, Any]) -> int:
     from sharedmask.study.output import largest
     from sharedmask.study.tables import holds_regions
 
-    given = extract.given_regions(options)
-    chosen = {name: options[name] for name in ("atlas", "lut", "resampling_target", "stat")}
-    parts = extract.parts_of(given, table=holds_regions(f".{options['form']}"), **chosen)
-    asked = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
-    asked["detrend"] = asked["detrend"] or extract.cleans(options)  # confounds, too, take what this takes
-    return largest(options["images"], parts, parts.strategy, options["smoothing_fwhm"], **asked)
+    ending = f".{options['form']}"
+    asked = options | {"connectivity": extract.connectivity_of(options, ending)}
+    parts = extract.parts_of(extract.given_regions(options), asked, holds_regions(ending))
+    cleaning = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
+    cleaning["detrend"] = cleaning["detrend"] or extract.cleans(
+        options
+    )  # confounds, too, take what this takes
+    return largest(options["images"], parts, parts.strategy, options["smoothing_fwhm"], **cleaning)
 
 
 # What a task takes besides its images, measured: Python with numpy and nibabel, and with nilearn.
