@@ -75,9 +75,7 @@ def _largest(options: dict[str, Any]) -> int:
     asked = options | {"connectivity": extract.connectivity_of(options, ending)}
     parts = extract.parts_of(extract.given_regions(options), asked, holds_regions(ending))
     cleaning = {name: options[name] for name in ("standardize", "detrend", "low_pass", "high_pass", "t_r")}
-    cleaning["detrend"] = cleaning["detrend"] or extract.cleans(
-        options
-    )  # confounds, too, take what this takes
+    cleaning["detrend"] |= extract.cleans(options)  # confounds, too, take what this takes
     return largest(options["images"], parts, parts.strategy, options["smoothing_fwhm"], **cleaning)
 
 
