@@ -38,16 +38,9 @@ _CORTEX = 1000  # and above: FreeSurfer's parcels
 
 
 def tissues_of(segmentation: Path, structures: bool, grid: Grid, voxels: Numbers) -> list[str]:
-    """Which tissue each of ``voxels`` of ``grid`` is.
+    """Which tissue each of ``voxels`` of ``grid`` is in a segmentation of the same space, on any grid.
 
-    Parameters
-    ----------
-    segmentation : Path
-        A label image in the same space, on any grid.
-    structures : bool
-        Whether its labels are FreeSurfer's; else BIDS' (1 grey matter, 2 white matter, 3 CSF).
-    grid : Grid
-    voxels : ndarray of int
+    Its labels are FreeSurfer's ``structures``, else those of BIDS (1 grey matter, 2 white matter, 3 CSF).
     """
     labels = _labels_at(segmentation, grid, voxels)
     names = _STRUCTURES if structures else _CLASSES
@@ -102,13 +95,8 @@ def _plainest(name: str) -> tuple[int, str]:
 def ordered(groups: Sequence[str], regions: Array | Sequence[int]) -> tuple[Numbers, list[tuple[str, int]]]:
     """The order of voxels group by group and in each region by region, and how many each group has.
 
-    Parameters
-    ----------
-    groups : sequence of str
-        What each voxel is: one of :data:`TISSUES`, which come first and in that order, another name, by
-        its first region, or :data:`OTHER`, which is last.
-    regions : ndarray or sequence of int
-        The number of its region.
+    Of what voxels are, :data:`TISSUES` come first and in that order, then other names, by their first region,
+    and :data:`OTHER` is last.
 
     Examples
     --------

@@ -33,17 +33,13 @@ _MOST_ROWS = 1000
 
 
 def outlines(image: Array, regions: Array, affine: Array) -> str:
-    """Slices of ``image`` from three sides with the borders of the regions.
+    """Slices of ``image``, (x, y, z), from three sides with borders of ``regions``: their numbers, else 0."""
+    from nibabel.affines import voxel_sizes
+    from nibabel.orientations import apply_orientation, io_orientation
 
-    Parameters
-    ----------
-    image : ndarray, (x, y, z)
-    regions : ndarray of int, (x, y, z)
-        0 outside of all regions, else the region's number.
-    affine : ndarray, (4, 4)
-    """
-    sizes = _upright_sizes(affine)
-    image, regions = _upright(image, affine), _upright(regions, affine)
+    upright = io_orientation(affine)
+    sizes = voxel_sizes(affine)[np.argsort(upright[:, 0])]  # left-right, back-front, down-up
+    image, regions = (apply_orientation(volume, upright) for volume in (image, regions))
     low, high = np.percentile(image[np.isfinite(image)], [2, 99.5])
     extents = [(sizes[a] * image.shape[a], sizes[b] * image.shape[b]) for a, b in _PLANES]
     heights = [height / width for width, height in extents]
@@ -58,23 +54,6 @@ def outlines(image: Array, regions: Array, affine: Array) -> str:
             axes.imshow(borders, cmap="turbo", vmin=1, vmax=max(regions.max(), 2), **shown)
             axes.set_axis_off()
     return as_data_url(figure)
-
-
-def _upright(volume: Array, affine: Array) -> Array:
-    from nibabel.orientations import apply_orientation, io_orientation
-
-    upright: Array = apply_orientation(volume, io_orientation(affine))
-    return upright
-
-
-def _upright_sizes(affine: Array) -> NDArray[np.float64]:
-    """Voxel sizes in mm along left-right, back-front, down-up."""
-    from nibabel.affines import voxel_sizes
-    from nibabel.orientations import io_orientation
-
-    sizes = np.empty(3)
-    sizes[io_orientation(affine)[:, 0].astype(int)] = voxel_sizes(affine)
-    return sizes
 
 
 def _borders(regions: Array) -> Any:
@@ -106,14 +85,8 @@ def _upright_slice(volume: Array, axis: int, number: int) -> Array:
 def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None) -> str:
     """The carpet of the brain, its framewise displacement and DVARS above it.
 
-    Parameters
-    ----------
-    quality : Quality
-        Its voxels in the order of ``groups``.
-    groups : sequence of (str, int)
-        From top to bottom what voxels are, and how many.
-    t_r : float or None
-        Seconds; without it the axis counts volumes.
+    From top to bottom ``groups`` tells what the voxels of ``quality`` are, and how many. Without ``t_r``, in
+    seconds, the axis counts volumes.
     """
     lines = -(-len(groups) // _IN_A_LINE)
     figure = _figure(_WIDTH, 4.5 + 0.2 * lines, below=_BELOW + 0.1 + 0.2 * lines)
@@ -123,16 +96,19 @@ def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None
     _course(middle, volumes, quality.std_dvars, "DVARS", None)
     for axes in (top, middle):
         _mark_dropped(axes, quality.kept, t_r or 1)
-    values = quality.values[:, :: -(-quality.values.shape[1] // _MOST_ROWS)]
-    stop = len(values) * (t_r or 1)
-    extent = (0, stop, quality.values.shape[1], 0)
-    shown = {"aspect": "auto", "cmap": "gray", "vmin": -2, "vmax": 2, "interpolation": "nearest"}
-    bottom.imshow(_steady(values).T, extent=extent, **shown)
-    bottom.set_xlabel("time (s)" if t_r else "volume")
+    _show_carpet(bottom, quality.values, t_r)
     bottom.set_yticks([])
     _mark_groups(figure, bottom, groups)
-    bottom.set_xlim(0, stop)
+    bottom.set_xlim(0, len(quality.values) * (t_r or 1))
     return as_data_url(figure)
+
+
+def _show_carpet(axes: Any, values: Array, t_r: float | None) -> None:
+    """Columns of (n_timepoints, n_columns) values from top to bottom, each standardized."""
+    shown = _steady(values[:, :: -(-values.shape[1] // _MOST_ROWS)]).T
+    extent = (0, len(values) * (t_r or 1), values.shape[1], 0)
+    axes.imshow(shown, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
+    axes.set_xlabel("time (s)" if t_r else "volume")
 
 
 def _mark_groups(figure: Any, axes: Any, groups: Sequence[tuple[str, int]]) -> None:
@@ -214,13 +190,7 @@ def distribution(values: Sequence[float], label: str, threshold: float | None = 
 
 
 def coverage_of_runs(shares: Array) -> str:
-    """Coverage of regions, from top to bottom, in runs, from left to right.
-
-    Parameters
-    ----------
-    shares : ndarray, (n_regions, n_runs)
-        NaN where a run lacks the region.
-    """
+    """Coverage of regions, from top to bottom, in runs, from left to right; NaN where a run lacks one."""
     figure = _figure(_WIDTH, 3.2, right=0.6)
     axes = figure.subplots()
     shown = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
@@ -233,21 +203,10 @@ def coverage_of_runs(shares: Array) -> str:
 
 
 def carpet(signals: Array, t_r: float | None) -> str:
-    """Regions from top to bottom, time from left to right, each standardized.
-
-    Parameters
-    ----------
-    signals : ndarray, (n_timepoints, n_regions)
-    t_r : float or None
-        Seconds; without it the axis counts volumes.
-    """
-    shown = _steady(signals[:, :: -(-signals.shape[1] // _MOST_ROWS)])
+    """Regions' signals, (n_timepoints, n_regions), from top to bottom, time from left to right."""
     figure = _figure(_WIDTH, 3)
     axes = figure.subplots()
-    stop = len(signals) * (t_r or 1)
-    extent = (0, stop, signals.shape[1], 0)
-    axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
-    axes.set_xlabel("time (s)" if t_r else "volume")
+    _show_carpet(axes, signals, t_r)
     axes.set_ylabel("region")
     return as_data_url(figure)
 
@@ -281,11 +240,7 @@ def timeline(seconds: Sequence[float], nbytes: Sequence[float], limit: float | N
 def matrix(values: Array, title: str) -> bytes:
     """A matrix of regions as a PNG; symmetric colours around 0, which the largest values do not set.
 
-    Parameters
-    ----------
-    values : ndarray, (n_regions, n_regions)
-        NaN is left blank.
-    title : str
+    NaN is left blank.
     """
     off = values[~np.eye(len(values), dtype=bool)]
     off = np.abs(off[np.isfinite(off)])

@@ -23,12 +23,7 @@ _DARKEST = 0.45  # a triangle that is seen from its edge
 
 
 def check_mesh(mesh: Mesh, space: Space | None) -> None:
-    """Refuse one that is not of the surfaces of an image.
-
-    Raises
-    ------
-    ParameterError
-    """
+    """Refuse one that is not of the surfaces of an image, by a ParameterError."""
     surfaces = space.structures if isinstance(space, BrainModels) else ()
     if not any((one.name, one.n_vertices) == (mesh.structure, len(mesh.points)) for one in surfaces):
         said = f"the mesh {mesh.name} is of {mesh.structure}, {len(mesh.points)} vertices"
@@ -47,13 +42,7 @@ def regions_on(mesh: Mesh, space: BrainModels, numbers: Array) -> Array:
 def drawn(meshes: Sequence[Mesh], regions: Sequence[Array]) -> str:
     """Meshes side by side, from the left and from the right; a colour for each region, else grey.
 
-    A flat one is drawn as it lies.
-
-    Parameters
-    ----------
-    meshes : sequence of Mesh
-    regions : sequence of ndarray of int, (n_vertices,)
-        Of each vertex the number of its region, 0 for none.
+    A flat one is drawn as it lies. ``regions`` has of each vertex the number of its region, 0 for none.
     """
     from matplotlib import colormaps
     from matplotlib.collections import PolyCollection

@@ -125,18 +125,13 @@ class RunReport:
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
         check_installed()
-        _write(path, "run.html", self._context())
-
-    def _context(self) -> dict[str, Any]:
-        return {
-            "title": self.title,
+        context = {
             "facts": {**self.read, **self._facts(), **self.read},
             "measures": {} if self.quality is None else as_texts(self.quality.measures()),
             "pictures": list(self._pictures()),
             "atlases": self.atlases,
-            "parameters": _as_texts(self.parameters),
-            "versions": versions(),
         }
+        _write(path, "run.html", self, context)
 
     def _pictures(self) -> Iterator[tuple[str, str]]:
         """Caption and picture."""
@@ -157,9 +152,7 @@ class RunReport:
             yield f"Connectome: {name}", figures.data_url(figures.matrix(matrix, ""))
         shares = [row.coverage for atlas in self.atlases for row in atlas.table]
         yield "Coverage", figures.coverage(shares)
-        if (line := self.timeline) is not None and line.seconds:
-            said = "Memory, of all processes, while this run was at work"
-            yield said, figures.timeline(line.seconds, line.nbytes, line.limit)
+        yield from _memory("Memory, of all processes, while this run was at work", self.timeline)
 
     def _facts(self) -> dict[str, str]:
         kept = sum(len(atlas.regions) for atlas in self.atlases)
@@ -228,17 +221,14 @@ class StudyReport:
         done = [run for run in self.runs if not run.error]
         columns = list(dict.fromkeys(name for run in done for name in run.facts))
         context = {
-            "title": self.title,
             "failed": failed,
             "rows": list(self._rows(done, columns)),
             "pictured": any(run.thumbnail for run in done[:_MOST_PICTURES]),
             "notes": self.notes,
             "columns": columns,
             "pictures": list(self._pictures(done)),
-            "parameters": _as_texts(self.parameters),
-            "versions": versions(),
         }
-        _write(path, "study.html", context)
+        _write(path, "study.html", self, context)
 
     def _rows(self, done: Sequence[RunRow], columns: Sequence[str]) -> Iterator[list[str | None]]:
         """Name, page, picture and facts of each run, which a script makes a table of."""
@@ -253,9 +243,12 @@ class StudyReport:
                 yield f"Runs by {label}", figures.distribution(values, label, threshold)
         for atlas, shares in self.coverage.items():
             yield f"Coverage of {atlas}", figures.coverage_of_runs(shares)
-        if (line := self.timeline) is not None and line.seconds:
-            said = "Memory of the last pass, all processes"
-            yield said, figures.timeline(line.seconds, line.nbytes, line.limit)
+        yield from _memory("Memory of the last pass, all processes", self.timeline)
+
+
+def _memory(said: str, line: Timeline | None) -> Iterator[tuple[str, str]]:
+    if line is not None and line.seconds:
+        yield said, figures.timeline(line.seconds, line.nbytes, line.limit)
 
 
 def versions() -> dict[str, str]:
@@ -266,14 +259,15 @@ def versions() -> dict[str, str]:
 
 def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
     asked = {name: value for name, value in parameters.items() if value not in (None, False, (), [])}
-    several = {
-        name: ", ".join(map(str, value)) for name, value in asked.items() if isinstance(value, list | tuple)
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in asked.items()
     }
-    return {name: str(value) for name, value in (asked | several).items()}
 
 
-def _write(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
-    page = _templates().get_template(template).render(context)
+def _write(path: str | Path, template: str, report: RunReport | StudyReport, context: dict[str, Any]) -> None:
+    shared = {"title": report.title, "parameters": _as_texts(report.parameters), "versions": versions()}
+    page = _templates().get_template(template).render(shared | context)
     with atomic_write(path) as temporary:
         temporary.write_text(legible(page), encoding="utf-8")
 

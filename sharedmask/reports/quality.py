@@ -134,12 +134,7 @@ def _mean(values: Array) -> float:
 
 
 def dvars(values: Array) -> NDArray[np.float64]:
-    """Standardised DVARS as fMRIPrep has it (Nichols 2017), NaN for the first volume.
-
-    Parameters
-    ----------
-    values : ndarray, (n_timepoints, n_voxels)
-    """
+    """Standardised DVARS of (n_timepoints, n_voxels) values as fMRIPrep has it (Nichols 2017); first NaN."""
     series = np.asarray(values, np.float64)
     result = np.full(len(series), np.nan)
     if len(series) < 3:
@@ -158,9 +153,8 @@ def dvars(values: Array) -> NDArray[np.float64]:
 
 def kept_of(n_timepoints: int, kept: Array | None) -> NDArray[np.bool_]:
     """Which volumes are kept, by their numbers; all, if none are given."""
-    there = np.ones(n_timepoints, bool)
+    there = np.full(n_timepoints, kept is None)
     if kept is not None:
-        there[:] = False
         there[kept] = True
     return there
 
