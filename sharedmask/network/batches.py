@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from sharedmask.compute import kernels
-from sharedmask.compute.progress import Progress, progress_to
+from sharedmask.compute.progress import Progress, counted, progress_to
 from sharedmask.errors import CallbackError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import named_masks
@@ -140,8 +140,17 @@ def batch_process(
     >>> outcome.results, list(outcome.errors)
     ({'a': 2, 'b': 3}, ['c'])
     """
-    batch_size, n_jobs = _by_strategy(aliases.pop("strategy", None), batch_size, n_jobs)
-    batch_size, on_batch, progress = _renamed(batch_size, on_batch, progress, aliases)
+    strategy = aliases.pop("strategy", None)
+    if strategy not in (None, "sequential", "parallel", "vectorized"):
+        raise ParameterError(f"strategy={strategy!r} is none of 'sequential', 'parallel' and 'vectorized'")
+    batch_size = 1 if strategy == "sequential" else batch_size
+    n_jobs = -1 if strategy == "parallel" and n_jobs is None else n_jobs
+    batch_size = aliases.pop("lesion_batch_size", batch_size)
+    progress = aliases.pop("show_progress", progress)
+    if (callback := aliases.pop("batch_result_callback", None)) is not None:
+        on_batch = lambda found: callback(list(found.values()))  # noqa: E731
+    if aliases:
+        raise TypeError(f"batch_process() got an unexpected keyword argument {next(iter(aliases))!r}")
     if errors not in ("raise", "collect"):
         raise ParameterError(f"errors={errors!r} is none of 'raise' and 'collect'")
     check_size(batch_size)
@@ -164,7 +173,11 @@ def in_turn(
     done = 0
     with progress_to(progress, len(given), "lesion") as tell:
         for number, batch in enumerate(split(given, size)):
-            take(number, run(batch, partial(_advance, tell, done, len(batch))))
+
+            def advance(share: float, done: int = done, size: int = len(batch)) -> None:
+                tell(done + int(share * size))
+
+            take(number, run(batch, advance))
             done += len(batch)
             tell(done)
 
@@ -184,10 +197,6 @@ def _refuse_shared_generators(given: Batch) -> None:
             holders[bits] = name
 
 
-def _advance(tell: Callable[[int], None], done: int, size: int, share: float) -> None:
-    tell(done + int(share * size))
-
-
 def check_size(batch_size: int | None) -> None:
     """Refuse what is no number of lesions."""
     if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
@@ -199,29 +208,6 @@ def split(given: Batch, size: int) -> Iterator[dict[str, Any]]:
     items = iter(given.items())
     while batch := dict(islice(items, size)):
         yield batch
-
-
-def _renamed(
-    batch_size: int | None, on_batch: OnBatch | None, progress: Progress, aliases: dict[str, Any]
-) -> tuple[int | None, OnBatch | None, Progress]:
-    batch_size = aliases.pop("lesion_batch_size", batch_size)
-    progress = aliases.pop("show_progress", progress)
-    callback = aliases.pop("batch_result_callback", None)
-    if callback is not None:
-        on_batch = lambda found: callback(list(found.values()))  # noqa: E731
-    if aliases:
-        raise TypeError(f"batch_process() got an unexpected keyword argument {next(iter(aliases))!r}")
-    return batch_size, on_batch, progress
-
-
-def _by_strategy(
-    strategy: str | None, batch_size: int | None, n_jobs: int | None
-) -> tuple[int | None, int | None]:
-    if strategy not in (None, "sequential", "parallel", "vectorized"):
-        raise ParameterError(f"strategy={strategy!r} is none of 'sequential', 'parallel' and 'vectorized'")
-    if strategy == "sequential":
-        return 1, n_jobs
-    return batch_size, -1 if strategy == "parallel" and n_jobs is None else n_jobs
 
 
 def _take(
@@ -278,21 +264,11 @@ class _FunctionRunner:
 
     def __call__(self, batch: Batch, advance: Advance) -> dict[str, Any]:
         run = pool.run_processes if self.n_jobs > 1 else pool.run_threads
-        count = iter(range(1, len(batch) + 1))
         items = [(lesion,) for lesion in batch.values()]
-        found = run(
-            kernels.attempt,
-            (self.function,),
-            items,
-            self.n_jobs,
-            lambda *_: advance(next(count) / len(batch)),
-            streams=self.streams,
-        )
-        return dict(zip(batch, map(_bared, found), strict=True))
-
-
-def _bared(found: Any) -> Any:
-    return found.error if isinstance(found, Failure) else found
+        with counted(lambda done, total: advance(done / total), len(batch), "lesion") as tell:
+            found = run(kernels.attempt, (self.function,), items, self.n_jobs, tell, streams=self.streams)
+        results = (one.error if isinstance(one, Failure) else one for one in found)
+        return dict(zip(batch, results, strict=True))
 
 
 @contextlib.contextmanager

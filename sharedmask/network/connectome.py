@@ -72,28 +72,23 @@ class Block:
     def n_subjects(self) -> int:
         return self.stop - self.start
 
+    @property
+    def name(self) -> str:
+        return f"{self.file.path.name} {self.start}:{self.stop}"
+
 
 @dataclass(frozen=True, eq=False)
 class Connectome:
-    """What all files of a connectome agree on.
-
-    Attributes
-    ----------
-    files : tuple of File
-        In the order of their names.
-    grid : Grid
-    voxels : (n_voxels,) int array
-        The voxels' numbers on the grid (``x + X * (y + Y * z)``), in the files' order.
-    n_timepoints : int
-    dtype : numpy dtype
-        Of the stored series.
-    """
+    """What all files of a connectome agree on."""
 
     files: tuple[File, ...]
+    """In the order of their names."""
     grid: Grid
     voxels: NDArray[np.intp] = field(repr=False)
+    """(n_voxels,): their numbers on the grid (``x + X * (y + Y * z)``), in the files' order."""
     n_timepoints: int
     dtype: np.dtype[Any]
+    """Of the stored series."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, coordinates_axis: int | None = None) -> "Connectome":
@@ -134,14 +129,14 @@ class Connectome:
         return self.n_voxels * (self.n_timepoints + 1) * 4
 
     @cached_property
-    def positions(self) -> dict[str, NDArray[np.intp]]:
+    def _sorted(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Sorted voxel numbers, and where in the files' order each of them is."""
         order = np.argsort(self.voxels)
-        return {"sorted": self.voxels[order], "order": order}
+        return self.voxels[order], order
 
     def held(self, numbers: NDArray[np.intp]) -> NDArray[np.intp]:
         """Positions, in the files' order, of those of these voxels that the connectome has."""
-        known, order = self.positions["sorted"], self.positions["order"]
+        known, order = self._sorted
         found = np.searchsorted(known, numbers)
         found[found == len(known)] = 0
         return np.sort(order[found[known[found] == numbers]])
@@ -199,14 +194,8 @@ class SharedBlock:
 def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Iterator[SharedBlock]:
     """A block, read, decompressed and standardised once, in memory until the end of the context.
 
-    Other processes can attach to it, unless the setting ``shared_memory`` is off.
-
-    Raises
-    ------
-    DamagedImageError
-        The file's series are truncated or fail their checksum; nothing is left behind.
-    SourceChangedError
-        The file changed since the connectome was opened.
+    Other processes can attach to it, unless the setting ``shared_memory`` is off. Of a file that is damaged,
+    or changed since the connectome was opened, nothing is left behind.
     """
     geometry = connectome.geometry(block.n_subjects)
     if not settings.current().shared_memory:
@@ -214,8 +203,7 @@ def share_block(connectome: Connectome, block: Block, n_threads: int = 1) -> Ite
         _read(block, private, n_threads)
         yield SharedBlock(**private, attachment=None)
         return
-    label = f"{block.file.path.name} {block.start}:{block.stop}"
-    owned, attachment = publish(label, geometry, lambda arrays: _read(block, arrays, n_threads))
+    owned, attachment = publish(block.name, geometry, lambda arrays: _read(block, arrays, n_threads))
     with owned:
         yield SharedBlock(attachment.arrays["series"], attachment.arrays["lengths"], attachment)
 
@@ -224,7 +212,7 @@ def _read(block: Block, arrays: Mapping[str, Array], n_threads: int) -> None:
     block.file.check("after it was opened: open it again")
     held = sum(array.nbytes for array in arrays.values())
     with (
-        monitor.operation("load", f"loading {block.file.path.name} {block.start}:{block.stop}", held),
+        monitor.operation("load", f"loading {block.name}", held),
         subjects_in(block.file.path, block.start, block.stop) as found,
     ):
         pool.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)

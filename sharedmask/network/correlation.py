@@ -35,16 +35,9 @@ _ROUNDING = 1e-6
 
 
 def standardise(rows: Array) -> NDArray[np.float32]:
-    """Centre each row and scale it to length 1, in place.
+    """Centre each row, (n_timepoints,) float32, and scale it to length 1, in place.
 
-    Parameters
-    ----------
-    rows : (n_rows, n_timepoints) float32 array
-
-    Returns
-    -------
-    (n_rows,) float32 array
-        The lengths before: 0 for a constant row, NaN for one that is not finite. Both become 0.
+    The lengths before are given: 0 for a constant row, NaN for one that is not finite. Both rows become 0.
 
     Examples
     --------
@@ -143,15 +136,9 @@ def accumulate(series: Array, courses: Array, moments: Array, n_before: int, sta
 
 
 def _fisher_z(courses: Array, rows: Array, r: Array, z: Array) -> None:
-    """Write Fisher's z of the correlations, at most :data:`Z_CAP` in size, into ``z``.
+    """Write the correlations into ``r``, and Fisher's z of them, at most :data:`Z_CAP` in size, into ``z``.
 
-    Parameters
-    ----------
-    courses : (n_seeds, n_timepoints) float64 array
-    rows : (n_rows, n_timepoints) float32 array
-        Standardised.
-    r, z : (n_seeds, n_rows) float32 and float64 arrays
-        Overwritten.
+    Seeds' ``courses`` and ``z`` are float64, standardised ``rows`` and ``r`` float32.
     """
     np.matmul(courses.astype(np.float32), rows.T, out=r)
     np.arctanh(r, out=z)
@@ -201,12 +188,8 @@ def benjamini_hochberg(p: Array) -> NDArray[np.float64]:
 def kept_voxels(correlations: Array, percentile: float) -> NDArray[np.bool_]:
     """Which voxels load on the first principal component over subjects as strongly as asked.
 
-    Parameters
-    ----------
-    correlations : (n_subjects, n_voxels) float64 array
-        Of each voxel of a seed with the seed's mean.
-    percentile : float
-        Of the sizes of the loadings; those below are left out.
+    ``correlations``, (n_subjects, n_voxels), are those of a seed's voxels with its mean; what is below the
+    ``percentile`` of the sizes of the loadings is left out.
 
     Examples
     --------

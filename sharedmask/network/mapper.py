@@ -247,11 +247,7 @@ class MappingSession:
     """
 
     def __init__(
-        self,
-        mapper: FunctionalNetworkMapper,
-        connectome: Connectome,
-        n_jobs: int,
-        held: contextlib.ExitStack,
+        self, mapper: FunctionalNetworkMapper, connectome: Connectome, n_jobs: int, held: contextlib.ExitStack
     ) -> None:
         self._mapper = mapper
         self._connectome = connectome
@@ -334,15 +330,15 @@ class MappingSession:
         """The voxels of each seed that go along with it in the same way in all subjects."""
         own: list[list[Array]] = []
         needed = 8 * self._connectome.n_subjects * sum(map(len, seeds))
-        MemoryBudget.here(self._mapper.memory_limit, self._fixed).require(
-            "choosing voxels of lesions", needed
-        )
-
-        def collect(block: SharedBlock, courses: Any, n_before: int) -> None:
-            arguments = (self._argument(block, "series"), courses, seeds)
-            own.extend(self._run(correlation.seed_correlations, arguments, _numbers(block)))
+        budget = MemoryBudget.here(self._mapper.memory_limit, self._fixed)
+        budget.require("choosing voxels of lesions", needed)
 
         with self._scratch({"courses": self._courses(seeds)}) as (_, scratch):
+
+            def collect(block: SharedBlock, n_before: int) -> None:
+                arguments = (block.argument("series", self._in_processes), scratch["courses"], seeds)
+                own.extend(self._run(correlation.seed_correlations, arguments, _numbers(block)))
+
             self._each_block(seeds, scratch["courses"], collect, advance)
         percentile = self._mapper.pini_percentile
         return [
@@ -357,27 +353,24 @@ class MappingSession:
         starts = range(0, self._connectome.n_voxels, correlation.SPAN_VOXELS)
         with self._scratch(geometry) as (arrays, scratch):
 
-            def add(block: SharedBlock, courses: Any, n_before: int) -> None:
-                arguments = (self._argument(block, "series"), courses, scratch["moments"])
+            def add(block: SharedBlock, n_before: int) -> None:
+                series = block.argument("series", self._in_processes)
+                arguments = (series, scratch["courses"], scratch["moments"])
                 self._run(correlation.accumulate, arguments, [(n_before, start) for start in starts])
 
             self._each_block(seeds, scratch["courses"], add, advance)
             return list(zip(*arrays["moments"], strict=True))
 
     def _each_block(
-        self,
-        seeds: list[Index],
-        courses: Any,
-        use: Callable[[SharedBlock, Any, int], None],
-        advance: Advance,
+        self, seeds: list[Index], courses: Any, use: Callable[[SharedBlock, int], None], advance: Advance
     ) -> None:
         """Make the seeds' courses in each block, and ``use`` them."""
         n_before = 0
         for number, block in enumerate(self._blocks, 1):
             with self._block(block) as shared:
-                arguments = (*(self._argument(shared, name) for name in ("series", "lengths")), courses)
-                self._run(correlation.seed_courses, (*arguments, seeds), _numbers(shared))
-                use(shared, courses, n_before)
+                rows = (shared.argument(name, self._in_processes) for name in ("series", "lengths"))
+                self._run(correlation.seed_courses, (*rows, courses, seeds), _numbers(shared))
+                use(shared, n_before)
             n_before += block.n_subjects
             advance(number / len(self._blocks))
 
@@ -385,12 +378,13 @@ class MappingSession:
     def _block(self, block: Block) -> Iterator[SharedBlock]:
         if self._kept is not None:
             yield self._kept
-        elif len(self._blocks) == 1:
-            opened = share_block(self._connectome, block, self._n_jobs)
+            return
+        opened = share_block(self._connectome, block, self._n_jobs)
+        if len(self._blocks) == 1:
             self._kept = self._held.enter_context(opened)
             yield self._kept
         else:
-            with share_block(self._connectome, block, self._n_jobs) as shared:
+            with opened as shared:
                 yield shared
 
     # --- threads or processes ---
@@ -409,9 +403,6 @@ class MappingSession:
             arrays = {name: owned.segment.array(name) for name in geometry}
             handle = owned.share({}, writable=True)
             yield arrays, {name: Shared(handle, name, writable=True) for name in geometry}
-
-    def _argument(self, block: SharedBlock, name: str) -> Any:
-        return block.argument(name, self._in_processes)
 
     def _run(self, kernel: Kernel, arguments: Item, items: list[Any]) -> list[Any]:
         run = pool.run_processes if self._in_processes else pool.run_threads

@@ -152,8 +152,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], asked: int | None, fitting
     size = asked or fitting
     if resume:
         before = _read(file)
-        size = asked or before.pop("batch_size")
-        before.pop("batch_size", None)
+        size = asked or before["batch_size"]
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise ParameterError(
@@ -232,11 +231,7 @@ def _summary_of(folder: Path, name: str) -> Path:
 
 def _write_table(folder: Path, lesions: Mapping[str, Any]) -> None:
     rows = [
-        {
-            "lesion": name,
-            **_read(_summary_of(folder, name))["summary"],
-            "file": _file(lesion),
-        }
+        {"lesion": name, **_read(_summary_of(folder, name))["summary"], "file": _file(lesion)}
         for name, lesion in lesions.items()
     ]
     header = list(rows[0]) if rows else ["lesion"]

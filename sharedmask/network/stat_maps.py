@@ -36,20 +36,13 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Which statistics to make of z.
-
-    Attributes
-    ----------
-    compute_p_map : bool
-    fdr_alpha : float, optional
-        Level of the false discovery rate; None: no adjusted p.
-    t_threshold : float, optional
-        Of the size of t; None: no map of it.
-    """
+    """Which statistics to make of z."""
 
     compute_p_map: bool = True
     fdr_alpha: float | None = 0.05
+    """Level of the false discovery rate; None: no adjusted p."""
     t_threshold: float | None = None
+    """Of the size of t; None: no map of it."""
 
     def __post_init__(self) -> None:
         if self.fdr_alpha is not None and not 0 < self.fdr_alpha < 1:
@@ -75,12 +68,7 @@ class Statistics:
     def summary(self, values: Mapping[str, Array]) -> dict[str, Any]:
         """Figures of the maps over the connectome's voxels; None where there is no such map."""
         r = values["rmap"].astype(np.float64)
-        found: dict[str, Any] = {
-            "mean": float(r.mean()),
-            "std": float(r.std()),
-            "max": float(r.max()),
-            "min": float(r.min()),
-        }
+        found: dict[str, Any] = {name: float(getattr(r, name)()) for name in ("mean", "std", "max", "min")}
         found |= _range("t", values["tmap"]) | _range("p", values.get("pmap"))
         found |= _share("voxels", values.get("tthresholdmap")) | _share("fdr", values.get("pfdrthresholdmap"))
         return {**found, "t_threshold": self.t_threshold, "fdr_alpha": self.fdr_alpha}
