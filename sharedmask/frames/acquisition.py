@@ -22,16 +22,8 @@ _OFF_UNIT = 1e-2  # of a direction's length: beyond, the length is part of b
 _FEWEST = 6  # orientations of a tensor
 
 
-def read_gradients(
-    gradients_file: Any = None, *, bvec_file: Any = None, bval_file: Any = None
-) -> NDArray[np.float64]:
-    """(N, 4) gradients of a table of rows x, y, z, b, or of FSL's two files, in whatever orientation.
-
-    Raises
-    ------
-    ParameterError
-        Naming the file.
-    """
+def read_gradients(gradients_file: Any = None, *, bvec_file: Any = None, bval_file: Any = None) -> Floats:
+    """(N, 4) gradients of a table of rows x, y, z, b, or of FSL's two files, in whatever orientation."""
     if (gradients_file is None) == (bvec_file is None) or (bvec_file is None) != (bval_file is None):
         raise ParameterError("gradients are one gradients_file, or bvec_file and bval_file")
     if gradients_file is not None:
@@ -52,21 +44,12 @@ def _table(path: Any) -> Floats:
         raise ParameterError(f"{path} is no table of gradients: {error}") from error
 
 
-def checked_gradients(given: Any, n_frames: int) -> NDArray[np.float64]:
-    """(N, 4) rows of a unit direction and b, as nifreeze has them.
+def checked_gradients(given: Any, n_frames: int) -> Floats:
+    """(N, 4) rows of a unit direction and b, as nifreeze has them, of an (N, 4) or (4, N) array.
 
     A direction whose length is off 1 by more than a hundredth is scaled to it, and b by its length; one of
-    length 0 is a row of 0.
-
-    Parameters
-    ----------
-    given : array, (N, 4) or (4, N)
-    n_frames : int
-
-    Raises
-    ------
-    ParameterError
-        A value that is not finite, a negative b, another shape, or fewer than six orientations.
+    length 0 is a row of 0. Values that are not finite, a negative b, another shape, and fewer than six
+    orientations are refused.
 
     Examples
     --------
@@ -114,19 +97,10 @@ def shells(b: Any, gap: float = 100.0) -> list[tuple[float, NDArray[np.intp]]]:
 # --- PET -----------------------------------------------------------------------------------------
 
 
-def read_timing(source: Any, temporal_file: Any = None) -> tuple[NDArray[np.float64], float]:
+def read_timing(source: Any, temporal_file: Any = None) -> tuple[Floats, float]:
     """Middles of frames and the end of the last one, in seconds, of a JSON file.
 
-    Parameters
-    ----------
-    source : path
-        The image, whose sidecars are looked at, the nearest first, if no file is named.
-    temporal_file : path, optional
-
-    Raises
-    ------
-    ParameterError, DatasetError
-        No file tells ``FrameTimesStart``, or what it tells are no times.
+    If none is named, the image's sidecars are looked at, the nearest first.
     """
     files = list(sidecars(Path(source))) if temporal_file is None else [Path(temporal_file)]
     for path in files:
@@ -144,12 +118,8 @@ def _timing(path: Path, starts: Any, durations: Any) -> tuple[Floats, float]:
         duration = np.array(duration, np.float64)
     except (TypeError, ValueError) as error:
         raise ParameterError(f"{path}: FrameTimesStart and FrameDuration are no numbers: {error}") from error
-    if (
-        start.ndim != 1
-        or start.shape != duration.shape
-        or not (duration > 0).all()
-        or not np.isfinite(start).all()
-    ):
+    fits = start.ndim == 1 and start.shape == duration.shape
+    if not (fits and (duration > 0).all() and np.isfinite(start).all()):
         counts = f"{start.shape} FrameTimesStart and {duration.shape} FrameDuration"
         raise ParameterError(f"{path}: {counts}, which must be as many, finite, and durations positive")
     return start + duration / 2, float(start[-1] + duration[-1])

@@ -35,32 +35,19 @@ class Writer:
     header: Any
     dtype: np.dtype[Any]
 
-    def write_h5(
-        self,
-        path: Path,
-        frames: Iterable[Array],
-        packing: nfdh5.Packing,
-    ) -> None:
+    def write_h5(self, path: Path, frames: Iterable[Array], packing: nfdh5.Packing) -> None:
         """Write an NFDH5 file."""
         _check_target(path)
-        with atomic_write(path) as temporary:
-            nfdh5.write(
-                temporary,
-                self.facts,
-                self.metadata,
-                self.header,
-                frames,
-                dtype=self.dtype,
-                packing=packing,
-            )
+        with atomic_write(path) as file:
+            nfdh5.write(file, self.facts, self.metadata, self.header, frames, self.dtype, packing)
 
     def write_nifti(self, path: Path, frames: Iterable[Array]) -> None:
         """Write a ``.nii`` or ``.nii.gz``."""
         nifti.check_ending(path)
         _check_target(path)
         header = self._nifti_header()
-        with atomic_write(path) as temporary:
-            nifti.write(temporary, header, frames, compress=path.suffix.lower() == ".gz")
+        with atomic_write(path) as file:
+            nifti.write(file, header, frames, compress=path.suffix.lower() == ".gz")
 
     def _nifti_header(self) -> Any:
         shape = (*self.facts.shape[:3], len(self.metadata.numbers))

@@ -293,14 +293,10 @@ class FrameDataset(FrameSequence):
         WorkerError
             A worker died. What ``func`` raises is raised here.
         """
-        jobs = process.effective_n_jobs(n_jobs)
-        if (
-            prefer != "threads"
-            and jobs > 1
-            and not (settings.current().shared_memory and self._store.is_shared)
-        ):
+        jobs, in_threads = process.effective_n_jobs(n_jobs), prefer == "threads"
+        if not in_threads and jobs > 1 and not (settings.current().shared_memory and self._store.is_shared):
             jobs = 1
-        run = pool.run_threads if prefer == "threads" or jobs == 1 else pool.run_processes
+        run = pool.run_threads if in_threads or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"
         needed = self._fitting(what, min(jobs, len(self)), run is pool.run_threads)
         with monitor.operation("map", what, needed), counted(progress, len(self), "frame") as tell:

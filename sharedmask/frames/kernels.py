@@ -27,19 +27,10 @@ def checked_affine(affine: Any) -> NDArray[np.float64]:
 
 
 def resample(frame: Array, grid: Array, affine: Array, order: int, dtype: np.dtype[Any]) -> Array:
-    """The frame as it would be, had the head not moved.
+    """The frame as it would be, had the head not moved, by a spline of this order; 0 outside.
 
-    Parameters
-    ----------
-    frame : ndarray, (X, Y, Z)
-    grid : ndarray, (4, 4)
-        Voxel indices to millimetres, of the frame and of the result.
-    affine : ndarray, (4, 4)
-        From a place in the result to its place in ``frame``, both in millimetres.
-    order : int, 0 to 5
-        Of the spline.
-    dtype : dtype
-        Of the result; values are rounded to integers and clipped to what it holds. 0 outside.
+    ``grid`` leads from voxel indices of both to millimetres, ``affine`` from a place in the result to its
+    place in ``frame``, both in millimetres. To integers values are rounded, and clipped to what they hold.
     """
     from scipy.ndimage import affine_transform
 
@@ -81,7 +72,6 @@ def coefficients(frames: Iterator[Array], n_frames: int, shape: tuple[int, int, 
 def _checked_design(design: Any, n_frames: int) -> Values:
     values = np.asarray(design, np.float64)
     if values.ndim != 2 or len(values) != n_frames or not np.isfinite(values).all():
-        raise ParameterError(
-            f"a design of {n_frames} frames is a finite ({n_frames}, k) array, not {values.shape}"
-        )
+        needed = f"a design of {n_frames} frames is a finite ({n_frames}, k) array"
+        raise ParameterError(f"{needed}, not {values.shape}")
     return values

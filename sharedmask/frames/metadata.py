@@ -78,9 +78,8 @@ class Metadata:
             group, _, field_name = name.rpartition("/")
             groups[group][field_name] = values
         first = groups.pop("")
-        return cls(
-            first["numbers"].view(np.ndarray), first.get("motion_affines"), first.get("brainmask"), **groups
-        )
+        numbers = first.pop("numbers").view(np.ndarray)
+        return cls(numbers, first.get("motion_affines"), first.get("brainmask"), **groups)
 
     def updated(self, other: "Metadata") -> "Metadata":
         """These fields, with what ``other`` has in their place."""

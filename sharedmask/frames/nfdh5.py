@@ -23,7 +23,7 @@ Files that nifreeze wrote have the values of a voxel side by side: these are rea
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from functools import partial
@@ -127,13 +127,8 @@ class _Interleaved:
 def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
     """Learn what the file holds, without reading its frames.
 
-    Raises
-    ------
-    MissingFileError
-    DamagedImageError
-        It is not HDF5, or not complete.
-    ImageError
-        It is HDF5 of another format or version, or its frames are of a kind that cannot be served.
+    One that is not HDF5, or not complete, is a DamagedImageError; one of another format or version, or whose
+    frames are of a kind that cannot be served, an ImageError.
     """
     name = os.fsdecode(path)
     found = Path(os.path.abspath(os.path.expanduser(name)))
@@ -148,9 +143,8 @@ def open_nfdh5(path: str | os.PathLike[str]) -> Nfdh5Source:
         offset = _entries(dataset, axis).offset if dataset.dtype == facts["dtype"] else None
     if version == 1 and axis != 3:
         raise ImageError(f"{name} says version 1 and volume_axis={axis}: version 1 has it last")
-    return Nfdh5Source(
-        **facts, files=(state,), header=header, metadata=metadata, offset=offset, volume_axis=axis
-    )
+    own: dict[str, Any] = {"metadata": metadata, "offset": offset, "volume_axis": axis}
+    return Nfdh5Source(**facts, files=(state,), header=header, **own)
 
 
 def _entries(dataset: Any, volume_axis: int) -> hdf5.Entries:
@@ -191,9 +185,8 @@ def _affine(root: Any, name: str) -> Array:
 
 def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None) -> dict[str, Any]:
     if dataset.ndim != 4 or axis not in (0, 3) or not dataset.size:
-        raise ImageError(
-            f"{name} has frames of shape {dataset.shape} with volume_axis={axis}; 4 axes are needed"
-        )
+        told = f"frames of shape {dataset.shape} with volume_axis={axis}"
+        raise ImageError(f"{name} has {told}; 4 axes are needed")
     dtype = np.dtype(np.uint8) if dataset.dtype == bool else dataset.dtype.newbyteorder("=")
     if dtype.kind not in "iuf":
         raise ImageError(f"{name} holds {dtype} values; only real numbers can be served")
@@ -213,30 +206,24 @@ def _facts(name: str, dataset: Any, axis: int, affine: Array, t_r: float | None)
 
 
 def _read_fields(root: Any, shape: tuple[int, int, int, int], name: str) -> Metadata:
-    own = {f"{kind}/{key}": value for kind in _GROUPS for key, value in root.get(kind, {}).items()}
+    groups = {kind: list(root.get(kind, ())) for kind in ("_per_frame", "_overall")}
+    own = {f"{kind}/{key}": root[kind][key] for kind, keys in groups.items() for key in keys}
     known = {key: root[key] for key in ("brainmask", "motion_affines", "_numbers") if key in root}
     theirs = {key: root[key] for key in root if not key.startswith("_") and key not in _KNOWN}
     read = hdf5.read_small(own | known | theirs)
-    ours: dict[str, dict[str, Array]] = {kind: {} for kind in _GROUPS}
-    for key in own:
-        kind, _, field = key.partition("/")
-        ours[kind][field] = read[key]
-    arrays = {key: read[key] for key in theirs}
-    per_frame = {key: value for key, value in arrays.items() if key in _PER_FRAME}
+    ours = {kind: {key: read[f"{kind}/{key}"] for key in keys} for kind, keys in groups.items()}
+    per_frame = {key: read[key] for key in theirs if key in _PER_FRAME}
     try:
         return Metadata.checked(
             shape,
             brainmask=read.get("brainmask"),
             motion_affines=read.get("motion_affines"),
             per_frame=_ordered(root, per_frame | ours["_per_frame"]),
-            overall={key: arrays[key] for key in arrays if key not in per_frame} | ours["_overall"],
+            overall={key: read[key] for key in theirs if key not in per_frame} | ours["_overall"],
             numbers=read.get("_numbers"),
         )
     except ParameterError as error:
         raise DamagedImageError(f"{name}: {error}") from error
-
-
-_GROUPS = ("_per_frame", "_overall")
 
 
 def _ordered(root: Any, per_frame: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +280,6 @@ def write(
     metadata: Metadata,
     header: Any,
     volumes: Iterable[Array],
-    *,
     dtype: np.dtype[Any],
     packing: Packing,
 ) -> None:
@@ -324,21 +310,13 @@ def _write_fields(root: Any, facts: Facts, metadata: Metadata, header: Any) -> N
     for name in ("brainmask", "motion_affines"):
         if getattr(metadata, name) is not None:
             root[name] = getattr(metadata, name)
-    _write_group(root, "_per_frame", metadata.per_frame, _PER_FRAME)
-    _write_group(root, "_overall", metadata.overall, _OVERALL)
+    for name, values in metadata.per_frame.items():
+        root[name if name in _PER_FRAME else f"_per_frame/{name}"] = values
+    for name, values in metadata.overall.items():
+        root[name if name in _OVERALL else f"_overall/{name}"] = values
     if metadata.per_frame:
         root.attrs["_order"] = list(metadata.per_frame)
     root["_numbers"] = metadata.numbers
-    _write_header(root, header, facts.t_r)
-
-
-def _write_group(root: Any, group: str, arrays: Mapping[str, Array], known: tuple[str, ...]) -> None:
-    for name, values in arrays.items():
-        root[name if name in known else f"{group}/{name}"] = values
-
-
-def _write_header(root: Any, header: Any, t_r: float | None) -> None:
     kind, content = pack_header(header)
     root["_header"] = np.frombuffer(content, np.uint8)
-    root["_header"].attrs["class"] = kind
-    root["_header"].attrs["t_r"] = t_r or 0.0
+    root["_header"].attrs.update({"class": kind, "t_r": facts.t_r or 0.0})

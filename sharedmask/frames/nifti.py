@@ -31,13 +31,7 @@ def check_ending(path: Path) -> None:
 def header_for(
     header: Any, shape: tuple[int, ...], dtype: np.dtype[Any], affine: Array, t_r: float | None
 ) -> Any:
-    """A NIfTI header for true values of that shape, dtype and repetition time, with what ``header`` knows.
-
-    Raises
-    ------
-    ParameterError
-        NIfTI cannot hold them.
-    """
+    """A NIfTI header for true values of that shape, dtype and repetition time, with what ``header`` knows."""
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     nothing = np.broadcast_to(np.zeros((), dtype), shape)
     try:
@@ -55,17 +49,12 @@ def header_for(
 def write(path: Path, header: Any, volumes: Iterable[Array], *, compress: bool) -> None:
     """Write ``volumes``, (X, Y, Z) arrays of the header's dtype, one after the other."""
     with open(path, "wb") as file, _compressed(file, compress) as out:
-        out.write(_head(header))
+        head = BytesIO()
+        header.write_to(head)  # with its extensions
+        out.write(head.getvalue().ljust(header.get_data_offset(), b"\0"))
         for volume in volumes:
             for z in range(volume.shape[2]):  # frames of HDF5 files have x as the slowest axis
                 out.write(volume[..., z].ravel(order="F").view(np.uint8).data)
-
-
-def _head(header: Any) -> bytes:
-    """The header, its extensions, and padding up to the data."""
-    buffer = BytesIO()
-    header.write_to(buffer)
-    return buffer.getvalue().ljust(header.get_data_offset(), b"\0")
 
 
 @contextmanager

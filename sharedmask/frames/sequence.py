@@ -7,6 +7,7 @@ where frames live (``store``), opening and writing files (``dataset``), the arit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import zip_longest
 from operator import index as as_index
 from typing import Any, Self, TypeVar
@@ -128,7 +129,7 @@ class FrameSequence:
             self.shape == other.shape
             and np.allclose(self.affine, other.affine)
             and self._metadata.is_close_to(other._metadata)
-            and all(map(_close, self.frames(), other.frames()))
+            and all(map(partial(np.allclose, equal_nan=True), self.frames(), other.frames()))
         )
 
     # --- frames ---
@@ -145,9 +146,8 @@ class FrameSequence:
         """
         view = self._store.view(self._numbers)
         if view is None:
-            raise ParameterError(
-                f"no view has the frames of {self!r}: ds[:] copies them, frames() walks them"
-            )
+            said = "ds[:] copies them, frames() walks them"
+            raise ParameterError(f"no view has the frames of {self!r}: {said}")
         return view
 
     @property
@@ -177,9 +177,8 @@ class FrameSequence:
                 return np.arange(len(self))[np.asarray(index) if len(index) else []]
             return range(len(self))[as_index(index)]  # type: ignore[arg-type]
         except (IndexError, TypeError) as error:
-            raise FrameIndexError(
-                f"{self._store.label} has {len(self)} frames, no {index!r}: {error}"
-            ) from error
+            said = f"{self._store.label} has {len(self)} frames, no {index!r}"
+            raise FrameIndexError(f"{said}: {error}") from error
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         metadata = self._metadata
@@ -411,7 +410,3 @@ class FrameSequence:
     def _check_folds(self, k: int) -> None:
         if not isinstance(k, int | np.integer) or not 2 <= k <= len(self):
             raise ParameterError(f"{len(self)} frames cannot be split into {k!r} folds")
-
-
-def _close(one: Array, other: Array) -> bool:
-    return bool(np.allclose(one, other, equal_nan=True))

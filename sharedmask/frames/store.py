@@ -131,10 +131,7 @@ class FrameStore:
     def describe(self, overall: Mapping[str, Any]) -> None:
         """Add facts of the run as a whole, before anybody else has it."""
         assert self.is_owned
-        known = {**self._metadata.overall, **overall}
-        self._metadata = replace(
-            self._metadata, overall=Metadata.checked(self.facts.shape, overall=known).overall
-        )
+        self._metadata = self._metadata.updated(Metadata.checked(self.facts.shape, overall=overall))
 
     @property
     def is_owned(self) -> bool:
@@ -155,7 +152,7 @@ class FrameStore:
     def row(self, number: int) -> Array:
         """The current values of a frame as they lie in their store, for the kernel's sake."""
         backing = self._usable()
-        if self._transformed is not None and self._transformed.is_transformed[number]:
+        if self._transformed is not None and self._is_transformed(number):
             return np.asanyarray(self._transformed.frames[number])
         return np.asanyarray(backing.rows[number])
 
@@ -300,22 +297,17 @@ class FrameStore:
             for name, values in arrays.items():
                 segment[name][...] = values
 
-        store, _ = self.backing.store
-        owned, _ = publish(
-            self.label,
-            {name: (values.shape, values.dtype) for name, values in arrays.items()},
-            fill,
-            store if store in memory.KINDS else "auto",
-            meta={
-                "facts": self.facts.to_dict(),
-                "header": kind,
-                "rows": _place_of(self.backing.rows),
-                "order": self.backing.order,
-                "store": self.backing.store,
-                "transformed": self._transformed and self._transformed.origin.to_json(),
-            },
-        )
-        return owned
+        geometry = {name: (values.shape, values.dtype) for name, values in arrays.items()}
+        meta = {
+            "facts": self.facts.to_dict(),
+            "header": kind,
+            "rows": _place_of(self.backing.rows),
+            "order": self.backing.order,
+            "store": self.backing.store,
+            "transformed": self._transformed and self._transformed.origin.to_json(),
+        }
+        store = self.backing.store[0] if self.backing.store[0] in memory.KINDS else "auto"
+        return publish(self.label, geometry, fill, store, meta=meta)[0]
 
     @classmethod
     def attach(cls, handle: str) -> FrameStore:
