@@ -21,17 +21,7 @@ _EXPECTED = (
 
 
 def read_lut(lut: Any) -> dict[int, str]:
-    """Value -> name.
-
-    Parameters
-    ----------
-    lut : path, DataFrame, mapping or None
-        As for :func:`lut_columns`, or None for no name at all.
-
-    Raises
-    ------
-    MissingFileError, MaskError
-        Naming the file and what is wrong with it.
+    """Value -> name, of what :func:`lut_columns` takes; of None no name at all.
 
     Examples
     --------

@@ -130,9 +130,11 @@ def named_masks(masks: Any) -> dict[str, Any]:
     if isinstance(masks, Mapping):
         return dict(zip(unique_names(map(str, masks)), masks.values(), strict=True))
     items = spread(masks) if isinstance(masks, (list, tuple)) else [masks]
-    return dict(
-        zip(unique_names(file_stem(m) or f"mask_{i:03d}" for i, m in enumerate(items)), items, strict=True)
-    )
+    return dict(zip(unique_names(_stems(items)), items, strict=True))
+
+
+def _stems(masks: Iterable[Any]) -> list[str]:
+    return [file_stem(mask) or f"mask_{number:03d}" for number, mask in enumerate(masks)]
 
 
 def is_label_pair(masks: Any) -> bool:
@@ -163,25 +165,18 @@ def unpack(
         container, keys, items = "dict", list(masks), list(masks.values())
     elif isinstance(masks, (list, tuple)):
         items = spread(masks)
-        keys = [file_stem(mask) or f"mask_{i:03d}" for i, mask in enumerate(items)]
+        keys = _stems(items)
     else:
         stem = file_stem(masks)
-        container, keys, items = _unpack_one(read_volume(masks, stem or "mask_000", on=on, space=space), stem)
+        volume = read_volume(masks, stem or "mask_000", on=on, space=space)
+        if volume.data.ndim == volume.n_axes:
+            return "single", [stem or "mask_000"], [volume]
+        each = enumerate(np.moveaxis(volume.data, -1, 0))
+        items = [volume._replace(where=f"{volume.where}, volume {i}", data=one) for i, one in each]
+        keys = [f"{stem or 'mask'}_{i:03d}" for i in range(len(items))]
     if not items:
         raise MaskError("no mask was given")
     return container, keys, items
-
-
-def _unpack_one(volume: _Volume, stem: str | None) -> tuple[Container, list[Any], list[Any]]:
-    if volume.data.ndim == volume.n_axes:
-        return "single", [stem or "mask_000"], [volume]
-    names = [f"{stem or 'mask'}_{i:03d}" for i in range(volume.data.shape[-1])]
-    where, masks = volume.where, np.moveaxis(volume.data, -1, 0)
-    return (
-        "list",
-        names,
-        [volume._replace(where=f"{where}, volume {i}", data=m) for i, m in enumerate(masks)],
-    )
 
 
 def target_grid(volume: _Volume, grid: Space | None, own: bool = False) -> Space:

@@ -27,21 +27,11 @@ VOXELS = f"{_PREFIX}OTHER"
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Some vertices of one surface, or some voxels of one volume.
+    """Some vertices of one surface, or some voxels of one volume."""
 
-    Attributes
-    ----------
-    name : str
-        CIFTI's: ``CIFTI_STRUCTURE_CORTEX_LEFT``.
-    numbers : (n,) intp array
-        Of the vertices; or of the voxels in the box of the volume, x fastest.
-    n_vertices : int, optional
-        Of the whole surface; None: these are voxels.
-    """
-
-    name: str
-    numbers: Numbers
-    n_vertices: int | None = None
+    name: str  # CIFTI's: CIFTI_STRUCTURE_CORTEX_LEFT
+    numbers: Numbers  # (n,), of the vertices; or of the voxels in the box of the volume, x fastest
+    n_vertices: int | None = None  # of the whole surface; None: these are voxels
 
     def __str__(self) -> str:
         short = self.name.removeprefix(_PREFIX)
@@ -58,14 +48,6 @@ class Structure:
 class BrainModels:
     """The structures of an image, one after the other: where its elements are.
 
-    Attributes
-    ----------
-    structures : tuple of Structure
-    volume : Grid, optional
-        In which voxels have their numbers.
-    name : str
-        The image's, for messages.
-
     Examples
     --------
     >>> left = Structure("CIFTI_STRUCTURE_CORTEX_LEFT", np.array([0, 2, 3]), 4)
@@ -78,8 +60,8 @@ class BrainModels:
     """
 
     structures: tuple[Structure, ...]
-    volume: Grid | None = None
-    name: str = ""
+    volume: Grid | None = None  # in which voxels have their numbers
+    name: str = ""  # the image's, for messages
 
     @property
     def n_voxels(self) -> int:

@@ -26,17 +26,6 @@ _SHOWN = 3  # parcels in a message
 class Parcellation:
     """Parcels: each is some of the elements of ``models``.
 
-    Attributes
-    ----------
-    names : tuple of str
-        One for each parcel.
-    models : BrainModels
-        All elements that are in a parcel.
-    owners : (n_elements,) intp array
-        The number of the parcel that each of them is in.
-    name : str
-        The image's, for messages.
-
     Examples
     --------
     >>> from sharedmask.spaces.brain_models import Structure
@@ -49,9 +38,9 @@ class Parcellation:
     """
 
     names: tuple[str, ...]
-    models: BrainModels
-    owners: Numbers
-    name: str = ""
+    models: BrainModels  # all elements that are in a parcel
+    owners: Numbers  # (n_elements,), the number of the parcel that each of them is in
+    name: str = ""  # the image's, for messages
 
     @property
     def n_voxels(self) -> int:
