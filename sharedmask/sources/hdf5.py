@@ -260,7 +260,7 @@ class Entries:
             self._read_by_hdf5(number, out)
             return
         with span.open(name) as stream:
-            for part in slabs(out):
+            for _, part in _slabs(out):
                 values = np.empty(part.shape, out.dtype)
                 if stream.readinto(values.reshape(-1).view(np.uint8).data) < values.nbytes:
                     raise DamagedImageError(f"{name} is truncated")
@@ -268,12 +268,10 @@ class Entries:
             stream.finish()
 
     def _read_by_hdf5(self, number: int, out: Array) -> None:
-        start = 0
-        for part in slabs(out):
+        for rows, part in _slabs(out):
             values = np.empty(part.shape, out.dtype)
-            self.dataset.read_direct(values, self._slab(number, start, len(part)))
+            self.dataset.read_direct(values, self._selection(number, rows))
             part[...] = values
-            start += len(part)
 
     def write(self, number: int, values: Array) -> None:
         """Past HDF5's copies where the entry is a chunk that is plain or deflated."""
@@ -288,30 +286,29 @@ class Entries:
         """HDF5 itself takes several entries of memory for this, and more time at low levels."""
         level = self.dataset.compression_opts
         encoder = isal_zlib.compressobj(level) if level <= _ISAL_LEVEL else zlib.compressobj(level)
-        parts = [encoder.compress(np.ascontiguousarray(part).data) for part in slabs(values)]
+        parts = [encoder.compress(np.ascontiguousarray(part).data) for _, part in _slabs(values)]
         return b"".join([*parts, encoder.flush()])
 
     def _write_by_hdf5(self, number: int, values: Array) -> None:
-        start = 0
-        for part in [values] if self.dataset.chunks else slabs(values):  # a chunk is compressed whole
-            dest = self._slab(number, start, len(part))
+        whole = [(slice(len(values)), values)]  # as a chunk is compressed
+        for rows, part in whole if self.dataset.chunks else _slabs(values):
+            dest = self._selection(number, rows)
             self.dataset.write_direct(np.ascontiguousarray(part), dest_sel=dest)
-            start += len(part)
 
     def _place(self, number: int) -> tuple[int, ...]:
         zeros = (0,) * (self.dataset.ndim - 1)
         return (*zeros, number) if self.last else (number, *zeros)
 
-    def _slab(self, number: int, start: int, length: int) -> Any:
-        rows = slice(start, start + length)
+    def _selection(self, number: int, rows: slice) -> Any:
         return np.s_[rows, ..., number] if self.last else np.s_[number, rows]
 
 
-def slabs(entry: Array) -> Iterator[Array]:
+def _slabs(entry: Array) -> Iterator[tuple[slice, Array]]:
     """The entry in parts along its first axis, which is the slowest in the file; small beside it."""
     step = max(1, _SLAB_BYTES * len(entry) // max(entry.nbytes, 1))
     for start in range(0, len(entry), step):
-        yield entry[start : start + step]
+        rows = slice(start, min(start + step, len(entry)))
+        yield rows, entry[rows]
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -272,9 +272,13 @@ process.at_fork(before=_making.__enter__, in_parent=_making.__exit__, in_child=_
 
 def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
     """The record of a segment to come: enough to find it, should we die while making it."""
-    pid = os.getpid()
     facts = {"token": token, "store": store, "name": segment_name(token), "label": label}
-    return {**facts, "pid": pid, "started": process.start_time(pid), "created": time.monotonic()}
+    return {**facts, **_this_process(), "created": time.monotonic()}
+
+
+def _this_process() -> dict[str, int]:
+    pid = os.getpid()
+    return {"pid": pid, "started": process.start_time(pid)}
 
 
 # --- looking and reaping -------------------------------------------------------------------------
@@ -318,12 +322,10 @@ class Claim(_Locked):
 
     def __init__(self, role: str) -> None:
         self.role = role
-        pid = os.getpid()
-        content = {"pid": pid, "started": process.start_time(pid)}
         reap()
         with _making:
             try:
-                super().__init__(role + _CLAIM_SUFFIX, json.dumps(content))
+                super().__init__(role + _CLAIM_SUFFIX, json.dumps(_this_process()))
             except FileExistsError as error:
                 raise SegmentError(f"another {role} is running for this user") from error
             _locks_here.add(self)
