@@ -62,6 +62,7 @@ class BrainModels:
     structures: tuple[Structure, ...]
     volume: Grid | None = None  # in which voxels have their numbers
     name: str = ""  # the image's, for messages
+    remedy = "resample the masks to the image's surfaces with wb_command or neuromaps"
 
     @property
     def n_voxels(self) -> int:
@@ -77,10 +78,6 @@ class BrainModels:
         said = [(one.name, one.n_vertices, len(one.numbers)) for one in self.structures]
         volume = (self.volume.shape, self.volume.identity) if self.volume else None
         return repr((said, volume)).encode() + self._numbers.astype("<i8").tobytes()
-
-    @property
-    def remedy(self) -> str:
-        return "resample the masks to the image's surfaces with wb_command or neuromaps"
 
     @property
     def _numbers(self) -> Numbers:

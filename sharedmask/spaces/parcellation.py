@@ -41,6 +41,7 @@ class Parcellation:
     models: BrainModels  # all elements that are in a parcel
     owners: Numbers  # (n_elements,), the number of the parcel that each of them is in
     name: str = ""  # the image's, for messages
+    remedy = "give labels or masks of its parcels, or the dense series (.dtseries.nii) in its place"
 
     @property
     def n_voxels(self) -> int:
@@ -54,10 +55,6 @@ class Parcellation:
     @cached_property
     def identity(self) -> bytes:
         return repr(self.names).encode() + self.owners.astype("<i8").tobytes() + self.models.identity
-
-    @property
-    def remedy(self) -> str:
-        return "give labels or masks of its parcels, or the dense series (.dtseries.nii) in its place"
 
     def matches(self, other: Space) -> bool:
         """Whether these are the same parcels, in the same order."""

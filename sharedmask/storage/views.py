@@ -54,7 +54,7 @@ class Origin(ABC):
     def tagged(self, array: Array, travels: bool = True) -> "SharedArray":
         """A view of these bytes as one that travels."""
         shared = array.view(SharedArray)
-        shared._origin = self if travels else None
+        shared.origin = self if travels else None
         return shared
 
 
@@ -65,24 +65,20 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     computed from it, or picked out of it by a list or a mask, is an ordinary array.
     """
 
-    _origin: Origin | None = None
-
-    @property
-    def origin(self) -> Origin | None:
-        """The bytes that this is a view of; None for a copy."""
-        return self._origin
+    origin: Origin | None = None
+    """The bytes that this is a view of; None for a copy."""
 
     def __array_finalize__(self, parent: Any) -> None:
         # A copy is no view: it must neither hold the segment nor travel as its handle.
-        origin = getattr(parent, "_origin", None)
-        self._origin = origin if origin is not None and origin.place(self) is not None else None
+        origin = parent.origin if isinstance(parent, SharedArray) else None
+        self.origin = origin if origin is not None and origin.place(self) is not None else None
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        offset = self._origin.place(self) if self._origin is not None and self.size else None
-        if offset is None or self._origin is None:
+        offset = self.origin.place(self) if self.origin is not None and self.size else None
+        if offset is None or self.origin is None:
             return np.array(self, subok=False).__reduce_ex__(protocol)
-        reopen, text = self._origin.reopened_by()
+        reopen, text = self.origin.reopened_by()
         return reopen, (text, offset, self.shape, self.strides, self.dtype.str)

@@ -42,10 +42,8 @@ class FileState:
     mtime_ns: int
     ctime_ns: int
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether it lies on a server."""
-        return False
+    is_remote = False
+    """Whether it lies on a server."""
 
     @classmethod
     def now(cls, path: str | os.PathLike[str]) -> Self:
@@ -63,8 +61,7 @@ class FileState:
 
     def has_changed(self) -> bool:
         """Whether the path leads to another file now, to none, or the file was written to."""
-        now = self._now()
-        return now is None or now != self._known
+        return self._now() != self._known
 
     @property
     def _known(self) -> tuple[int, int, int, int]:
@@ -89,10 +86,7 @@ class ObjectState(FileState):
     """An object on a server as it was at one moment, by what its server says of it."""
 
     tag: str
-
-    @property
-    def is_remote(self) -> bool:
-        return True
+    is_remote = True
 
     @classmethod
     def of(cls, url: str) -> Self:
