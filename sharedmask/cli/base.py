@@ -217,11 +217,9 @@ def with_settings(verb: F) -> F:
     def run(config: str | None, set_knobs: tuple[str, ...], **options: Any) -> Any:
         from sharedmask.system import settings
 
-        given = settings.from_texts(set_knobs)
-        given |= {"profile": options.pop("profile")}
-        given |= {"decoders": options.pop("decode_jobs") or given.get("decoders")}
-        given |= {"log_memory": options.pop("log_memory") or None}
-        given |= {"memory_limit": options.get("memory_limit") or given.get("memory_limit")}
+        asked = {name: options.pop(name) for name in ("profile", "decoders", "log_memory")}
+        asked["memory_limit"] = options.get("memory_limit")
+        given = settings.from_texts(set_knobs) | {name: value for name, value in asked.items() if value}
         with (
             settings.using(config=config, **given) as knobs,
             logging_to_stderr(knobs.log_memory, "sharedmask.monitor"),
@@ -236,7 +234,11 @@ _settings_options = options(
     click.option("--profile", type=click.Choice(["small", "medium", "large", "auto", "slurm"])),
     click.option("--set", "set_knobs", metavar="NAME=VALUE", multiple=True, help="Any other setting."),
     click.option(
-        "--decode-jobs", type=click.IntRange(1), metavar="N", help="Cores that decode one file with an index."
+        "--decode-jobs",
+        "decoders",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Cores that decode one file with an index.",
     ),
     click.option("--log-memory", is_flag=True, help="One line per operation: memory projected and in use."),
 )
@@ -427,13 +429,7 @@ def memory_of(no_cache: bool, cache_dir: str | None) -> str | bool | None:
 
 
 def check_form(stat: str | Sequence[str] | None, form: str) -> None:
-    """That a file of this ending holds what is asked for.
-
-    Raises
-    ------
-    UsageError
-        A statistic is a table, and .npz and .h5 hold the series of all voxels.
-    """
+    """That a file of this ending holds what is asked for: .npz and .h5 have no tables."""
     from sharedmask.study.tables import holds_regions
 
     if stat and form and not holds_regions(form):
@@ -484,14 +480,15 @@ def echo_study(study: Any, what: str) -> None:
 
 def check_output(output: str) -> None:
     """Learn before the work that its result has no place."""
-    if output == "-" and sys.__stdout__ is None:
-        click.echo("sharedmask: -o -: standard output is closed", err=True)
-        raise click.exceptions.Exit(CANNOT_CREATE)
     folder = os.path.dirname(output) or "."
-    if output == "-" or (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        return
-    click.echo(f"sharedmask: {output} cannot be created: no folder {folder} to write to", err=True)
-    raise click.exceptions.Exit(CANNOT_CREATE)
+    if output == "-":
+        said = "" if sys.__stdout__ else "-o -: standard output is closed"
+    else:
+        there = os.path.isdir(folder) and os.access(folder, os.W_OK)
+        said = "" if there else f"{output} cannot be created: no folder {folder} to write to"
+    if said:
+        click.echo(f"sharedmask: {said}", err=True)
+        raise click.exceptions.Exit(CANNOT_CREATE)
 
 
 def echo(text: str) -> None:

@@ -113,11 +113,6 @@ def app(
     download: bool,
     file_format: str,
     output_layout: str,
-    sub: tuple[str, ...],
-    ses: tuple[str, ...],
-    task: tuple[str, ...],
-    run: tuple[str, ...],
-    space: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Write the signals of atlas regions of all preprocessed runs below BIDS_DIR to OUT_DIR."""
@@ -139,9 +134,9 @@ def app(
     if options["voxels"] and chosen:
         flag = {"form": "format"}.get(chosen[0], chosen[0].replace("_", "-"))
         raise click.UsageError(f"--voxels writes the series of all voxels as .h5: leave out --{flag}")
-    typed = {"sub": sub, "ses": ses, "task": task, "run": run, "space": space}
+    typed = {key: list(options.pop(key)) for key in ("sub", "ses", "task", "run", "space")}
     # What is typed wins over the file.
-    filters = _filter_file(bids_filter_file) | {key: list(values) for key, values in typed.items() if values}
+    filters = _filter_file(bids_filter_file) | {key: values for key, values in typed.items() if values}
     filters |= {} if file_format == "nifti" else {"file_format": file_format}
     options["denoise_strategy"] = denoise_of(options)
     if options["meshes"] and (file_format != "cifti" or options["no_reports"]):

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from sharedmask.cli.base import commands
 from sharedmask.errors import SharedMaskError
+from sharedmask.frames import nifti
 from sharedmask.records import dataclass
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
 from sharedmask.system import platform, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus
+from sharedmask.typing import Array
 
 
 @commands.command()
@@ -114,14 +116,9 @@ class Comparison:
     @property
     def ways(self) -> list[tuple[str, Measured, str]]:
         """Name, figures, and where these are from."""
-        ours = ("sharedmask", self.ours, "measured")
-        if self.loop is self.done:
-            return [("NiftiMasker loop", self.done, "measured"), ours]
-        return [
-            ("NiftiMasker loop", self.done, "measured"),
-            ("NiftiMasker loop", self.loop, "projected"),
-            ours,
-        ]
+        done, ours = ("NiftiMasker loop", self.done, "measured"), ("sharedmask", self.ours, "measured")
+        whole = [] if self.loop is self.done else [("NiftiMasker loop", self.loop, "projected")]
+        return [done, *whole, ours]
 
     @property
     def same(self) -> bool:
@@ -132,22 +129,18 @@ class Comparison:
 
 def make_run(path: Path, n_volumes: int, seed: int = 0) -> None:
     """Write a run with a head, voxel means around 1000, drifts and noise; volume by volume."""
-    from isal import igzip
-
     rng = np.random.default_rng(seed)
     head = _ball(_SHAPE, np.array(_SHAPE) / 2, np.array(_SHAPE) * 0.38)
     mean = np.where(head, rng.normal(1000, 120, _SHAPE), 0).astype(np.float32)
-    header = nib.Nifti1Header()
-    header.set_data_shape((*_SHAPE, n_volumes))
-    header.set_data_dtype(np.float32)
+
+    def volume(t: int) -> Array:
+        noise = rng.standard_normal(_SHAPE, dtype=np.float32) * (8 + 4 * np.sin(t / 20))
+        return np.asarray(np.round((mean + noise) * head, 1), np.float32)
+
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    header = nifti.header_for(nib.Nifti1Header(), (*_SHAPE, n_volumes), np.dtype(np.float32), affine, 2.0)
     header.set_xyzt_units("mm", "sec")
-    header.set_zooms((4, 4, 4, 2.0))
-    header.set_sform(np.diag([4.0, 4.0, 4.0, 1.0]), "scanner")
-    with igzip.open(path, "wb", compresslevel=1) as file:
-        file.write(header.binaryblock + b"\0\0\0\0")
-        for t in range(n_volumes):
-            noise = rng.standard_normal(_SHAPE, dtype=np.float32) * (8 + 4 * np.sin(t / 20))
-            file.write(np.round((mean + noise) * head, 1).tobytes(order="F"))
+    nifti.write(path, header, map(volume, range(n_volumes)), compress=True)
 
 
 def make_regions(source: Source, folder: Path, count: int = N_REGIONS, seed: int = 1) -> list[Path]:
@@ -168,12 +161,9 @@ def make_regions(source: Source, folder: Path, count: int = N_REGIONS, seed: int
     return paths
 
 
-def _ball(
-    shape: tuple[int, ...], centre: NDArray[np.floating], radius: NDArray[np.floating]
-) -> NDArray[np.bool_]:
-    grid = np.indices(shape).reshape(3, -1).T
-    inside = (((grid - centre) / radius) ** 2).sum(axis=1) <= 1
-    return np.asarray(inside.reshape(shape))
+def _ball(shape: tuple[int, ...], centre: Array, radius: Array) -> Array:
+    places = np.moveaxis(np.indices(shape), 0, -1)
+    return np.asarray((((places - centre) / radius) ** 2).sum(axis=-1) <= 1)
 
 
 def compare(bold: str | None, n_jobs: int, n_volumes: int, full: bool = False) -> Comparison:
@@ -203,10 +193,8 @@ def _as_float(source: Source) -> int:
 
 def _measure(name: str, script: str, bold: str, n_jobs: int, masks: list[str], out: Path) -> Measured:
     start, peak, caller = time.perf_counter(), 0, 0
-    arguments = [bold, str(n_jobs), os.fspath(out), *masks]
-    with subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True
-    ) as child:
+    command = [sys.executable, "-c", script, bold, str(n_jobs), os.fspath(out), *masks]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         while child.poll() is None:
             held = usage.of_tree(child.pid)
             if held.total > peak:

@@ -7,7 +7,6 @@ cover: repairing anything (``registry.reap`` cleans up).
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 
 import click
 import numpy as np
@@ -25,7 +24,6 @@ from sharedmask.system.units import format_bytes
 @commands.command()
 def doctor() -> None:
     """Test what this machine can do: stores, attaching, limits."""
-
     findings = examine()
     for finding in findings:
         click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.detail}")
@@ -55,15 +53,7 @@ def examine() -> list[Finding]:
     """Try everything; nothing is left behind."""
     if not platform.can_share():
         return [Finding("shared memory", False, platform.NOT_SHARED), _limit()]
-    tests: list[Callable[[], Finding]] = [
-        _registry,
-        _room,
-        _memfd,
-        *map(_sharing, memory.KINDS),
-        _choice,
-        _limit,
-    ]
-    return [test() for test in tests]
+    return [_registry(), _room(), _memfd(), *map(_sharing, memory.KINDS), _choice(), _limit()]
 
 
 def _registry() -> Finding:
@@ -78,9 +68,8 @@ def _room() -> Finding:
     free = memory.free_bytes()
     if free is None or not os.access(memory.SHM, os.W_OK | os.X_OK):
         return Finding("named shared memory", False, f"nothing can be made in {memory.SHM}")
-    return Finding(
-        "named shared memory", free > 64 * 2**20, f"{memory.SHM} has room for {format_bytes(free)}"
-    )
+    room = f"{memory.SHM} has room for {format_bytes(free)}"
+    return Finding("named shared memory", free > 64 * 2**20, room)
 
 
 def _memfd() -> Finding:
@@ -88,32 +77,25 @@ def _memfd() -> Finding:
     return Finding("anonymous memory", there, "sealed memfd" if there else "not on this system")
 
 
-def _sharing(kind: str) -> Callable[[], Finding]:
-    def test() -> Finding:
-        what = f"attaching from another process ({kind})"
-        needed = kind == memory.choose("auto", 2**20)[0]
-        try:
-            total = _read_elsewhere(kind)
-        except (SharedMaskError, OSError, subprocess.SubprocessError, ValueError) as error:
-            return Finding(what, False, " ".join(str(error).split()), needed=needed)
-        right = total == int(_VALUES.sum())
-        return Finding(what, right, "the same numbers arrive" if right else "other numbers arrive", needed)
-
-    return test
+def _sharing(kind: str) -> Finding:
+    what = f"attaching from another process ({kind})"
+    needed = kind == memory.choose("auto", 2**20)[0]
+    try:
+        total = _read_elsewhere(kind)
+    except (SharedMaskError, OSError, subprocess.SubprocessError, ValueError) as error:
+        return Finding(what, False, " ".join(str(error).split()), needed)
+    right = total == int(_VALUES.sum())
+    return Finding(what, right, "the same numbers arrive" if right else "other numbers arrive", needed)
 
 
 def _read_elsewhere(kind: str) -> int:
-    owned = OwnedSegment("doctor", {"rows": (_VALUES.shape, _VALUES.dtype)}, kind)
-    try:
+    with OwnedSegment("doctor", {"rows": (_VALUES.shape, _VALUES.dtype)}, kind) as owned:
         owned.segment.array("rows")[:] = _VALUES
-        handle = owned.share({}).to_json()
-        command = [sys.executable, "-c", _READER, handle]
+        command = [sys.executable, "-c", _READER, owned.share({}).to_json()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise SharedMaskError((done.stderr.strip().splitlines() or ["no message"])[-1])
         return int(done.stdout)
-    finally:
-        owned.release()
 
 
 def _choice() -> Finding:

@@ -36,14 +36,14 @@ def _of_image(bold: str, mask_img: str | None, memory_limit: str | None) -> dict
     image = SharedImage(bold, mask_img=mask_img)
     budget = MemoryBudget.here(memory_limit)
     free = memory.free_bytes()
-    scaled = image.scaling
+    stored = str(image.dtype)
+    if image.scaling != (1.0, 0.0):
+        stored += ", values times {:g} plus {:g}".format(*image.scaling)
     rows = {
         "image": bold,
         "shape": " x ".join(map(str, image.shape)),
         **({"space": str(image.space)} if len(image.shape) == 2 else {}),
-        "stored as": f"{image.dtype}, values times {scaled[0]:g} plus {scaled[1]:g}"
-        if scaled != (1.0, 0.0)
-        else str(image.dtype),
+        "stored as": stored,
         "repetition time": f"{'not known' if image.t_r is None else f'{image.t_r:g} s'}: {image.t_r_origin}",
         "takes in a store": format_bytes(image.nbytes),
         "store": "{} ({})".format(*image.store),

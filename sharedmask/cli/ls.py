@@ -28,20 +28,15 @@ def list_images() -> None:
     head = ("name", "shape", "size", "store", "owner", "age", "clients")
     lines = [head]
     for entry in registry.entries():
-        shape, size, store, clients = "loading", "", "", str(held.get(entry.token, ""))
+        facts = ("loading", "", "")
         if entry.handle is not None:
-            size, store = format_bytes(entry.handle.nbytes), entry.handle.store
             try:
                 image = SharedImage.attach(entry.handle)
-                shape, size, store = (
-                    "x".join(map(str, image.shape)),
-                    format_bytes(image.nbytes),
-                    image.store[0],
-                )
+                facts = "x".join(map(str, image.shape)), format_bytes(image.nbytes), image.store[0]
             except SharedMaskError:
-                shape = "output"
+                facts = "output", format_bytes(entry.handle.nbytes), entry.handle.store
         age = f"{time.monotonic() - entry.created:.0f} s"
-        lines.append((entry.label, shape, size, store, str(entry.pid), age, clients))
+        lines.append((entry.label, *facts, str(entry.pid), age, str(held.get(entry.token, ""))))
     for kept in disk.entries():
         age = f"{time.time() - kept.used:.0f} s"
         lines.append((kept.label, "kept", format_bytes(kept.nbytes), "disk", "", age, ""))

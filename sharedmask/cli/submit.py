@@ -106,21 +106,6 @@ def task_bytes(largest: int, n_jobs: int, cleans: bool) -> int:
 class Submission:
     """An array job.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        Of ``python -m sharedmask``; each task adds its ``--shard``.
-    n_tasks : int
-    memory : int
-        Bytes per task.
-    folder : path
-        For the script and the tasks' logs.
-    n_cpus : int
-        Per task.
-    directives : sequence of str
-        Further options of ``sbatch``, as ``"--partition=long"``.
-    name : str
-
     Examples
     --------
     >>> job = Submission(["extract", "a b.nii"], 4, 2**30, Path("/scratch/logs"), directives=["--time=60"])
@@ -137,12 +122,12 @@ class Submission:
     <BLANKLINE>
     """
 
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # of ``python -m sharedmask``; each task adds its ``--shard``
     n_tasks: int
-    memory: int
-    folder: Path
-    n_cpus: int = 1
-    directives: Sequence[str] = ()
+    memory: int  # bytes per task
+    folder: Path  # for the script and the tasks' logs
+    n_cpus: int = 1  # per task
+    directives: Sequence[str] = ()  # further options of ``sbatch``
     name: str = "sharedmask"
 
     @property
@@ -164,18 +149,7 @@ class Submission:
         )
 
     def submit(self) -> str:
-        """Write the script and hand it to SLURM.
-
-        Returns
-        -------
-        str
-            The job's number.
-
-        Raises
-        ------
-        SharedMaskError
-            With what ``sbatch`` says, or that there is none.
-        """
+        """Write the script, hand it to SLURM, and give the job's number."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.sbatch"
         with atomic_write(path) as temporary:

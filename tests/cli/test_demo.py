@@ -39,4 +39,7 @@ def test_the_made_run_is_a_real_image(tmp_path):
     assert image.shape == (50, 59, 50, 5)
     assert image.header.get_zooms()[3] == 2.0
     data = image.get_fdata()
-    assert 0.1 < (data[..., 0] > 0).mean() < 0.5
+    head = data[..., 0] > 0
+    assert 0.1 < head.mean() < 0.5
+    assert abs(data[head].mean() - 1000) < 5
+    assert 100 < data[head].std() < 140

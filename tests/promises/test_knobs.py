@@ -246,6 +246,14 @@ def test_a_limit_is_the_same_however_it_is_given(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("knob", TABLE)
+def test_a_knob_set_by_name_is_set_whatever_flags_a_verb_has(knob, tmp_path):
+    path = save(tmp_path / "run.nii", np.zeros((8, 8, 8, 4), "i2"))
+    value = TABLE[knob][0]
+    said = called("info", path, "--set", f"{knob}={tmp_path if knob.endswith('_dir') else value}").stdout
+    assert [line for line in said.splitlines() if line.split()[0] == knob and line.endswith("(given)")]
+
+
 def test_workers_have_the_settings_of_their_caller(tmp_path):
     runs = [save(tmp_path / f"{name}.nii", np.zeros((8, 8, 8, 4), "i2")) for name in "ab"]
     with settings.using(cache_dir=tmp_path / "kept"):
