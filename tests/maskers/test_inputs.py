@@ -1,0 +1,41 @@
+"""What a masker may be given."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from drop_ins import MASK, plain
+from images import bold, niimg, save
+
+from sharedmask import SharedImage, SharedNiftiMasker
+from sharedmask.errors import ConfoundsError
+from sharedmask.maskers.inputs import as_niimg, read_tables, require_niimg
+
+
+def test_analyze_and_pairs_are_accepted(tmp_path):
+    masker = plain(SharedNiftiMasker, {"mask_img": MASK}).fit()
+    expected = masker.transform(niimg(bold()))
+    save(tmp_path / "pair.img", bold(), kind=nib.Nifti1Pair)
+    for name in ("pair.img", "pair.hdr"):
+        np.testing.assert_array_equal(masker.transform(tmp_path / name), expected)
+
+
+def test_an_image_of_any_kind_reads_itself(tmp_path):
+    path = save(tmp_path / "bold.nii.gz", bold())
+    with SharedImage(path) as image:
+        for given in (path, nib.load(path), image, image.load().handle):
+            found = require_niimg(given)
+            np.testing.assert_array_equal(np.asarray(found.dataobj), bold())
+            assert as_niimg(found) is found
+
+
+@pytest.mark.parametrize("given", [None, 3, "none.nii", {"a": 1}])
+def test_what_is_no_image_is_left_for_nilearn_to_refuse(given):
+    assert as_niimg(given) is given
+
+
+def test_tables_are_read_and_what_is_not_finite_is_refused(tmp_path):
+    (tmp_path / "good.tsv").write_text("a\tb\n1\t2\n3\t4\n")
+    assert read_tables(None) is None
+    assert [table.tolist() for table in read_tables([tmp_path / "good.tsv"])] == [[[1, 2], [3, 4]]]
+    with pytest.raises(ConfoundsError):
+        read_tables(np.array([[1.0], [np.nan]]))
