@@ -101,23 +101,21 @@ def load(
         for start, block in decoded:
             write = partial(_write, conversion, block, rows[:, start : start + len(block)].T)
             tiles = [slice(a, a + _TILE_VOXELS) for a in range(0, block.shape[1], _TILE_VOXELS)]
-            shares = ([of[i::n_threads] for i in range(n_threads)] for of in (block, tiles))
-            done = list((map if threads is None else threads.map)(write, *shares))
+            shares = (tiles[i::n_threads] for i in range(n_threads))
+            done = list((map if threads is None else threads.map)(write, shares))
             finite = finite and all(done)
             if on_volumes is not None:
                 on_volumes(start + len(block))
     return finite
 
 
-def _write(
-    conversion: Conversion | None, block: Array, target: Array, volumes: Array, tiles: list[slice]
-) -> bool:
-    """Transpose ``tiles`` of a block; whether its ``volumes``, or the tiles' true values, are finite."""
-    stored = conversion is None and block.dtype.kind == "f"
-    finite = not stored or all(map(all_finite, volumes))
+def _write(conversion: Conversion | None, block: Array, target: Array, tiles: list[slice]) -> bool:
+    """Transpose ``tiles`` of a block; whether their true values are finite, looked at while in the cache."""
+    finite, stored = True, block.dtype.kind == "f"
     for tile in tiles:
         if conversion is None:
             target[:, tile] = block[:, tile]
+            finite = (not stored or all_finite(block[:, tile])) and finite
         else:
             finite = convert(block[:, tile], target[:, tile], conversion) and finite
     return finite
