@@ -79,11 +79,15 @@ class Journal:
     """
 
     path: Path
+    is_read: bool = True
+    """Whether runs that it has are complete; else it is only written to."""
     _places: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     """Where the last line of each run begins: of very many runs no more is kept."""
 
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
+        if not self.is_read:
+            return
         try:
             self._places = {self._key(told): place for place, told in _read(self.path)}
         except OSError as error:
@@ -138,6 +142,8 @@ class Journal:
     @cached_property
     def _of_files_gone(self) -> dict[str, str]:
         """Keys of entries whose images are not where they were, by what they held."""
+        if not self.is_read:
+            return {}
         gone = (one for one in self.entries if one.is_file and one.content and not os.path.exists(one.key))
         return {one.content: one.key for one in gone}
 

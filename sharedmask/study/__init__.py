@@ -5,8 +5,8 @@ Covers: executors, folders of results, derivatives. Does not cover: one image (`
 
 From the bottom up::
 
-    tables  bids  atlases  denoising  analysis  derivatives  outcome
-    manifest  executors  completion  cohort  output  group  summary  dataset
+    tables  bids  atlases  denoising  analysis  derivatives  tasks
+    completion  manifest  executors  cohort  output  group  summary  dataset
 """
 
 import lazy_loader

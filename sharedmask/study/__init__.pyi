@@ -1,5 +1,5 @@
 from .cohort import extract_many as extract_many
-from .outcome import Study as Study
+from .tasks import Study as Study
 
 __all__ = [
     "Study",

@@ -44,16 +44,13 @@ from sharedmask.image.image import Store
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.remote.addresses import absolute, named
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.completion import Completion, Resumption
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
-from sharedmask.study.outcome import Study
-from sharedmask.system import settings
+from sharedmask.study.tasks import TOGETHER, Apart, NotSmallError, Study, Task, Whole, work
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.files import matches
-from sharedmask.system.process import cached_property
 
 _log = logging.getLogger(__name__)
 
@@ -66,71 +63,6 @@ OnError = Callable[[Key, Exception], None] | None
 _TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
 _PER_IMAGE = ("confounds", "sample_mask")
-_SMALL = 2**20  # bytes of an image
-
-
-@dataclass(frozen=True)
-class Task:
-    """One image and what is asked of it; what travels to a worker."""
-
-    key: Key
-    asked: Extraction
-    memory: Any = None
-    memory_limit: int | float | str | None = None
-    knobs: Mapping[str, Any] = field(default_factory=settings.given)
-    """What the caller has set; where the task arrives it holds, too."""
-    variant: str | None = None
-    """What else its outputs depend on; None if nobody records them."""
-    needed: int = 0
-    finish: Callable[[Any], Any] | None = None
-    """What else is made of the signals, where they are."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        settings.adopt(self.knobs)
-
-    @property
-    def name(self) -> str:
-        """Its key in a journal: a path that is seen from everywhere, if the key is one."""
-        return absolute(self.key) if self.is_file else named(str(self.key))
-
-    @cached_property
-    def is_file(self) -> bool:
-        """Whether its key is the path of its image."""
-        paths = [file.path for file in self.asked.source.files if not file.is_remote]
-        return isinstance(self.key, str | Path) and absolute(self.key) in paths
-
-    @cached_property
-    def digest(self) -> str:
-        """Of all that its outputs depend on, the image as it lies there now."""
-        return "" if self.variant is None else self.asked.digest(self.variant)
-
-    def content(self) -> str:
-        """The same wherever the image lies; of one on a server, which would be sent twice, nothing."""
-        if self.variant is None or self.asked.source.is_remote:
-            return ""
-        return self.asked.digest(self.variant, of_content=True)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether telling a worker of it takes about as long as the work."""
-        return self.asked.source.nbytes <= _SMALL
-
-    @property
-    def operation(self) -> tuple[str, str, int]:
-        """As monitors are told of it."""
-        request = self.asked.request
-        return request.label, request.operation, self.needed
-
-    def run(self) -> Any:
-        """The signals, as :func:`sharedmask.extract` gives them, and what is made of them."""
-        signals = self.asked.run(self.memory_limit, self.memory)
-        return signals if self.finish is None else self.finish(signals)
-
-
-def _work(task: Task) -> tuple[str, str, Any]:
-    # Before it is read for its signals: what changes between the two is then done again.
-    return task.digest, task.content(), task.run()
 
 
 def extract_many(
@@ -229,7 +161,7 @@ def extract_many(
     >>> study.results["sub-2"].shape
     (5, 8)
     """
-    check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish", "preload")
+    check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish", "preload", "apart")
     kinds = check_matrices(connectivity, fisher_z)
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
@@ -244,6 +176,7 @@ def extract_many(
         related = Related(kinds, fisher_z)
         asked["finish"] = lambda _: related
         variant = partial(related.variant, variant)
+    apart: Apart | None = asked.pop("apart", None)
     preload = asked.pop("preload", None) or preloaded(is_cleaning(asked), bool(kinds))
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
@@ -252,7 +185,8 @@ def extract_many(
     recorded = None if resume is None else variant
     prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded)
     with engine(executor, n_jobs, preload) as works, progress_to(progress, len(chosen), "image") as tell:
-        return _Run(prepare, works, budget, completion, on_result, on_error, retries, tell).all(chosen)
+        apart = apart if works.in_processes else None
+        return _Run(prepare, works, budget, completion, apart, on_result, on_error, retries, tell).all(chosen)
 
 
 # --- what is asked for ---------------------------------------------------------------------------
@@ -359,12 +293,16 @@ class _Run:
     engine: Engine
     budget: MemoryBudget
     completion: Completion
+    apart: Apart | None
     on_result: OnResult
     on_error: OnError
     retries: int
     tell: Callable[[int], None]
     study: Study = field(default_factory=Study)
     _running: dict[Future[Any], tuple[Task, str, int, float]] = field(default_factory=dict)
+    _whole: dict[Future[Any], Whole] = field(default_factory=dict)
+    _gathered: list[Key] = field(default_factory=list)
+    """Images that will be done whole, together with the next ones."""
     _worked: list[tuple[Task, Callable[[], None]]] = field(default_factory=list)
     """What the work on an image gave is kept while the next ones are worked on."""
     _ended: int = 0
@@ -375,17 +313,55 @@ class _Run:
                 with self._failing(key):
                     self._start(key)
                 self._keep_worked()
-            while self._running:
+            self._submit_whole()
+            while self._running or self._whole:
                 self._collect()
                 self._keep_worked()
         finally:
-            for future in self._running:
+            for future in [*self._running, *self._whole]:
                 future.cancel()
             self._record()
         self._warn()
         return self.study
 
     def _start(self, key: Key) -> None:
+        if self.apart is not None and self.completion.is_new(key) and self.apart.takes(key):
+            self._gathered.append(key)
+            if len(self._gathered) >= TOGETHER:
+                self._submit_whole()
+        else:
+            self._begin(key)
+
+    def _submit_whole(self) -> None:
+        """Have a worker do what was gathered; one more waits for each that is at work."""
+        if self.apart is None or not self._gathered:
+            return
+        while len(self._whole) >= 2 * self.engine.at_once:
+            self._collect()
+        one = Whole(self._gathered, self.apart.of(self._gathered))
+        self._gathered = []
+        self._whole[self.engine.executor.submit(Whole.run, one)] = one
+
+    def _collect_whole(self, future: Future[Any]) -> None:
+        one = self._whole.pop(future)
+        failed = dict[Key, Any]()
+        try:
+            failed = future.result()
+        except Exception as error:  # what killed a worker may have been done by then
+            _log.info("%d images are each done again: %s", len(one.keys), error)
+            failed = dict.fromkeys(one.keys, NotSmallError())
+        for key in one.keys:
+            with self._failing(key):
+                if isinstance(why := failed.get(key), NotSmallError):
+                    self._begin(key)
+                elif why is not None:
+                    raise why
+                else:
+                    self.study.complete.append(key)
+                    self._end()
+
+    def _begin(self, key: Key) -> None:
+        """Prepare an image here, and have it worked on as soon as memory allows."""
         if self.completion.knows(key, stamp := self.completion.stamp(key)):
             self._skip(key)
             return
@@ -417,12 +393,14 @@ class _Run:
         return not self.engine.local or held + task.needed <= self.budget.limit
 
     def _submit(self, task: Task, stamp: str, tries: int) -> None:
-        self._running[self.engine.executor.submit(_work, task)] = task, stamp, tries, time.monotonic()
+        self._running[self.engine.executor.submit(work, task)] = task, stamp, tries, time.monotonic()
 
     def _collect(self) -> None:
         patience = self.completion.patience
         self.engine.begin()
-        done = wait(list(self._running), patience, return_when=FIRST_COMPLETED).done
+        done = wait([*self._running, *self._whole], patience, return_when=FIRST_COMPLETED).done
+        for future in [one for one in self._whole if one in done]:
+            self._collect_whole(future)
         for future in [one for one in self._running if one in done]:  # in the order in which they began
             task, stamp, tries, start = self._running.pop(future)
             with self._failing(task.key):

@@ -82,10 +82,13 @@ class Completion:
         if resume is None:
             return cls(None)
         path = resume.path if isinstance(resume, Resumption) else Path(resume)
-        journal = Journal(path.expanduser())
-        if overwrite:
-            journal.forget()
+        journal = Journal(path.expanduser(), is_read=not overwrite)
         return cls(journal, resume if isinstance(resume, Resumption) else None)
+
+    def is_new(self, key: Key) -> bool:
+        """Whether nobody has to know what an image is of, as it was never complete."""
+        names = {named(str(key)), *([absolute(key)] if isinstance(key, str | Path) else [])}
+        return self.journal is not None and not any(map(self.journal.may_have, names))
 
     def stamp(self, key: Key) -> str:
         return "" if self.resumption is None else self.resumption.stamp(key)

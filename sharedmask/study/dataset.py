@@ -10,14 +10,11 @@ one file per run that failed, and what the study's page says of the last pass.
 
 import contextlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, field, replace
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ import numpy as np
 from sharedmask.compute.cleaning import is_cleaning
 from sharedmask.compute.journal import PRIVATE, Failures
 from sharedmask.compute.progress import Progress
-from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
+from sharedmask.errors import SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
@@ -34,17 +31,16 @@ from sharedmask.reports import carpet, figures, pages
 from sharedmask.reports.pages import Parcels, RunReport, Timeline
 from sharedmask.reports.quality import Quality, as_texts
 from sharedmask.sources.source import Source
-from sharedmask.study.analysis import Analysis, Findable, Findings, Matrices, Outputs
+from sharedmask.study.analysis import Findable, Findings, Matrices, Outputs
 from sharedmask.study.atlases import Atlas
-from sharedmask.study.bids import Run, look_through
 from sharedmask.study.cohort import extract_many, shard_of
-from sharedmask.study.completion import Resumption, stamp_of
-from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
+from sharedmask.study.completion import Resumption
+from sharedmask.study.denoising import Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.executors import elsewhere, preloaded
-from sharedmask.study.manifest import Load, Manifest, clashes
-from sharedmask.study.outcome import Study
+from sharedmask.study.manifest import Load, Manifest, Survey
 from sharedmask.study.summary import LAST, summarise, thumbnail_of, write_quality
+from sharedmask.study.tasks import Apart, Study
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import atomic_write
@@ -53,9 +49,9 @@ from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
 from sharedmask.typing import Array, Numbers
 from sharedmask.workers import pool
+from sharedmask.workers.failure import dumps_by_value, loaded_once
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
-_PLAIN = (str, int, float, type(None))
 _SECONDS = 0.5  # from one look at the memory of all processes to the next
 
 
@@ -101,7 +97,7 @@ def analyse(
     Study
         Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
-    study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
+    study = Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
     if shown := study.analysis.outputs.reports:
         pages.check_installed()
     # What workers elsewhere hold cannot be seen from here.
@@ -112,24 +108,20 @@ def analyse(
     load = Denoise.load if executor else elsewhere(n_jobs, preload, Denoise.load)
     work = _Work(study, stop_on_first_crash, watch, limit, load)
     work.begin()
+    # A page shows the memory of all processes, which workers do not see.
+    alone = study.travels and not (shown or executor)
+    apart = Apart(study.is_alone, _Packed.of(study, memory_limit).some) if alone else None
     with watch or contextlib.nullcontext():
-        done = extract_many(
-            dict.fromkeys(study.paths, work.source),
-            work.regions,
-            strategy=study.analysis.outputs.statistics or None,
-            on_result=work.keep,
+        done = work.extract(
             on_error=work.fail,
-            resume=Resumption(work.private / "complete.jsonl", study.stamp, work.skip),
             overwrite=overwrite,
-            variant=work.variant,
             shard=shard,
             executor=executor,
             n_jobs=n_jobs,
             memory_limit=memory_limit,
             progress=progress,
             preload=preload,
-            **work.own_parameters(),
-            **{name: value for name, value in cleaning.items() if name != "t_r"},
+            apart=apart,
         )
     try:
         work.end()
@@ -159,105 +151,24 @@ def draw_manifests(
 
     Parameters are those of :func:`analyse`.
     """
-    study = _Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
+    study = Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
     for key in shard_of(list(study.paths), shard):
         yield study.manifest(key)
-
-
-@dataclass(frozen=True)
-class _Survey:
-    """What is asked of which runs of which data set."""
-
-    analysis: Analysis
-    derivatives: Derivatives
-    paths: Mapping[str, str]
-    """Of the runs' images, by what the runs are called; there may be very many."""
-    clashes: Mapping[Path, str]
-    notes: tuple[str, ...]
-    """Of the study as a whole."""
-    _looked_at: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
-    """The run whose stamp was asked for, until its manifest is: what lies beside it is looked for once."""
-
-    @classmethod
-    def of(
-        cls,
-        dataset: str | Path,
-        output: str | Path,
-        atlases: Sequence[Atlas],
-        outputs: Outputs | None,
-        strategy: str | Sequence[str] | Denoise | None,
-        filters: Mapping[str, Any] | None,
-        cleaning: Mapping[str, Any],
-    ) -> "_Survey":
-        denoise = Denoise.of(strategy)
-        analysis = Analysis(tuple(atlases), outputs or Outputs(), denoise, cleaning)
-        analysis.check()
-        if denoise is not None and denoise.wants_smooth_aroma:
-            filters = {"desc": SMOOTH_AROMA, **(filters or {})}
-        derivatives = Derivatives.at(output, dataset)
-        paths, strays = look_through(derivatives.source, filters)
-        run_of = partial(Run.of, derivatives.source)
-        found: dict[Path, str] = {}
-        for _, beside in groupby(paths, key=os.path.dirname):  # others have folders of their own
-            if len(several := list(map(run_of, beside))) > 1:
-                found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
-        # Of two that would be written to the same files neither is; each goes by its file's name.
-        keys = {
-            run.bold.name if run.bold in found else analysis.key(run): str(run.bold)
-            for run in map(run_of, paths)
-        }
-        notes = (*analysis.notes, *(f"left out: {why}" for why in strays.values()))
-        study = cls(analysis, derivatives, keys, found, notes)
-        for note in notes:
-            warnings.warn(note, SharedMaskWarning, stacklevel=4)
-        return study
-
-    @property
-    def variant(self) -> str:
-        """What outputs depend on besides the images, their regions and parameters."""
-        names = [(atlas.entities, atlas.lut is not None) for atlas in self.analysis.atlases]
-        return repr((self.analysis.outputs, names, self.analysis.steps))
-
-    @cached_property
-    def _asked(self) -> str:
-        """What is asked of any run, and its atlases as they are now; empty if that has no text."""
-        cleaning = sorted(self.analysis.cleaning.items())
-        if not all(isinstance(value, _PLAIN) for _, value in cleaning):
-            return ""
-        files = [file for atlas in self.analysis.atlases for file in atlas.files]
-        return stamp_of(repr((self.variant, self.analysis.denoise, cleaning)), files)
-
-    def stamp(self, key: str) -> str:
-        """Of all that a run's outputs depend on, by names, sizes and times."""
-        self._looked_at.clear()
-        run = self._looked_at[key] = self._run(key)
-        with contextlib.suppress(SharedMaskError, OSError):  # which drawing its manifest tells
-            if self._asked and run.bold not in self.clashes:
-                return stamp_of(self._asked, run.files)
-        return ""
-
-    def _run(self, key: str) -> Run:
-        return Run.of(self.derivatives.source, self.paths[key])
-
-    def manifest(self, key: str, load: Load = Denoise.load) -> Manifest:
-        run = self._looked_at.pop(key, None) or self._run(key)
-        drawn = Manifest.draw(run, self.analysis, self.derivatives, load)
-        if run.bold in self.clashes:
-            drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))
-        return drawn
 
 
 @dataclass
 class _Work:
     """What happens to each run's result."""
 
-    study: _Survey
+    study: Survey
     stop: bool
     watch: MemoryMonitor | None
     limit: int
     """Of all that is held meanwhile; bytes."""
     load: Load
     """Who loads confounds."""
+    is_apart: bool = False
+    """Whether this is a worker, which has few runs at a time."""
     _started: float = field(default_factory=time.time)
     _begun: dict[str, tuple[float, Manifest]] = field(default_factory=dict)
     """When work on each run began, and what was known of it then."""
@@ -277,6 +188,21 @@ class _Work:
         self.private.mkdir(exist_ok=True)
         with atomic_write(self.study.derivatives.root / ".bidsignore") as temporary:
             temporary.write_text(_IGNORED, encoding="utf-8")
+
+    def extract(self, **how: Any) -> Study:
+        """Have all runs worked on, and keep what comes of it."""
+        analysis = self.study.analysis
+        return extract_many(
+            dict.fromkeys(self.study.paths, self.source),
+            self.regions,
+            strategy=analysis.outputs.statistics or None,
+            on_result=self.keep,
+            resume=Resumption(self.private / "complete.jsonl", self.study.stamp, self.skip),
+            variant=self.variant,
+            **self.own_parameters(),
+            **{name: value for name, value in analysis.cleaning.items() if name != "t_r"},
+            **how,
+        )
 
     def end(self) -> None:
         """Keep what the study's page says of this pass."""
@@ -332,7 +258,7 @@ class _Work:
         """What a run's outputs depend on besides its image, the regions and the parameters."""
         manifest = self._known(key)
         # The last that is asked before the work. Elsewhere many runs wait, here as many as there are jobs.
-        self._begun[key] = self._begun[key][0], manifest.slim(self.watch is not None)
+        self._begun[key] = self._begun[key][0], manifest.slim(self.is_apart or self.watch is not None)
         self._prepared.add(key)
         return f"{self.study.variant} {manifest.facts()}"
 
@@ -491,3 +417,25 @@ def _ordered(manifest: Manifest, name: str, regions: Regions) -> tuple[Numbers, 
     owner = carpet.owners(regions, manifest.probes)
     lut = manifest.analysis.atlases[0].lut
     return carpet.ordered(manifest.tissues() or carpet.groups_of(owner, regions, name, lut), owner)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A study without its runs as workers get it, who have it made once."""
+
+    study: bytes
+    paths: Mapping[str, str]
+
+    @classmethod
+    def of(cls, study: Survey, memory_limit: Any) -> "_Packed":
+        bare = replace(study, analysis=replace(study.analysis), paths={}, clashes={}, notes=())
+        return cls(dumps_by_value((bare, memory_limit)), study.paths)
+
+    def some(self, keys: Sequence[str]) -> Callable[..., Study]:
+        """These of its runs."""
+        return replace(self, paths={key: self.paths[key] for key in keys}).extract
+
+    def extract(self, **how: Any) -> Study:
+        study, memory_limit = loaded_once(self.study)
+        work = _Work(replace(study, paths=self.paths), False, None, 0, Denoise.load, is_apart=True)
+        return work.extract(memory_limit=memory_limit, **how)

@@ -38,6 +38,8 @@ class Engine:
     at_once: int
     local: bool
     """Whether what runs takes this machine's memory, which is then counted."""
+    in_processes: bool = False
+    """Whether work is done in workers of ours."""
     ahead: int = 1
     """Small images that are given for each of these at a time, so that no worker waits for the caller."""
     waiting: int = 0
@@ -96,7 +98,7 @@ def engine(executor: Any, n_jobs: int | None, preload: Sequence[str]) -> Iterato
     count = process.effective_n_jobs(n_jobs)
     own: Executor
     begun = _nothing
-    if _has_processes(count):
+    if in_processes := _has_processes(count):
         own = processes = Processes(count, preload)
         begun = processes.begin
     else:
@@ -104,7 +106,9 @@ def engine(executor: Any, n_jobs: int | None, preload: Sequence[str]) -> Iterato
         count += n_jobs is None
         own = Threads(count, "sharedmask-cohort")
     try:
-        yield Engine(own, count, local=True, ahead=_SMALL_AHEAD, waiting=1, begin=begun)
+        yield Engine(
+            own, count, in_processes=in_processes, local=True, ahead=_SMALL_AHEAD, waiting=1, begin=begun
+        )
     finally:
         own.shutdown(cancel_futures=True)
 

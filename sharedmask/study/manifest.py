@@ -1,24 +1,27 @@
-"""Manifests: what is read and written for one run, and what is already seen to be wrong.
+"""Manifests: what is read and written for one run, what is seen to be wrong, and which runs there are.
 
 Covers: everything of a run that can be known before its voxels are read, for dry runs, pages and sidecars.
 Does not cover: finding files (``bids``, ``atlases``), signals (``extraction``), pages (``pages``).
 """
 
+import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import field, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sharedmask.compute.request import check_length
-from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
-from sharedmask.remote.addresses import absolute, named
+from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.reports.carpet import tissues_of
 from sharedmask.reports.meshes import check_mesh
 from sharedmask.reports.quality import probes_of
@@ -27,13 +30,18 @@ from sharedmask.sources.names import Name
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
 from sharedmask.spaces.grid import box_of
-from sharedmask.study.analysis import Analysis
-from sharedmask.study.bids import NATIVE, Run
-from sharedmask.study.denoising import Denoise, Denoising
+from sharedmask.study.analysis import Analysis, Outputs
+from sharedmask.study.atlases import Atlas
+from sharedmask.study.bids import NATIVE, Run, look_through
+from sharedmask.study.completion import stamp_of
+from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
 from sharedmask.study.derivatives import Derivatives
+from sharedmask.study.tasks import may_be_small
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
 
 _PICTURED_VOLUMES = 10
+_PLAIN = (str, int, float, type(None))
 Load = Callable[[Denoise, Run, int], Denoising]
 
 
@@ -176,7 +184,7 @@ class Manifest:
     def tissues(self) -> list[str] | None:
         """Which tissue each probe is; None without a segmentation in the run's space that can be read."""
         assert self.source is not None
-        with suppress(SharedMaskError, OSError, ValueError):
+        with contextlib.suppress(SharedMaskError, OSError, ValueError):
             if (found := self.run.segmentation) is not None:
                 structures = "desc" in Name.parse(found).entities
                 tissues = tissues_of(found, structures, box_of(self.source.grid, "tissues"), self.probes)
@@ -280,6 +288,99 @@ class Manifest:
             self.coverage = Coverage.from_atlases(atlases, self._brain, self.analysis.outputs.min_coverage)
             inside = None if self.source.models is not None else self._brain
             self.probes = probes_of(self.coverage.regions.union if inside is None else inside)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is asked of which runs of which data set."""
+
+    analysis: Analysis
+    derivatives: Derivatives
+    paths: Mapping[str, str]
+    """Of the runs' images, by what the runs are called; there may be very many."""
+    clashes: Mapping[Path, str]
+    notes: tuple[str, ...]
+    """Of the study as a whole."""
+    _looked_at: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
+    """The run whose stamp was asked for, until its manifest is: what lies beside it is looked for once."""
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str | Path,
+        output: str | Path,
+        atlases: Sequence[Atlas],
+        outputs: Outputs | None,
+        strategy: str | Sequence[str] | Denoise | None,
+        filters: Mapping[str, Any] | None,
+        cleaning: Mapping[str, Any],
+    ) -> "Survey":
+        denoise = Denoise.of(strategy)
+        analysis = Analysis(tuple(atlases), outputs or Outputs(), denoise, cleaning)
+        analysis.check()
+        if denoise is not None and denoise.wants_smooth_aroma:
+            filters = {"desc": SMOOTH_AROMA, **(filters or {})}
+        derivatives = Derivatives.at(output, dataset)
+        paths, strays = look_through(derivatives.source, filters)
+        run_of = partial(Run.of, derivatives.source)
+        found: dict[Path, str] = {}
+        for _, beside in groupby(paths, key=os.path.dirname):  # others have folders of their own
+            if len(several := list(map(run_of, beside))) > 1:
+                found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
+        # Of two that would be written to the same files neither is; each goes by its file's name.
+        keys = {
+            run.bold.name if run.bold in found else analysis.key(run): str(run.bold)
+            for run in map(run_of, paths)
+        }
+        notes = (*analysis.notes, *(f"left out: {why}" for why in strays.values()))
+        study = cls(analysis, derivatives, keys, found, notes)
+        for note in notes:
+            warnings.warn(note, SharedMaskWarning, stacklevel=4)
+        return study
+
+    @property
+    def variant(self) -> str:
+        """What outputs depend on besides the images, their regions and parameters."""
+        names = [(atlas.entities, atlas.lut is not None) for atlas in self.analysis.atlases]
+        return repr((self.analysis.outputs, names, self.analysis.steps))
+
+    @cached_property
+    def _asked(self) -> str:
+        """What is asked of any run, and its atlases as they are now; empty if that has no text."""
+        cleaning = sorted(self.analysis.cleaning.items())
+        if not all(isinstance(value, _PLAIN) for _, value in cleaning):
+            return ""
+        files = [file for atlas in self.analysis.atlases for file in atlas.files]
+        return stamp_of(repr((self.variant, self.analysis.denoise, cleaning)), files)
+
+    def stamp(self, key: str) -> str:
+        """Of all that a run's outputs depend on, by names, sizes and times."""
+        self._looked_at.clear()
+        run = self._looked_at[key] = self._run(key)
+        with contextlib.suppress(SharedMaskError, OSError):  # which drawing its manifest tells
+            if self._asked and run.bold not in self.clashes:
+                return stamp_of(self._asked, run.files)
+        return ""
+
+    def _run(self, key: str) -> Run:
+        return Run.of(self.derivatives.source, self.paths[key])
+
+    def manifest(self, key: str, load: Load = Denoise.load) -> Manifest:
+        run = self._looked_at.pop(key, None) or self._run(key)
+        drawn = Manifest.draw(run, self.analysis, self.derivatives, load)
+        if run.bold in self.clashes:
+            drawn.problems.insert(0, ParameterError(self.clashes[run.bold]))
+        return drawn
+
+    @property
+    def travels(self) -> bool:
+        """Whether all that is asked can be sent to others."""
+        return bool(self._asked)
+
+    def is_alone(self, key: str) -> bool:
+        """Whether a worker may do it without a word of what else there is."""
+        path = self.paths[key]
+        return not self.clashes.get(Path(path)) and url_of(path) is None and may_be_small(path)
 
 
 def clashes(planned: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:

@@ -34,7 +34,6 @@ from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
 from sharedmask.study.completion import Resumption, stamp_of
 from sharedmask.study.denoising import Denoise, Denoising, Denoisings
-from sharedmask.study.outcome import Study
 from sharedmask.study.tables import (
     PARCELLATED,
     Style,
@@ -46,6 +45,7 @@ from sharedmask.study.tables import (
     write_series,
     write_table,
 )
+from sharedmask.study.tasks import Study
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property

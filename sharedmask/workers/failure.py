@@ -4,6 +4,7 @@ Covers: what a function raised, as itself wherever it can be made again, with wh
 traceback as text. Does not cover: deaths of workers (``pool``).
 """
 
+import functools
 import pickle
 import re
 import traceback
@@ -26,6 +27,12 @@ def dumps_by_value(thing: object) -> bytes:
     import cloudpickle
 
     return bytes(cloudpickle.dumps(thing))
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_once(packed: bytes) -> Any:
+    """What :func:`dumps_by_value` packed; where it arrives again it is the same object."""
+    return pickle.loads(packed)
 
 
 class _RemoteTraceback(Exception):

@@ -27,7 +27,7 @@ from sharedmask.errors import (
 from sharedmask.image.extraction import Extraction
 from sharedmask.study import cohort, executors
 from sharedmask.study.cohort import Task, extract_many
-from sharedmask.study.outcome import Study
+from sharedmask.study.tasks import Study
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_a_killed_worker_costs_one_try(runs, masks, monkeypatch, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return "", "", task.run()
 
-    monkeypatch.setattr(cohort, "_work", die_once)
+    monkeypatch.setattr(cohort, "work", die_once)
     study = extract_many(runs, masks, n_jobs=2)
     assert flag.exists() and set(study.complete) == set(runs)
     same_bits(study.results[runs[3]]["a"], truth(runs[3])[masks["a"]].T.astype("float32"))
@@ -327,7 +327,7 @@ def test_of_small_images_that_go_to_a_worker_together_each_has_its_own_end(runs,
 
     real = executors.Processes._take
     monkeypatch.setattr(executors.Processes, "_take", take)
-    monkeypatch.setattr(cohort, "_work", work)
+    monkeypatch.setattr(cohort, "work", work)
     errors = {}
     study = extract_many(runs, masks, n_jobs=2, retries=0, on_error=lambda *error: errors.update([error]))
     assert max(at_once) > 1 and set(study.complete) == {runs[0], *runs[3:]}
@@ -542,7 +542,7 @@ def test_images_at_work_fit_the_limit_together(runs, masks, monkeypatch):
             at_work.discard(task.key)
         return result
 
-    monkeypatch.setattr(cohort, "_work", watched)
+    monkeypatch.setattr(cohort, "work", watched)
     monkeypatch.setattr(Extraction, "needed", lambda *_: 40 * 2**20)
     monkeypatch.setattr(executors.pool, "can_start_processes", lambda: False)  # threads, which can be watched
     extract_many(runs, masks, memory_limit="100M", n_jobs=5)

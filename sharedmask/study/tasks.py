@@ -1,0 +1,201 @@
+"""Tasks: images of a study on their way to a worker, and what became of them.
+
+Covers: what travels of an image that the caller prepared, of small ones that a worker prepares itself;
+results, errors, what was complete before. Does not cover: which are next (``cohort``), where they are worked
+on (``executors``).
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from sharedmask.image.extraction import Extraction
+from sharedmask.records import dataclass
+from sharedmask.remote.addresses import absolute, named
+from sharedmask.system import limits, settings
+from sharedmask.system.process import cached_property
+from sharedmask.workers.failure import Failure
+
+Key = Any
+_SMALL = 2**20  # bytes of an image
+TOGETHER = 32
+"""Small images that a worker does whole, one after the other, whose files get their names together."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and what is asked of it; what travels to a worker."""
+
+    key: Key
+    asked: Extraction
+    memory: Any = None
+    memory_limit: int | float | str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=settings.given)
+    """What the caller has set; where the task arrives it holds, too."""
+    variant: str | None = None
+    """What else its outputs depend on; None if nobody records them."""
+    needed: int = 0
+    finish: Callable[[Any], Any] | None = None
+    """What else is made of the signals, where they are."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        settings.adopt(self.knobs)
+
+    @property
+    def name(self) -> str:
+        """Its key in a journal: a path that is seen from everywhere, if the key is one."""
+        return absolute(self.key) if self.is_file else named(str(self.key))
+
+    @cached_property
+    def is_file(self) -> bool:
+        """Whether its key is the path of its image."""
+        paths = [file.path for file in self.asked.source.files if not file.is_remote]
+        return isinstance(self.key, str | Path) and absolute(self.key) in paths
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that its outputs depend on, the image as it lies there now."""
+        return "" if self.variant is None else self.asked.digest(self.variant)
+
+    def content(self) -> str:
+        """The same wherever the image lies; of one on a server, which would be sent twice, nothing."""
+        if self.variant is None or self.asked.source.is_remote:
+            return ""
+        return self.asked.digest(self.variant, of_content=True)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether telling a worker of it takes about as long as the work."""
+        return self.asked.source.nbytes <= _SMALL
+
+    @property
+    def operation(self) -> tuple[str, str, int]:
+        """As monitors are told of it."""
+        request = self.asked.request
+        return request.label, request.operation, self.needed
+
+    def run(self) -> Any:
+        """The signals, as :func:`sharedmask.extract` gives them, and what is made of them."""
+        signals = self.asked.run(self.memory_limit, self.memory)
+        return signals if self.finish is None else self.finish(signals)
+
+
+def work(task: Task) -> tuple[str, str, Any]:
+    """Its digest, that of what its image holds, and what it gives."""
+    # Before it is read for its signals: what changes between the two is then done again.
+    return task.digest, task.content(), task.run()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Small images that a worker does whole: it prepares them, keeps their signals, records them."""
+
+    keys: Sequence[Key]
+    extract: Callable[..., "Study"]
+    """:func:`sharedmask.extract_many` of these images, but for what is given by keyword here."""
+    knobs: Mapping[str, Any] = field(default_factory=settings.given)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        settings.adopt(self.knobs)
+
+    is_small = False  # enough go together as it is
+
+    @property
+    def operation(self) -> tuple[str, str, int]:
+        """As monitors are told of it."""
+        return "extract", f"extracting from {len(self.keys)} small images", _SMALL
+
+    def run(self) -> "Errors":
+        """What went wrong with which."""
+        errors = Errors()
+        with limits.looked_up(), _Here() as here:
+            self.extract(executor=here, on_error=errors.__setitem__, overwrite=True)
+        return errors
+
+
+class Errors(dict[Key, BaseException]):
+    """Of some images; they travel."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, ({key: Failure(error) for key, error in self.items()},)
+
+
+def _arrived(failures: Mapping[Key, Failure]) -> Errors:
+    return Errors({key: failure.error for key, failure in failures.items()})
+
+
+class _Here(Executor):
+    """Works on a task when it is given it, if that is small."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+        done, (task,) = Future[Any](), arguments
+        try:
+            if not task.is_small:
+                raise NotSmallError
+            done.set_result(function(task))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How small images of a study are done whole in a worker.
+
+    Parameters
+    ----------
+    takes : callable
+        Of a key: whether it is worth a try.
+    of : callable
+        Of several keys: what :class:`Whole` has of them, which travels.
+    """
+
+    takes: Callable[[Key], bool]
+    of: Callable[[Sequence[Key]], Callable[..., "Study"]]
+
+
+class NotSmallError(Exception):
+    """An image takes so much memory that the caller has to admit it."""
+
+
+def may_be_small(path: str) -> bool:
+    """Whether an image is so small as a file of this machine."""
+    try:
+        return os.path.getsize(path) <= _SMALL
+    except OSError:
+        return False  # which preparing it tells
+
+
+@dataclass(frozen=True)
+class Study:
+    """What became of a study's images.
+
+    Attributes
+    ----------
+    results : dict
+        Key -> signals; empty if ``on_result`` took them.
+    errors : dict
+        Key -> the exception that ended it.
+    complete : list
+        Keys of the images that were done now, in order of completion.
+    skipped : list
+        Keys that were complete before.
+    """
+
+    results: dict[Key, Any] = field(default_factory=dict, repr=False)
+    errors: dict[Key, Exception] = field(default_factory=dict)
+    complete: list[Key] = field(default_factory=list)
+    skipped: list[Key] = field(default_factory=list)
+
+    def to_dataframe(self) -> Any:
+        """A row for each image: its key, ``complete``, ``skipped`` or ``failed``, and the error."""
+        import pandas as pd
+
+        rows = [(key, state, "") for state in ("complete", "skipped") for key in getattr(self, state)]
+        failed = [(key, "failed", str(error)) for key, error in self.errors.items()]
+        return pd.DataFrame([*rows, *failed], columns=["image", "state", "error"])

@@ -1,0 +1,71 @@
+"""Tasks: images that workers do whole; what became of each, as a data frame."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from images import AFFINE, SHAPE, bold, niimg, save
+
+from sharedmask import Grid, Regions, extract_many
+from sharedmask.study.tasks import Apart
+
+REGIONS = Regions.from_labels(np.arange(210).reshape(SHAPE) % 60, Grid(SHAPE, AFFINE))
+
+
+def test_a_row_for_each_image(tmp_path):
+    good = save(tmp_path / "good.nii", bold())
+    with pytest.warns(match="1 of 2 images failed"):
+        study = extract_many({"x": good, "y": niimg(bold()[:3])}, REGIONS)
+    frame = study.to_dataframe().set_index("image")
+    assert frame.loc["x", "state"] == "complete" and "grid" in frame.loc["y", "error"]
+
+
+FAILS = {"a": "raises", "b": "kills", "c": "is large"}
+
+
+def _whole(runs, folder, fails, keys):
+    """As it travels: a worker does these images."""
+
+    def keep(key, signals):
+        if key == fails == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key == fails == "a":
+            raise ValueError("its own")
+        return _kept(folder / f"{key} elsewhere", signals)
+
+    some = {key: runs[key] for key in keys}
+    asked = {"strategy": "mean", "on_result": keep, "resume": folder / "done"}
+    return lambda **how: extract_many(some, REGIONS, **asked, **how)
+
+
+def _kept(path, signals):
+    path.write_text(str(signals.sum()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fails", "here"), [("", "d"), ("a", "d"), ("b", "abcd"), ("c", "cd")], ids=["none", *FAILS.values()]
+)
+def test_small_images_that_workers_do_whole_end_as_they_would_alone(tmp_path, fails, here):
+    """What a worker died of, or says is large, is done here."""
+    runs = {key: save(tmp_path / f"{key}.nii", bold(seed=seed)) for seed, key in enumerate("abcd")}
+    if fails == "c":
+        save(runs["c"], np.zeros((*SHAPE, 2**20 // 210), np.int16))
+    (out := tmp_path / "out").mkdir()
+    errors, asked = {}, {"strategy": "mean", "resume": out / "done", "n_jobs": 2}
+    done = extract_many(
+        runs,
+        REGIONS,
+        on_result=lambda key, signals: _kept(out / f"{key} here", signals),
+        on_error=errors.__setitem__,
+        apart=Apart(lambda key: key != "d", lambda keys: _whole(runs, out, fails, keys)),
+        **asked,
+    )
+    assert [(key, repr(error)) for key, error in errors.items()] == [("a", "ValueError('its own')")][
+        : fails == "a"
+    ]
+    assert sorted(done.complete) == sorted({*runs} - {*errors})
+    assert {f"{key} {'here' if key in here else 'elsewhere'}" for key in done.complete} <= {*os.listdir(out)}
+    again = extract_many(runs, REGIONS, on_result=lambda *_: [], **asked)
+    assert sorted(again.skipped) == sorted(done.complete)
