@@ -45,12 +45,13 @@ from sharedmask.study.tables import (
     write_series,
     write_table,
 )
-from sharedmask.study.tasks import Study
+from sharedmask.study.tasks import Apart, Study, may_be_small
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
 from sharedmask.typing import Array
+from sharedmask.workers.failure import dumps_by_value, loaded_once
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 
@@ -138,19 +139,14 @@ def extract_to(
     work = OutputFolder.begin(folder, images, masks, form, strategy, denoise, options.get("t_r"))
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
-    return extract_many(
-        dict.fromkeys(images, work.source),
-        work.regions,
-        strategy=work.strategy,
-        denoise=work.denoisings,
-        on_result=work.keep,
-        on_error=work.fail,
-        resume=Resumption(work.private / "complete.jsonl", partial(work.stamp, asked), work.skip),
-        variant=variant,
-        **options,
+    apart = (
+        Apart(may_be_small, _Packed.of(work, asked, variant, options).some) if work.stamps(asked) else None
     )
+    return work.extract(asked, variant, apart=apart, **options)
 
 
+# What is said to the caller alone.
+_HERE = {"executor", "n_jobs", "progress", "overwrite", "shard"}
 # What is said once for all images, and changes no number.
 _HOW = {"executor", "n_jobs", "progress", "memory", "memory_limit", "overwrite", "shard", "store", "prefer"}
 
@@ -363,9 +359,26 @@ class OutputFolder:
     def regions(self, key: str) -> Regions:
         return self.parts.regions_on(self._at_work[key].grid)
 
+    def extract(self, asked: str, variant: str, **options: Any) -> Study:
+        """Have all images worked on, and keep what comes of it."""
+        return extract_many(
+            dict.fromkeys(self.paths, self.source),
+            self.regions,
+            strategy=self.strategy,
+            denoise=self.denoisings,
+            on_result=self.keep,
+            resume=Resumption(self.private / "complete.jsonl", partial(self.stamp, asked), self.skip),
+            variant=variant,
+            **{"on_error": self.fail, **options},
+        )
+
+    def stamps(self, asked: str) -> bool:
+        """Whether all that is asked, and what regions are made of, can be told by names, sizes and times."""
+        return bool(asked and self.parts.stamp)
+
     def stamp(self, asked: str, key: str) -> str:
         """Of all that an image's outputs depend on, by names, sizes and times."""
-        if not asked or not self.parts.stamp:
+        if not self.stamps(asked):
             return ""
         with suppress(SharedMaskError, OSError):  # which preparing it will tell
             beside = self._beside[key] = list(sidecars(key))
@@ -393,6 +406,33 @@ class OutputFolder:
     def fail(self, key: str, error: Exception) -> None:
         self.skip(key)
         self.failures.add(named(absolute(key)), error)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A folder without its images as workers get it, who have it made once."""
+
+    folder: bytes
+    paths: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, work: OutputFolder, asked: str, variant: str, options: Mapping[str, Any]) -> "_Packed":
+        denoise = None if work.denoisings is None else work.denoisings.asked
+        bare = replace(work, paths={}, parts=replace(work.parts), denoisings=None)
+        said = {name: value for name, value in options.items() if name not in _HERE}
+        return cls(dumps_by_value((bare, denoise, asked, variant, said)), work.paths)
+
+    def some(self, images: Sequence[str]) -> Callable[..., Study]:
+        """These of its images."""
+        return replace(self, paths={image: self.paths[image] for image in images}).extract
+
+    def extract(self, **how: Any) -> Study:
+        bare, denoise, asked, variant, said = loaded_once(self.folder)
+        denoisings = (
+            None if denoise is None else Denoisings(denoise, dict(zip(self.paths, self.paths, strict=True)))
+        )
+        work: OutputFolder = replace(bare, paths=self.paths, denoisings=denoisings)
+        return work.extract(asked, variant, **said, **how)
 
 
 def write_denoising(path: str | Path, denoising: Denoising) -> None:
