@@ -289,7 +289,7 @@ class FrameStore:
 
     def _publish_metadata(self) -> OwnedSegment:
         if self.backing.store[0] == rows.PRIVATE:
-            raise rows.held_alone(self.label, rows.PRIVATE)
+            raise rows.not_shared_error(self.label, rows.PRIVATE)
         kind, content = pack_header(self.header)
         arrays = {**self._metadata.arrays, "header": np.frombuffer(content, np.uint8)}
 

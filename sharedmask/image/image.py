@@ -314,7 +314,7 @@ class SharedImage(Searchlights):
         """What another process of this user needs to attach; see :meth:`attach`. Loads the image."""
         shared = self._loaded().shared
         if shared is None:
-            raise rows.held_alone(self._name, self._asked_store)
+            raise rows.not_shared_error(self._name, self._asked_store)
         if self._owned is not None:
             self._owned.record.keep()
         return shared.handle

@@ -22,7 +22,7 @@ from typing import Any
 from sharedmask.errors import AttachError, LockError, ParameterError, SegmentError
 from sharedmask.records import dataclass
 from sharedmask.storage import memory
-from sharedmask.storage.container import Geometry, projected
+from sharedmask.storage.container import Geometry, checked_facts, checked_json, projected
 from sharedmask.storage.segment import (
     TOKEN,
     Attachment,
@@ -42,7 +42,6 @@ _RECORD_BYTES = 64 * 1024
 _SUFFIX = ".json"
 _CLAIM_SUFFIX = ".claim"
 _SOCKET_SUFFIX = ".sock"
-_TOLD = {"token": str, "name": str, "label": str, "pid": int, "created": float}
 
 
 def directory() -> Path:
@@ -173,7 +172,7 @@ class OwnedSegment:
         facts = {"meta": dict(meta or {}), **(elsewhere.to_facts() if elsewhere else {})}
         token = os.urandom(16).hex()
         with _making:
-            self.record = Record(token + _SUFFIX, json.dumps(_provisional_record(token, label, store)))
+            self.record = Record(token + _SUFFIX, json.dumps(vars(_Provisional.of(token, label, store))))
             try:
                 self.segment = Segment(token, geometry, store, facts)
             except BaseException:
@@ -270,10 +269,21 @@ def _after_fork_in_child() -> None:
 process.at_fork(before=_making.__enter__, in_parent=_making.__exit__, in_child=_after_fork_in_child)
 
 
-def _provisional_record(token: str, label: str, store: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Provisional:
     """The record of a segment to come: enough to find it, should we die while making it."""
-    facts = {"token": token, "store": store, "name": segment_name(token), "label": label}
-    return {**facts, **_this_process(), "created": time.monotonic()}
+
+    token: str
+    store: str
+    name: str
+    label: str
+    pid: int
+    started: int
+    created: float
+
+    @classmethod
+    def of(cls, token: str, label: str, store: str) -> "_Provisional":
+        return cls(token, store, segment_name(token), label, **_this_process(), created=time.monotonic())
 
 
 def _this_process() -> dict[str, int]:
@@ -413,10 +423,9 @@ def _read(folder: Folder, name: str) -> Published | None:
             return None if is_named(folder, name, fd) else _read(folder, name)
         text = os.read(fd, _RECORD_BYTES)
     try:
-        facts = json.loads(text)
-        handle = Handle.from_json(text) if "ino" in facts else None
-        told = {name: facts[name] for name in _TOLD}
-        proper = all(type(told[name]) is kind for name, kind in _TOLD.items())
-        return Published(**told, handle=handle) if proper else None
-    except (ValueError, KeyError, TypeError, RecursionError, AttachError):
+        facts = checked_json(text, "a record")
+        handle = checked_facts(Handle, facts, "a handle") if "ino" in facts else None
+        record = handle or checked_facts(_Provisional, facts, "a record")
+    except AttachError:
         return None
+    return Published(record.token, record.name, record.label, record.pid, record.created, handle)

@@ -237,8 +237,8 @@ def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudg
     return memory.choose("auto", held)
 
 
-def held_alone(name: str, asked: str) -> ParameterError:
-    """What to say to who wants to share an image that is private."""
+def not_shared_error(name: str, asked: str) -> ParameterError:
+    """What to raise for who wants to share an image that is private."""
     why = "shared_memory is off" if asked == "auto" else f"its store is {asked!r}"
     return ParameterError(
         f"{name} is held by this process alone: {why if platform.can_share() else platform.NOT_SHARED}"
