@@ -49,9 +49,12 @@ def forget() -> None:
 
 def names_of(folder: str) -> Mapping[str, str] | None:
     """Names in a folder with their identities; None if nothing is known of it."""
-    folder = folder.rstrip("/")
-    trees = (tree for root, tree in _trees.items() if f"{folder}/".startswith(f"{root}/"))
-    return next((tree.folders[folder] for tree in trees if folder in tree.folders), None)
+    tree = _tree_with(folder)
+    return None if tree is None else tree.folders[folder.rstrip("/")]
+
+
+def _tree_with(folder: str) -> Tree | None:
+    return next((tree for tree in _trees.values() if folder.rstrip("/") in tree.folders), None)
 
 
 def folders_of(root: str, name: str) -> Iterator[tuple[str, list[str]]]:
@@ -70,10 +73,5 @@ def identity_of(url: str) -> str | None:
 
 def lacks(url: str) -> bool:
     """Whether a walk found no such file where it looked for such."""
-    folder, _, name = url.rpartition("/")
-    names = names_of(folder)
-    return names is not None and name not in names and any(map(name.endswith, _endings_of(folder)))
-
-
-def _endings_of(folder: str) -> tuple[str, ...]:
-    return next((one.endings for one in _trees.values() if folder.rstrip("/") in one.folders), ())
+    tree = _tree_with(url.rpartition("/")[0])
+    return tree is not None and identity_of(url) is None and url.endswith(tree.endings)

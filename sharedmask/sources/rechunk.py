@@ -161,14 +161,10 @@ class _Volumes:
 
     def part(self, rows: slice) -> tuple[Span, Voxels | None]:
         """The span of each volume that holds these rows, and where they are in it."""
-        if self.voxels is None:
-            return self._span(rows.start, rows.stop), None
-        wanted = self.voxels[rows]
-        first = int(wanted[0])
-        return self._span(first, int(wanted[-1]) + 1), wanted - first
-
-    def _span(self, start: int, stop: int) -> Span:
-        return Span(self.n_timepoints, stop - start, self.dtype, partial(self._read, start))
+        wanted = None if self.voxels is None else self.voxels[rows]
+        first, last = (rows.start, rows.stop - 1) if wanted is None else (int(wanted[0]), int(wanted[-1]))
+        span = Span(self.n_timepoints, last + 1 - first, self.dtype, partial(self._read, first))
+        return span, None if wanted is None else wanted - first
 
     def _read(self, first: int, number: int, row: Array) -> None:
         place = self.offset + (number * self.n_voxels + first) * self.dtype.itemsize
