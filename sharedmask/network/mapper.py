@@ -238,13 +238,10 @@ class _Lesion:
 
 
 class MappingSession:
-    """Batches of lesions on one connectome.
+    """Batches of lesions on one connectome."""
 
-    Attributes
-    ----------
-    batch_size : int
-        How many lesions memory lets go together.
-    """
+    batch_size: int
+    """How many lesions memory lets go together."""
 
     def __init__(
         self, mapper: FunctionalNetworkMapper, connectome: Connectome, n_jobs: int, held: contextlib.ExitStack
@@ -256,7 +253,7 @@ class MappingSession:
         if self._in_processes and not settings.current().shared_memory:
             raise ParameterError("prefer='processes' has nothing to read from: shared_memory is off")
         self._held = held
-        self._kept: SharedBlock | None = None
+        self._only_block: SharedBlock | None = None
         budget = MemoryBudget.here(mapper.memory_limit)
         self._blocks = connectome.blocks(int(budget.limit * _BLOCK_SHARE))
         self._most = max(block.n_subjects for block in self._blocks)
@@ -311,7 +308,7 @@ class MappingSession:
         with kernels.one_blas_thread():
             if self._mapper.method == "pini":
                 passes = 2
-                seeds = self._kept_seeds(seeds, lambda share: advance(share / 2))
+                seeds = self._reduced_seeds(seeds, lambda share: advance(share / 2))
             moments = self._moments(seeds, lambda share: advance(1 - (1 - share) / passes))
         items = [(name, lesion, *pair) for (name, lesion), pair in zip(lesions.items(), moments, strict=True)]
         maps = pool.run_threads(self._maps, (), items, self._n_jobs)
@@ -326,7 +323,7 @@ class MappingSession:
 
     # --- passes over the connectome ---
 
-    def _kept_seeds(self, seeds: list[Index], advance: Advance) -> list[Index]:
+    def _reduced_seeds(self, seeds: list[Index], advance: Advance) -> list[Index]:
         """The voxels of each seed that go along with it in the same way in all subjects."""
         own: list[list[Array]] = []
         needed = 8 * self._connectome.n_subjects * sum(map(len, seeds))
@@ -376,13 +373,13 @@ class MappingSession:
 
     @contextlib.contextmanager
     def _block(self, block: Block) -> Iterator[SharedBlock]:
-        if self._kept is not None:
-            yield self._kept
+        if self._only_block is not None:
+            yield self._only_block
             return
         opened = share_block(self._connectome, block, self._n_jobs)
         if len(self._blocks) == 1:
-            self._kept = self._held.enter_context(opened)
-            yield self._kept
+            self._only_block = self._held.enter_context(opened)
+            yield self._only_block
         else:
             with opened as shared:
                 yield shared

@@ -73,19 +73,16 @@ class _Reader(VolumesReader):
 
     def readinto(self, out: Array) -> None:
         """Fill the rows of ``out``, (k, n_voxels) or (n_voxels,) float32."""
-        for row in out.reshape(-1, self._subject.n_voxels):
-            self._next()
-            row[...] = self._volume if self._offset is None else self._volume - self._offset
-
-    def _next(self) -> None:
         view = self._volume.view(np.uint8).data
-        if self._stream.readinto(view) < len(view):
-            raise DamagedImageError(f"{self._subject.name} is truncated")
-        if self._wide and self._offset is None:
-            self._offset = self._volume.astype(np.float64)
-        self._left -= 1
-        if self._left == 0:
-            self._stream.finish()
+        for row in out.reshape(-1, self._subject.n_voxels):
+            if self._stream.readinto(view) < len(view):
+                raise DamagedImageError(f"{self._subject.name} is truncated")
+            if self._wide and self._offset is None:
+                self._offset = self._volume.astype(np.float64)
+            row[...] = self._volume if self._offset is None else self._volume - self._offset
+            self._left -= 1
+            if self._left == 0:
+                self._stream.finish()
 
 
 @contextlib.contextmanager

@@ -49,21 +49,14 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Parcels:
-    """Regions of one atlas on a run's page.
-
-    Parameters
-    ----------
-    name : str
-        The atlas's.
-    regions : Regions
-        Those with signals.
-    table : sequence of RegionRow
-        All of them, with their coverage.
-    """
+    """Regions of one atlas on a run's page."""
 
     name: str
+    """The atlas's."""
     regions: Regions
+    """Those with signals."""
     table: Sequence[RegionRow]
+    """All of them, with their coverage."""
 
     @property
     def left_out(self) -> list[str]:
@@ -82,45 +75,29 @@ class Parcels:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run's page shows.
-
-    Parameters
-    ----------
-    title : str
-    facts : Facts
-        Of the image.
-    atlases : sequence of Parcels
-    signals : ndarray, (n_timepoints, n_regions)
-        Of the regions of all atlases.
-    picture : ndarray, (x, y, z)
-        What the regions are drawn on: the mean image. Nothing is drawn on one of elements.
-    parameters : mapping
-        What was asked for.
-    timeline : Timeline, optional
-    read : mapping, optional
-        Which files were read and written, where facts are from, what was missing: the page's head.
-    quality : Quality, optional
-        Before anything was taken out; its voxels in the order of ``groups``.
-    groups : sequence of (str, int)
-        What those voxels are, and how many.
-    matrices : mapping
-        Name -> (n_regions, n_regions).
-    meshes : sequence of Mesh
-        On which regions of surfaces are shown.
-    """
+    """What a run's page shows."""
 
     title: str
     facts: Facts
+    """Of the image."""
     atlases: Sequence[Parcels]
     signals: Array
+    """(n_timepoints, n_regions), of the regions of all atlases."""
     picture: Array
+    """(x, y, z): what the regions are drawn on, the mean image. Nothing is drawn on one of elements."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for."""
     timeline: Timeline | None = None
     read: Mapping[str, str] = field(default_factory=dict)
+    """Which files were read and written, where facts are from, what was missing: the page's head."""
     quality: Quality | None = None
+    """Before anything was taken out; its voxels in the order of ``groups``."""
     groups: Sequence[tuple[str, int]] = ()
+    """What those voxels are, and how many."""
     matrices: Mapping[str, Array] = field(default_factory=dict)
+    """Name -> (n_regions, n_regions)."""
     meshes: Sequence[Mesh] = ()
+    """On which regions of surfaces are shown."""
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
@@ -185,18 +162,6 @@ class RunRow:
 class StudyReport:
     """What a study's page shows: every run, failures first, then the worst.
 
-    Parameters
-    ----------
-    title : str
-    runs : sequence of RunRow
-        In the order in which the table has them at first.
-    parameters : mapping
-    timeline : Timeline, optional
-    notes : sequence of str
-        What was left out or found missing.
-    coverage : mapping
-        Name of an atlas -> (n_regions, n_runs), of the runs sorted by name.
-
     Examples
     --------
     >>> import tempfile
@@ -209,10 +174,13 @@ class StudyReport:
 
     title: str
     runs: Sequence[RunRow]
+    """In the order in which the table has them at first."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
     notes: Sequence[str] = ()
+    """What was left out or found missing."""
     coverage: Mapping[str, Array] = field(default_factory=dict)
+    """Name of an atlas -> (n_regions, n_runs), of the runs sorted by name."""
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""

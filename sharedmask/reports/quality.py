@@ -53,17 +53,6 @@ def probes_of(brain: Numbers) -> Numbers:
 class Quality:
     """A run's quality.
 
-    Parameters
-    ----------
-    values : ndarray, (n_timepoints, n_probes)
-        Of voxels of the brain, as they are in the image.
-    kept : ndarray of bool, (n_timepoints,)
-        The volumes that signals have.
-    fd : ndarray, (n_timepoints,), optional
-        Framewise displacement in mm; NaN where it is not known, as of the first volume.
-    given_dvars : ndarray, (n_timepoints,), optional
-        Standardised DVARS, of a table; else it is computed from ``values``.
-
     Examples
     --------
     >>> values = np.random.default_rng(0).normal(100, 2, (50, 400))
@@ -73,9 +62,13 @@ class Quality:
     """
 
     values: Array
+    """(n_timepoints, n_probes), of voxels of the brain, as they are in the image."""
     kept: NDArray[np.bool_]
+    """(n_timepoints,): the volumes that signals have."""
     fd: Array | None = None
+    """Framewise displacement in mm; NaN where it is not known, as of the first volume."""
     given_dvars: Array | None = field(default=None, repr=False)
+    """Standardised DVARS, of a table; else it is computed from ``values``."""
 
     @classmethod
     def of(cls, values: Array, kept: NDArray[np.bool_], confounds: Path | None) -> "Quality":
