@@ -24,20 +24,27 @@ from sharedmask.sources.opening import open_source
 from sharedmask.sources.source import Source
 from sharedmask.system import platform, usage
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.process import n_cpus
+from sharedmask.system.process import effective_n_jobs, n_cpus
 from sharedmask.typing import Array
 
 
 @commands.command()
 @click.argument("bold", required=False)
 @click.option("-j", "--n-jobs", type=int, default=20, show_default=True, help="Workers of both ways.")
-@click.option("--volumes", type=int, default=168, show_default=True, help="Length of the run that is made.")
+@click.option(
+    "--volumes",
+    type=click.IntRange(1),
+    default=168,
+    show_default=True,
+    help="Length of the run that is made.",
+)
 @click.option("--full", is_flag=True, help="Run the whole loop, and project nothing.")
 def demo(bold: str | None, n_jobs: int, volumes: int, full: bool) -> None:
     """Extract 20 regions from BOLD, or from a run made for this, beside a NiftiMasker loop.
 
     Of the loop as many regions are done as show what it takes; for all of them it is projected.
     """
+    effective_n_jobs(n_jobs)  # or is refused
     what = bold or f"a run of {volumes} volumes made for this"
     click.echo(f"{N_REGIONS} regions of {what}; this takes less than a minute on two cores ...")
     found = compare(bold, n_jobs, volumes, full)

@@ -43,7 +43,14 @@ from sharedmask.cli.extract import (
 from sharedmask.errors import NoInputError
 
 _SUBJECT = re.compile(r"(?:^|[_/])(sub-[a-zA-Z0-9]+)")
-_GIB = 2**30
+
+
+def gigabytes(text: str) -> int:
+    """In bytes."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if (nbytes := int(float(text) * 2**30)) >= 0:
+            return nbytes
+    raise click.BadParameter(f"{text} is no number of GB")
 
 
 @commands.command("run", cls=Verb)
@@ -64,11 +71,15 @@ _GIB = 2**30
 @click.option("--cache-stats", is_flag=True, help="At the end, print how the cache was used.")
 @click.option("--memory-efficient", is_flag=True, help="Hold images in shared memory, on disk if too large.")
 @click.option(
-    "--memory-threshold", "--memmap-threshold", type=float, metavar="GB", help="Hold larger images on disk."
+    "--memory-threshold",
+    "--memmap-threshold",
+    type=gigabytes,
+    metavar="GB",
+    help="Hold larger images on disk.",
 )
 @click.option("--force-memmap", is_flag=True, help="Hold images on disk; rows stay there for the next run.")
 @click.option("--memory-buffer", type=float, metavar="FRACTION", help="Of the limit; stays free.")
-@click.option("--max-memory-per-process", type=float, metavar="GB")
+@click.option("--max-memory-per-process", type=gigabytes, metavar="GB")
 @click.option("--disable-shared-memory", is_flag=True, help="Workers are threads.")
 @click.option("--auto-configure", is_flag=True, help="--profile auto: numbers for this machine.")
 @click.option("--slurm", is_flag=True, help="--profile slurm: numbers of the job.")
@@ -140,14 +151,13 @@ def _of_subjects(images: Sequence[str], subjects: Sequence[str]) -> list[str]:
 
 def _knobs(options: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that the flags stand for; None, where a flag is not given, changes nothing."""
-    threshold, bound = options["memory_threshold"], options["max_memory_per_process"]
     return {
         "profile": "slurm" if options["slurm"] else "auto" if options["auto_configure"] else None,
         "use_disk": None if _store(options) is None else True,
         "shared_memory": False if options["disable_shared_memory"] else None,
-        "disk_threshold": None if threshold is None else int(threshold * _GIB),
+        "disk_threshold": options["memory_threshold"],
         "memory_buffer": options["memory_buffer"],
-        "max_memory_per_process": None if bound is None else int(bound * _GIB),
+        "max_memory_per_process": options["max_memory_per_process"],
     }
 
 

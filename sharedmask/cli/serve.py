@@ -3,6 +3,8 @@
 Covers: its options, its signals. Does not cover: what all verbs share (``base``), any of the work.
 """
 
+import contextlib
+import math
 import os
 import sys
 from typing import Any
@@ -53,10 +55,10 @@ def _seconds(text: str | None) -> float | None:
         return None
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        return float(number) * units[unit]
-    except ValueError:
-        raise click.UsageError(f"--idle {text}: write 90s, 30m or 2h") from None
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(number) * units[unit]) < math.inf:
+            return seconds
+    raise click.UsageError(f"--idle {text}: write 90s, 30m or 2h")
 
 
 @commands.command()

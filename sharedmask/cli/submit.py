@@ -23,8 +23,12 @@ from sharedmask.system.files import atomic_write
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})
-@click.option("--array", "n_tasks", type=int, metavar="N", help="Tasks; default: one per image.")
-@click.option("--max-array", type=int, metavar="N", help="Tasks that the cluster takes; default: its own.")
+@click.option(
+    "--array", "n_tasks", type=click.IntRange(1), metavar="N", help="Tasks; default: one per image."
+)
+@click.option(
+    "--max-array", type=click.IntRange(1), metavar="N", help="Tasks that the cluster takes; default: its own."
+)
 @click.option("--sbatch", "directives", metavar="OPTION", multiple=True, help="As --sbatch=--partition=long.")
 @click.option("--log-dir", metavar="DIR", default="sharedmask-logs", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the script and submit nothing.")

@@ -12,7 +12,7 @@ import warnings
 
 import click
 import pytest
-from command import sharedmask
+from command import called, sharedmask
 
 from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options, run_program
 from sharedmask.errors import SharedMaskWarning
@@ -147,3 +147,28 @@ def test_flags_of_denoising_are_its_parameters(flags, asked):
 
     expected = None if asked is None else Denoise(asked[0], **asked[1])
     assert verb.main(flags.split(), standalone_mode=False) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"demo --volumes {number}" for number in (0, -3)),
+        "demo -j 0",
+        *(f"serve --idle {number}" for number in ("nan", "-5", "inf", "soon")),
+        *(
+            f"submit --{name} {number} --dry-run -- extract a.nii --mask m.nii --out-dir out"
+            for name in ("array", "max-array")
+            for number in (0, -1)
+        ),
+        *(
+            f"run bold.nii.gz --atlas atlas.nii.gz --{name} {number}"
+            for name in ("memory-threshold", "max-memory-per-process")
+            for number in ("nan", "inf", "-1", "much")
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense_are_wrong_usage(line, study, monkeypatch):
+    monkeypatch.chdir(study)
+    done = called(*line.split())
+    assert done.returncode == 64
+    assert "\n" not in done.stderr.strip()
