@@ -30,7 +30,6 @@ from sharedmask.sources.values import (
     Conversion,
     convert,
     pieces,
-    scale,
 )
 from sharedmask.typing import Array
 
@@ -38,6 +37,10 @@ _PILED = SUMS | SQUARES | EXTREMES.keys()
 """Strategies whose regions are reduced side by side."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
+_PILE_BYTES = 2**20
+"""As float64, of rows that pass by and are added side by side."""
+_IN_FLOAT64 = 3
+"""Numbers of float32 that have more digits together than one of float64."""
 _CONVERTED = 1024
 """Values that numpy converts at a time: they stay in a core's nearest cache until they are added."""
 
@@ -270,38 +273,73 @@ def add_rows(
     >>> totals.ravel().tolist()
     [7.0, 2.0]
     """
-    order = np.argsort(regions, kind="stable")
-    ends = np.flatnonzero(np.diff(regions[order])) + 1
-    plain, most = _is_plain(rows, conversion), max(1, REGION_BYTES // (8 * rows.shape[1]))
-    scratch, finite = np.empty((most + 1, rows.shape[1])), True
+    order = np.argsort(regions.astype(np.min_scalar_type(len(totals))), kind="stable")  # faster in 16 bits
+    index, regions = index[order], regions[order]
+    starts = np.flatnonzero(np.diff(regions, prepend=-1))
+    here = _Regions(regions[starts], index, np.append(starts, len(index)), None)
     with _arithmetic():
-        for places in np.split(order, ends):
-            total, wanted = totals[regions[places[0]]], index[places]
-            if plain and not total.any() and _add_stored(rows, wanted, most, total):
-                continue
-            for piece in pieces(len(places), 1, most):
-                stored = rows[wanted[piece]]
-                values = scratch[: len(stored) + 1]
-                values[0] = total
-                np.copyto(values[1:], scale(stored, conversion), casting="unsafe")
-                if np.isfinite(added(values, total)).all():  # so are all values
-                    continue
-                finite = convert(stored, values[1:], conversion) and finite
-                added(values, total)
+        if _is_plain(rows, conversion):
+            here = here.only(_added_in_place(rows, here, totals))
+        return _added_in_piles(rows, here, totals, conversion)
+
+
+def _added_in_place(rows: Array, regions: _Regions, totals: Array) -> NDArray[np.bool_]:
+    """Add rows that follow each other to zeros, which change no sum; which regions are left."""
+    left = ~_lie_together(rows, regions) | totals[regions.numbers].any(axis=1)
+    starts, sizes = regions.voxels[regions.offsets[:-1]], np.diff(regions.offsets)
+    for region in np.flatnonzero(~left):
+        total, start = totals[regions.numbers[region]], starts[region]
+        added(rows[start : start + sizes[region]], total)
+        total += 0.0  # no sum is -0.0
+        if not np.isfinite(total).all():
+            total[...], left[region] = 0, True
+    return left
+
+
+def _added_in_piles(rows: Array, regions: _Regions, totals: Array, conversion: Conversion) -> bool:
+    """Add rows side by side, each region's after what it comes to so far; whether all values are finite."""
+    most, finite = max(1, _PILE_BYTES // (8 * rows.shape[1])), True
+    stored = rows.dtype == np.float32 and _is_plain(rows, conversion)
+    for pile in piles(regions.offsets, most) if len(regions.numbers) else ():
+        numbers, shape = regions.numbers[pile.regions], (len(pile.regions), -1)
+        places, left = regions.voxels[pile.places].reshape(shape).T, pile.left.reshape(shape).T
+        for span in pieces(len(places), len(numbers), most):
+            start = totals[numbers]
+            made = _added_as_stored(rows, places[span], left[span], start) if stored else None
+            if made is None:
+                values = np.empty((1 + len(places[span]), *start.shape))
+                values[0] = start
+                finite = convert(rows.take(places[span], 0), values[1:], conversion) and finite
+                values[1:][left[span]] = 0
+                made = _one_by_one(values)
+            totals[numbers] = made
     return finite
 
 
-def _add_stored(rows: Array, index: NDArray[np.intp], most: int, total: Array) -> bool:
-    """Add rows as they are stored to zeros, which change no sum; whether that could be done."""
-    together = index[-1] - index[0] == len(index) - 1 and bool((index[1:] > index[:-1]).all())
-    if not together and len(index) > most:
-        return False
-    added(rows[index[0] : index[-1] + 1] if together else rows[index], total)
-    total += 0.0  # no sum is -0.0
-    if not np.isfinite(total).all():
-        total[...] = 0
-        return False
-    return True
+def _added_as_stored(
+    rows: Array, places: NDArray[np.intp], left: NDArray[np.bool_], start: Array
+) -> Array | None:
+    """``start`` and the rows at ``places``, but those that are left; None if that is not finite.
+
+    ``start`` goes in as rows of float32 whose sum it is.
+    """
+    values = np.empty((_IN_FLOAT64 + len(places), *start.shape), rows.dtype)
+    rest = start
+    with np.errstate(over="ignore"):
+        for part in values[:_IN_FLOAT64]:
+            part[...] = rest
+            rest = rest - part
+    rows.take(places, 0, values[_IN_FLOAT64:], "clip")
+    values[_IN_FLOAT64:][left] = 0
+    made = _one_by_one(values)
+    return made if np.isfinite(made).all() else None
+
+
+def _one_by_one(values: Array) -> Array:
+    """The sum along the first axis."""
+    if values[0].size > 1:
+        return np.asarray(np.add.reduce(values, 0, np.float64))
+    return np.asarray(np.add.accumulate(values, 0, np.float64)[-1])  # numpy would add one column pairwise
 
 
 def _is_plain(rows: Array, conversion: Conversion) -> bool:

@@ -27,7 +27,7 @@ from sharedmask.system.threads import Threads
 from sharedmask.typing import Array, Numbers
 
 _BLOCK_BYTES = 2**20
-_AHEAD_BYTES = 4 * 2**20  # of blocks that are read while others are worked on, where few are better
+_AHEAD_BYTES = 8 * 2**20  # of blocks that are read while others are worked on, where few are better
 _Blocks = Generator[tuple[int, Array], None, None]
 _Read = Callable[[int, Array], int]
 """Fills rows from that place on; how many bytes there were."""

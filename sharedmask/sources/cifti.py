@@ -45,6 +45,7 @@ _KINDS = {
     "CIFTI_INDEX_TYPE_PARCELS": "parcels",
 }
 _PLACES = ("elements", "parcels")
+_LISTS = re.compile(rb"(?<=>)([0-9\s]{200,})(?=<)")
 _CALLED = re.compile(r"\.([dp])tseries\.", re.IGNORECASE)
 
 
@@ -147,9 +148,18 @@ def _fault(error: Exception) -> str:
 
 @lru_cache(maxsize=_KEPT)
 def _root(text: bytes) -> Element:
-    root = ElementTree.fromstring(text.rstrip(b"\0 \n"))
+    text = text.rstrip(b"\0 \n")
+    said = _LISTS.split(text)  # lists are left out, for the parser takes them line by line
+    lists = {f"#{place}": one for place, one in enumerate(said[1::2])}
+    said[1::2] = [place.encode() for place in lists]
+    try:
+        root = ElementTree.fromstring(b"".join(said))
+    except ElementTree.ParseError:
+        root, lists = ElementTree.fromstring(text), {}  # says where
     for one in root.iter():  # whatever the namespace
         one.tag = one.tag.rpartition("}")[2]
+        if one.text in lists:
+            one.text = lists[one.text].decode()
     return root
 
 
@@ -193,8 +203,7 @@ def _models(axis: Element) -> BrainModels:
         start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
         if structure in {one for one, _, _ in said}:
             raise _UnfitError(f"{structure} is there twice")
-        ordered = np.sort(found)
-        fits = fits and bool(np.all(ordered[1:] > ordered[:-1]))
+        fits = fits and (_ascend(found) or _ascend(np.sort(found)))
         if not fits or (start, count) != (end, len(found)):
             raise _UnfitError(f"the {count} elements of {structure} do not fit from {start} on")
         end += count
@@ -266,9 +275,16 @@ def _voxels(model: Element, volume: Grid | None) -> Numbers:
     if volume is None:
         raise _UnfitError("there are voxels and no volume")
     indices = _integers(model, "VoxelIndicesIJK").reshape(-1, 3)
-    inside = np.all((indices >= 0) & (indices < volume.shape), axis=1)
-    strides = np.cumprod([1, *volume.shape[:2]])
-    return np.asarray(np.where(inside, indices @ strides, -1), np.intp)
+    numbers, inside, stride = np.zeros(len(indices), np.intp), np.ones(len(indices), bool), 1
+    for along, size in zip(indices.T, volume.shape, strict=True):  # of rows of three it takes far longer
+        numbers += along * stride
+        inside &= (along >= 0) & (along < size)
+        stride *= size
+    return np.where(inside, numbers, -1)
+
+
+def _ascend(numbers: Numbers) -> bool:
+    return bool(np.all(numbers[1:] > numbers[:-1]))
 
 
 def _seconds(axis: Element) -> float | None:

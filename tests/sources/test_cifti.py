@@ -115,6 +115,21 @@ def test_headers_are_read_however_they_are_written(tmp_path, changes, t_r):
     assert source.models.matches(open_source(files.dtseries(tmp_path / "b.dtseries.nii")).models)
 
 
+def test_long_lists_of_places_are_read_and_told_of_where_they_break_off(tmp_path):
+    inside = np.zeros((9, 10, 11), bool)
+    inside.reshape(-1)[::3] = True
+    places = files.surface(vertices=np.arange(0, 2000, 3), n_vertices=2000)
+    places += nib.cifti2.BrainModelAxis.from_mask(inside, affine=files.AFFINE, name="BrainStem")
+    path = files.dtseries(tmp_path / "a.dtseries.nii", places=places)
+    surface, voxels = open_source(path).grid.structures
+    np.testing.assert_array_equal(surface.numbers, np.arange(0, 2000, 3))
+    expected = np.ravel_multi_index(np.argwhere(inside).T, inside.shape, order="F")
+    np.testing.assert_array_equal(voxels.numbers, expected)
+    path.write_bytes(path.read_bytes().replace(b"\n0 0 6\n", b"\n0 0<6\n", 1))
+    with pytest.raises(DamagedImageError, match="not well formed, at line 6, column"):
+        open_source(path)
+
+
 def test_vertices_go_by_their_numbers_in_whatever_order(tmp_path):
     source = open_source(
         files.rewritten(files.dtseries(tmp_path / "a.dtseries.nii"), (VERTICES, "11 1 3 4 7 8 0"))
