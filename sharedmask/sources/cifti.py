@@ -254,7 +254,7 @@ def _volume(axis: Element) -> Grid | None:
     if matrix is None:
         raise _UnfitError("the volume has no affine")
     affine = np.array((matrix.text or "").split(), np.float64).reshape(4, 4)
-    affine[:3] *= 10.0 ** (int(matrix.get("MeterExponent", -3)) + 3)  # millimetres
+    affine[:3] = _shifted(affine[:3], int(matrix.get("MeterExponent", -3)) + 3)  # millimetres
     return Grid((x, y, z), affine)
 
 
@@ -290,7 +290,12 @@ def _ascend(numbers: Numbers) -> bool:
 def _seconds(axis: Element) -> float | None:
     if axis.attrib["SeriesUnit"] != "SECOND":
         return None
-    return positive(float(axis.attrib["SeriesStep"]) * 10.0 ** int(axis.attrib["SeriesExponent"]))
+    return positive(_shifted(float(axis.attrib["SeriesStep"]), int(axis.attrib["SeriesExponent"])))
+
+
+def _shifted(value: Any, places: int) -> Any:
+    """``value`` x 10 ** ``places``, to the last bit: 800 ms are 0.8 s."""
+    return value * 10.0**places if places >= 0 else value / 10.0**-places
 
 
 def _length(axis: Element) -> int | None:

@@ -59,10 +59,21 @@ def times(shape: Iterable[int]) -> str:
 def mismatch_error(what: str, own: Space, target: Space, whose: str = "image") -> GridMismatchError:
     """What to raise for ``what``, in its space ``own``, where ``target`` is needed."""
     than = f" than {target.name}" if target.name else ""
-    said = f"{what} lies on another grid{than}:\n  mask:  {own}\n  {whose}: {target}"
+    both = f"mask:  {_told(own, target)}\n  {whose}: {_told(target, own)}"
+    said = f"{what} lies on another grid{than}:\n  {both}"
     if len(own.shape) < len(target.shape):
         return GridMismatchError(f"{said}\nmasks of surfaces and grayordinates go with images of these only")
+    if len(own.shape) > len(target.shape) and getattr(target, "volume", None) is not None:
+        return GridMismatchError(said, "resample the masks to the volume of the image's voxels")
     return GridMismatchError(said, target.remedy)
+
+
+def _told(space: Space, other: Space) -> str:
+    """With the volume of its voxels, if that is not where the other's are."""
+    volume, beside = getattr(space, "volume", None), getattr(other, "volume", other)
+    if volume is None or (beside is not None and volume.matches(beside)):
+        return str(space)
+    return f"{space}, in {volume}"
 
 
 def per_space(make: Callable[[Space], T]) -> Callable[[Space], T]:

@@ -94,6 +94,8 @@ VERTICES = "0 1 3 4 7 8 11"
     ("changes", "t_r"),
     [
         ([(SECONDS[0], 'SeriesStep="800"'), (SECONDS[2], 'SeriesExponent="-3"')], 0.8),
+        ([(SECONDS[0], 'SeriesStep="800000"'), (SECONDS[2], 'SeriesExponent="-6"')], 0.8),
+        ([(SECONDS[0], 'SeriesStep="0.08"'), (SECONDS[2], 'SeriesExponent="1"')], 0.8),
         ([(SECONDS[0], 'SeriesStep="8e-1"')], 0.8),
         ([(SECONDS[0], 'SeriesStep="0"')], None),
         ([(SECONDS[0], 'SeriesStep="-1"')], None),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sharedmask.spaces.brain_models import BrainModels, Structure
 from sharedmask.spaces.grid import Grid
+from sharedmask.spaces.space import mismatch_error
 
 LEFT, RIGHT, THALAMUS = (
     "CIFTI_STRUCTURE_CORTEX_LEFT",
@@ -81,6 +82,29 @@ def test_what_is_not_here_has_no_numbers():
     assert image.numbers_of(both, np.array([0, 2])) is None
     assert image.numbers_of(BOX, np.array([0])) is None
     assert BOX.numbers_of(image, np.array([0])) is None
+
+
+ELSEWHERE = Grid(BOX.shape, np.diag([3.0, 3, 3, 1]))
+VOXELS = Structure(THALAMUS, np.array([4, 7]))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (ELSEWHERE, [str(ELSEWHERE), str(BOX), "to the volume of the image's voxels"]),
+        (some(VOXELS, volume=ELSEWHERE), [str(ELSEWHERE), str(BOX), "to the image's surfaces"]),
+        (some(surface([0], RIGHT)), ["CORTEX_RIGHT", str(BOX), "to the image's surfaces"]),
+    ],
+)
+def test_a_mismatch_tells_of_both_volumes_where_they_differ(own, said):
+    error = str(mismatch_error("mask 'a'", own, some(surface([0]), VOXELS, volume=BOX)))
+    assert [part for part in said if part not in error] == []
+
+
+def test_a_mismatch_does_not_tell_of_a_volume_that_both_have():
+    image = some(surface([0]), VOXELS, volume=BOX)
+    error = str(mismatch_error("mask 'a'", some(surface([0], n_vertices=9), VOXELS, volume=BOX), image))
+    assert str(BOX) not in error
 
 
 def test_voxels_are_found_in_a_volume_however_its_axes_lie():
