@@ -96,7 +96,8 @@ class BrainModels:
             return False
         pairs = zip(self.structures, other.structures, strict=True)
         return self._same_volume(other) and all(
-            mine.is_like(its) and np.array_equal(mine.numbers, its.numbers) for mine, its in pairs
+            mine is its or (mine.is_like(its) and np.array_equal(mine.numbers, its.numbers))
+            for mine, its in pairs
         )
 
     def _same_volume(self, other: BrainModels) -> bool:
