@@ -1,7 +1,7 @@
 """Piles: regions side by side in one array, so that one call reduces all of them.
 
-Covers: which regions make a pile, where their voxels are in it. Does not cover: the arithmetic
-(``reduction``).
+Covers: which regions make a pile, where their voxels are in it, sums and extremes of all. Does not cover:
+where rows come from, what is made of sums (``reduction``).
 
 Threads leave the interpreter for each call and wait for each other where they come back: with a call per
 region two of them are hardly faster than one.
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedmask.compute.strategies import EXTREMES, SQUARES, squares_of
 from sharedmask.typing import Array
 
 
@@ -31,6 +32,23 @@ class Pile(NamedTuple):
     def of(self, values: Array) -> Array:
         """Values at ``places``, (n_regions, most voxels, n_volumes)."""
         return values.reshape(len(self.sizes), -1, values.shape[1])
+
+    def reduce(self, values: Array, strategy: str, out: Array) -> None:
+        """Sums, of values or of squared differences from the mean, or extremes; values are overwritten."""
+        rows = self.of(values)
+        if strategy in EXTREMES:
+            EXTREMES[strategy].reduce(rows, axis=1, out=out)
+            return
+        is_uneven = self.sizes[-1, 0] < self.sizes[0, 0]
+        if is_uneven:
+            values[self.left] = 0
+        np.add.reduce(rows, axis=1, dtype=np.float64, out=out)
+        if strategy in SQUARES:
+            out /= self.sizes
+            squares_of(rows, out[:, None], rows)
+            if is_uneven:
+                values[self.left] = 0
+            np.add.reduce(rows, axis=1, out=out)
 
 
 def piles(offsets: NDArray[np.intp], most: int) -> Iterator[Pile]:

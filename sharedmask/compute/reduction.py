@@ -4,12 +4,12 @@ Covers: regions of an image that is held and of volumes that pass by, with the s
 one region's rows come to (``strategies``), which voxels make a region, who runs a reduction (``signals``,
 ``pool``).
 
-Rows that are held are reduced as they are stored where that gives the same: no sum is finite of which a value
-is not. Regions whose rows follow each other are reduced where they lie; of others rows are copied, those of
-several regions side by side::
+Rows that are held are reduced without a look at their values where that gives the same: no sum is finite of
+which a value is not. Regions whose rows follow each other are reduced where they lie; of others rows are
+copied, those of several regions side by side::
 
-    where they lie  ->  side by side, as stored  ->  side by side, or one after the other, as float64
-                   what is left                 what is left
+    where they lie  ->  side by side, unseen  ->  side by side, or one after the other, as float64
+                   what is left              what is left
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute.piles import Pile, piles
-from sharedmask.compute.strategies import EXTREMES, SQUARES, STRATEGIES, SUMS, added, squares_of
+from sharedmask.compute.piles import piles
+from sharedmask.compute.strategies import EXTREMES, SQUARES, STRATEGIES, SUMS, Values, added, squares_of
 from sharedmask.records import dataclass
 from sharedmask.sources.values import (
     PIECE_BYTES,
@@ -35,6 +35,10 @@ from sharedmask.typing import Array
 
 _PILED = SUMS | SQUARES | EXTREMES.keys()
 """Strategies whose regions are reduced side by side."""
+_AS_STORED = _PILED - SQUARES
+"""Strategies that need no float64 of plain values."""
+_PILE_BYTES = 2**20
+"""Of regions side by side, which stay in a core's cache with what they are copied from."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
 _PILE_BYTES = 2**20
@@ -62,14 +66,14 @@ def reduce_regions(
 
     ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
     """
-    nbytes = PIECE_BYTES if strategy == "pc1" else REGION_BYTES  # pieces show in its bits
-    held = _Held.of(rows, finite, conversion, max(1, min(len(index), nbytes // (rows.shape[1] * 8))))
+    held = _Held.of(rows, finite, conversion, strategy, len(index))
     left = _Regions(np.arange(first, first + len(offsets) - 1), index, offsets, weights)
     several, policy = rows.shape[1] > 1, conversion.nan_policy  # numpy adds one column in another order
     with _arithmetic():
-        if several and held.plain and (strategy in SUMS or (held.exact and strategy in EXTREMES)):
-            left = left.only(_reduced_in_place(held, left, strategy, out))
-            left = left.only(_reduced_in_piles(held, left, strategy, out, stored=True))
+        if several and held.plain and (strategy in SUMS | SQUARES or (held.exact and strategy in EXTREMES)):
+            if strategy in _AS_STORED:
+                left = left.only(_reduced_in_place(held, left, strategy, out))
+            left = left.only(_reduced_in_piles(held, left, strategy, out, unseen=True))
         if several and strategy in _PILED and (held.exact or policy in ("propagate", "zero")):
             _reduced_in_piles(held, left, strategy, out)
         else:
@@ -140,34 +144,42 @@ def _lie_together(rows: Array, regions: _Regions) -> NDArray[np.bool_]:
 
 
 def _reduced_in_piles(
-    held: "_Held", regions: _Regions, strategy: str, out: Array, stored: bool = False
+    held: "_Held", regions: _Regions, strategy: str, out: Array, unseen: bool = False
 ) -> NDArray[np.bool_]:
     """Values of regions side by side; which are left, because of values that are not finite."""
     left = np.zeros(len(regions.numbers), bool)
-    for pile in piles(regions.offsets, held.most) if len(left) else ():
-        source = held.region(regions.voxels[pile.places], stored=stored)
-        if source.n_voxels > held.most:
-            values = STRATEGIES[strategy](source)[None]
-        else:
-            values = _piled(pile, next(iter(source)), strategy)
-        out[regions.numbers[pile.regions]] = values
-        if stored and not held.exact:
-            left[pile.regions] = ~np.isfinite(values).all(axis=1)
+    for span in pieces(len(left), 1, held.most):
+        edges = regions.offsets[span.start : span.stop + 1]
+        ranks, values = _piled(held, regions.voxels[edges[0] : edges[-1]], edges - edges[0], strategy, unseen)
+        out[regions.numbers[span][ranks]] = values
+        if unseen and not held.exact:
+            left[span.start + ranks] = ~np.isfinite(values).all(axis=1)
     return left
 
 
-def _piled(pile: Pile, values: Array, strategy: str) -> Array:
-    """(n_regions, n_volumes) of the rows of a pile, which are overwritten."""
-    rows = pile.of(values)
-    if strategy in EXTREMES:
-        return np.asarray(EXTREMES[strategy].reduce(rows, axis=1))
-    values[pile.left] = 0
-    totals = np.add.reduce(rows, 1, np.float64)
-    if strategy in SQUARES:
-        squares_of(rows, (totals / pile.sizes)[:, None], rows)
-        values[pile.left] = 0
-        np.add.reduce(rows, 1, out=totals)
-    return _finished(totals, pile.sizes, strategy)
+def _piled(
+    held: "_Held", voxels: NDArray[np.intp], offsets: NDArray[np.intp], strategy: str, unseen: bool
+) -> tuple[NDArray[np.intp], Array]:
+    """Numbers of the regions, the largest first, and their values, (n_regions, n_volumes)."""
+    sizes, as_stored = np.diff(offsets), unseen and strategy in _AS_STORED
+    dtype = held.rows.dtype if as_stored and strategy in EXTREMES else np.dtype(float)
+    totals = np.empty((len(sizes), held.rows.shape[1]), dtype)
+    # A thread that comes back while another is in the interpreter sleeps, for 50 microseconds and more: all
+    # that can be is done before and after.
+    made = [(pile, voxels[pile.places]) for pile in piles(offsets, held.most)]
+    order, stop = np.concatenate([pile.regions for pile, _ in made]), 0
+    n_large = sum(len(index) > held.most for _, index in made)
+    for pile, index in made:
+        start, stop = stop, stop + len(pile.regions)
+        if len(index) > held.most:
+            totals[start] = STRATEGIES[strategy](held.region(index, None, unseen, as_stored))
+            continue
+        values = held.taken_of(index)
+        if not as_stored:
+            values = held.converted(values, unseen)
+        pile.reduce(values, strategy, totals[start:stop])
+    _finished(totals[n_large:], sizes[order[n_large:], None], strategy)
+    return order, totals
 
 
 def _reduced_in_turn(held: "_Held", regions: _Regions, strategy: str, out: Array) -> None:
@@ -359,7 +371,7 @@ def _reduced(values: Array, edges: list[int], strategy: str, omits: bool, weight
     spans = list(pairwise(edges))
     if omits or strategy not in SUMS | SQUARES:
         each = [None if weights is None else weights[start:stop] for start, stop in spans]
-        regions = [_Values(values[a:b], omits, own) for (a, b), own in zip(spans, each, strict=True)]
+        regions = [Values(values[a:b], omits, own) for (a, b), own in zip(spans, each, strict=True)]
         return np.array([STRATEGIES[strategy](region) for region in regions])
     # Threads leave the interpreter for each sum, and wait for each other where they come back: little else.
     totals = np.empty((len(spans), values.shape[1]))
@@ -405,9 +417,15 @@ class _Held:
     scratch: Array
 
     @classmethod
-    def of(cls, rows: Array, finite: bool, conversion: Conversion, most: int) -> "_Held":
+    def of(cls, rows: Array, finite: bool, conversion: Conversion, strategy: str, n_voxels: int) -> "_Held":
         plain = _is_plain(rows, conversion)
         exact = plain and (finite or rows.dtype.kind in "iu" or conversion.nan_policy == "propagate")
+        nbytes, itemsize = _PILE_BYTES if strategy in _PILED else REGION_BYTES, 8
+        if strategy == "pc1":
+            nbytes = PIECE_BYTES  # pieces show in its bits
+        elif plain and strategy in _AS_STORED:
+            itemsize = rows.itemsize
+        most = max(1, min(n_voxels, nbytes // (rows.shape[1] * itemsize)))
         # Buffers that stay in a core's cache: threads that allocate wait for each other.
         taken, scratch = np.empty((most, rows.shape[1]), rows.dtype), np.empty((most, rows.shape[1]))
         # Parts of plain arrays are made quicker than of a subclass.
@@ -418,8 +436,26 @@ class _Held:
         """Rows at a time."""
         return len(self.taken)
 
-    def region(self, index: NDArray[np.intp], weights: Array | None = None, stored: bool = False) -> "_Rows":
-        return _Rows(self, index, weights, stored)
+    def taken_of(self, index: NDArray[np.intp]) -> Array:
+        """At most so many, as they are stored; until others are taken."""
+        return self.rows.take(index, 0, self.taken[: len(index)], "clip")
+
+    def converted(self, stored: Array, unseen: bool, out: Array | None = None) -> Array:
+        values = self.scratch[: len(stored)] if out is None else out
+        if unseen or self.exact:
+            np.copyto(values, stored)
+        else:
+            convert(stored, values, self.conversion)
+        return values
+
+    def region(
+        self,
+        index: NDArray[np.intp],
+        weights: Array | None = None,
+        unseen: bool = False,
+        as_stored: bool = False,
+    ) -> "_Rows":
+        return _Rows(self, index, weights, unseen, as_stored)
 
 
 @dataclass(frozen=True)
@@ -429,27 +465,21 @@ class _Rows:
     held: _Held
     index: NDArray[np.intp]
     weights: Array | None
-    stored: bool
-    """Whether values stay as they are stored, whatever they are."""
+    unseen: bool
+    """Whether values stay what they are, finite or not."""
+    as_stored: bool
 
     def __iter__(self) -> Iterator[Array]:
         held = self.held
         for start in range(0, self.n_voxels, held.most):
             index = self.index[start : start + held.most]
-            stored = held.rows.take(index, 0, held.taken[: len(index)], "clip")
-            yield stored if self.stored else self._converted(stored, held.scratch[: len(index)])
+            stored = held.taken_of(index)
+            yield stored if self.as_stored else held.converted(stored, self.unseen)
 
     def volumes(self) -> Iterator[tuple[slice, Array]]:
         for span in pieces(self.n_timepoints, self.n_voxels * 8, VOLUMES_BYTES):
             stored = self.held.rows[self.index, span]
-            yield span, self._converted(stored, np.empty(stored.shape))
-
-    def _converted(self, stored: Array, values: Array) -> Array:
-        if self.held.exact:
-            np.copyto(values, stored)
-        else:
-            convert(stored, values, self.held.conversion)
-        return values
+            yield span, self.held.converted(stored, self.unseen, np.empty(stored.shape))
 
     @property
     def scratch(self) -> Array:
@@ -457,7 +487,7 @@ class _Rows:
 
     @property
     def omits(self) -> bool:
-        return not self.stored and self.held.conversion.nan_policy == "omit"
+        return not self.unseen and self.held.conversion.nan_policy == "omit"
 
     @property
     def n_voxels(self) -> int:
@@ -466,30 +496,3 @@ class _Rows:
     @property
     def n_timepoints(self) -> int:
         return int(self.held.rows.shape[1])
-
-
-@dataclass(frozen=True)
-class _Values:
-    """A region whose values are converted already."""
-
-    values: Array
-    omits: bool
-    weights: Array | None = None
-
-    def __iter__(self) -> Iterator[Array]:
-        yield self.values
-
-    def volumes(self) -> Iterator[tuple[slice, Array]]:
-        yield slice(None), self.values
-
-    @property
-    def scratch(self) -> Array:
-        return self.values
-
-    @property
-    def n_voxels(self) -> int:
-        return len(self.values)
-
-    @property
-    def n_timepoints(self) -> int:
-        return int(self.values.shape[1])

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from sharedmask.errors import ParameterError
+from sharedmask.records import dataclass
 from sharedmask.typing import Array
 
 
@@ -37,6 +38,33 @@ class Region(Protocol):
     def n_voxels(self) -> int: ...
     @property
     def n_timepoints(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """A region whose values are converted already."""
+
+    values: Array
+    omits: bool
+    weights: Array | None = None
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self.values
+
+    def volumes(self) -> Iterator[tuple[slice, Array]]:
+        yield slice(None), self.values
+
+    @property
+    def scratch(self) -> Array:
+        return self.values
+
+    @property
+    def n_voxels(self) -> int:
+        return len(self.values)
+
+    @property
+    def n_timepoints(self) -> int:
+        return int(self.values.shape[1])
 
 
 def accumulated(parts: Iterator[Array]) -> Array:

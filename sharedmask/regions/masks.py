@@ -49,6 +49,7 @@ _KINDS = r"(\.[dp]?(label|scalar|tseries|func|shape))?"
 _SUFFIX = re.compile(
     rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
 )
+_FEW = 16  # voxels of each of so many
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _MOST_COUNTED = 2**20  # from the least label to the greatest
 _SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
@@ -451,9 +452,16 @@ def place_on(
 
 def _placed(codes: Array, own: Space, grid: Space) -> tuple[Array, Numbers | None]:
     """The codes that are not 0, in C order, and the numbers of their places on ``grid``, if it has them."""
-    positions = np.flatnonzero(codes)  # of the flat array, which is several times faster than of the 3D one
-    numbers = np.ravel_multi_index(np.unravel_index(positions, codes.shape), codes.shape, order="F")
-    return codes.reshape(-1)[positions], grid.numbers_of(own, np.asarray(numbers, np.intp))
+    if not codes.flags.c_contiguous and np.count_nonzero(codes) * _FEW < codes.size:
+        flat = codes.reshape(-1, order="F")  # mostly no copy; few numbers are sorted sooner than all turned
+        numbers = np.flatnonzero(flat)
+        turned = np.ravel_multi_index(np.unravel_index(numbers, codes.shape, order="F"), codes.shape)
+        numbers = places = numbers[np.argsort(turned)]
+    else:
+        flat = codes.reshape(-1)
+        places = np.flatnonzero(flat)  # of the flat array, which is several times faster than of the 3D one
+        numbers = np.ravel_multi_index(np.unravel_index(places, codes.shape), codes.shape, order="F")
+    return flat[places], grid.numbers_of(own, np.asarray(numbers, np.intp))
 
 
 def moves_the_image(resampling_target: object) -> bool:

@@ -97,7 +97,7 @@ def test_rows_that_are_finite_give_the_bits_of_others(strategy, n_timepoints, st
 
 
 @pytest.mark.some(12)
-@pytest.mark.parametrize("strategy", ["mean", "sum", "minimum"])
+@pytest.mark.parametrize("strategy", ["mean", "sum", "minimum", "variance"])
 @pytest.mark.parametrize("policy", ["zero", "omit", "propagate"])
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf, -0.0])
 @pytest.mark.parametrize("stored", ["f4", "i2"])

@@ -275,6 +275,14 @@ def test_masks_of_one_value_are_not_spoken_of(values):
     Regions.from_any(np.reshape(values, (4, 1, 1)), Grid((4, 1, 1), np.eye(4)))
 
 
+@pytest.mark.parametrize("share", [0.02, 0.4])
+@pytest.mark.parametrize("turned", [np.asfortranarray, np.ascontiguousarray, lambda one: one[::-1][::-1]])
+def test_however_an_array_lies_in_memory_its_voxels_are_those_of_numpy_s_indexing(turned, share):
+    mask, data = np.random.default_rng(0).random((20, 21, 22)) < share, np.arange(20 * 21 * 22)
+    regions = Regions.from_any([turned(mask)], Grid(mask.shape, np.eye(4)))
+    np.testing.assert_array_equal(regions[0], data.reshape(mask.shape, order="F")[mask])
+
+
 @pytest.mark.parametrize("values", [[0, 1, 2, 0], [1, 2, 3, 3], [0.0, 1, 1, 3], [0, -1, 1, 0]])
 def test_more_than_two_values_warn(values):
     with pytest.warns(
