@@ -402,6 +402,7 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
         series = (shared or held.array, held.finite, conversion)
         arguments = (*series, request.cleaning, request.function, sent)
         watched = callable(request.progress) or request.on_result is not None
-        with Streams(request.function, request.random_state, watched) as streams:
+        of_arrays = not request.given and not request.cleaning.needed
+        with Streams(request.function, request.random_state, watched, of_arrays) as streams:
             answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done, streams)
     return answers

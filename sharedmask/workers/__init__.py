@@ -5,5 +5,6 @@ Does not cover: what is computed (``compute``).
 
 From the bottom up::
 
-    failure  modules  variables  generators  packing  streams  surroundings  worker  template  pool  executor
+    failure  modules  variables  generators  pure  packing
+    streams  surroundings  worker  template  pool  executor
 """

@@ -45,6 +45,8 @@ class _Kind:
     seed: Callable[[Any, bytes], object]
     """With 32 bytes."""
     draw: Callable[[Any], bytes]
+    peek: Callable[[Any], object]
+    """As fast as can be: another one if anything was drawn since a seed was set."""
 
 
 class _Key(ISeedSequence):
@@ -92,6 +94,7 @@ def _bit_kind(type: type, bits_of: Callable[[Any], Any]) -> _Kind:
         restore,
         seed,
         lambda generator: bytes(bits_of(generator).random_raw(4)),
+        lambda generator: bits_of(generator).random_raw(),
     )
 
 
@@ -115,6 +118,7 @@ _KINDS = [
         lambda generator, state: generator.setstate(state),
         lambda generator, key: generator.seed(_number(key)),
         lambda generator: generator.randbytes(BYTES),
+        lambda generator: generator.getrandbits(64),
     ),
     _Kind(
         np.random.RandomState,
@@ -122,6 +126,7 @@ _KINDS = [
         lambda generator, state: generator.set_state(state),
         _seed_legacy,
         lambda generator: struct.pack("dd", generator.random_sample(), generator.random_sample()),
+        lambda generator: generator.random_sample(),
     ),
     _bit_kind(np.random.Generator, lambda generator: generator.bit_generator),
     _bit_kind(np.random.BitGenerator, lambda bits: bits),
@@ -131,6 +136,7 @@ _KINDS = [
         _restore_sequence,
         lambda seeds, key: seeds.__init__(_number(key)),
         lambda seeds: seeds.spawn(1)[0].generate_state(4).tobytes(),
+        lambda seeds: seeds.n_children_spawned,
     ),
 ]
 
@@ -147,12 +153,16 @@ def _has_streams(kind: Any) -> bool:
 
 
 def _torch_kind(torch: Any) -> _Kind:
+    def draw(generator: Any) -> bytes:
+        return bytes(torch.randint(0, 256, (BYTES,), generator=generator).tolist())
+
     return _Kind(
         torch.Generator,
         lambda generator: generator.get_state(),
         lambda generator, state: generator.set_state(state),
         lambda generator, key: generator.manual_seed(_number(key[:8]) >> 1),
-        lambda generator: bytes(torch.randint(0, 256, (BYTES,), generator=generator).tolist()),
+        draw,
+        draw,
     )
 
 
@@ -182,10 +192,8 @@ class Stream:
 
     def next(self) -> bytes:
         """What hangs on all that it will give, without taking it."""
-        state = self.state()
-        drawn = self.draw()
-        self.restore(state)
-        return drawn
+        with kept([self.generator]):
+            return self.draw()
 
     def root_in(self, root: Root) -> None:
         """Have streams that hang on ``root``."""
@@ -201,9 +209,9 @@ class Stream:
 
     def was_drawn_from(self) -> bool:
         """Since the item began; may be asked once."""
-        drawn = self.draw()
+        there = self._kind.peek(self.generator)
         self.seed(self._key)
-        return drawn != self.draw()
+        return bool(there != self._kind.peek(self.generator))
 
 
 def bits_of(generator: Any) -> Any:

@@ -26,6 +26,7 @@ from sharedmask.workers.generators import (
     import_owner,
     kept,
 )
+from sharedmask.workers.pure import draws_nothing
 
 
 class ItemStreams:
@@ -69,16 +70,23 @@ class Streams:
         Default: the generators as they are.
     watched : bool
         Whether somebody is told of each value, who must find the generators as they were.
+    of_arrays : bool
+        Whether the function is given arrays of numbers and nothing else: none has streams for one that is
+        certain to draw nothing.
     """
 
-    def __init__(self, function: object, random_state: Any = None, watched: bool = True) -> None:
+    def __init__(
+        self, function: Any, random_state: Any = None, watched: bool = True, of_arrays: bool = False
+    ) -> None:
         self._function, self._watched = function, watched
+        self._may_draw = not (of_arrays and draws_nothing(function))
         self._entropy = None if random_state is None else _entropy(random_state)
         self._generators: dict[Name, Any] = {}
         self._n_items = 0
         self.roots: dict[Name, Root] = {}
         self.drawn: set[Name] = set()
-        self._add(global_generators())
+        if self._may_draw:
+            self._add(global_generators())
 
     @property
     def are_given(self) -> bool:
@@ -99,8 +107,9 @@ class Streams:
 
     def _seek(self) -> None:
         """Find the generators that the function holds."""
-        with contextlib.suppress(Exception):  # it stays here, and need not be one that travels
-            self._add(dict(enumerate(packing.held_by(self._function))))
+        if self._may_draw:
+            with contextlib.suppress(Exception):  # it stays here, and need not be one that travels
+                self._add(dict(enumerate(packing.held_by(self._function))))
 
     def _add(self, generators: Mapping[Name, Any]) -> None:
         for name, generator in generators.items():

@@ -8,6 +8,7 @@ What a process has once and for all stays the template's: one thread for BLAS, d
 """
 
 import contextlib
+import functools
 import importlib
 import locale
 import multiprocessing
@@ -36,7 +37,7 @@ _ONE_THREAD = {os.fsencode(name): os.fsencode(value) for name, value in ONE_THRE
 class _Facts(NamedTuple):
     folder: str
     environment: dict[bytes, bytes]
-    path: list[str]
+    path: list[Any]
     arguments: list[str]
     locale: str
     umask: int | None
@@ -71,7 +72,8 @@ class Surroundings(_Facts):
     def packed(self) -> bytes:
         """As they travel, categories by their names: what is not imported by a worker is not for a filter."""
         named = [(one[0], one[1], _name(one[2]), *one[3:]) for one in self.filters]
-        return dumps_by_value(self._replace(filters=named))
+        path = [entry for entry in self.path if isinstance(entry, str)]
+        return dumps_by_value(self._replace(filters=named, path=path, authkey=bytes(self.authkey)))
 
     @classmethod
     def here(cls) -> "Surroundings":
@@ -79,7 +81,7 @@ class Surroundings(_Facts):
         return cls(
             _folder(),
             dict(os.environ._data),  # type: ignore[attr-defined]  # a fortieth of the time, each call
-            [entry for entry in sys.path if isinstance(entry, str)],
+            list(sys.path),
             list(getattr(sys, "argv", ())),  # which a program that embeds Python may lack
             locale.setlocale(locale.LC_ALL),
             _umask(),
@@ -94,7 +96,7 @@ class Surroundings(_Facts):
             socket.getdefaulttimeout(),
             settings.given(),
             platform.cpus(),
-            bytes(multiprocessing.current_process().authkey),
+            multiprocessing.current_process().authkey,
         )
 
     def enter(self) -> None:
@@ -181,10 +183,17 @@ def _decimals() -> tuple[Any, ...] | None:
     decimal = sys.modules.get("decimal")
     if decimal is None:
         return None
-    (*rest, _, traps), (*usual, _, usually) = (
-        context.__reduce__()[1] for context in (decimal.getcontext(), decimal.Context())
-    )
-    return None if (rest, traps) == (usual, usually) else (*rest, [], traps)
+    *rest, _, traps = decimal.getcontext().__reduce__()[1]
+    found = *rest, [], traps
+    return None if found == _usual_decimals() else found
+
+
+@functools.cache
+def _usual_decimals() -> tuple[Any, ...]:
+    """The context that a fresh interpreter begins with, whatever this one has made of its default."""
+    from decimal import ROUND_HALF_EVEN, DivisionByZero, InvalidOperation, Overflow
+
+    return 28, ROUND_HALF_EVEN, -999999, 999999, 1, 0, [], [InvalidOperation, DivisionByZero, Overflow]
 
 
 def _set_decimals(wanted: tuple[Any, ...] | None) -> None:

@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     failure: Failure | None = None
     said: tuple[Said, ...] = ()
     drawn: Set[generators.Name] = frozenset()
-    """The generators that it drew from."""
+    """The generators that it drew from, if none of the items before did here."""
     seconds: float = 0.0
     """That the kernel took."""
 
@@ -130,6 +130,7 @@ class _Worker:
         self._kernel: Kernel = len
         self._arguments: Item = ()
         self._streams = streams.ItemStreams({}, ())
+        self._drawn = set[generators.Name]()
         self._taken_over = contextlib.ExitStack()
 
     def begin(
@@ -162,16 +163,17 @@ class _Worker:
 
     def _answer(self, item: Item, number: int) -> bytes:
         """What the kernel makes of an item, as it travels."""
-        drawn, begun = set[generators.Name](), time.monotonic()
+        known, begun = len(self._drawn), time.monotonic()
         value, failure = None, None
         with warnings.catch_warnings(record=True) as caught:
             try:
-                with self._streams.item(number, drawn):
+                with self._streams.item(number, self._drawn):
                     value = self._kernel(*self._arguments, *item)
             except BaseException as error:
                 failure = Failure(error)
         try:
             seconds = time.monotonic() - begun
+            drawn = self._drawn if len(self._drawn) > known else frozenset[generators.Name]()
             return dumps(Answer(value, failure, tuple(map(Said.of, caught)), drawn, seconds))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
@@ -186,6 +188,7 @@ class _Worker:
         self._taken_over.close()
         self._kernel, self._arguments = len, ()
         self._streams = streams.ItemStreams({}, ())
+        self._drawn = set()
 
 
 def _send(pipe: Connection, answers: list[bytes]) -> None:
