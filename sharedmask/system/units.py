@@ -11,7 +11,7 @@ from sharedmask.errors import ParameterError
 from sharedmask.system import limits
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_FRACTION = re.compile(r"\s*(?:0?\.\d+|1\.0*)\s*")
+_DECIMAL = re.compile(r"\s*(?:\d+\.\d*|\.\d+)\s*")
 
 
 def format_bytes(nbytes: float) -> str:
@@ -41,11 +41,13 @@ def parse_bytes(amount: int | float | str, name: str = "memory_limit") -> int:
     1536
     """
     given = f"{name}={amount!r}"
-    if isinstance(amount, str) and _FRACTION.fullmatch(amount):
+    if isinstance(amount, str) and _DECIMAL.fullmatch(amount):
         amount = float(amount)
     nbytes = _of_text(amount, given) if isinstance(amount, str) else float(amount)
     if not math.isfinite(nbytes):
         raise ParameterError(f"{given} is no amount of memory")
+    if isinstance(amount, float) and 1 < amount < 1024:
+        raise ParameterError(f"{given} is no part of the RAM (1.0 is all of it): write '{amount:g}G' for GiB")
     if isinstance(amount, float) and 0 < amount <= 1:
         nbytes *= limits.ram()[0]
     if nbytes < 1:

@@ -43,6 +43,7 @@ _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.co
 _MANY = 8  # items for each worker
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 _END = pickle.dumps(("end", True))
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
@@ -90,7 +91,8 @@ class _Worker:
         try:
             received = pickle.loads(payload)
             del payload  # it may be as large as what is in it
-            return [received] if isinstance(received, Answer) else list(map(pickle.loads, received))
+            several = map(pickle.loads, received) if isinstance(received, list) else [received]
+            return list(map(Answer._make, several))
         except Exception as error:
             raise WorkerError(f"the answer cannot be received: {error}") from error
 
@@ -301,6 +303,11 @@ def _packed(kernel: Kernel, arguments: Item, streams: Streams | None) -> bytes:
         raise _CannotTravelError(f"the function cannot be sent to workers: {error}") from error
 
 
+def _is_plain(numbered: tuple[Item, int]) -> bool:
+    """Whether an item travels as any pickle does."""
+    return all(type(one) in _PLAIN for one in numbered[0])
+
+
 class _Dispatch:
     """Gives items to workers, quick ones several at a time, and collects the answers."""
 
@@ -373,7 +380,8 @@ class _Dispatch:
         numbers = range(self._next, self._next + max(1, together))
         items = [(self._items[n], self._numbers[n]) for n in numbers]
         try:
-            message = dumps_by_value(("items", items, numbers.stop == len(self._items)))
+            packed_by = pickle.dumps if all(map(_is_plain, items)) else dumps_by_value
+            message = packed_by(("items", items, numbers.stop == len(self._items)))
         except _UNPICKLABLE as error:
             raise WorkerError(
                 f"what is worked on cannot be sent to workers, as n_jobs asks: {error}"

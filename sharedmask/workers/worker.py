@@ -100,7 +100,7 @@ def work(pipe: Connection, entered: Entered) -> None:
                 kind, *message = pickle.loads(payload)
                 del payload  # it may be as large as what is in it
             except Exception as error:  # of items, as the rest is ours
-                _send(pipe, [dumps(Answer(failure=Failure(error)))])
+                _send(pipe, [_packed(Answer(failure=Failure(error)))])
                 continue
             if kind == "job":
                 came_along.append(message.pop())
@@ -174,10 +174,10 @@ class _Worker:
         try:
             seconds = time.monotonic() - begun
             drawn = self._drawn if len(self._drawn) > known else frozenset[generators.Name]()
-            return dumps(Answer(value, failure, tuple(map(Said.of, caught)), drawn, seconds))
+            return _packed(Answer(value, failure, tuple(map(Said.of, caught)), drawn, seconds))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
-            return dumps(Answer(failure=Failure(unsent)))
+            return _packed(Answer(failure=Failure(unsent)))
 
     def end(self) -> None:
         """Hold nothing of the job; what its function changed here is its caller's again."""
@@ -189,6 +189,11 @@ class _Worker:
         self._kernel, self._arguments = len, ()
         self._streams = streams.ItemStreams({}, ())
         self._drawn = set()
+
+
+def _packed(answer: Answer) -> bytes:
+    """Without its type, which would be looked up each time."""
+    return dumps(tuple(answer))
 
 
 def _send(pipe: Connection, answers: list[bytes]) -> None:

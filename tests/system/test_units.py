@@ -51,6 +51,12 @@ def test_amounts_that_leave_nothing(amount):
     assert repr(amount) in str(caught.value)
 
 
+@pytest.mark.parametrize("amount", [1.5, "1.5", 16.0])
+def test_parts_of_more_than_all_are_no_bytes(amount):
+    with pytest.raises(ParameterError, match=f"write '{float(amount):g}G' for GiB"):
+        parse_bytes(amount)
+
+
 @pytest.mark.parametrize("amount", [float("nan"), float("inf")])
 def test_numbers_that_are_no_amount(amount):
     with pytest.raises(ParameterError, match="memory_limit"):
