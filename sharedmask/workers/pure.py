@@ -8,7 +8,7 @@ import builtins
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ _BUILTINS = frozenset([
     "sorted", "str", "sum", "tuple", "zip",
 ])  # fmt: skip
 _METHODS = (np.ndarray, np.float64, np.ufunc, str, bytes, list, tuple, dict, set)
+_MODULES = (np, np.linalg, np.fft)
 _UNSAFE = frozenset({"load", "ctypes"})  # what a file holds may be any object
 
 
@@ -42,26 +43,24 @@ def _is_pure(value: Any, met: set[int]) -> bool:
         met.add(id(value))
         inside = _named(value)
     else:
-        return id(value) in _known()[0]
+        return id(value) in _known()
     return all(_is_pure(one, met) for one in inside)
 
 
 def _named(function: FunctionType) -> Iterator[Any]:
-    """What its code finds under the names that it has, unless they may be attributes of something else."""
+    """All that its code may find under the names that it has, in NumPy too; KeyError of other names."""
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
         yield cell.cell_contents
-    _, attributes, all_attributes = _known()
     for name in _names(function.__code__):
         if name in function.__globals__:
             yield function.__globals__[name]
         elif name in _BUILTINS:
             yield getattr(builtins, name)
-        elif name not in attributes:
-            raise NameError(name)
-        if name in all_attributes and name not in attributes:
-            raise NameError(name)
+        elif name not in _attributes():
+            raise KeyError(name)
+        yield from (getattr(module, name) for module in _MODULES if name in _contents(module))
 
 
 @functools.lru_cache(4096)
@@ -71,23 +70,25 @@ def _names(code: CodeType) -> frozenset[str]:
 
 
 @functools.cache
-def _known() -> tuple[frozenset[int], frozenset[str], frozenset[str]]:
-    """Objects that draw nothing, by identity; attributes that lead to such alone; all attributes."""
-    modules = np, np.linalg, np.fft
-    objects: list[Any] = [*modules, *(getattr(builtins, name) for name in _BUILTINS)]
-    attributes = {"linalg", "fft", "pi", "e", "nan", "inf", "newaxis"}
-    every = set[str]()
-    for module in modules:
-        every.update(dir(module))
-        for name in set(dir(module)) - _UNSAFE:
-            value = getattr(module, name)
-            if not name.startswith("_") and _is_numpys(value):
-                attributes.add(name)
-                objects.append(value)
-    for kind in _METHODS:
-        every.update(dir(kind))
-        attributes.update(name for name in set(dir(kind)) - _UNSAFE if not name.startswith("_"))
-    return frozenset(map(id, objects)), frozenset(attributes), frozenset(every)
+def _contents(module: ModuleType) -> frozenset[str]:
+    return frozenset(dir(module))
+
+
+@functools.cache
+def _known() -> dict[int, Any]:
+    """NumPy's functions and types and some of Python's, by identity."""
+    found: list[Any] = [*_MODULES, *(getattr(builtins, name) for name in _BUILTINS)]
+    for module in _MODULES:
+        found += [value for name, value in vars(module).items() if name not in _UNSAFE and _is_numpys(value)]
+    return {id(one): one for one in found}
+
+
+@functools.cache
+def _attributes() -> frozenset[str]:
+    """Of arrays, numbers, containers and NumPy, which lead to nothing but such."""
+    found = {name for kind in _METHODS for name in dir(kind)}
+    found.update(*map(_contents, _MODULES))  # what each of these is, is looked at
+    return frozenset(name for name in found - _UNSAFE if not name.startswith("_"))
 
 
 def _is_numpys(value: Any) -> bool:

@@ -64,6 +64,12 @@ def test_of_all_others_it_is_not(function):
     assert not draws_nothing(function)
 
 
+def test_of_what_is_put_into_numpy_it_is_not(monkeypatch):
+    assert draws_nothing(spread)
+    monkeypatch.setattr(np, "std", lambda *_, **__: np.random.rand())
+    assert not draws_nothing(spread)
+
+
 def test_nothing_is_seeded_for_what_draws_nothing(monkeypatch):
     import nibabel as nib
 
