@@ -239,6 +239,8 @@ def _echo_manifests(*study: Any, **options: Any) -> None:
         click.echo("\n".join(manifest.lines()) + "\n")
         runs, failing = runs + 1, failing + bool(manifest.problems)
     click.echo(f"{runs} runs, {failing} of them would fail")
+    if failing:
+        raise click.exceptions.Exit(1)
 
 
 def _memory(size: str | None) -> int | str | None:

@@ -67,12 +67,19 @@ def check_path(path: str, name: str) -> None:
         raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
 
 
+_POINTER = b"/annex/objects/"  # what git-annex has instead of an unlocked file's content
+
+
 def check_magic(path: str, name: str) -> None:
     """The first bytes are those of the compression that the name tells, or of none."""
     with open_raw(path) as file:
-        head = file.read(4)
+        head = file.read(len(_POINTER))
     if not head:
         raise DamagedImageError(f"{name} is empty (0 bytes)")
+    if head == _POINTER:
+        content = "a pointer of git-annex to content that is not there"
+        raise MissingFileError(f"{name} is {content}: get it with `datalad get {name}`")
+    head = head[:4]
     said = codec_of(path)
     holds = _codec_in(head)
     if holds is not said:

@@ -24,7 +24,7 @@ from nibabel.spatialimages import SpatialImage
 
 from sharedmask import errors
 from sharedmask.decoding.codecs import most_bytes
-from sharedmask.errors import ImageError
+from sharedmask.errors import ImageError, MissingFileError
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
@@ -118,6 +118,8 @@ def _open_one(source: object) -> Source:
         return source
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
+        if not path:
+            raise MissingFileError("an image is named by an empty text: give the path of a file")
         return _from_surfaces([path]) if is_surface(path) else _from_path(path)
     if is_surface(source):
         return _from_surface_object(source)

@@ -293,8 +293,11 @@ class _Filters:
             return ""
         key, found = list(self._there.items())[-1]
         there = joined({one for one in found if one is not None})
-        asked = "|".join(sorted(str(_without_key(key, value)) for value in self.wanted[key]))
-        return f"no run of {root} has {key}-{asked}; there are: {there}"
+        wanted = [value for value in self.wanted[key] if value not in (None, "Query.NONE")]
+        said = [f"is without {key}"] if len(wanted) < len(self.wanted[key]) else []
+        if wanted:
+            said.insert(0, f"has {key}-{'|'.join(sorted(str(_without_key(key, one)) for one in wanted))}")
+        return f"no run of {root} {' or '.join(said)}; there are: {there}"
 
 
 def find_strays(root: str | Path) -> dict[Path, str]:

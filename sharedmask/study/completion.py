@@ -87,8 +87,9 @@ class Completion:
 
     def is_new(self, key: Key) -> bool:
         """Whether nobody has to know what an image is of, as it was never complete."""
-        names = {named(str(key)), *([absolute(key)] if isinstance(key, str | Path) else [])}
-        return self.journal is not None and not any(map(self.journal.may_have, names))
+        if self.journal is None or self.journal.may_have(named(str(key))):
+            return False
+        return not (isinstance(key, str | Path) and self.journal.may_have(absolute(key)))
 
     def stamp(self, key: Key) -> str:
         return "" if self.resumption is None else self.resumption.stamp(key)
@@ -101,8 +102,9 @@ class Completion:
         """Whether it was complete with these inputs, and its outputs are as they were."""
         if not stamp or self.journal is None:
             return False
-        by_path = isinstance(key, str | Path) and self.journal.has_stamp(absolute(key), stamp, is_file=True)
-        return by_path or self.journal.has_stamp(named(str(key)), stamp)
+        if self.journal.has_stamp(named(str(key)), stamp):
+            return True
+        return isinstance(key, str | Path) and self.journal.has_stamp(absolute(key), stamp, is_file=True)
 
     def may_have(self, name: str) -> bool:
         """See :meth:`Journal.may_have`."""

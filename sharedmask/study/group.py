@@ -4,7 +4,6 @@ Covers: one long table of regions, stacks of matrices and their means, of the ta
 not cover: tables of one run (``derivatives``), pages (``pages`` of ``reports``).
 """
 
-import contextlib
 import csv
 import io
 import zipfile
@@ -83,9 +82,7 @@ def _text(value: float) -> str:
 
 
 def _coverage(path: Path) -> dict[str, str]:
-    with contextlib.suppress(FileNotFoundError):
-        return {row["Node"]: row["coverage"] for row in read_rows(path)}
-    return {}
+    return {row["Node"]: row["coverage"] for row in read_rows(path)} if path.exists() else {}
 
 
 def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:

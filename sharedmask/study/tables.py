@@ -208,10 +208,13 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     Raises
     ------
     DatasetError
-        It is not as it was written.
+        It is not as it was written, or gone.
     """
     try:
         yield
+    except FileNotFoundError as error:
+        gone = "which was written, is not there any more: the participant level makes it again"
+        raise DatasetError(f"{os.fspath(path)}, {gone}") from error
     except (ValueError, IndexError, KeyError, TypeError, StopIteration, RuntimeError, csv.Error) as error:
         again = "the participant level makes it again"
         raise DatasetError(f"{os.fspath(path)} is not as it was written ({error}): {again}") from error

@@ -99,7 +99,7 @@ def test_the_apps_exit_codes(dataset, toy, out, tmp_path):
 def test_a_dry_run_prints_and_writes_nothing(dataset, toy, out, capsys):
     find_runs(dataset)[1].sidecars[-1].write_bytes(b"")
     given = ("--atlases", toy.image, "--denoise-strategy", "simple", "--low-pass", "0.1", "--dry-run")
-    assert app(dataset, out, "participant", *given) == 0
+    assert app(dataset, out, "participant", *given) == 1
     printed = capsys.readouterr().out
     assert not out.exists()
     for what in ("bold ", "mask ", "confounds ", "repetition time ", "space ", "atlas Toy ", "writes 1 "):

@@ -269,6 +269,12 @@ def test_missing_and_directory(tmp_path: Path) -> None:
             open_source(str(tmp_path / name))
         assert isinstance(caught.value, FileNotFoundError)
         assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(MissingFileError, match="named by an empty text"):
+        open_source("")
+    for name in ("pointer.nii", "pointer.nii.gz"):
+        (tmp_path / name).write_text("/annex/objects/MD5E-s7--0.nii.gz\n")
+        with pytest.raises(MissingFileError, match=rf"{name} is a pointer of git-annex .*datalad get"):
+            open_source(tmp_path / name)
     with pytest.raises(ImageError, match="directory") as refused:
         open_source(tmp_path)
     assert str(tmp_path) in str(refused.value)

@@ -292,6 +292,8 @@ def test_a_segmentation_is_that_of_the_runs_space(tmp_path, session, space, name
         ({"acquisition": "Query.ANY"}, 1),
         ({"suffix": "T1w"}, "no run of .* has suffix-T1w; there are: bold"),
         ({"datatype": ["anat"]}, "has datatype-anat; there are: func"),
+        ({"space": None}, "no run of .* is without space; there are: MNI"),
+        ({"task": ["Query.NONE", "x"]}, "has task-x or is without task; there are: nback, rest"),
         ({"session": "Query.ANY", "task": "nback"}, "has task-nback; there are: rest"),
     ],
 )
