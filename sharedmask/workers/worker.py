@@ -78,11 +78,11 @@ class Answer(NamedTuple):
 
 def rehearse() -> None:
     """Find out and import once for all, before they are forked, what each would at its first job."""
-    generators.reseed()
     platform.can_share()
     boot_id()
     # By the first large one that is freed malloc learns to use memory again, and not to return it each time.
     np.empty(_REUSED_BYTES, np.uint8)
+    generators.reseed()  # when all is imported: whose each module is
 
 
 def work(pipe: Connection, entered: Entered) -> None:
