@@ -5,6 +5,7 @@ Covers: keeping many files on the disk at once, what went wrong with which. Does
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -63,7 +64,12 @@ def settle(written: Sequence[Together]) -> list[Exception | None]:
     drafts = [draft for group in written for draft in group.drafts]
     failed: dict[int, Exception] = {}
     try:
-        for draft, error in zip(drafts, at_once(Draft.sync, drafts), strict=True):
+        # Files are made here: calls that do not wait have threads wait for each other.
+        for draft, error in zip(drafts, list(map(partial(_attempted, Draft.begin), drafts)), strict=True):
+            if error is not None:
+                failed[id(draft)] = error
+        made = [draft for draft in drafts if id(draft) not in failed]
+        for draft, error in zip(made, at_once(Draft.sync, made), strict=True):
             if error is not None:
                 failed[id(draft)] = error
         errors = [_named_together(group, failed) for group in written]
@@ -96,13 +102,7 @@ def _keep_names(folder: Path) -> None:
 def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:
     """Call for each of them, many at a time; what each raised."""
 
-    def attempt(item: T) -> Exception | None:
-        try:
-            call(item)
-        except Exception as error:
-            return error
-        return None
-
+    attempt = partial(_attempted, call)
     if len(items) < 2:
         return list(map(attempt, items))
     found: list[Exception | None] = [None] * len(items)
@@ -116,3 +116,12 @@ def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception |
     with Threads(count, "sharedmask-disk") as threads:
         list(threads.map(work, range(count)))
     return found
+
+
+def _attempted(call: Callable[[T], object], item: T) -> Exception | None:
+    """What it raised."""
+    try:
+        call(item)
+    except Exception as error:
+        return error
+    return None
