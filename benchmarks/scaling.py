@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import data, machine, model, pictures, variants
+from benchmarks import data, jobs, machine, model, pictures, variants
 from benchmarks.results import write_whole
 from benchmarks.timing import Contender, Times, take_turns
 from sharedmask import Grid, Regions, SharedImage, extract
-from sharedmask.compute.reduction import STRATEGIES
 from sharedmask.system.process import n_cpus
 
 Array = NDArray[Any]
@@ -37,8 +36,8 @@ _JOBS = tuple(n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < 4 * n_cpus())
 _IMAGES = (1, 2, 4, 8)
 _PARTS = ("masks", "voxels", "jobs", "volumes", "images")
 _JOBS_PANEL = "jobs"
+_APART = "apart"
 _OVERLAPPING_VOXELS = 100
-_CLEANING = {"detrend": True, "standardize": "zscore_sample"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,10 @@ class Curve:
     """What grows."""
     name: str
     points: tuple[tuple[int, float], ...]
+    gain: float = 0.0
+    """Of two jobs over one, the median of the rounds."""
+    apart: float = 0.0
+    """Of two processes with half of the work each, if measured."""
 
     @property
     def first(self) -> float:
@@ -117,13 +120,17 @@ def _slopes(curves: Sequence[Curve]) -> str:
             lines.append(
                 f"| {curve.panel} | {curve.name} | {_ms(curve.first)} | {_ms(curve.last)} | {ratio} |"
             )
-    jobs = [curve for curve in curves if curve.panel == _JOBS_PANEL]
-    if not jobs:
+    of_jobs = [curve for curve in curves if curve.panel == _JOBS_PANEL]
+    if not of_jobs:
         return "\n".join(lines) + "\n"
-    counts = [str(x) for x, _ in jobs[0].points]
-    lines += ["", f"| {_JOBS_PANEL} | {' | '.join(counts)} |", f"|---|{'---:|' * len(counts)}"]
-    for curve in jobs:
-        lines.append(f"| {curve.name} | {' | '.join(_ms(seconds) for _, seconds in curve.points)} |")
+    counts = [str(x) for x, _ in of_jobs[0].points]
+    lines += ["", f"| {_JOBS_PANEL} | {' | '.join(counts)} | 1 / 2 | apart | of that |"]
+    lines.append(f"|---|{'---:|' * (len(counts) + 3)}")
+    for curve in of_jobs:
+        cells = [_ms(seconds) for _, seconds in curve.points]
+        share = curve.gain / curve.apart if curve.apart else 0.0
+        gains = [f"{gain:.2f}" if gain else "" for gain in (curve.gain, curve.apart, share)]
+        lines.append(f"| {' | '.join([curve.name, *cells, *gains])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -165,18 +172,27 @@ class _Scaling:
                 yield from of_files()
 
     def _curve(
-        self, panel: str, name: str, points: Sequence[int], call: Callable[[int], Any], right: Any = None
+        self,
+        panel: str,
+        name: str,
+        points: Sequence[int],
+        call: Callable[[int], Any],
+        right: Any = None,
+        apart: Callable[[], Any] | None = None,
     ) -> Curve:
-        """``right(x, result)`` judges the ends."""
+        """``right(x, result)`` judges the ends; ``apart`` does the work in two processes."""
         print(f"timing {panel}: {name}", flush=True)
         points = points[:: self._step] if self._step > 1 else points
         judged = {} if right is None else {x: partial(right, x) for x in (points[0], points[-1])}
         contenders = [Contender(str(x), partial(call, x), judged.get(x, lambda _: True)) for x in points]
         times = Times()
+        if apart is not None:
+            contenders.append(Contender(_APART, apart))
         take_turns(contenders, self._n_rounds, times)
         if times.wrong:
             raise ValueError(f"{panel}, {name}: other signals than numpy's at {', '.join(times.wrong)}")
-        return Curve(panel, name, tuple((x, times.median(str(x))) for x in points))
+        gain, most = (times.ratio("1", x) if times.knows("1", x) else 0.0 for x in ("2", _APART))
+        return Curve(panel, name, tuple((x, times.median(str(x))) for x in points), gain, most)
 
     # --- masks and voxels ---
 
@@ -234,25 +250,15 @@ class _Scaling:
     # --- jobs, volumes, images ---
 
     def _jobs(self, image: SharedImage) -> Iterator[Curve]:
-        masks = variants.load_masks(self._dataset.masks)
-        panel, call = _JOBS_PANEL, partial(image.mask_parallel, masks)
-        right = partial(self._all_equal, masks)
+        panel, masks = _JOBS_PANEL, variants.load_masks(self._dataset.masks)
+        right = {"20 masks": partial(self._all_equal, masks)}
         yield self._curve(panel, "decompressing, by itself", _JOBS, partial(_decompress, self._short().run))
-        yield self._curve(panel, "20 masks", _JOBS, lambda n: call(n_jobs=n), right)
-        yield self._curve(panel, "processes", _JOBS, lambda n: call(n_jobs=n, prefer="processes"), right)
-        clean = partial(call, **_CLEANING)
-        yield self._curve(panel, "cleaned", _JOBS, lambda n: clean(n_jobs=n))
-        processes = partial(clean, prefer="processes")
-        yield self._curve(panel, "cleaned, processes", _JOBS, lambda n: processes(n_jobs=n))
-        atlas = Regions.from_labels(self._dataset.atlas, Grid(image.shape[:3], image.affine))
-        for strategy in sorted(set(STRATEGIES) - {"weighted_mean"}):  # which is of maps
-            reduce = partial(image.reduce, atlas, strategy)
-            name = f"{strategy} of {len(atlas)} regions"
-            yield self._curve(panel, name, _JOBS, lambda n, reduce=reduce: reduce(n_jobs=n))
-        mapped = partial(image.map, _deviation, atlas)
-        yield self._curve(panel, f"map over {len(atlas)} regions", _JOBS, lambda n: mapped(n_jobs=n))
-        passing = partial(extract, self._dataset.run, masks, **_CLEANING)
-        yield self._curve(panel, "extract, cleaned", _JOBS, lambda n: passing(n_jobs=n))
+        with jobs.apart(image, self._dataset) as apart:
+            for name, call in jobs.operations(image, self._dataset).items():
+                yield self._curve(panel, name, _JOBS, call, right.get(name), partial(apart, name))
+        for name, asked in {"extract": {}, "extract, cleaned": jobs.CLEANING}.items():
+            passing = partial(extract, self._dataset.run, masks, **asked)
+            yield self._curve(panel, name, _JOBS, lambda n, passing=passing: passing(n_jobs=n))
 
     def _short(self) -> data.Dataset:
         x, y, z, _ = self._dataset.shape
@@ -279,10 +285,6 @@ class _Scaling:
                 extract(run, masks)
 
         yield self._curve(f"images of {_VOLUMES[0]} volumes", "extract, in turn", _IMAGES, several)
-
-
-def _deviation(signals: Array) -> Array:
-    return np.asarray(signals.std(axis=0))
 
 
 def _decompress(run: Path, n_jobs: int) -> None:
