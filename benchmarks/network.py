@@ -72,6 +72,9 @@ def _speed(found: dict[str, Any]) -> list[Row]:
     for threads, ratio in found["of_products"].items():
         ours, bare = seconds[f"ours, {threads}"], seconds[f"sgemm, {threads}"]
         rows.append(Row(_PRODUCTS, threads, ours, bare, ratio=ratio, bar=Bar(0.6, at_most=False)))
+    least, bare = seconds["least, one core"], seconds["sgemm, one core"]
+    rows.append(Row(_PRODUCTS, "(products, z and its sums)", least, bare, ratio=found["least"],
+                    note="the fewest passes of NumPy, one core"))  # fmt: skip
     return rows
 
 
