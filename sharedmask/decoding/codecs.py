@@ -151,6 +151,8 @@ class MemberStream(Stream):
             return bytes(self._decoder.decompress(data, limit))
         except (igzip_lib.IsalError, OSError, EOFError) as error:  # type: ignore[misc]
             said = f"its {self._codec.name} data fail after {self._done} bytes ({error})"
+            if "checksum" in str(error):  # which is of all bytes: how many came at once tells nothing
+                said = f"the checksum of its {self._codec.name} data is wrong"
             raise DamagedImageError(f"{self._name} is damaged: {said}") from error
 
     def _next_member(self) -> bool:

@@ -34,7 +34,9 @@ def test_same_bytes(how, raw, tmp_path):
 def message(call):
     with pytest.raises(DamagedImageError) as caught:
         call()
-    return re.sub(r"after \d+", "after N", str(caught.value))  # what was read by then depends on the step
+    said = str(caught.value)
+    # What was read before bytes failed depends on the step, and a checksum is of all of them.
+    return said if "checksum" in said else re.sub(r"after \d+", "after N", said)
 
 
 DAMAGE = {
