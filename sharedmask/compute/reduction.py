@@ -38,11 +38,9 @@ _PILED = SUMS | SQUARES | EXTREMES.keys()
 _AS_STORED = _PILED - SQUARES
 """Strategies that need no float64 of plain values."""
 _PILE_BYTES = 2**20
-"""Of regions side by side, which stay in a core's cache with what they are copied from."""
+"""Of rows side by side, which stay in a core's cache with what they are copied from."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
-_PILE_BYTES = 2**20
-"""As float64, of rows that pass by and are added side by side."""
 _IN_FLOAT64 = 3
 """Numbers of float32 that have more digits together than one of float64."""
 _CONVERTED = 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def spheres(
     MaskError
         Two seeds have a voxel in common and must not.
     ParameterError
-        There are more or fewer radii than seeds.
+        There are more or fewer radii than seeds, or one is negative or no finite number.
 
     Examples
     --------
@@ -144,11 +145,13 @@ def _rows(table: str) -> list[tuple[tuple[float, ...], float | None, str]]:
 
 def _radii(radius: Any, n_seeds: int) -> list[float | None]:
     """The radius of each seed; None for its voxel alone."""
-    if radius is None or np.ndim(radius) == 0:
-        return [radius] * n_seeds
-    if len(radius) != n_seeds:
-        raise ParameterError(f"{len(radius)} radii for {n_seeds} seeds")
-    return list(radius)
+    radii = [radius] * n_seeds if radius is None or np.ndim(radius) == 0 else list(radius)
+    if len(radii) != n_seeds:
+        raise ParameterError(f"{len(radii)} radii for {n_seeds} seeds")
+    for one in radii:
+        if one is not None and not (isinstance(one, Real) and 0 <= float(one) < np.inf):
+            raise ParameterError(f"{one!r} is no radius of a sphere: give millimetres, or None for one voxel")
+    return radii
 
 
 def _voxels(seed: Array, radius: float | None, grid: Grid, inside: Array | None) -> Numbers:

@@ -84,3 +84,9 @@ def test_a_table_that_has_no_spheres_is_named(tmp_path, text, said):
     (tmp_path / "seeds.tsv").write_text(text)
     with pytest.raises(MaskError, match=said):
         Seeds.of([str(tmp_path / "seeds.tsv")])
+
+
+@pytest.mark.parametrize("radius", [-1, -0.5, np.nan, np.inf, "3", [2.0, -1.0], [None, np.nan]])
+def test_what_is_no_radius_is_refused(radius):
+    with pytest.raises(ParameterError, match="is no radius of a sphere"):
+        spheres([(0, 0, 0), (2, 2, 2)], radius, Grid((4, 4, 4), np.eye(4)))
