@@ -1,7 +1,7 @@
 """Coverage: which part of each region an image has, and which regions have enough.
 
 Covers: regions cut to a brain mask, several atlases in one pass, columns for regions left out.
-Does not cover: what regions are and the columns of their tables (``regions``), the file of a table
+Does not cover: what regions are and the columns of their tables (``sets``), the file of a table
 (``derivatives``), signals (``extraction``).
 """
 

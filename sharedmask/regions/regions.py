@@ -34,12 +34,10 @@ from sharedmask.regions.masks import (
     voxels_inside,
     wanted_labels,
 )
-from sharedmask.regions.sets import Sets
+from sharedmask.regions.sets import RegionRow, Sets
 from sharedmask.spaces.grid import Grid
 from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.typing import Array, Numbers
-
-_HEADS = ("index", "name", "n_voxels", "n_voxels_in_mask", "coverage", "column")
 
 
 class Regions(Sets):
@@ -133,7 +131,7 @@ class Regions(Sets):
         import pandas as pd
 
         if signals is None:
-            return pd.DataFrame([vars(row) for row in self.table()], columns=_HEADS)
+            return pd.DataFrame([vars(row) for row in self.table()], columns=list(RegionRow.__annotations__))
         return pd.DataFrame(np.atleast_2d(signals), columns=list(self.names))
 
     def __repr__(self) -> str:

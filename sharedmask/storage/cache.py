@@ -1,7 +1,8 @@
 """Folders of caches: files that are made once, by one of many, and found again until room is needed.
 
 Covers: finding a file, whose turn it is to make it, the least recently used out, what killed processes
-left. Does not cover: what is in a file (``container``), how many may stay (``disk``, ``results``).
+left. Does not cover: what is in a file (``container``); which it is, what makes it stale
+and how many may stay (``disk``, ``results``).
 
 ::
 

@@ -1,7 +1,8 @@
 """Random streams: each item of a call has its own, the same whoever works on it, and when.
 
 Covers: the streams of a call, the generators that its function holds, what becomes of the caller's. Does not
-cover: how a generator is seeded (``generators``), who works on items (``pool``), functions (``kernels``).
+cover: how a generator is seeded (``generators``), which functions need none (``pure``), who works on items
+(``pool``).
 
 A stream is made of the state that the caller's generator has (or of ``random_state``) and of the number
 of the item. A generator of the caller's that was drawn from has moved on when the call ends; any other is as
