@@ -57,7 +57,7 @@ class ArrayOwner:
             Somebody still has it for writing, a worker or a variable: let go of ``.array`` first.
         """
         if self._is_output:
-            self._owned.segment.seal(self._owned.label)
+            self._owned.seal()
             self._is_output = False
         return self.array
 

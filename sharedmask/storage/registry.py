@@ -184,7 +184,13 @@ class OwnedSegment:
 
     def share(self, meta: Mapping[str, Any], *, writable: bool = False) -> Handle:
         """Seal the segment and publish its handle in the record."""
-        return self._published(self.segment.share(self.label, meta, writable=writable))
+        with _making:  # the descriptor of its map is closed
+            return self._published(self.segment.share(self.label, meta, writable=writable))
+
+    def seal(self) -> None:
+        """Let nobody write any more to what was shared as writable."""
+        with _making:
+            self.segment.seal(self.label)
 
     def _published(self, handle: Handle) -> Handle:
         self.record.replace(handle.to_json())

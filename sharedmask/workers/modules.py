@@ -27,9 +27,6 @@ _INSTALLED = tuple(
 )
 
 
-_NOT_OWN = ("__main__", "__mp_main__", *sys.builtin_module_names)  # multiprocessing's name for the first
-
-
 @dataclass(frozen=True)
 class _Seen:
     spec: Any
@@ -128,7 +125,7 @@ class Modules:
 
 def _is_own(name: str) -> bool:
     module = sys.modules.get(name)
-    if not isinstance(module, ModuleType) or name in _NOT_OWN:
+    if not isinstance(module, ModuleType) or name in ("__main__", *sys.builtin_module_names):
         return False
     try:
         spec = _spec(module)
