@@ -19,13 +19,21 @@ def test_analyze_and_pairs_are_accepted(tmp_path):
         np.testing.assert_array_equal(masker.transform(tmp_path / name), expected)
 
 
-def test_an_image_of_any_kind_reads_itself(tmp_path):
+READ = {
+    "path": lambda image, path: path,
+    "niimg": lambda image, path: nib.load(path),
+    "image": lambda image, path: image,
+    "handle": lambda image, path: image.handle,
+}
+
+
+@pytest.mark.parametrize("kind", ["path", "niimg", "image", pytest.param("handle", marks=pytest.mark.shares)])
+def test_an_image_of_any_kind_reads_itself(kind, tmp_path):
     path = save(tmp_path / "bold.nii.gz", bold())
     with SharedImage(path) as image:
-        for given in (path, nib.load(path), image, image.load().handle):
-            found = require_niimg(given)
-            np.testing.assert_array_equal(np.asarray(found.dataobj), bold())
-            assert as_niimg(found) is found
+        found = require_niimg(READ[kind](image, path))
+        np.testing.assert_array_equal(np.asarray(found.dataobj), bold())
+        assert as_niimg(found) is found
 
 
 @pytest.mark.parametrize("given", [None, 3, "none.nii", {"a": 1}])
