@@ -26,7 +26,7 @@ from sharedmask.system import platform, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
-_BLOCK_BYTES = 4 * 2**20  # of results, so that the last one keeps nobody waiting long
+_BLOCK_BYTES = 8 * 2**20
 _CLEAN_COLUMNS = 512
 _CLEANING_THREADS = 4  # that clean at a time, and are faster than processes with their outputs
 _FEW_ROWS = 64  # of a region: of each of very many, blocks of rows that pass by have hardly any
