@@ -93,6 +93,11 @@ class Grid:
         return (self.affine + 0.0).astype("<f8").tobytes()  # + 0.0 makes -0 0
 
     @property
+    def volume(self) -> Grid:
+        """Itself: the box in which its voxels are."""
+        return self
+
+    @property
     def remedy(self) -> str:
         """What a message about another grid advises."""
         return RESAMPLE

@@ -41,6 +41,7 @@ class Parcellation:
     models: BrainModels  # all elements that are in a parcel
     owners: Numbers  # (n_elements,), the number of the parcel that each of them is in
     name: str = ""  # the image's, for messages
+    volume = None
     remedy = "give labels or masks of its parcels, or the dense series (.dtseries.nii) in its place"
 
     @property

@@ -38,6 +38,10 @@ class Space(Protocol):
     def remedy(self) -> str:
         """What to do about masks that lie elsewhere."""
 
+    @property
+    def volume(self) -> Space | None:
+        """The box in which its voxels are; None: it has none."""
+
     def matches(self, other: Space, /) -> bool:
         """Whether the places are the same."""
 
@@ -63,15 +67,15 @@ def mismatch_error(what: str, own: Space, target: Space, whose: str = "image") -
     said = f"{what} lies on another grid{than}:\n  {both}"
     if len(own.shape) < len(target.shape):
         return GridMismatchError(f"{said}\nmasks of surfaces and grayordinates go with images of these only")
-    if len(own.shape) > len(target.shape) and getattr(target, "volume", None) is not None:
+    if len(own.shape) > len(target.shape) and target.volume is not None:
         return GridMismatchError(said, "resample the masks to the volume of the image's voxels")
     return GridMismatchError(said, target.remedy)
 
 
 def _told(space: Space, other: Space) -> str:
     """With the volume of its voxels, if that is not where the other's are."""
-    volume, beside = getattr(space, "volume", None), getattr(other, "volume", other)
-    if volume is None or (beside is not None and volume.matches(beside)):
+    volume = space.volume
+    if volume is None or volume is space or (other.volume is not None and volume.matches(other.volume)):
         return str(space)
     return f"{space}, in {volume}"
 

@@ -86,10 +86,10 @@ class Completion:
         return cls(journal, resume if isinstance(resume, Resumption) else None)
 
     def is_new(self, key: Key) -> bool:
-        """Whether nobody has to know what an image is of, as it was never complete."""
-        if self.journal is None or self.journal.may_have(named(str(key))):
+        """Whether there is a journal that has nothing of this image, whatever its inputs are."""
+        if self.journal is None or self.may_have(named(str(key))):
             return False
-        return not (isinstance(key, str | Path) and self.journal.may_have(absolute(key)))
+        return not (isinstance(key, str | Path) and self.may_have(absolute(key)))
 
     def stamp(self, key: Key) -> str:
         return "" if self.resumption is None else self.resumption.stamp(key)

@@ -1,4 +1,4 @@
-"""Manifests: what is read and written for one run, what is seen to be wrong, and which runs there are.
+"""Manifests: of each run that is found what is read, written, and already seen to be wrong.
 
 Covers: everything of a run that can be known before its voxels are read, for dry runs, pages and sidecars.
 Does not cover: finding files (``bids``, ``atlases``), signals (``extraction``), pages (``pages``).
