@@ -5,6 +5,6 @@ Does not cover: processes that work (``workers``), paths, images that users hold
 
 From the bottom up::
 
-    progress  journal  cleaning  connectivity  strategies  piles  reduction  steps  kernels  glm
+    progress  journal  cleaning  connectivity  strategies  piles  reduction  steps  row_sums  kernels  glm
     confounds  request  plan  signals
 """

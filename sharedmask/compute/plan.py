@@ -13,6 +13,7 @@ Every figure is an upper estimate of the peak above what is held already::
 import sys
 from dataclasses import replace
 
+from sharedmask.compute import row_sums
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.records import dataclass
@@ -118,7 +119,7 @@ def passes_by(source: Source, request: Request) -> bool:
 def _passing_bytes(source: Source, request: Request) -> int:
     """Besides the results."""
     if isinstance(source, RowSource) and request.strategy is not None:
-        return source.ahead_bytes + _REGION_COPIES * max(REGION_BYTES, source.row_bytes * 4)
+        return row_sums.block_bytes(source) + _REGION_COPIES * max(REGION_BYTES, source.row_bytes * 4)
     reading = loader.buffer_bytes(source, len(request.regions.indices))
     if request.strategy is None:
         return reading

@@ -1,8 +1,8 @@
 """Reductions: one value per region and volume.
 
 Covers: regions of an image that is held and of volumes that pass by, with the same bits. Does not cover: what
-one region's rows come to (``strategies``), which voxels make a region, who runs a reduction (``signals``,
-``pool``).
+one region's rows come to (``strategies``), rows that pass by (``row_sums``), which voxels make a region, who
+runs a reduction (``signals``, ``pool``).
 
 Rows that are held are reduced without a look at their values where that gives the same: no sum is finite of
 which a value is not. Regions whose rows follow each other are reduced where they lie; of others rows are
@@ -41,8 +41,6 @@ _PILE_BYTES = 2**20
 """Of rows side by side, which stay in a core's cache with what they are copied from."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
-_IN_FLOAT64 = 3
-"""Numbers of float32 that have more digits together than one of float64."""
 _CONVERTED = 1024
 """Values that numpy converts at a time: they stay in a core's nearest cache until they are added."""
 
@@ -67,7 +65,7 @@ def reduce_regions(
     held = _Held.of(rows, finite, conversion, strategy, len(index))
     left = _Regions(np.arange(first, first + len(offsets) - 1), index, offsets, weights)
     several, policy = rows.shape[1] > 1, conversion.nan_policy  # numpy adds one column in another order
-    with _arithmetic():
+    with arithmetic():
         if several and held.plain and (strategy in SUMS | SQUARES or (held.exact and strategy in EXTREMES)):
             if strategy in _AS_STORED:
                 left = left.only(_reduced_in_place(held, left, strategy, out))
@@ -79,7 +77,8 @@ def reduce_regions(
 
 
 @contextmanager
-def _arithmetic() -> Iterator[None]:
+def arithmetic() -> Iterator[None]:
+    """Values that are not finite are added in silence, and few are converted at a time."""
     with np.errstate(invalid="ignore"):
         before = np.setbufsize(_CONVERTED)
         try:
@@ -193,7 +192,7 @@ def _reduced_in_turn(held: "_Held", regions: _Regions, strategy: str, out: Array
         out[to] = _reduced(next(iter(source)), inside, strategy, omits, source.weights)
 
 
-# --- volumes and rows that pass by ---------------------------------------------------------------
+# --- volumes that pass by ---------------------------------------------------------------
 
 
 def whole_sums(
@@ -261,100 +260,9 @@ def reduce_volumes(
     return finite
 
 
-def add_rows(
-    rows: Array, index: NDArray[np.intp], regions: NDArray[np.intp], totals: Array, conversion: Conversion
-) -> bool:
-    """Add ``rows[index[i]]`` to ``totals[regions[i]]``, for rows that pass by.
-
-    Rows are added one after the other, as in :func:`reduce_regions`, whose sums these are to the bit where
-    the rows of a region come in its order.
-
-    Returns
-    -------
-    bool
-        Whether all true values are finite.
-
-    Examples
-    --------
-    >>> plain, totals = Conversion(1.0, 0.0, np.dtype("i2"), np.dtype("f8")), np.zeros((2, 1))
-    >>> rows = np.array([[1], [2], [6]], "i2")
-    >>> add_rows(rows, np.array([0, 1, 2]), np.array([0, 1, 0]), totals, plain)
-    True
-    >>> totals.ravel().tolist()
-    [7.0, 2.0]
-    """
-    order = np.argsort(regions.astype(np.min_scalar_type(len(totals))), kind="stable")  # faster in 16 bits
-    index, regions = index[order], regions[order]
-    starts = np.flatnonzero(np.diff(regions, prepend=-1))
-    here = _Regions(regions[starts], index, np.append(starts, len(index)), None)
-    with _arithmetic():
-        if _is_plain(rows, conversion):
-            here = here.only(_added_in_place(rows, here, totals))
-        return _added_in_piles(rows, here, totals, conversion)
-
-
-def _added_in_place(rows: Array, regions: _Regions, totals: Array) -> NDArray[np.bool_]:
-    """Add rows that follow each other to zeros, which change no sum; which regions are left."""
-    left = ~_lie_together(rows, regions) | totals[regions.numbers].any(axis=1)
-    starts, sizes = regions.voxels[regions.offsets[:-1]], np.diff(regions.offsets)
-    for region in np.flatnonzero(~left):
-        total, start = totals[regions.numbers[region]], starts[region]
-        added(rows[start : start + sizes[region]], total)
-        total += 0.0  # no sum is -0.0
-        if not np.isfinite(total).all():
-            total[...], left[region] = 0, True
-    return left
-
-
-def _added_in_piles(rows: Array, regions: _Regions, totals: Array, conversion: Conversion) -> bool:
-    """Add rows side by side, each region's after what it comes to so far; whether all values are finite."""
-    most, finite = max(1, _PILE_BYTES // (8 * rows.shape[1])), True
-    stored = rows.dtype == np.float32 and _is_plain(rows, conversion)
-    for pile in piles(regions.offsets, most) if len(regions.numbers) else ():
-        numbers, shape = regions.numbers[pile.regions], (len(pile.regions), -1)
-        places, left = regions.voxels[pile.places].reshape(shape).T, pile.left.reshape(shape).T
-        for span in pieces(len(places), len(numbers), most):
-            start = totals[numbers]
-            made = _added_as_stored(rows, places[span], left[span], start) if stored else None
-            if made is None:
-                values = np.empty((1 + len(places[span]), *start.shape))
-                values[0] = start
-                finite = convert(rows.take(places[span], 0), values[1:], conversion) and finite
-                values[1:][left[span]] = 0
-                made = _one_by_one(values)
-            totals[numbers] = made
-    return finite
-
-
-def _added_as_stored(
-    rows: Array, places: NDArray[np.intp], left: NDArray[np.bool_], start: Array
-) -> Array | None:
-    """``start`` and the rows at ``places``, but those that are left; None if that is not finite.
-
-    ``start`` goes in as rows of float32 whose sum it is.
-    """
-    values = np.empty((_IN_FLOAT64 + len(places), *start.shape), rows.dtype)
-    rest = start
-    with np.errstate(over="ignore"):
-        for part in values[:_IN_FLOAT64]:
-            part[...] = rest
-            rest = rest - part
-    rows.take(places, 0, values[_IN_FLOAT64:], "clip")
-    values[_IN_FLOAT64:][left] = 0
-    made = _one_by_one(values)
-    return made if np.isfinite(made).all() else None
-
-
-def _one_by_one(values: Array) -> Array:
-    """The sum along the first axis."""
-    if values[0].size > 1:
-        return np.asarray(np.add.reduce(values, 0, np.float64))
-    return np.asarray(np.add.accumulate(values, 0, np.float64)[-1])  # numpy would add one column pairwise
-
-
-def _is_plain(rows: Array, conversion: Conversion) -> bool:
+def is_plain(dtype: np.dtype[Any], conversion: Conversion) -> bool:
     """Whether stored values that are finite are the true ones, and float64 holds them."""
-    return not conversion.is_scaled and np.can_cast(rows.dtype, np.float64)
+    return not conversion.is_scaled and np.can_cast(dtype, np.float64)
 
 
 def _whole(stored: np.dtype[Any], largest: int) -> type[np.signedinteger[Any]] | None:
@@ -416,7 +324,7 @@ class _Held:
 
     @classmethod
     def of(cls, rows: Array, finite: bool, conversion: Conversion, strategy: str, n_voxels: int) -> "_Held":
-        plain = _is_plain(rows, conversion)
+        plain = is_plain(rows.dtype, conversion)
         exact = plain and (finite or rows.dtype.kind in "iu" or conversion.nan_policy == "propagate")
         nbytes, itemsize = _PILE_BYTES if strategy in _PILED else REGION_BYTES, 8
         if strategy == "pc1":

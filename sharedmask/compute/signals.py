@@ -28,6 +28,7 @@ from sharedmask.compute.cleaning import CLEANING_MODULES, is_cleaning
 from sharedmask.compute.plan import Plan, passes_by
 from sharedmask.compute.progress import counted, progress_to
 from sharedmask.compute.request import Request
+from sharedmask.compute.row_sums import ROWS_BEFORE, RowSums
 from sharedmask.compute.steps import Reducer
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import loader
@@ -352,21 +353,14 @@ def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], 
 
 
 def _summed_by_row(source: RowSource, request: Request, tell: Callable[[int], None]) -> Signals:
-    """Rows go to the sums of their regions as they are read, the next of them meanwhile."""
+    """Rows go to the sums of their regions as they are read."""
     regions, conversion = request.regions, request.reduction(source)
-    order = np.argsort(regions.indices, kind="stable")
-    wanted, places = regions.union, np.empty(source.n_voxels, np.intp)
-    places[wanted] = np.arange(len(wanted))
-    place, region = places[regions.indices[order]], np.repeat(np.arange(len(regions)), regions.sizes)[order]
-    totals, finite = np.zeros((len(regions), source.n_timepoints)), True
-    with source.blocks_ahead(wanted) as blocks:
+    sums, finite = RowSums.of(regions, source.n_timepoints, source.dtype, conversion), True
+    with contextlib.closing(source.blocks(sums.wanted, sums.block_bytes, ROWS_BEFORE)) as blocks:
         for start, rows in blocks:
-            span = slice(*np.searchsorted(place, [start, start + len(rows)]))
-            found = reduction.add_rows(rows, place[span] - start, region[span], totals, conversion)
-            finite = finite and found
+            finite = sums.add(start, rows) and finite
     tell(source.n_timepoints)
-    means = totals / regions.sizes[:, None]
-    by_name = {"sum": totals, "mean": means}
+    by_name = {"sum": sums.totals, "mean": sums.totals / regions.sizes[:, None]}
     tables = [by_name[strategy].T.astype(conversion.result) for strategy in request.strategies]
     return Signals(_tables(tables, source, request), finite)
 

@@ -8,7 +8,6 @@ for who needs them; which rows have values. Does not cover: which files are so (
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import wait
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,12 +22,9 @@ from sharedmask.sources.source import FileSource, Source
 from sharedmask.sources.values import Conversion, all_finite, convert
 from sharedmask.sources.volumes import VolumeReader
 from sharedmask.system import files, platform
-from sharedmask.system.threads import Threads
 from sharedmask.typing import Array, Numbers
 
 _BLOCK_BYTES = 2**20
-_AHEAD_BYTES = 8 * 2**20  # of blocks that are read while others are worked on, where few are better
-_Blocks = Generator[tuple[int, Array], None, None]
 _Read = Callable[[int, Array], int]
 """Fills rows from that place on; how many bytes there were."""
 
@@ -83,37 +79,24 @@ class RowSource(FileSource):
                 scattered.write(out, start, true)
         return finite
 
-    @property
-    def ahead_bytes(self) -> int:
-        """Memory that :meth:`blocks_ahead` takes."""
-        return 2 * min(max(_AHEAD_BYTES, self.row_bytes), self.nbytes)
-
-    @contextmanager
-    def blocks_ahead(self, wanted: Numbers) -> Iterator[Iterator[tuple[int, Array]]]:
-        """The same as :meth:`blocks`; large ones, of which the next is read meanwhile."""
-        with (
-            Threads(1, "sharedmask-read") as threads,
-            closing(self.blocks(wanted, _AHEAD_BYTES)) as read,
-            closing(_one_ahead(threads, read)) as blocks,
-        ):
-            yield blocks
-
-    def blocks(self, wanted: Numbers, nbytes: int = _BLOCK_BYTES) -> Generator[tuple[int, Array], None, None]:
+    def blocks(
+        self, wanted: Numbers, nbytes: int = _BLOCK_BYTES, before: int = 0
+    ) -> Generator[tuple[int, Array], None, None]:
         """Stored rows of ascending numbers, and the place of the first in ``wanted``.
 
-        They are valid until the ones after the next are asked for.
+        They come after so many that mean nothing, and are valid until the next are asked for.
         """
         most = max(1, min(nbytes // self.row_bytes, len(wanted)))
-        buffers = np.empty((2, most, self.n_timepoints), self.dtype)
+        buffer = np.empty((before + most, self.n_timepoints), self.dtype)
         with self.unchanged(), self._reader(len(wanted) * 2 < self.n_voxels) as read:
-            for turn, start in enumerate(range(0, len(wanted), most)):
+            for start in range(0, len(wanted), most):
                 numbers = wanted[start : start + most]
-                rows = buffers[turn % 2, : len(numbers)]
+                rows = buffer[before : before + len(numbers)]
                 for low, high in _runs(numbers):
                     self._fill_run(read, rows[low:high], int(numbers[low]))
                 if self.foreign:
                     rows.byteswap(inplace=True)
-                yield start, rows
+                yield start, buffer[: before + len(numbers)]
 
     def _fill_run(self, read: _Read, rows: Array, first: int) -> None:
         place = first * self.row_bytes
@@ -156,7 +139,7 @@ def places_with_values(source: Source) -> Numbers:
     found, whole = np.zeros(source.n_voxels, bool), np.ones(source.n_voxels, bool)
     scaled = partial(apply_read_scaling, slope=source.slope, inter=source.inter)
     if isinstance(source, RowSource):
-        with source.blocks_ahead(np.arange(source.n_voxels)) as blocks:
+        with closing(source.blocks(np.arange(source.n_voxels))) as blocks:
             for start, stored in blocks:
                 found[start : start + len(stored)] = _are_measured(scaled(stored))
         return np.flatnonzero(found)
@@ -177,16 +160,6 @@ def _are_measured(rows: Array) -> Array:
     return found
 
 
-def _one_ahead(threads: Threads, blocks: _Blocks) -> _Blocks:
-    coming = threads.submit(next, blocks, None)
-    try:
-        while (block := coming.result()) is not None:
-            coming = threads.submit(next, blocks, None)
-            yield block
-    finally:
-        wait([coming])
-
-
 def _copy_next(volumes: Iterator[Array], rows: Array, remaining: int) -> None:
     for row in rows:
         row[...] = next(volumes)
@@ -199,6 +172,8 @@ def _bytes(rows: Array) -> memoryview:
 
 def _runs(numbers: Numbers) -> Iterator[tuple[int, int]]:
     """Where ascending numbers follow each other."""
+    if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1:  # as most do, all of them
+        return iter([(0, len(numbers))])
     ends = np.flatnonzero(np.diff(numbers) != 1) + 1
     return zip([0, *ends.tolist()], [*ends.tolist(), len(numbers)], strict=True)
 

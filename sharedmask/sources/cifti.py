@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any
 from xml.etree import ElementTree
@@ -97,7 +97,9 @@ def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     place = next(axis for axis, kind in enumerate(kinds) if kind in _PLACES)
     along, kind = maps[1 - place], kinds[1 - place]
     with _reading(name):
-        models = replace((_models if kinds[place] == "elements" else _parcels)(maps[place]), name=name)
+        models = replace(
+            (_models if kinds[place] == "elements" else _parcels)(_Places.of(maps[place])), name=name
+        )
         table = list(_labels(along)) if kind == "label maps" else None
         said = _length(along)
         seconds = _seconds(along) if kind == "a series" else None
@@ -146,6 +148,22 @@ def _fault(error: Exception) -> str:
     return str(error) if isinstance(error, _UnfitError) else "what should be numbers is not"
 
 
+@dataclass(frozen=True)
+class _Places:
+    """An axis of places, the same as that of another file that says the same: an atlas's is its series'."""
+
+    axis: Element = field(compare=False)
+    said: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, axis: Element) -> _Places:
+        return cls(axis, tuple(map(_said, axis)))
+
+
+def _said(element: Element) -> tuple[Any, ...]:
+    return element.tag, *element.attrib.items(), element.text, *map(_said, element)
+
+
 @lru_cache(maxsize=_KEPT)
 def _root(text: bytes) -> Element:
     text = text.rstrip(b"\0 \n")
@@ -189,7 +207,8 @@ def _check_kinds(name: str, kinds: list[str]) -> None:
 
 
 @lru_cache(maxsize=_KEPT)
-def _models(axis: Element) -> BrainModels:
+def _models(places: _Places) -> BrainModels:
+    axis = places.axis
     volume, said, numbers, end = _volume(axis), list[tuple[str, int, int | None]](), list[Numbers](), 0
     for model in sorted(axis.iterfind("BrainModel"), key=lambda one: int(one.attrib["IndexOffset"])):
         structure, vertices = model.attrib["BrainStructure"].strip(), None
@@ -215,7 +234,8 @@ def _models(axis: Element) -> BrainModels:
 
 
 @lru_cache(maxsize=_KEPT)
-def _parcels(axis: Element) -> Parcellation:
+def _parcels(places: _Places) -> Parcellation:
+    axis = places.axis
     volume, names = _volume(axis), list[str]()
     surfaces = {
         one.attrib["BrainStructure"]: int(one.attrib["SurfaceNumberOfVertices"])

@@ -120,51 +120,6 @@ def test_rows_have_the_same_bits_wherever_they_lie(strategy, policy, bad, stored
         np.testing.assert_array_equal(together, other)
 
 
-@pytest.mark.parametrize("policy", ["zero", "propagate"])
-@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -0.0])
-def test_sums_of_rows_that_pass_by_have_the_bits_of_those_that_are_held(policy, bad):
-    rows, rng = random_rows(1200, 700, "f4"), np.random.default_rng(4)
-    sizes = np.array([1, 2, 600, 397, 200])
-    if bad is not None:
-        rows[rng.integers(0, 1200, 40), rng.integers(0, 700, 40)] = bad
-    how, offsets = conversion("f4", "f8", nan_policy=policy), np.append(0, np.cumsum(sizes))
-    order, regions = rng.permutation(1200), np.repeat(np.arange(len(sizes)), sizes)
-    for index in (
-        np.arange(1200),
-        np.concatenate([np.sort(part) for part in np.split(order, offsets[1:-1])]),
-    ):
-        held, passing = np.empty((len(sizes), 700)), np.zeros((len(sizes), 700))
-        reduction.reduce_regions(rows, False, held, how, "sum", index, offsets, 0)
-        finite = []
-        for start, stop in ((0, 500), (500, 1200)):  # blocks of rows, as they are read
-            here = np.flatnonzero((index >= start) & (index < stop))
-            finite.append(
-                reduction.add_rows(rows[start:stop], index[here] - start, regions[here], passing, how)
-            )
-        assert held.tobytes() == passing.tobytes()
-        assert all(finite) == bool(np.isfinite(rows).all())
-
-
-@pytest.mark.parametrize("block", [1, 37, 500])
-@pytest.mark.parametrize("stored", ["f4", "f8", "i2"])
-@pytest.mark.parametrize("n_volumes", [1, 2, 300])
-@pytest.mark.parametrize("scale", [1e-45, 1.0, 3e38])
-def test_sums_of_many_regions_that_pass_by_in_pieces_have_the_bits_of_numpy(block, stored, n_volumes, scale):
-    rng = np.random.default_rng(5)
-    rows = rng.standard_normal((600, n_volumes)) * rng.choice([1e-3, 1, 1], (600, 1))
-    with np.errstate(all="ignore"):
-        rows = (np.clip(rows * scale, -3e38, 3e38) if stored != "i2" else rows * 100).astype(stored)
-    how, regions = conversion(stored, "f8"), rng.integers(0, 150, 600)
-    totals, numbers = np.zeros((150, n_volumes)), np.arange(600)
-    for start in range(0, 600, block):
-        here = slice(start, start + block)
-        assert reduction.add_rows(rows[here], numbers[here] - start, regions[here], totals, how)
-    expected = np.zeros((150, n_volumes))
-    for region, row in zip(regions, rows, strict=True):
-        expected[region] += row.astype(float)
-    assert totals.tobytes() == expected.tobytes()
-
-
 @pytest.mark.parametrize("strategy", BY_NUMPY)
 def test_omitting_reductions(strategy):
     rows = random_rows(400, 700, "f4")

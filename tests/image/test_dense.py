@@ -10,9 +10,8 @@ from command import called
 from images import same_bits
 
 from sharedmask import FrameDataset, Regions, SharedImage, errors, extract, extract_many
-from sharedmask.compute import plan
+from sharedmask.compute import plan, row_sums
 from sharedmask.compute.request import Request
-from sharedmask.sources import by_row
 from sharedmask.sources.opening import open_source
 
 ATLAS = np.arange(15) % 4
@@ -86,7 +85,8 @@ def test_reductions_are_the_same_held_and_passing(tmp_path, strategy, slope):
 @pytest.mark.parametrize("finite", [True, False])
 def test_sums_are_the_same_bits_however_rows_are_read(tmp_path, monkeypatch, nan_policy, block_bytes, finite):
     """Overlapping regions, some of whose voxels are infinite or none."""
-    monkeypatch.setattr(by_row, "_AHEAD_BYTES", block_bytes)
+    monkeypatch.setattr(row_sums, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(row_sums, "_PILED_BYTES", block_bytes)
     monkeypatch.setattr(plan, "_FEW_ROWS", 0)  # rows pass by, however few
     values = files.values(15, 9)
     if not finite:
@@ -130,7 +130,7 @@ def test_rows_of_very_many_regions_do_not_pass_by_where_they_can_be_mapped(tmp_p
     )
 
 
-def test_rows_that_are_read_ahead_end_with_their_errors(tmp_path, path):
+def test_rows_that_pass_by_end_with_their_errors(tmp_path, path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-10] + bytes(10))
     compressed = tmp_path / "cut.dtseries.nii.gz"
@@ -139,8 +139,8 @@ def test_rows_that_are_read_ahead_end_with_their_errors(tmp_path, path):
         extract(compressed, ATLAS, strategy="mean")
     opened = open_source(path)
     path.write_bytes(whole)
-    with pytest.raises(errors.SourceChangedError), opened.blocks_ahead(np.arange(15)) as blocks:
-        next(blocks)
+    with pytest.raises(errors.SourceChangedError):
+        next(opened.blocks(np.arange(15)))
 
 
 def test_cleaning_and_masks_that_are_held(path):
