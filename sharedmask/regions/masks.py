@@ -27,10 +27,11 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from sharedmask import errors
-from sharedmask.decoding.codecs import ENDINGS, without_codec
+from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named
+from sharedmask.sources.names import image_stem
 from sharedmask.sources.opening import is_surface, open_source
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
@@ -44,11 +45,6 @@ from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None
-_PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
-_KINDS = r"(\.[dp]?(label|scalar|tseries|func|shape))?"
-_SUFFIX = re.compile(
-    rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
-)
 _FEW = 16  # voxels of each of so many
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _MOST_COUNTED = 2**20  # from the least label to the greatest
@@ -110,7 +106,7 @@ def file_stem(thing: Any) -> str | None:
     """The file's name without its image suffix; None if there is no file."""
     thing = thing.given if isinstance(thing, Opened) else thing
     path = _path(thing.get_filename() if isinstance(thing, DataobjImage) else thing)
-    return None if path is None else _SUFFIX.sub("", readable(Path(named(path)).name))
+    return None if path is None else readable(image_stem(path))
 
 
 def matching(masks: Any) -> dict[str, str]:
@@ -256,7 +252,7 @@ def _filled(given: Array) -> Array:
 
 def _names_a_file(path: str) -> bool:
     """Whether it is one, or cannot be anything else."""
-    return os.path.lexists(path) or os.sep in path or _SUFFIX.search(path) is not None
+    return os.path.lexists(path) or os.sep in path or image_stem(path) != path
 
 
 def _parcels_of(source: Source) -> Parcellation | None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sharedmask.decoding.codecs import ENDINGS
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named, url_of
@@ -29,6 +30,11 @@ BESIDE = (*IMAGE_EXTENSIONS, ".tsv", ".json")
 _NUMBERS = {"run", "echo", "flip", "inv", "split", "chunk"}
 _BEFORE_DOT = re.compile(r"(?:[a-zA-Z0-9]+-[a-zA-Z0-9+]+_)+[a-zA-Z0-9]+")
 _SUFFIX = re.compile(r"[a-zA-Z0-9]+")
+_PACKED = "|".join(map(re.escape, (*ENDINGS, ".zst")))
+_KINDS = r"(\.[dp]?(label|scalar|tseries|func|shape))?"
+_IMAGE = re.compile(
+    rf"(?<=.)({_KINDS}\.(nii({_PACKED})?|gii)|\.(img|hdr)({_PACKED})?|\.mg[hz]|\.annot)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,11 @@ def camel(text: str) -> str:
 
 
 def image_stem(path: str | Path) -> str:
-    """A file's name without the extension of an image; other dots belong to the name."""
-    name = Path(named(path)).name
-    extension = next((ending for ending in IMAGE_EXTENSIONS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(extension)]
+    """The name of an image, mask or atlas without what tells its kind; other dots belong to the name.
+
+    Examples
+    --------
+    >>> image_stem("atlases/atlas-Toy_dseg.dlabel.nii"), image_stem("lh.aparc.annot")
+    ('atlas-Toy_dseg', 'lh.aparc')
+    """
+    return _IMAGE.sub("", os.path.basename(named(path)))

@@ -47,3 +47,5 @@ def test_numbers_are_the_same_with_zeros_before_them():
 def test_words_become_one():
     assert camel("standard_deviation") == "standardDeviation" and camel("") == ""
     assert image_stem("a/atlas.v1.nii.gz") == "atlas.v1" and image_stem("b.nii") == "b"
+    assert image_stem("a/b_dseg.dlabel.nii") == "b_dseg" and image_stem("lh.Toy.annot") == "lh.Toy"
+    assert image_stem("a/b.label.gii") == "b" and image_stem("https://host/c.nii.gz?key=d.nii") == "c"

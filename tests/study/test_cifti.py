@@ -139,6 +139,17 @@ def test_a_series_is_read_once_for_each_of_two_questions(study, monkeypatch, by_
     assert read == [str(bold)] * (1 if by_row else 2)  # rows are reduced where they lie
 
 
+def test_what_tells_of_an_atlas_is_beside_it_by_the_name_that_is_before_its_kind(tmp_path):
+    """As XCP-D has them: a_dseg.dlabel.nii, a_dseg.json, a_dseg.tsv."""
+    atlas = tmp_path / "Toy_dseg.dlabel.nii"
+    files.save(atlas, VALUES[None].astype("f4"), files.labels(), files.models())
+    (tmp_path / "Toy_dseg.json").write_text('{"SpatialReference": "fsLR"}')
+    (tmp_path / "Toy_dseg.tsv").write_text("index\tname\n1\tone\n")
+    found = find_atlas(str(atlas))
+    assert (found.name, found.space, found.lut) == ("Toydseg", "fsLR", tmp_path / "Toy_dseg.tsv")
+    assert tmp_path / "Toy_dseg.json" in found.files
+
+
 def test_pages_show_regions_on_meshes(study, monkeypatch):
     folder, _ = study
     points, triangles = np.random.default_rng(0).normal(size=(12, 3)) * 50, [[0, 1, 2], [2, 3, 4]]
