@@ -44,6 +44,7 @@ from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
 if TYPE_CHECKING:
+    from sharedmask.workers.pool import Options
     from sharedmask.workers.streams import Streams
     from sharedmask.workers.worker import Item, Kernel
 
@@ -198,12 +199,13 @@ def _run(
     from sharedmask.workers import pool
 
     preload = CLEANING_MODULES if request.cleaning.needed else ()
+    options: Options = {"on_done": on_done, "preload": preload, "streams": streams}
     if any(isinstance(argument, Shared) for argument in arguments):
-        return pool.run_processes(kernel, arguments, items, request.n_jobs, on_done, preload, streams)
+        return pool.run_processes(kernel, arguments, items, request.n_jobs, **options)
     # Threads that nobody asked for would draw random numbers as it comes.
     jobs = 1 if streams is not None and request.prefer != "threads" else request.n_jobs
     with kernels.one_blas_thread() if request.has_products else contextlib.nullcontext():
-        return pool.run_threads(kernel, arguments, items, jobs, on_done, preload, streams)
+        return pool.run_threads(kernel, arguments, items, jobs, **options)
 
 
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:

@@ -308,7 +308,7 @@ class FrameDataset(FrameSequence):
 
             items = [(index,) for index in range(len(self))]
             with Streams(func, random_state, callable(progress) or on_result is not None) as streams:
-                return run(_call, (self, func), items, jobs, on_done, streams=streams)
+                return run(_call, (self, func), items, jobs, on_done=on_done, streams=streams)
 
     def _fitting(self, what: str, jobs: int, in_this_process: bool) -> int:
         """What the frames worked on at a time take, which has to fit."""

@@ -251,7 +251,7 @@ class FrameSequence:
         Parameters
         ----------
         index : int
-            A frame's number here.
+            As of ``ds[index]``.
 
         Returns
         -------

@@ -209,7 +209,7 @@ def _fit(series: Rows, question: Question, request: Request) -> FittedModel:
         task = _with_mean(series, conversion, task, items)
     arguments = (series.array, series.finite, conversion, task)
     with counted(request.progress, len(items), "block") as tell:
-        pool.run_threads(glm.fit_block, arguments, items, request.n_jobs, tell)
+        pool.run_threads(glm.fit_block, arguments, items, request.n_jobs, on_done=tell)
     return question.fitted(request.regions, task)
 
 

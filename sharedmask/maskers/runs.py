@@ -78,7 +78,7 @@ class ManyRuns:
         calls = list(zip(runs, *given, strict=True))
         jobs = min(effective_n_jobs(n_jobs), len(runs), self._fitting(runs))
         if jobs > 1 and pool.can_start_processes() and settings.current().shared_memory:
-            made = pool.run_processes(_signals, (self,), calls, jobs, None, CLEANING_MODULES)
+            made = pool.run_processes(_signals, (self,), calls, jobs, preload=CLEANING_MODULES)
         else:
             made = [_signals(self, *call) for call in calls]
         if made:

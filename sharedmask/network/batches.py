@@ -266,7 +266,9 @@ class _FunctionRunner:
         run = pool.run_processes if self.n_jobs > 1 else pool.run_threads
         items = [(lesion,) for lesion in batch.values()]
         with counted(lambda done, total: advance(done / total), len(batch), "lesion") as tell:
-            found = run(kernels.attempt, (self.function,), items, self.n_jobs, tell, streams=self.streams)
+            found = run(
+                kernels.attempt, (self.function,), items, self.n_jobs, on_done=tell, streams=self.streams
+            )
         results = (one.error if isinstance(one, Failure) else one for one in found)
         return dict(zip(batch, results, strict=True))
 

@@ -108,12 +108,12 @@ class Grid:
         Parameters
         ----------
         other : Grid
-            Another one.
+            That of a mask, or of another run; of brain models none matches.
 
         Returns
         -------
         bool
-            False for brain models.
+            True if they can be masked with each other as they are.
         """
         if not isinstance(other, Grid) or self.shape != other.shape:
             return False

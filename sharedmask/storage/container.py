@@ -104,7 +104,8 @@ def parse_header(buffer: mmap.mmap | bytes) -> tuple[dict[str, Any], int]:
     text = buffer[_PREFIX.size : size]
     if _digest(text) != buffer[_PREFIX.size - 16 : _PREFIX.size]:
         raise AttachError("the header is damaged")
-    return checked_json(text.rstrip(), "a header of ours"), size
+    text = text[: text.rfind(b"}") + 1]  # without the spaces, a fourth of the time that stripping them takes
+    return checked_json(text, "a header of ours"), size
 
 
 def read_header(fd: int) -> tuple[dict[str, Any], int]:

@@ -77,7 +77,7 @@ def elsewhere(n_jobs: int | None, preload: Sequence[str], function: Callable[...
         return function
 
     def call(*arguments: Any) -> _T:
-        found: _T = pool.run_processes(function, (), [arguments], 1, None, preload)[0]
+        found: _T = pool.run_processes(function, (), [arguments], 1, preload=preload)[0]
         return found
 
     return call

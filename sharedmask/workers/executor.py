@@ -100,7 +100,7 @@ class Processes(Threads):
             for task in tasks:  # the worker's own monitors tell nobody
                 stack.enter_context(monitor.operation(*task.operation))
             alone = partial(_alone, os.getpid(), self._n_cpus, function)
-            return pool.run_processes(alone, (), [tuple(tasks)], 1, None, self._preload)[0]
+            return pool.run_processes(alone, (), [tuple(tasks)], 1, preload=self._preload)[0]
 
 
 @dataclass(frozen=True, eq=False)

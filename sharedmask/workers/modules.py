@@ -10,7 +10,7 @@ import os
 import site
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from sharedmask.records import dataclass
@@ -69,6 +69,25 @@ def is_own(name: str) -> bool:
     return name in _own.known
 
 
+def is_librarys(thing: Any) -> bool:
+    """Whether it comes from an installed module, which all processes have the same: nothing of the user's."""
+    _own.names()
+    if isinstance(thing, type):
+        return all(_is_librarys(one.__module__) for one in thing.__mro__)
+    if isinstance(thing, FunctionType):
+        return _is_librarys(thing.__globals__.get("__name__"))
+    try:
+        of_its_kind = type(thing).__module__  # objects of types that are written in C have none themselves
+        home = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", of_its_kind)
+        return _is_librarys(home)
+    except Exception:  # of what somebody else made
+        return False
+
+
+def _is_librarys(name: Any) -> bool:
+    return isinstance(name, str) and name in sys.modules and name != "__main__" and not is_own(name)
+
+
 def travels_whole(name: str) -> bool:
     """Whether functions of this module travel by value, with its variables."""
     import cloudpickle
@@ -76,7 +95,7 @@ def travels_whole(name: str) -> bool:
     return name in cloudpickle.list_registry_pickle_by_value()
 
 
-class Modules:
+class _Known:
     """What is known of the user's modules."""
 
     def __init__(self) -> None:
@@ -86,12 +105,13 @@ class Modules:
         self.generation = 0
         """Rises whenever a module is another than before: a worker that imported it runs old code."""
 
-    def look(self, surroundings: object) -> None:
+    def look(self) -> None:
         """Take note of what is new; functions of what workers would not find as it is travel by value.
 
-        Modules are sought again when the ``surroundings`` are others.
+        Modules are sought again when the path is another one.
         """
-        again, self._sought = surroundings is not self._sought, surroundings
+        before, self._sought = self._sought, _path()
+        again = before != self._sought
         for name in _own.names():
             self._note(name, again)
 
@@ -121,6 +141,18 @@ class Modules:
         elif not by_value and name in self._by_value:
             cloudpickle.unregister_pickle_by_value(module)
             self._by_value.discard(name)
+
+
+known = _Known()
+
+
+def _path() -> object:
+    """All that decides where modules are found."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        folder = ""
+    return folder, list(sys.path), list(sys.meta_path)
 
 
 def _is_own(name: str) -> bool:

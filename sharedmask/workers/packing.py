@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from sharedmask.workers import modules
 from sharedmask.workers.generators import Name, bits_of, is_generator, library_generators
 from sharedmask.workers.variables import Reached, Values
 
@@ -19,10 +20,13 @@ class _Nowhere(io.RawIOBase):
         return len(data)
 
 
-def dumps(thing: object) -> tuple[bytes, list[Any]]:
-    """The thing with the variables that it reaches, and the generators in all that, in their order."""
+def dumps(thing: object, with_users: bool = False) -> tuple[bytes, list[Any]]:
+    """The thing with the variables that it reaches, and the generators in all that, in their order.
+
+    ``with_users``: what goes with it is of the user's, whatever it holds itself.
+    """
     file = io.BytesIO()
-    held = _pickler()(file).dump_all(thing)
+    held = _pickler()(file).dump_all(thing, with_users)
     return file.getvalue(), held
 
 
@@ -32,8 +36,8 @@ def held_by(thing: object) -> list[Any]:
     return held
 
 
-def loads(payload: bytes) -> tuple[Any, list[Any], Values]:
-    """What :func:`dumps` packed: the thing, the generators and the variables."""
+def loads(payload: bytes) -> tuple[Any, list[Any], Values | None]:
+    """What :func:`dumps` packed: the thing, the generators and the variables; None: nothing is the user's."""
     _arriving.clear()
     unpickler = pickle.Unpickler(io.BytesIO(payload))
     thing, values = unpickler.load(), unpickler.load()
@@ -51,12 +55,21 @@ def _pickler() -> Any:
             super().__init__(file, protocol=5, **options)
             self._held: list[Any] = []
             self._bits: list[Any] = []  # of those held: a bit generator and what draws from it are one
-            self._reached = Reached(self._travels) if reached is None else reached
+            self._reached = reached
 
-        def dump_all(self, thing: object) -> list[Any]:
+        def dump_all(self, thing: object, with_users: bool = False) -> list[Any]:
+            if with_users:
+                self._note_users()
             self.dump(thing)
-            self.dump(self._reached.values())
+            self.dump(None if self._reached is None else self._reached.values())
             return self._held
+
+        def _note_users(self) -> Reached:
+            """From now on, as something is the user's: modules say how it travels."""
+            if self._reached is None:
+                modules.known.look()
+                self._reached = Reached(self._travels)
+            return self._reached
 
         def _travels(self, value: object) -> bool:
             try:
@@ -67,7 +80,8 @@ def _pickler() -> Any:
 
         def reducer_override(self, met: Any) -> Any:
             if not is_generator(met):
-                self._reached.meet(met)
+                if self._reached is not None or not modules.is_librarys(met):
+                    self._note_users().meet(met)
                 return super().reducer_override(met)
             for name, one in library_generators().items():
                 if met is one:  # of which every process has one

@@ -1,7 +1,7 @@
 """Persistent worker processes, and threads with the same interface.
 
 Covers: keeping workers, giving them a kernel and its items, noticing their death. Does not cover:
-what a worker does (``worker``) and comes from (``template``), what kernels do (``kernels``), whether
+what a worker does (``worker``) and comes from (``template``), what kernels do (``compute.kernels``), whether
 processes are worth it (``plan``).
 """
 
@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from multiprocessing import connection, current_process
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sharedmask.errors import WorkerError
 from sharedmask.system import platform
 from sharedmask.system.platform import rights
 from sharedmask.system.process import Caller, Lock, at_a_time, at_fork
 from sharedmask.system.threads import Threads
+from sharedmask.workers import modules
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.generators import Name, Root, global_generators, kept
-from sharedmask.workers.modules import Modules
 from sharedmask.workers.packing import dumps
 from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
@@ -192,20 +192,22 @@ class _Caller:
 
     def __init__(self) -> None:
         self._surroundings: Surroundings | None = None
-        self._modules = Modules()
         self._rights = rights()
         self._n_rights = 0
 
-    def look(self) -> tuple[Surroundings, int]:
-        """Its surroundings, the same object as long as they are the same; of which generation workers are."""
+    def surroundings(self) -> Surroundings:
+        """Those of now; the same object as long as they are the same."""
         before, here = self._surroundings, Surroundings.here()
         if before is not None and before == here:
-            here = before
+            return before
         self._surroundings = here
-        self._modules.look(here)
-        before_rights, self._rights = self._rights, rights()
-        self._n_rights += before_rights != self._rights
-        return here, self._modules.generation + self._n_rights
+        return here
+
+    def generation(self) -> int:
+        """Of which workers are, when what travels has been packed."""
+        before, self._rights = self._rights, rights()
+        self._n_rights += before != self._rights
+        return modules.known.generation + self._n_rights
 
 
 _caller = _Caller()
@@ -250,20 +252,23 @@ def can_start_processes() -> bool:
     return platform.can_fork() and not current_process().daemon
 
 
+class Options(TypedDict, total=False):
+    """How items are worked on, whoever does it."""
+
+    on_done: OnDone | None
+    """Called here with the number of an item and its answer, as answers come."""
+    preload: Sequence[str]
+    """Modules that the workers' template imports once for all."""
+    streams: Streams | None
+    """Each item has random numbers of its own."""
+
+
 def run_processes(
-    kernel: Kernel,
-    arguments: Item,
-    items: Sequence[Item],
-    n_jobs: int,
-    on_done: OnDone | None = None,
-    preload: Sequence[str] = (),
-    streams: Streams | None = None,
+    kernel: Kernel, arguments: Item, items: Sequence[Item], n_jobs: int, **options: Unpack[Options]
 ) -> list[Any]:
     """Call ``kernel(*arguments, *item)`` for each item in worker processes; answers in order.
 
-    ``Shared`` arguments arrive as arrays. ``preload`` names modules that the workers' template
-    imports once for all. ``on_done(i, answer)`` is called here as answers come. With ``streams`` each
-    item has its own random numbers. Where no process can be started, or the kernel and its arguments
+    ``Shared`` arguments arrive as arrays. Where no process can be started, or the kernel and its arguments
     cannot be sent to one, threads of this one do the work, and the log says why.
 
     Raises
@@ -272,15 +277,16 @@ def run_processes(
         A worker died. What a kernel raises is raised here, with the worker's traceback as cause.
     """
     if not platform.can_fork():
-        return run_threads(kernel, arguments, items, n_jobs, on_done, preload, streams)
-    pool = _pool(preload)
-    surroundings, generation = _caller.look()
+        return run_threads(kernel, arguments, items, n_jobs, **options)
+    pool, streams = _pool(options.get("preload", ())), options.get("streams")
+    surroundings, are_plain = _caller.surroundings(), all(map(_is_plain, items))
     try:
-        payload = _packed(kernel, arguments, streams)
-        with pool.lease(min(n_jobs, len(items)), generation, surroundings) as workers:
+        payload = _packed((kernel, arguments), streams, with_users=not are_plain)
+        with pool.lease(min(n_jobs, len(items)), _caller.generation(), surroundings) as workers:
             for worker in workers:
                 worker.begin(payload, surroundings, {} if streams is None else streams.roots)
-            answers = _Dispatch(workers, items, on_done, streams).run()
+            pack = pickle.dumps if are_plain else dumps_by_value
+            answers = _Dispatch(workers, items, pack, options.get("on_done"), streams).run()
             for worker in workers:
                 worker.end()
         return answers
@@ -288,24 +294,23 @@ def run_processes(
         _log.warning("%s; threads of this process do the work", str(error))
         here = tuple(map(resolved, arguments))
         # Several threads would draw random numbers as it comes.
-        return run_threads(kernel, here, items, n_jobs if streams is None else 1, on_done, preload, streams)
+        return run_threads(kernel, here, items, n_jobs if streams is None else 1, **options)
 
 
 class _CannotTravelError(WorkerError):
     """What a function holds can be nowhere but here: a lock, an open file, a generator."""
 
 
-def _packed(kernel: Kernel, arguments: Item, streams: Streams | None) -> bytes:
+def _packed(job: tuple[Kernel, Item], streams: Streams | None, with_users: bool) -> bytes:
     try:
-        job = kernel, arguments
-        return dumps(job)[0] if streams is None else streams.dumps(job)
+        return dumps(job, with_users)[0] if streams is None else streams.dumps(job)
     except _UNPICKLABLE as error:
         raise _CannotTravelError(f"the function cannot be sent to workers: {error}") from error
 
 
-def _is_plain(numbered: tuple[Item, int]) -> bool:
-    """Whether an item travels as any pickle does."""
-    return all(type(one) in _PLAIN for one in numbered[0])
+def _is_plain(item: Item) -> bool:
+    """Whether it travels as any pickle does."""
+    return all(type(one) in _PLAIN for one in item)
 
 
 class _Dispatch:
@@ -315,11 +320,12 @@ class _Dispatch:
         self,
         workers: list[_Worker],
         items: Sequence[Item],
+        pack: Callable[[object], bytes],
         on_done: OnDone | None,
         streams: Streams | None,
     ) -> None:
         self._workers = workers
-        self._items = items
+        self._items, self._pack = items, pack
         self._on_done = _checked(on_done)
         self._drawn: set[Name] = set() if streams is None else streams.drawn
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
@@ -359,7 +365,7 @@ class _Dispatch:
 
     def _give(self, worker: _Worker, given: deque[int]) -> None:
         """Where there are many, as much again lies ready, so that no worker waits for us."""
-        while (packed := self._packed or self._pack()) is not None:
+        while (packed := self._packed or self._next_packed()) is not None:
             numbers, message = packed
             self._packed = packed
             # What does not fit in a pipe would wait for a worker that waits for us to take its answer.
@@ -370,7 +376,7 @@ class _Dispatch:
             worker.give(message, numbers.stop == len(self._items))
             self._packed = None
 
-    def _pack(self) -> tuple[range, bytes] | None:
+    def _next_packed(self) -> tuple[range, bytes] | None:
         """The next items as they travel; quick ones go together, a part of what is left at most."""
         left = len(self._items) - self._next
         if not left:
@@ -380,8 +386,7 @@ class _Dispatch:
         numbers = range(self._next, self._next + max(1, together))
         items = [(self._items[n], self._numbers[n]) for n in numbers]
         try:
-            packed_by = pickle.dumps if all(map(_is_plain, items)) else dumps_by_value
-            message = packed_by(("items", items, numbers.stop == len(self._items)))
+            message = self._pack(("items", items, numbers.stop == len(self._items)))
         except _UNPICKLABLE as error:
             raise WorkerError(
                 f"what is worked on cannot be sent to workers, as n_jobs asks: {error}"
@@ -403,13 +408,7 @@ class _Dispatch:
 
 
 def run_threads(
-    kernel: Kernel,
-    arguments: Item,
-    items: Sequence[Item],
-    n_jobs: int,
-    on_done: OnDone | None = None,
-    preload: Sequence[str] = (),
-    streams: Streams | None = None,
+    kernel: Kernel, arguments: Item, items: Sequence[Item], n_jobs: int, **options: Unpack[Options]
 ) -> list[Any]:
     """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are.
 
@@ -417,8 +416,8 @@ def run_threads(
     ``streams`` are given, which then go one after the other.
     """
     n_threads = at_a_time(min(n_jobs, len(items)))
-    done = _checked(on_done)
-    _import(preload)
+    done, streams = _checked(options.get("on_done")), options.get("streams")
+    _import(options.get("preload", ()))
     if n_threads <= 1 or (streams is not None and streams.are_given):
         return _run_here(partial(kernel, *arguments), items, done, streams)
     with Threads(n_threads, thread_name_prefix="sharedmask") as threads:

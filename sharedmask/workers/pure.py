@@ -8,10 +8,12 @@ import builtins
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+
+from sharedmask.workers.variables import names_in
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _BUILTINS = frozenset([
@@ -53,7 +55,7 @@ def _named(function: FunctionType) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
         yield cell.cell_contents
-    for name in _names(function.__code__):
+    for name in names_in(function.__code__):
         if name in function.__globals__:
             yield function.__globals__[name]
         elif name in _BUILTINS:
@@ -61,12 +63,6 @@ def _named(function: FunctionType) -> Iterator[Any]:
         elif name not in _attributes():
             raise KeyError(name)
         yield from (getattr(module, name) for module in _MODULES if name in _contents(module))
-
-
-@functools.lru_cache(4096)
-def _names(code: CodeType) -> frozenset[str]:
-    inner = [_names(one) for one in code.co_consts if isinstance(one, CodeType)]
-    return frozenset(code.co_names).union(*inner)
 
 
 @functools.cache

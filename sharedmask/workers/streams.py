@@ -102,7 +102,7 @@ class Streams:
 
     def dumps(self, thing: object) -> bytes:
         """Pickled by value; the generators in it have streams too, here and where it arrives."""
-        payload, held = packing.dumps(thing)
+        payload, held = packing.dumps(thing, with_users=True)
         self._add(dict(enumerate(held)))
         return payload
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.workers.failure import dumps_by_value
-from sharedmask.workers.modules import is_own, travels_whole
+from sharedmask.workers.modules import is_librarys, is_own, travels_whole
 
 Place = tuple[str, str]
 """A module, and the name of a class in it, or nothing."""
@@ -87,11 +87,13 @@ class Reached:
         return self._values
 
     def _look_at_function(self, function: FunctionType) -> None:
+        if is_librarys(function):
+            return
         module = function.__globals__.get("__name__", "")
-        if module in sys.modules and module != "__main__" and not is_own(module):
-            return  # a library's
         inside = list(_contents(function))
-        names = _names(function.__code__).union(one for one in inside if isinstance(one, str))
+        names = names_in(function.__code__, with_texts=True).union(
+            one for one in inside if isinstance(one, str)
+        )
         self._look((module, ""), function.__globals__, names)
         package = function.__globals__.get("__package__") or ""
         for name in names:
@@ -138,10 +140,10 @@ def _contents(function: FunctionType) -> Iterator[Any]:
 
 
 @functools.lru_cache(4096)
-def _names(code: CodeType) -> frozenset[str]:
-    """All that it may name: variables, attributes, modules; also as text, for ``getattr``."""
-    inner = [_names(one) for one in code.co_consts if isinstance(one, CodeType)]
-    texts = (one for one in code.co_consts if isinstance(one, str))
+def names_in(code: CodeType, with_texts: bool = False) -> frozenset[str]:
+    """All that it may name: variables, attributes, modules; also as text, for ``getattr``, if asked."""
+    inner = [names_in(one, with_texts) for one in code.co_consts if isinstance(one, CodeType)]
+    texts = (one for one in code.co_consts if with_texts and isinstance(one, str))
     return frozenset(code.co_names).union(texts, *inner)
 
 

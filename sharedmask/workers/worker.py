@@ -1,7 +1,7 @@
 """Workers: the life of a process that does jobs.
 
 Covers: receiving a job, calling its kernel for each item, what is answered. Does not cover: where workers
-come from (``template``), who gives them work (``pool``), what kernels do (``kernels``).
+come from (``template``), who gives them work (``pool``), what kernels do (``compute.kernels``).
 
 ::
 
@@ -76,6 +76,10 @@ class Answer(NamedTuple):
     """That the kernel took."""
 
 
+_NO_STREAMS = streams.ItemStreams({}, ())
+_NOTHING = frozenset[generators.Name]()
+
+
 def rehearse() -> None:
     """Find out and import once for all, before they are forked, what each would at its first job."""
     platform.can_share()
@@ -129,7 +133,9 @@ class _Worker:
         self._entered = entered
         self._kernel: Kernel = len
         self._arguments: Item = ()
-        self._streams = streams.ItemStreams({}, ())
+        self._is_users = False
+        """Whether anything of it is the user's, and not a library's or ours."""
+        self._streams = _NO_STREAMS
         self._drawn = set[generators.Name]()
         self._taken_over = contextlib.ExitStack()
 
@@ -137,16 +143,18 @@ class _Worker:
         self, payload: bytes, surroundings: bytes | None, roots: Mapping[generators.Name, generators.Root]
     ) -> None:
         """Receive a job, and its caller's surroundings unless they are entered already."""
-        self._drop()
         try:
             if surroundings is None:
                 self._entered.require()
             else:
                 self._entered.enter(surroundings)
             (kernel, arguments), held, values = loads(payload)
-            self._taken_over.enter_context(taken_over(values))
+            self._is_users = values is not None
+            if values:
+                self._taken_over.enter_context(taken_over(values))
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
-            self._streams = streams.ItemStreams(roots, held)
+            if roots:
+                self._streams = streams.ItemStreams(roots, held)
         except Exception as error:
             # A job that cannot be received fails at its first item, where somebody waits for an answer.
             self._kernel = _Failing(error)
@@ -171,24 +179,24 @@ class _Worker:
                     value = self._kernel(*self._arguments, *item)
             except BaseException as error:
                 failure = Failure(error)
+        seconds = time.monotonic() - begun
         try:
-            seconds = time.monotonic() - begun
-            drawn = self._drawn if len(self._drawn) > known else frozenset[generators.Name]()
+            drawn = self._drawn if len(self._drawn) > known else _NOTHING
             return _packed(Answer(value, failure, tuple(map(Said.of, caught)), drawn, seconds))
         except Exception as error:
             unsent = WorkerError(f"the answer cannot be sent back: {error}")
             return _packed(Answer(failure=Failure(unsent)))
 
     def end(self) -> None:
-        """Hold nothing of the job; what its function changed here is its caller's again."""
+        """Hold nothing of the job; what a function of the user's changed here is its caller's again."""
+        if self._is_users:
+            self._entered.restore()
         self._drop()
-        self._entered.restore()
 
     def _drop(self) -> None:
         self._taken_over.close()
-        self._kernel, self._arguments = len, ()
-        self._streams = streams.ItemStreams({}, ())
-        self._drawn = set()
+        self._kernel, self._arguments, self._is_users = len, (), False
+        self._streams, self._drawn = _NO_STREAMS, set()
 
 
 def _packed(answer: Answer) -> bytes:

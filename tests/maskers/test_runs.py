@@ -93,9 +93,9 @@ def test_as_many_runs_at_a_time_as_memory_allows(ours, nilearns, regions, paths,
     asked = []
     run_processes = many.pool.run_processes
 
-    def counting(kernel, arguments, items, jobs, *rest):
+    def counting(kernel, arguments, items, jobs, **options):
         asked.append(jobs)
-        return run_processes(kernel, arguments, items, jobs, *rest)
+        return run_processes(kernel, arguments, items, jobs, **options)
 
     monkeypatch.setattr(many.pool, "run_processes", counting)
     monkeypatch.setattr(many, "_RUN_BYTES", 200 * 2**20)

@@ -157,8 +157,8 @@ except WorkerError as error:
     os._exit(7)
 """
 CALLS = [
-    "assert run_processes(abs, (), [(-i,) for i in range(9)], 2, fork) == list(range(9))",
-    "assert run_threads(abs, (), [(-i,) for i in range(9)], 2, fork) == list(range(9))",
+    "assert run_processes(abs, (), [(-i,) for i in range(9)], 2, on_done=fork) == list(range(9))",
+    "assert run_threads(abs, (), [(-i,) for i in range(9)], 2, on_done=fork) == list(range(9))",
     "assert len(extract(path, masks, progress=fork)) == len(masks)",
 ]
 

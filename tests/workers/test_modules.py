@@ -1,14 +1,18 @@
 """Workers have the user's modules as they are here."""
 
+import functools
 import importlib
+import os
 import sys
 import textwrap
 import types
 
+import numpy as np
 import pytest
 from jobs import in_worker
 
-from sharedmask.workers import pool
+from sharedmask.compute import kernels
+from sharedmask.workers import modules, pool
 
 
 @pytest.fixture
@@ -105,3 +109,30 @@ def test_what_another_module_holds_of_a_reloaded_one(module, tmp_path):
         assert both(other.asked) == "old"
     finally:
         sys.modules.pop("users_other", None)
+
+
+def test_modules_are_looked_at_for_what_may_name_them_alone(module, monkeypatch):
+    users, looks = module.write("def answer(): return 'found'\nclass Own(list): pass").imported(), []
+    look = modules.known.look
+    monkeypatch.setattr(modules.known, "look", lambda: (looks.append(1), look()))
+    pool.run_processes(os.getpid, (), [()], 1)
+    pool.run_processes(np.sum, (np.ones((2, 3)),), [(1,)], 1)
+    assert not looks
+    wrapped = functools.wraps(np.mean)(lambda: users.answer())
+    for own in (users.answer, users.Own(), users, wrapped, lambda: 0):
+        pool.run_processes(id, (own,), [()], 1)
+        pool.run_processes(id, (), [(own,)], 1)
+    assert len(looks) == 10
+
+
+@pytest.mark.parametrize(
+    ("thing", "is_librarys"),
+    [
+        (np.mean, True), (len, True), (np.ndarray, True), (np.ones(2), True), (kernels, True),
+        (kernels.gather, True),
+        (lambda: 0, False), (both, False), (types.ModuleType("made_by_nobody"), False),
+        (type("Own", (np.ndarray,), {}), False), (functools.wraps(np.mean)(lambda: 0), False),
+    ],
+)  # fmt: skip
+def test_what_is_a_librarys(thing, is_librarys):
+    assert modules.is_librarys(thing) == is_librarys

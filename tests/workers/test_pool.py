@@ -26,7 +26,7 @@ def add(first, second):
 def test_answers_come_in_the_order_of_the_items(run):
     done = []
     answers = run(
-        add, (10,), [(i,) for i in range(20)], 3, lambda number, value: done.append((number, value))
+        add, (10,), [(i,) for i in range(20)], 3, on_done=lambda number, value: done.append((number, value))
     )
     assert answers == list(range(10, 30))
     assert sorted(done) == list(enumerate(answers))
@@ -41,7 +41,7 @@ def test_items_before_one_that_fails_are_told():
     told = []
     with pytest.raises(ZeroDivisionError):
         run_processes(
-            lambda n: 1 // (300 - n), (), [(n,) for n in range(400)], 1, lambda n, _: told.append(n)
+            lambda n: 1 // (300 - n), (), [(n,) for n in range(400)], 1, on_done=lambda n, _: told.append(n)
         )
     assert told == list(range(300))
 
@@ -134,7 +134,7 @@ def test_workers_come_from_what_began_before():
     try:
         pool.begin(("json",))
         template = pool._pools[("json",)]._template._process
-        parents = pool.run_processes(lambda _: os.getppid(), (), [(1,), (2,)], 2, None, ("json",))
+        parents = pool.run_processes(lambda _: os.getppid(), (), [(1,), (2,)], 2, preload=("json",))
         assert set(parents) == {template.pid}
     finally:
         pool._pools.pop(("json",)).end()

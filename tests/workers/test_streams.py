@@ -368,7 +368,7 @@ def test_imports_in_the_middle_of_a_call_draw_nothing(tmp_path, monkeypatch):
         random.seed(0)
         run = pool.run_processes if n_jobs > 1 else pool.run_threads
         with Streams(draw) as streams:
-            answers = run(draw, (), [(0,), (1,)], n_jobs, None, ("draws_when_imported",), streams)
+            answers = run(draw, (), [(0,), (1,)], n_jobs, preload=("draws_when_imported",), streams=streams)
         return [one for _, one in answers], random.random()
 
     try:

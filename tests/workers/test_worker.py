@@ -5,6 +5,7 @@ import signal
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -13,12 +14,12 @@ from children import gone, kill_group, running
 
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
-from sharedmask.workers import pool
+from sharedmask.workers import packing, pool, worker
 from sharedmask.workers.pool import run_processes
 
 PARENT = """
     import os, sys, time
-    from sharedmask.workers import pool
+    from sharedmask.workers import packing, pool, worker
 
     def wait(seconds, spin):
         end = time.monotonic() + seconds
@@ -118,3 +119,12 @@ def test_killing_everything_at_once_leaves_no_process():
         family = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
         kill_group(child)
         assert gone(family)
+
+
+@pytest.mark.parametrize(("kernel", "looks"), [(np.sum, 0), (lambda given: given, 1)])
+def test_only_after_what_is_the_users_surroundings_are_looked_at(kernel, looks):
+    entered = mock.Mock()
+    one = worker._Worker(entered)
+    one.begin(packing.dumps((kernel, (np.ones(2),)))[0], None, {})
+    one.end()
+    assert entered.restore.call_count == looks
