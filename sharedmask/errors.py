@@ -1,7 +1,7 @@
 """The tree of what can go wrong.
 
 Covers: every exception and warning that sharedmask raises on purpose. Does not cover: what
-messages say (each is written where the fact is known) nor exit codes (``base``).
+messages say (each is written where the fact is known) nor exit codes (``cli.base``).
 
 ::
 

@@ -1,7 +1,7 @@
 """The BIDS app: ``sharedmask-bids BIDS_DIR OUT_DIR participant``.
 
 Covers: the flags that users of BIDS apps type, and what they mean here. Does not cover: any of the
-work (``dataset``), exit codes (``base``).
+work (``study.dataset``), exit codes (``base``).
 
 Exit code 1 means that some runs failed; ``OUT_DIR/.sharedmask/failed`` has a file for each.
 """

@@ -1,7 +1,7 @@
 """Journals: which runs of a study are complete, of which inputs, and which failed.
 
 Covers: one line of JSON per run that is done, appended by any number of processes; one file per
-run that failed. Does not cover: what the inputs are (``cohort``, ``output``), the outputs themselves.
+run that failed. Does not cover: what the inputs are (``cohort``, ``study.output``), the outputs themselves.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 Covers: what identifies a result, whether the image is still what it was, telling callbacks of a
 result that was found, the cache: a folder of results and its counts. Does not cover: what any such folder
-does (``cache``), carrying requests out (``signals``).
+does (``storage.cache``), carrying requests out (``signals``).
 
 A key is a digest of everything that the numbers depend on: the image's fingerprint, the regions,
 the parameters and the versions of what computes. How the work is done is no part of it, because the

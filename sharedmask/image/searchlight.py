@@ -1,7 +1,7 @@
 """Searchlights: a function, or a cross-validated estimator, of the voxels around each voxel.
 
 Covers: which voxels are around which, maps of what is made of them. Does not cover: who does the work
-(``signals``), spheres around points that are given in millimetres (``spheres`` of ``regions``).
+(``signals``), spheres around points that are given in millimetres (``regions.spheres``).
 
 A neighbourhood is a ball of voxel offsets, made once. Work is cut into blocks of centres: a worker gathers
 the voxels of all balls of its block, once, and finds each centre's among them.

@@ -1,7 +1,7 @@
 """A run of network mapping: lesions in, files out, taken up again where it stopped.
 
 Covers: what is written where and when, which lesions are done, what went wrong with the others.
-Does not cover: the maps (``mapper``), options and exit codes (``base``).
+Does not cover: the maps (``mapper``), options and exit codes (``cli.base``).
 
 In the output folder::
 

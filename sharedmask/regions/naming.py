@@ -1,7 +1,7 @@
 """Names of regions and lesions where they are written: columns, members of archives, parts of file names.
 
 Covers: which characters they cannot have, that no two become one. Does not cover: where names are from
-(``lut``, ``masks``), writing (``tables``, ``output``).
+(``lut``, ``masks``), writing (``tables``, ``study.output``).
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Covers: reading masks and label images, putting them on the image's grid, what regions are shown as. Does not
 cover: the sets themselves (``sets``), comparing grids, and a voxel's number (``grid``), the voxels' values
-(``kernels``), reading images (``source``), look-up tables (``lut``).
+(``compute.kernels``), reading images (``source``), look-up tables (``lut``).
 """
 
 from __future__ import annotations

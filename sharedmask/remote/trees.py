@@ -1,7 +1,7 @@
 """Trees: the folders of a data set on a server, as one walk listed them.
 
 Covers: which files it has and what tells each from another in its place, without asking again. Does not
-cover: walking (``http``, ``filesystems``), which files are runs (``bids``).
+cover: walking (``http``, ``filesystems``), which files are runs (``study.bids``).
 
 What a walk found is believed until the next one of the same data set.
 """

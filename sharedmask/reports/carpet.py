@@ -1,7 +1,7 @@
 """The order of a carpet: which voxels lie together, and what they are.
 
 Covers: tissues of a segmentation, networks that an atlas's table tells, regions. Does not cover: finding
-files (``bids`` of ``study``), drawing (``figures``).
+files (``study.bids``), drawing (``figures``).
 """
 
 import re

@@ -1,7 +1,7 @@
 """Reports: one HTML page per run and one per study, each a single file.
 
 Covers: what a page shows, from plain results. Does not cover: the pictures (``figures``), what is measured
-(``quality``), where pages are put (``dataset``, ``summary``).
+(``quality``), where pages are put (``study.dataset``, ``summary``).
 """
 
 import platform

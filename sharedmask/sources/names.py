@@ -1,7 +1,7 @@
 """Names of BIDS files: entities, suffix, extension.
 
 Covers: entities and their order, which values are the same, labels, the names in a folder. Does not cover:
-which of them are runs (``bids``), what outputs are called (``derivatives``).
+which of them are runs (``study.bids``), what outputs are called (``derivatives``).
 """
 
 import os

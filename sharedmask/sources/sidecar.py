@@ -2,7 +2,7 @@
 
 Covers: which sidecars an image has, by the inheritance principle of BIDS, reading one, which repetition time
 counts and where it is from. Does not cover: what BIDS files are called (``names``), headers (``nifti``), runs
-and what else lies beside them (``bids``).
+and what else lies beside them (``study.bids``).
 
 A sidecar is the file of the image's name, else of fewer entities, beside it or further up to the root of its
 data set; the nearest that tells a fact wins. A tree that is reached through links is read as it is named,

@@ -2,7 +2,7 @@
 
 Covers: sources made of other sources, each volume of one of theirs, on threads; fitting an image to the grid
 of its masks. Does not cover: reading files (``source``), resampling a mask to an image (``regions``), rows
-(``loader``), cleaning in time (``kernels``).
+(``loader``), cleaning in time (``compute.kernels``).
 
 ::
 

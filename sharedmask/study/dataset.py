@@ -2,7 +2,7 @@
 
 Covers: what is extracted from which run, where outputs and failures are recorded. Does not cover: finding
 runs (``bids``), file names (``derivatives``), what runs at the same time (``cohort``), what all runs
-come to (``summary``), options and exit codes (``base``).
+come to (``summary``), options and exit codes (``cli.base``).
 
 Below the outputs, ``.sharedmask/`` holds what a later pass needs: the journal of complete runs,
 one file per run that failed, and what the study's page says of the last pass.

@@ -1,7 +1,7 @@
 """FreeSurfer's files of one surface: overlays (``.mgh``, ``.mgz``) and annotations (``.annot``).
 
 Covers: reading them, names of labels, saying what is wrong with them. Does not cover: volumes, which have the
-same endings (``nifti``).
+same endings (``sources.nifti``).
 """
 
 from __future__ import annotations

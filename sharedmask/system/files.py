@@ -2,7 +2,8 @@
 
 Covers: where files that may be large go, opening a private directory, files without a name, links to
 nothing, writing and reading all of a buffer, ``atomic_write`` and the sweep of what killed writers left.
-Does not cover: locks (``locks``), what is kept in files (``registry``, ``cache``, ``disk``, ``tables``).
+Does not cover: locks (``locks``), what is kept in files (``registry``, ``storage.cache``, ``disk``,
+``tables``).
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Files that others wrote: opened only if they are files, and read whole only if they are small.
 
 Covers: pipes and devices in the place of a file, files on servers, the size of texts, JSON of any depth.
-Does not cover: what is read (``settings``, ``bids``, ``lut`` and others), images (``codecs``), our own
+Does not cover: what is read (``settings``, ``study.bids``, ``lut`` and others), images (``codecs``), our own
 files (``files``).
 """
 

@@ -1,7 +1,7 @@
 """Many files, one wait: files that are written one after the other and get their names together.
 
 Covers: keeping many files on the disk at once, what went wrong with which. Does not cover: writing one
-(``files``), which files those are (``output``, ``dataset``).
+(``files``), which files those are (``study.output``, ``study.dataset``).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -133,6 +133,16 @@ def test_names_in_heads_exist():
     assert not {(module, part) for module, part in named if part not in known}
 
 
+def test_a_bare_name_in_a_head_is_that_of_one_module():
+    """Of its own package, of a package, or of one module in all of the house."""
+    places = [module.split(".") for module in MODULES]
+    for module, tree in trees().items():
+        for name in re.findall(r"``([a-z_]+)``", ast.get_docstring(tree) or ""):
+            homes = {tuple(place[:-1]) for place in places if place[-1] == name}
+            is_own = tuple(module.split(".")[:-1]) in homes
+            assert is_own or name in PACKAGES or len(homes) < 2, (module, name)
+
+
 def modules_after(statement):
     script = f"{statement}\nimport sys\nprint(*sys.modules)"
     done = subprocess.run(
