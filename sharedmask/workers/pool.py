@@ -441,16 +441,12 @@ def _import(names: Sequence[str]) -> None:
 
 def _run_here(call: Kernel, items: Sequence[Item], done: Done, streams: Streams | None) -> list[Any]:
     answers = []
-    with contextlib.nullcontext(_no_stream) if streams is None else streams.here(len(items)) as stream:
+    with contextlib.nullcontext() if streams is None else streams.here(len(items)) as stream:
         for number, item in enumerate(items):
-            with stream(number):
+            with contextlib.nullcontext() if stream is None else stream(number):
                 value = call(*item)
             answers.append(done(number, value))
     return answers
-
-
-def _no_stream(_: int) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 def _checked(on_done: OnDone | None) -> Done:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from children import gone, kill_group, running
 
+from sharedmask import batch_process
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
 from sharedmask.workers import packing, pool, worker
@@ -121,10 +122,19 @@ def test_killing_everything_at_once_leaves_no_process():
         assert gone(family)
 
 
-@pytest.mark.parametrize(("kernel", "looks"), [(np.sum, 0), (lambda given: given, 1)])
-def test_only_after_what_is_the_users_surroundings_are_looked_at(kernel, looks):
+@pytest.mark.parametrize(
+    ("kernel", "with_users", "looks"),
+    [(np.sum, False, 0), (np.sum, True, 1), (lambda given: given, False, 1)],
+)
+def test_only_after_what_is_the_users_surroundings_are_looked_at(kernel, with_users, looks):
     entered = mock.Mock()
     one = worker._Worker(entered)
-    one.begin(packing.dumps((kernel, (np.ones(2),)))[0], None, {})
+    one.begin(packing.dumps((kernel, (np.ones(2),)), with_users)[0], None, {})
     one.end()
     assert entered.restore.call_count == looks
+
+
+def test_what_a_librarys_function_changes_is_undone_too(warm, tmp_path):
+    before = os.getcwd()
+    batch_process({"a": str(tmp_path), "b": str(tmp_path)}, os.chdir, n_jobs=2)
+    assert run_processes(os.getcwd, (), [()] * 2, 2) == [before] * 2
