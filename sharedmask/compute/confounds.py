@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from sharedmask.errors import ConfoundsError, MissingFileError, ParameterError
 from sharedmask.sources.source import Facts
 from sharedmask.system.delimited import is_missing, number, read_cells
+from sharedmask.typing import Numbers
 
 
-def confounds_table(facts: Facts, confounds: Any) -> NDArray[np.float64]:
-    """One (n_timepoints, n_confounds) array of an array, a data frame, a path or a list of those."""
+def confounds_table(facts: Facts, confounds: Any, kept: Numbers | None = None) -> NDArray[np.float64]:
+    """One (n_timepoints, n_confounds) array of an array, a data frame, a path or a list of those.
+
+    Of volumes that are not ``kept`` there need be no numbers.
+    """
     many = isinstance(confounds, list | tuple) and bool(confounds)
     tables = confounds if many and not _is_rows(confounds) else [confounds]
-    return np.hstack([_of_length(facts, table) for table in tables])
+    return np.hstack([_of_length(facts, table, kept) for table in tables])
 
 
 def _is_rows(confounds: Any) -> bool:
@@ -28,8 +32,8 @@ def _is_rows(confounds: Any) -> bool:
     return all(isinstance(row, list | tuple) and all(np.ndim(cell) == 0 for cell in row) for row in confounds)
 
 
-def _of_length(facts: Facts, given: Any) -> NDArray[np.float64]:
-    table = read_confounds(given)
+def _of_length(facts: Facts, given: Any, kept: Numbers | None) -> NDArray[np.float64]:
+    table = read_confounds(given, kept)
     if len(table) != facts.n_timepoints:
         raise ConfoundsError(
             f"{_called(given)}: {len(table)} rows for the {facts.n_timepoints} volumes of {facts.name}"
@@ -37,15 +41,15 @@ def _of_length(facts: Facts, given: Any) -> NDArray[np.float64]:
     return table
 
 
-def read_confounds(given: Any) -> NDArray[np.float64]:
-    """The (n_rows, n_confounds) numbers of an array, a data frame or a file of text.
+def read_confounds(given: Any, kept: Numbers | None = None) -> NDArray[np.float64]:
+    """The (n_rows, n_confounds) numbers of an array, a data frame or a file of text; NaN in rows not kept.
 
     The first row of a file may hold the columns' names: it does if there is text in it.
 
     Raises
     ------
     ConfoundsError
-        If something is no finite number, naming the file and the column.
+        If something that is kept is no finite number, naming the file and the column.
     """
     where = _called(given)
     columns: Sequence[Any]
@@ -56,7 +60,7 @@ def read_confounds(given: Any) -> NDArray[np.float64]:
     if len(columns) != table.shape[1]:
         columns = range(table.shape[1])
     bad = np.argwhere(~np.isfinite(table))
-    if len(bad):
+    if len(bad := bad if kept is None else bad[np.isin(bad[:, 0], kept)]):
         row, column = bad[0]
         raise ConfoundsError(
             f"{where}: no finite number in row {row}, column {columns[column]!r} ({table[row, column]}); "
@@ -156,9 +160,7 @@ def _number(cell: str) -> float | None:
 
 def kept_volumes(facts: Facts, sample_mask: Any) -> NDArray[np.intp]:
     """Numbers of the volumes to keep, of an index array, a boolean one or a list of one such."""
-    if isinstance(sample_mask, list | tuple) and len(sample_mask) == 1 and np.ndim(sample_mask[0]) == 1:
-        sample_mask = sample_mask[0]
-    kept = np.asarray(sample_mask)
+    kept = np.asarray(_of_one_run(sample_mask))
     n_timepoints = facts.n_timepoints
     if kept.ndim != 1 or kept.dtype.kind not in "iub" or (kept.dtype == bool and len(kept) != n_timepoints):
         raise ParameterError(
@@ -175,3 +177,16 @@ def kept_volumes(facts: Facts, sample_mask: Any) -> NDArray[np.intp]:
             f"sample_mask asks for {len(kept)} volumes of {facts.name}, which has {n_timepoints}"
         )
     return kept
+
+
+def rows_kept(sample_mask: Any) -> Numbers | None:
+    """Rows of a table whose volumes are kept, as far as nilearn would take ``sample_mask`` for one run."""
+    kept = _of_one_run(sample_mask)
+    if not isinstance(kept, np.ndarray):
+        return None
+    return np.flatnonzero(kept) if kept.dtype == bool else kept
+
+
+def _of_one_run(sample_mask: Any) -> Any:
+    one = isinstance(sample_mask, list | tuple) and len(sample_mask) == 1 and np.ndim(sample_mask[0]) == 1
+    return sample_mask[0] if one else sample_mask

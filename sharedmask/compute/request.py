@@ -316,7 +316,7 @@ def checked_cleaning(
     cleaning = Cleaning(
         standardize=standardize if isinstance(standardize, str) else "zscore_sample" if standardize else None,
         detrend=bool(detrend),
-        confounds=None if confounds is None else confounds_table(facts, confounds),
+        confounds=None if confounds is None else confounds_table(facts, confounds, kept),
         sample_mask=kept,
         low_pass=low_pass,
         high_pass=high_pass,

@@ -258,6 +258,8 @@ def open_file(path: str | Path) -> FileIO:
     """A file of this machine, which a pipe or a device is not: nobody may ever write to a pipe."""
     try:
         return inputs.opened_regular(path)
+    except MissingFileError:
+        raise
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist") from error
     except OSError as error:

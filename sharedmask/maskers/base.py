@@ -188,7 +188,7 @@ and pairs of files are accepted, complex images refused; values have native byte
             (n_elements,) for a 3D image.
         """
         check_is_fitted(self)
-        read = read_tables(confounds)  # before nilearn's cache, which knows a file by its name
+        read = read_tables(confounds, sample_mask)  # before nilearn's cache, which knows a file by its name
         transform = super(SharedMasker, self._as_fitted()).transform_single_imgs
         return self._completed(transform(as_niimg(imgs), confounds=read, sample_mask=sample_mask))
 

@@ -120,7 +120,7 @@ there are then those that need no mesh, and no pictures in reports."""
             (n_elements,) of an image without time.
         """
         check_is_fitted(self)
-        confounds = read_tables(confounds)
+        confounds = read_tables(confounds, sample_mask)
         if self._is_nilearns(imgs):
             signals: Array = super().transform(imgs, confounds, sample_mask)
             return signals
@@ -149,7 +149,7 @@ there are then those that need no mesh, and no pictures in reports."""
             (n_elements,) of an image without time.
         """
         check_is_fitted(self)
-        confounds = read_tables(confounds)
+        confounds = read_tables(confounds, sample_mask)
         if self._is_nilearns(imgs):
             signals: Array = super().transform_single_imgs(imgs, confounds, sample_mask)
             return signals

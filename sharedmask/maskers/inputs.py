@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from nilearn.image import check_niimg
 
-from sharedmask.compute.confounds import read_confounds
+from sharedmask.compute.confounds import read_confounds, rows_kept
 from sharedmask.errors import RemoteError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
@@ -53,14 +53,15 @@ def require_niimg(imgs: Any) -> Niimg:
     return cast(Niimg, image)
 
 
-def read_tables(confounds: Any) -> Any:
-    """Confounds whose files are read, and whose numbers are finite; the rest is for nilearn to refuse."""
+def read_tables(confounds: Any, sample_mask: Any = None) -> Any:
+    """Confounds whose files are read, finite in volumes that are kept; the rest is for nilearn to refuse."""
+    kept = rows_kept(sample_mask)
     if isinstance(confounds, list | tuple):
-        return type(confounds)(map(read_tables, confounds))
+        return type(confounds)(read_tables(one, sample_mask) for one in confounds)
     if isinstance(confounds, str | os.PathLike):
-        return read_confounds(confounds)
+        return read_confounds(confounds, kept)
     if isinstance(confounds, np.ndarray) or hasattr(confounds, "columns"):
-        read_confounds(confounds)  # in their own dtype they are what nilearn computes with
+        read_confounds(confounds, kept)  # in their own dtype they are what nilearn computes with
     return confounds
 
 

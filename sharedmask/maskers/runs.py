@@ -147,6 +147,7 @@ class SharedMultiNiftiMasker(ManyRuns, SharedNiftiMasker, MultiNiftiMasker):
     Notes
     -----
     A run on another grid than the mask is resampled to it; nilearn resamples it to the first run's before.
+    ``dtype`` is that of all signals; nilearn leaves it out where several runs are given.
 
     Examples
     --------

@@ -36,6 +36,8 @@ class SharedSpheresMasker(SharedMasker, NiftiSpheresMasker):
     Notes
     -----
     Means of integers are floats, as those of labels are; nilearn cuts off what follows the decimal point.
+    ``dtype`` is that of the signals alone; nilearn converts the image to it before means are taken. A mask of
+    several values is one, as in nilearn's other maskers.
 
     Examples
     --------

@@ -144,14 +144,14 @@ class SharedSurfaceLabelsMasker(ElementsMasker, SurfaceLabelsMasker):
         values[:, regions.indices] = np.repeat(signals, regions.sizes, axis=1)
         return values
 
-    def to_cifti(self, signals: Array, kind: parcels.Kind = "series") -> Any:
+    def to_cifti(self, signals: Array, kind: parcels.Kind | None = None) -> Any:
         """Make a parcellated image of values of the regions; see :meth:`Regions.to_cifti`.
 
         Parameters
         ----------
         signals : ndarray, (n_timepoints, n_regions) or (n_regions, n_regions)
             Series, or a matrix.
-        kind : {"series", "matrix", "scalars"}
+        kind : {"series", "matrix", "scalars"}, default="series"
             To save as ``.ptseries.nii``, ``.pconn.nii``, ``.pscalar.nii``.
 
         Returns

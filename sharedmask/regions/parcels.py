@@ -38,15 +38,26 @@ _heads: dict[tuple[Any, ...], bytes] = {}
 
 
 def parcellated(
-    space: Space, names: Sequence[str], parts: Iterable[Numbers], values: Array, kind: Kind, t_r: float | None
+    space: Space,
+    names: Sequence[str],
+    parts: Iterable[Numbers],
+    values: Array,
+    kind: Kind | None,
+    t_r: float | None,
 ) -> Cifti2Image:
-    """``values`` of regions, whose places are ``parts`` of ``space``.
+    """``values`` of regions, whose places are ``parts`` of ``space``; series, unless told otherwise.
 
-    Raises ParameterError: the shape of the values is not that of so many regions.
+    Raises ParameterError: the shape of the values is not that of so many regions; they are a matrix, and
+    nobody said so.
     """
-    if kind not in ("series", "matrix", "scalars"):
+    if kind not in (None, "series", "matrix", "scalars"):
         raise ParameterError(f"kind={kind!r} is none of 'series', 'matrix', 'scalars'")
     values, n_regions = np.atleast_2d(values), len(names)
+    is_square = values.shape == (n_regions, n_regions) and n_regions > 1
+    if kind is None and is_square and np.allclose(values, values.T, rtol=1e-4, atol=0, equal_nan=True):
+        said = f"values of shape {values.shape} are symmetric, as no series is"
+        raise ParameterError(f"{said}: say kind='matrix', or kind='series' if they are one")
+    kind = kind or "series"
     if values.ndim != 2 or values.shape[1] != n_regions or (kind == "matrix" and len(values) != n_regions):
         raise ParameterError(f"values of shape {values.shape} are no {kind} of {n_regions} regions")
     parcels = _parcels(space, names, list(parts))

@@ -77,14 +77,14 @@ class Regions(Sets):
     {'roi': 'its signals'}
     """
 
-    def to_cifti(self, values: Array, kind: parcels.Kind = "series", *, t_r: float | None = None) -> Any:
+    def to_cifti(self, values: Array, kind: parcels.Kind | None = None, *, t_r: float | None = None) -> Any:
         """Make a parcellated CIFTI-2 image of values of the regions: of surfaces, voxels or both.
 
         Parameters
         ----------
         values : ndarray
             (n_timepoints, n_regions), (n_regions, n_regions) or (n_maps, n_regions).
-        kind : {"series", "matrix", "scalars"}
+        kind : {"series", "matrix", "scalars"}, default="series"
             To save as ``.ptseries.nii``, ``.pconn.nii``, ``.pscalar.nii``.
         t_r : float, optional
             Seconds from one volume of a series to the next; by default 0, which is none.
@@ -97,7 +97,7 @@ class Regions(Sets):
         Raises
         ------
         ParameterError
-            The shape is not that of so many regions.
+            The shape is not that of so many regions; values are symmetric and no kind is said.
 
         Examples
         --------

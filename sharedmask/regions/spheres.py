@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
+from sharedmask.errors import EmptyMaskError, MaskError, MissingFileError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import Grid
@@ -127,6 +127,8 @@ def _row(text: str, name: str = "", where: str = "") -> tuple[tuple[float, ...],
 def _rows(table: str) -> list[tuple[tuple[float, ...], float | None, str]]:
     try:
         heads, *rows = read_cells(table)
+    except MissingFileError:
+        raise
     except ValueError as error:
         raise MaskError(f"{table} cannot be read: {error}") from error
     places = {head.strip().lower(): place for place, head in enumerate(heads)}

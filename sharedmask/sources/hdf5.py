@@ -31,7 +31,7 @@ from isal import igzip_lib, isal_zlib
 from sharedmask.decoding.codecs import Codec, MemberStream, Stream
 from sharedmask.errors import DamagedImageError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.system import platform
+from sharedmask.system import inputs, platform
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import at_fork
 from sharedmask.typing import Array
@@ -96,7 +96,7 @@ def _endless_heap(path: Path) -> int | None:
     Its objects follow one another: one whose size is near 2**64 leads back to itself. Heaps lie with what
     else is no entry, near the beginning of a file, or its end.
     """
-    with open(path, "rb", buffering=0) as file:
+    with inputs.opened_regular(path) as file:
         nbytes = os.fstat(file.fileno()).st_size
         for first in sorted({0, max(nbytes - _ENDS_BYTES, 0)}):
             data = platform.pread(file.fileno(), _ENDS_BYTES, first)

@@ -30,7 +30,7 @@ from sharedmask.decoding.codecs import ENDINGS, Codec, Stream, codec_of, open_ra
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.remote.addresses import named, own_name, url_of
 from sharedmask.sources.sidecar import positive
-from sharedmask.system import files
+from sharedmask.system import files, inputs
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 HEADER_TIME = "its header"
@@ -67,18 +67,13 @@ def check_path(path: str, name: str) -> None:
         raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
 
 
-_POINTER = b"/annex/objects/"  # what git-annex has instead of an unlocked file's content
-
-
 def check_magic(path: str, name: str) -> None:
     """The first bytes are those of the compression that the name tells, or of none."""
     with open_raw(path) as file:
-        head = file.read(len(_POINTER))
+        head = file.read(16)
     if not head:
         raise DamagedImageError(f"{name} is empty (0 bytes)")
-    if head == _POINTER:
-        content = "a pointer of git-annex to content that is not there"
-        raise MissingFileError(f"{name} is {content}: get it with `datalad get {name}`")
+    inputs.check_content(head, path)  # of a file on a server
     head = head[:4]
     said = codec_of(path)
     holds = _codec_in(head)

@@ -23,7 +23,7 @@ from nibabel.gifti.gifti import GiftiImage
 from nibabel.spatialimages import SpatialImage
 
 from sharedmask import errors
-from sharedmask.decoding.codecs import most_bytes
+from sharedmask.decoding.codecs import most_bytes, open_raw
 from sharedmask.errors import ImageError, MissingFileError
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.sources import cifti, nifti
@@ -278,6 +278,7 @@ def _file_source(name: str, image: Any, file: str, files: tuple[FileState, ...])
     facts |= {"slope": proxy.slope, "inter": proxy.inter, "files": files}
     source = kind(**facts, file=file, offset=int(proxy.offset), foreign=not proxy.dtype.isnative)
     if (most := most_bytes(file, files[0].nbytes) - source.offset) < source.nbytes:
+        open_raw(file).close()  # which tells what is no image at all
         raise source.truncated(max(int(most), 0))
     return source
 

@@ -62,6 +62,8 @@ def number(cell: str) -> float | None:
 def _content(path: str | os.PathLike[str]) -> bytes:
     try:
         return inputs.read_bytes(path)
+    except MissingFileError:
+        raise
     except FileNotFoundError as error:
         raise MissingFileError(f"{os.fspath(path)} {dangling(path) or 'does not exist'}") from error
     except OSError as error:

@@ -1,6 +1,7 @@
 """Files that others wrote: opened only if they are files, and read whole only if they are small.
 
-Covers: pipes and devices in the place of a file, files on servers, the size of texts, JSON of any depth.
+Covers: pipes, devices and pointers in the place of a file, files on servers, the size of texts, JSON of any
+depth.
 Does not cover: what is read (``settings``, ``study.bids``, ``lut`` and others), images (``codecs``), our own
 files (``files``).
 """
@@ -15,10 +16,13 @@ from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
+from sharedmask.errors import MissingFileError
 from sharedmask.remote.addresses import url_of
 from sharedmask.system import platform
 
 _TEXT_BYTES = 64 * 2**20
+_POINTER = b"/annex/objects/"  # what git-annex has instead of an unlocked file's content
+_POINTER_BYTES = 32 * 2**10  # at most, it says
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -56,12 +60,26 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     """The file, to be read.
 
     Raises OSError, naming it: it is a pipe or a device, which may have no end, or never begin.
+    Raises MissingFileError: it is what git-annex has instead of a content that is not there.
     """
     file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    try:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "a pipe, a socket or a device, which is no file", os.fspath(path))
+        if facts.st_size <= _POINTER_BYTES:
+            check_content(platform.pread(file.fileno(), len(_POINTER), 0), os.fsdecode(path))
+    except BaseException:
         file.close()
-        raise OSError(errno.EINVAL, "a pipe, a socket or a device, which is no file", os.fspath(path))
+        raise
     return file
+
+
+def check_content(head: bytes, name: str) -> None:
+    """Refuse a file that begins as a pointer does; its content is elsewhere."""
+    if head.startswith(_POINTER):
+        said = "is a pointer of git-annex to content that is not there"
+        raise MissingFileError(f"{name} {said}: get it with `datalad get {name}`")
 
 
 class _Named(FileIO):

@@ -11,6 +11,7 @@ from sharedmask import (
     SharedLabelsMasker,
     SharedMapsMasker,
     SharedMultiMasker,
+    SharedMultiNiftiMasker,
     SharedNiftiMasker,
     extract,
     extract_many,
@@ -193,3 +194,68 @@ def test_frames_of_confounds_that_are_not_plain_are_refused(frame, problem, mask
 def test_what_an_array_masks_is_no_number():
     with pytest.raises(ConfoundsError, match="no finite number in row 0, column 1"):
         read_confounds(np.ma.masked_equal([[1.0, 2.0], [3.0, 4.0]], 2.0))
+
+
+LONG = 40
+LEFT_OUT = {
+    "array": lambda table, path: table,
+    "data frame": lambda table, path: pd.DataFrame(table, columns=["x", "y", "z"]),
+    "file": lambda table, path: save_text(path, table),
+    "list": lambda table, path: [table[:, :1], save_text(path, table[:, 1:])],
+}
+KEPT = {
+    "numbers": np.arange(1, LONG),
+    "booleans": np.arange(LONG) > 0,
+    "a list of numbers": [np.arange(1, LONG)],
+}
+BY_VOLUMES_KEPT = {
+    "extract": lambda path, **how: extract(path, INSIDE, **how),
+    "SharedImage": lambda path, **how: by_image_kept(path, **how),
+    "SharedNiftiMasker": lambda path, **how: by_masker_kept(SharedNiftiMasker(INSIDE), path, **how),
+    "SharedLabelsMasker": lambda path, **how: by_masker_kept(SharedLabelsMasker(LABELS), path, **how),
+    "SharedMapsMasker": lambda path, **how: by_masker_kept(SharedMapsMasker(MAPS), path, **how),
+    "SharedMultiNiftiMasker": lambda path, **how: by_runs_kept(path, **how),
+}
+
+
+def save_text(path, table):
+    pd.DataFrame(table).add_prefix("c").to_csv(path, sep="\t", index=False, na_rep="n/a")
+    return path
+
+
+def by_image_kept(path, **how):
+    with SharedImage(path) as image:
+        return image.mask(INSIDE, **how)
+
+
+def by_masker_kept(masker, path, **how):
+    masker.set_params(standardize=None, reports=False, low_pass=how.pop("low_pass"), t_r=how.pop("t_r"))
+    return masker.fit().transform(path, **how)
+
+
+def by_runs_kept(path, confounds, sample_mask, **how):
+    each = [sample_mask[0] if isinstance(sample_mask, list) else sample_mask]
+    masker = SharedMultiNiftiMasker(INSIDE)
+    return by_masker_kept(masker, [path], confounds=[confounds], sample_mask=each, **how)[0]
+
+
+@pytest.mark.some(12)
+@pytest.mark.parametrize("low_pass", [None, 0.1])
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT.keys())
+@pytest.mark.parametrize("given", LEFT_OUT.values(), ids=LEFT_OUT.keys())
+@pytest.mark.parametrize("made", BY_VOLUMES_KEPT.values(), ids=BY_VOLUMES_KEPT.keys())
+def test_volumes_that_are_left_out_need_no_confounds(made, given, kept, low_pass, tmp_path):
+    """As the first of fMRIPrep's derivatives, where the first volumes are not steady yet."""
+    path = save(tmp_path / "sub-01_bold.nii.gz", bold((*SHAPE, LONG)))
+    table = np.random.default_rng(1).normal(size=(LONG, 3))
+    without = table.copy()
+    without[0, 1:] = np.nan
+    how = {"sample_mask": kept, "low_pass": low_pass, "t_r": 2.0}
+    text = tmp_path / "confounds.tsv"
+    found = made(path, confounds=given(without, text), **how)
+    np.testing.assert_array_equal(found, made(path, confounds=given(table, text), **how))
+    with pytest.raises(ConfoundsError, match="no finite number in row 0"):
+        made(path, confounds=given(without, text), **(how | {"sample_mask": None}))
+    without[5, 2] = np.nan
+    with pytest.raises(ConfoundsError, match="no finite number in row 5"):
+        made(path, confounds=given(without, text), **how)

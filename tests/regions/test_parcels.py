@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from images import same_bits
 
-from sharedmask import Grid, Regions, errors, extract
+from sharedmask import Grid, Regions, SharedCiftiLabelsMasker, errors, extract
 from sharedmask.regions import parcels
 from sharedmask.sources.opening import open_source
 
@@ -85,3 +85,20 @@ def test_other_shapes_are_refused(shape, kind):
 
 def dense_image():
     return nib.Cifti2Image(np.ones((1, 2), "f4"), (files.scalars(), files.surface(vertices=(0, 3))))
+
+
+@pytest.mark.parametrize("by", [Regions, SharedCiftiLabelsMasker])
+def test_a_matrix_is_no_series_unless_it_is_said_to_be_one(tmp_path, by):
+    path = files.dtseries(tmp_path / "run.dtseries.nii", 3)
+    if by is Regions:
+        made = Regions.from_labels(ATLAS, open_source(path).grid)
+    else:
+        made = SharedCiftiLabelsMasker(ATLAS, standardize=None).fit(path)
+    signals = extract(path, Regions.from_labels(ATLAS, open_source(path).grid), strategy="mean")
+    diagonals = (np.where(np.eye(3), one, 0.5) for one in (1.0, np.inf, np.nan))
+    for matrix in (np.corrcoef(signals.T), *diagonals):
+        with pytest.raises(errors.ParameterError, match=r"\(3, 3\) are symmetric.* kind='matrix'"):
+            made.to_cifti(matrix)
+        assert isinstance(made.to_cifti(matrix, "series").header.get_axis(0), nib.cifti2.SeriesAxis)
+        assert isinstance(made.to_cifti(matrix, "matrix").header.get_axis(0), nib.cifti2.ParcelsAxis)
+    assert isinstance(made.to_cifti(signals).header.get_axis(0), nib.cifti2.SeriesAxis)

@@ -2,11 +2,16 @@
 
 import os
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from sharedmask import FrameDataset
 from sharedmask.compute.confounds import confounds_table
-from sharedmask.errors import MaskError, ParameterError
+from sharedmask.errors import MaskError, MissingFileError, ParameterError
 from sharedmask.regions.lut import read_lut
+from sharedmask.regions.spheres import Seeds
+from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import read_json as read_sidecar
 from sharedmask.system import inputs, settings
 
@@ -64,3 +69,43 @@ def test_what_a_disk_says_of_a_file_names_it(tmp_path):
         for read in (file.read, file.readall, lambda: file.readinto(bytearray(3))):
             with pytest.raises(IsADirectoryError, match=r"run\.nii\.gz"):
                 read()
+
+
+POINTER = "/annex/objects/MD5E-s1024--0123456789abcdef\n"
+MISSING = {
+    "table": lambda path: confounds_table(None, path),
+    "look-up table": read_lut,
+    "sidecar": read_sidecar,
+    "image": open_source,
+    "frames": FrameDataset,
+    "spheres": lambda path: Seeds.of([str(path)]),
+    "JSON": inputs.read_json,
+}
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        *((read, "file.tsv") for read in MISSING.values()),
+        *((open_source, f"run.{ending}") for ending in ("nii", "nii.gz", "func.gii", "mgz", "dtseries.nii")),
+        (FrameDataset, "run.h5"),
+    ],
+)
+def test_a_pointer_of_git_annex_is_content_that_is_not_there(read, name, tmp_path):
+    path = tmp_path / name
+    path.write_text(POINTER)
+    with pytest.raises(MissingFileError, match=rf"{name} is a pointer .*`datalad get \S+{name}`"):
+        read(path)
+
+
+@pytest.mark.parametrize("part", ["run.hdr", "run.img"])
+@pytest.mark.parametrize("given", ["run.hdr", "run.img", "image"])
+def test_either_file_of_a_pair_may_be_a_pointer(part, given, tmp_path):
+    nib.save(nib.Nifti1Pair(np.ones((2, 2, 2, 3), "f4"), np.eye(4)), tmp_path / "run.img")
+    image = nib.load(tmp_path / "run.img") if given == "image" else tmp_path / given
+    (tmp_path / part).write_text(POINTER)
+    if (part, given) == ("run.hdr", "image"):
+        assert open_source(image).shape == (2, 2, 2, 3)
+    else:
+        with pytest.raises(MissingFileError, match=rf"{part} is a pointer .*`datalad get \S+{part}`$"):
+            open_source(image)
