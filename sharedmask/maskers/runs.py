@@ -15,7 +15,7 @@ from nilearn.maskers import MultiNiftiLabelsMasker, MultiNiftiMapsMasker, MultiN
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.compute.cleaning import CLEANING_MODULES
-from sharedmask.maskers.base import Masker, documented
+from sharedmask.maskers.base import Masker, SharedMasker, documented
 from sharedmask.maskers.inputs import Niimg, as_niimg, require_niimg
 from sharedmask.maskers.labels import SharedLabelsMasker
 from sharedmask.maskers.maps import SharedMapsMasker
@@ -42,6 +42,28 @@ class ManyRuns:
 
     def _opened(self, imgs: Any) -> Any:
         return [as_niimg(one) for one in imgs] if isinstance(imgs, list | tuple) else as_niimg(imgs)
+
+    def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> Any:
+        """Extract the signals of each run.
+
+        Parameters
+        ----------
+        imgs : list of SharedImage, Handle, path, niimg, or list or glob pattern of 3D ones; or one of those
+            The runs, or one.
+        confounds : list with one entry per run, optional
+            For :func:`nilearn.signal.clean`.
+        sample_mask : list with one entry per run, optional
+            The volumes to keep.
+
+        Returns
+        -------
+        list of ndarray or of data frame, (n_timepoints, n_elements)
+            One per run; not in a list, if one run was given that is in none.
+        """
+        check_is_fitted(self)
+        # Past what makes a data frame of all that comes back, which is one of each run.
+        transform = super(SharedMasker, self).transform  # type: ignore[misc]
+        return transform(self._opened(imgs), confounds=confounds, sample_mask=sample_mask)
 
     def transform_imgs(
         self,

@@ -121,7 +121,9 @@ def dangling(path: str | os.PathLike[str]) -> str:
     """What to say of a link to content that is not there; empty of any other name."""
     if not os.path.islink(path) or os.path.exists(path):
         return ""
-    return f"is a link to {os.path.realpath(path)}, which is not there: get it with `datalad get {path}`"
+    if os.path.islink(target := os.path.realpath(path)):
+        return "is a link that leads back to itself"
+    return f"is a link to {target}, which is not there: get it with `datalad get {path}`"
 
 
 # --- bytes ---------------------------------------------------------------------------------------

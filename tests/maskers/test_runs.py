@@ -113,3 +113,16 @@ def test_lists_of_another_length_are_refused(ours, nilearns, regions, paths):
             masker.transform(list(map(str, paths)), confounds()[:2])
         with pytest.raises(TypeError, match="must be a None or a list"):
             masker.transform(list(map(str, paths)), confounds()[0])
+
+
+@every
+@pytest.mark.parametrize("call", ["transform", "fit_transform", "transform_imgs"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_each_run_has_a_data_frame_of_its_own(ours, nilearns, regions, call, n_jobs, paths):
+    """scikit-learn makes one of what comes back, and a list of runs is none."""
+    masker = plain(ours, regions, n_jobs=n_jobs).fit()
+    expected = masker.transform(paths)
+    frames = getattr(masker.set_output(transform="pandas"), call)(paths)
+    assert [frame.columns.tolist() for frame in frames] == 3 * [list(masker.get_feature_names_out())]
+    near([frame.to_numpy() for frame in frames], expected)
+    near([masker.transform(paths[0]).to_numpy()], expected[:1])

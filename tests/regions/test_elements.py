@@ -7,7 +7,14 @@ import pytest
 import surface_files
 from nibabel.cifti2 import LabelAxis
 
-from sharedmask import Regions, errors, extract
+from sharedmask import (
+    Regions,
+    SharedImage,
+    SharedSurfaceLabelsMasker,
+    SharedSurfaceMasker,
+    errors,
+    extract,
+)
 from sharedmask.sources.opening import open_source
 
 ELEMENTS = np.arange(15)
@@ -199,3 +206,44 @@ def test_several_maps_are_masks_to_reduce_or_weights(tmp_path, make, opened):
         maps = make(tmp_path, chosen)
         got = extract(image, nib.load(maps) if opened else maps, strategy=strategy)
         np.testing.assert_allclose(got, values @ chosen / chosen.sum(0), rtol=1e-6)
+
+
+def both_sides(tmp_path, name, values, intent):
+    sides = {"lh": "CortexLeft", "rh": "CortexRight"}
+    return [
+        surface_files.gifti(tmp_path / f"{side}.{name}.gii", one, intent, structure)
+        for (side, structure), one in zip(sides.items(), values, strict=True)
+    ]
+
+
+def by_shared_image(run, pair):
+    with SharedImage(run, mask_img=pair) as image:
+        return image.mask(pair)
+
+
+WHERE_ONE_MASK_IS_MEANT = {
+    "a list of one": lambda run, pair: extract(run, [pair])[0],
+    "a dict": lambda run, pair: extract(run, {"roi": pair})["roi"],
+    "SharedImage": by_shared_image,
+    "SharedSurfaceMasker": lambda run, pair: SharedSurfaceMasker(pair, standardize=None).fit_transform(run),
+    "a mask of labels": lambda run, pair: SharedSurfaceLabelsMasker(
+        np.arange(1, 21), mask_img=pair, standardize=None, dtype="f4"
+    ).fit_transform(run),
+}
+
+
+@pytest.mark.shares
+@pytest.mark.parametrize("name", ["shape", "label", "func"])
+@pytest.mark.parametrize("as_one", [list, tuple])
+@pytest.mark.parametrize("made", WHERE_ONE_MASK_IS_MEANT.values(), ids=WHERE_ONE_MASK_IS_MEANT.keys())
+def test_a_pair_of_hemispheres_is_one_mask_where_one_is_meant(tmp_path, name, as_one, made):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 10, 6)).astype("f4")
+    inside = rng.random((2, 10, 1)) < 0.6
+    run = both_sides(tmp_path, "bold.func", values, "time series")
+    intent = "NIFTI_INTENT_LABEL" if name == "label" else "NIFTI_INTENT_SHAPE"
+    pair = as_one(
+        both_sides(tmp_path, f"mask.{name}", inside.astype("i4" if name == "label" else "f4"), intent)
+    )
+    expected = values.reshape(20, 6)[inside.ravel()].T
+    np.testing.assert_array_equal(made(run, pair), expected)
