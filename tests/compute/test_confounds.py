@@ -168,7 +168,6 @@ def test_confounds_that_are_not_plain_are_refused(content, problem, masked, tmp_
 NOT_THERE = {
     "none": (lambda path: None, "does not exist"),
     "a link to nothing": (lambda path: path.symlink_to(".git/annex/objects/x"), "is a link to .*datalad get"),
-    "a link to itself": (lambda path: path.symlink_to(path), "is a link that leads back to itself"),
 }
 
 

@@ -281,6 +281,9 @@ def test_missing_and_directory(tmp_path: Path) -> None:
     (tmp_path / "link.nii").symlink_to(tmp_path / "target.nii")
     with pytest.raises(MissingFileError, match=r"link to .*target\.nii"):
         open_source(tmp_path / "link.nii")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    with pytest.raises(MissingFileError, match=r"loop\.nii is a link that leads back to itself$"):
+        open_source(tmp_path / "loop.nii")
 
 
 def test_file_that_goes_after_opening(plain: Path) -> None:
