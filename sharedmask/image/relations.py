@@ -42,6 +42,9 @@ class Relations(Operations):
     ) -> NDArray[np.float64]:
         """The matrix of regions' signals, by nilearn's ``ConnectivityMeasure``.
 
+        It shrinks covariances (Ledoit and Wolf): the fewer the volumes, the smaller correlations are beside
+        those of ``numpy.corrcoef``, down to 0.
+
         Parameters
         ----------
         labels_img : atlas or masks
