@@ -29,6 +29,8 @@ _BINS = 100  # of AR(1) coefficients, as in nilearn: those of a bin have one mod
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_COPIES = 6  # of a block's float64 values at the peak
 _TINY = 1e-50  # as nilearn's: the least variance that is divided by
+_ROUNDING = 1e-12  # of a number, and less: what is left of it where nothing should be
+_TOLD_APART = 1e-8  # rows of a contrast whose estimates differ by less of their size are one
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,33 @@ class Model:
         return np.asarray(self.estimator @ self.estimator.T)
 
     def fit(self, series: Floats) -> tuple[Floats, Floats]:
-        """Estimates (n, n_regressors), and residuals of the whitened series (n, n_timepoints)."""
+        """Estimates (n, n_regressors), and residuals of the whitened series (n, n_timepoints).
+
+        A constant series that the design explains has no residuals, where rounding leaves some that look like
+        any others.
+        """
         white = whiten(series, self.rho)
         estimates = white @ self.estimator.T
         white -= estimates @ self.whitened.T
+        steady = constant(series)
+        bound = _ROUNDING * np.abs(series[steady, :1])
+        exact = (np.abs(white[steady]) <= bound).all(axis=1)
+        steady, bound = steady[exact], bound[exact]
+        white[steady] = 0
+        estimates[steady] *= np.abs(estimates[steady]) > bound * np.linalg.norm(self.estimator, axis=1)
         return estimates, white
+
+    def rank(self, contrast: Floats) -> int:
+        """How many things a contrast's rows say of what this design estimates."""
+        size = np.abs(contrast) @ np.linalg.norm(self.estimator, axis=1)
+        told = contrast @ self.estimator / np.where(size > 0, size, 1)[:, None]
+        return int(np.linalg.matrix_rank(told, tol=_TOLD_APART))
+
+
+def constant(series: Floats) -> NDArray[np.intp]:
+    """Which rows have one value."""
+    alike = np.flatnonzero(series[:, 0] == series[:, -1])
+    return np.asarray(alike[(series[alike] == series[alike, :1]).all(axis=1)])
 
 
 def whiten(series: Floats, rho: float) -> Floats:
@@ -177,6 +201,7 @@ def series_of(
         mean = series.mean(axis=1, keepdims=True)
         series *= 100 / np.where(mean == 0, 1, mean)
         series -= 100
+        series[constant(series)] = 0  # and not what rounding left
     return series
 
 
@@ -186,6 +211,9 @@ def _keep(task: Task, model: Model, estimates: Floats, residuals: Floats, place:
     task.estimates[:, place] = estimates.T
     for name, contrast in task.contrasts.items():
         effect, cov = contrast @ estimates.T, contrast @ model.covariance @ contrast.T
+        exact = dispersion == 0
+        size = np.abs(contrast) @ np.abs(estimates[exact].T)
+        effect[:, exact] *= np.abs(effect[:, exact]) > _ROUNDING * size
         if len(contrast) > 1:  # whitened, so that the sum of its squares is that of an F
             effect, cov = _inverse_root(cov) @ effect, np.ones((1, 1))
         task.effects[name][:, place] = effect
@@ -245,6 +273,20 @@ class Contrast:
         return fdtrc(*shape, stat), fdtr(*shape, stat)
 
 
+def place_of(what: str, name: Any, names: Sequence[Any]) -> int:
+    """Which regressor has a name.
+
+    Raises
+    ------
+    ParameterError
+    """
+    found = [place for place, one in enumerate(names) if one == name]
+    if len(found) != 1:
+        said = f"the name of {len(found)} regressors" if found else "no regressor"
+        raise ParameterError(f"{what} {name!r} is {said}; there are {', '.join(map(str, names))}")
+    return found[0]
+
+
 def contrast_matrix(given: Any, names: Sequence[Any]) -> Floats:
     """A contrast, (n, n_regressors), of a regressor's name, a vector or a matrix.
 
@@ -258,11 +300,7 @@ def contrast_matrix(given: Any, names: Sequence[Any]) -> Floats:
     [[0.0, 1.0]]
     """
     if isinstance(given, str):
-        if given not in names:
-            raise ParameterError(
-                f"contrast {given!r} is no regressor; there are {', '.join(map(str, names))}"
-            )
-        return np.eye(len(names))[[names.index(given)]]
+        return np.eye(len(names))[[place_of("contrast", given, names)]]
     matrix = np.atleast_2d(np.asarray(given, np.float64))
     if matrix.ndim != 2 or matrix.shape[1] > len(names) or not np.isfinite(matrix).all():
         raise ParameterError(f"a contrast of shape {matrix.shape} for {len(names)} regressors, or not finite")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sharedmask.compute import glm
 from sharedmask.compute.confounds import confounds_table
-from sharedmask.compute.glm import Contrast, Task, contrast_matrix
+from sharedmask.compute.glm import Contrast, Task, contrast_matrix, place_of
 from sharedmask.compute.plan import check_bound, per_process
 from sharedmask.compute.progress import counted
 from sharedmask.compute.request import Request
@@ -118,12 +118,14 @@ class Question:
             raise ParameterError(f"a design of {table.shape[1]} regressors for {len(table)} volumes")
         if trials is not None and (contrasts is not None or noise_model != "ols"):
             raise ParameterError("trials are estimated one by one: without contrasts, noise_model='ols'")
-        if unknown := [trial for trial in trials or () if trial not in names]:
-            raise ParameterError(f"trial {unknown[0]!r} is no regressor; there are {names}")
         if contrasts is not None and not isinstance(contrasts, Mapping):
             contrasts = {str(one): one for one in contrasts}
         asked = {name: contrast_matrix(one, names) for name, one in (contrasts or {}).items()}
-        places = [names.index(trial) for trial in trials or ()]
+        for name, contrast in asked.items():
+            if (told := glm.Model(table).rank(contrast)) < len(contrast):
+                said = f"contrast {name!r}: of {len(contrast)} rows this design tells {told} apart"
+                raise ParameterError(f"{said}; leave out zeros, and what follows from others")
+        places = [place_of("trial", trial, names) for trial in trials or ()]
         return cls(names, table, asked, noise_model == "ar1", places, in_per_cent)
 
     @property

@@ -20,6 +20,13 @@ def designed(seed=0, constant=True):
     return pd.DataFrame(table | ({"constant": np.ones(N)} if constant else {}))
 
 
+def twice(column, name):
+    """A design that has a column once more, under another name."""
+    design = designed()
+    design.insert(len(design.columns), name, design[column], allow_duplicates=True)
+    return design
+
+
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(1)
@@ -124,6 +131,13 @@ def test_maps_and_means_of_regions(data):
         ({"noise_model": "ar2"}, "noise_model='ar2'"),
         ({"contrasts": ["none"]}, "'none' is no regressor; there are c0"),
         ({"contrasts": {"x": np.ones(9)}}, "9"),
+        ({"contrasts": {"x": np.zeros(5)}}, "contrast 'x': of 1 rows this design tells 0 apart"),
+        ({"contrasts": {"x": [[1, 0], [1, 0]]}}, "contrast 'x': of 2 rows this design tells 1 apart"),
+        ({"contrasts": {"x": [[1, 0], [0, 1], [1, 1]]}}, "of 3 rows this design tells 2 apart"),
+        ({"design": twice("c0", "d"), "contrasts": {"x": [1, 0, 0, 0, 0, -1]}}, "tells 0 apart"),
+        ({"design": twice("c0", "d"), "contrasts": {"x": np.eye(6)[[0, 5]]}}, "tells 1 apart"),
+        ({"design": twice("c0", "c1"), "contrasts": ["c1"]}, "contrast 'c1' is the name of 2 regressors"),
+        ({"design": twice("c0", "c1"), "trials": ["c1"]}, "trial 'c1' is the name of 2 regressors"),
         ({"trials": ["none"]}, "'none' is no regressor"),
         ({"trials": ["c0"], "noise_model": "ar1"}, "one by one"),
     ],
@@ -136,3 +150,29 @@ def test_what_makes_no_sense_is_refused(data, asked, message):
 def test_it_is_refused_before_it_is_begun(data):
     with SharedImage(niimg(data), memory_limit="120K") as image, pytest.raises(MemoryLimitError):
         image.fit_glm(designed())
+
+
+@pytest.mark.parametrize("noise_model", ["ols", "ar1"])
+@pytest.mark.parametrize("in_per_cent", [False, True])
+@pytest.mark.parametrize("level", [7.3, -1e4, 1e-20])
+@pytest.mark.parametrize("contrast", [VECTOR, MATRIX, "c0"], ids=["t", "F", "name"])
+def test_nothing_is_found_where_nothing_changes(data, noise_model, in_per_cent, level, contrast):
+    """What rounding leaves of a constant series has an error as small as itself."""
+    series = data.astype("f8")
+    series[1, 2] = level
+    asked = {"contrasts": {"it": contrast}, "noise_model": noise_model, "in_per_cent": in_per_cent}
+    with SharedImage(niimg(series)) as image:
+        found = image.fit_glm(designed(), **asked).contrasts["it"]
+    steady = (series == level).all(axis=-1).ravel()
+    assert steady.sum() == SHAPE[2] and not found.stat[steady].any() and not found.variance[steady].any()
+    assert (found.stat[~steady] != 0).all() and (found.z_score[~steady] != 0).any()
+
+
+def test_a_constant_that_is_not_in_the_design_is_not_explained(data):
+    series = data.astype("f4")
+    series[1, 2] = 7.3
+    design = designed(constant=False)
+    with SharedImage(niimg(series)) as image:
+        found = image.fit_glm(design, contrasts={"it": VECTOR}).contrasts["it"]
+    _, expected = nilearns(series.reshape(-1, N).T, design, "ols", [1, -1, 0, 0])
+    np.testing.assert_allclose(found.stat, expected.stat(), rtol=1e-4, atol=1e-4)
