@@ -20,6 +20,7 @@ KINDS = ("correlation", "partial correlation", "covariance", "precision")
 CONNECTIVITY_MODULES = ("nilearn.connectome",)
 """What workers that make matrices import, once for all."""
 _BOUNDED = ("correlation", "partial correlation")
+_ROUNDING = 1e-12  # of a mean: what is left of a constant series beside it
 
 
 def checked_kinds(kinds: str | Iterable[str]) -> tuple[str, ...]:
@@ -126,10 +127,12 @@ def fishers_z(correlations: Array) -> NDArray[np.float64]:
 
 def standardized(signals: Array) -> NDArray[np.float64]:
     """Each column with mean 0 and length 1; 0 where it is constant."""
-    centred = np.asarray(signals, np.float64)
-    centred = centred - centred.mean(axis=0)
+    values = np.asarray(signals, np.float64)
+    mean = values.mean(axis=0)
+    centred = values - mean
     length = np.linalg.norm(centred, axis=0)
-    return np.asarray(np.divide(centred, length, out=np.zeros_like(centred), where=length > 0))
+    changing = length > _ROUNDING * np.sqrt(len(values)) * np.abs(mean)
+    return np.asarray(np.divide(centred, length, out=np.zeros_like(centred), where=changing))
 
 
 @dataclass(frozen=True)

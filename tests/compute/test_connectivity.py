@@ -85,3 +85,16 @@ def test_voxels_are_correlated_with_seeds(signals):
     np.testing.assert_allclose(
         SeedCorrelation(standardized(signals[:, :2]), True)(voxels)[2], np.arctanh(expected[2]), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("level", [1 / 3, 7.3, -1e4 / 3, 1e5 / 7, 0.0])
+@pytest.mark.parametrize("n", [37, 50, 601])
+def test_a_constant_series_is_correlated_with_nothing(level, n):
+    """Its mean is rounded: what is left of it beside that is no series."""
+    signals = np.random.default_rng(2).normal(size=(n, 3))
+    signals[:, 1] = level
+    found = SeedCorrelation(standardized(signals))(signals)
+    assert not found[1].any() and not found[:, 1].any()
+    np.testing.assert_allclose(np.diag(found), [1, 0, 1], rtol=1e-6)
+    moving = level + 1e-6 * max(abs(level), 1) * np.sin(np.arange(n))[:, None]
+    np.testing.assert_allclose(np.linalg.norm(standardized(moving)), 1)
