@@ -23,8 +23,8 @@ _BOUNDED = ("correlation", "partial correlation")
 _ROUNDING = 1e-12  # of a mean: what is left of a constant series beside it
 
 
-def checked_kinds(kinds: str | Iterable[str]) -> tuple[str, ...]:
-    """The measures by nilearn's names; ``-`` and ``_`` may stand for the blank.
+def checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The measures by nilearn's names, of None none; ``-`` and ``_`` may stand for the blank.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def checked_kinds(kinds: str | Iterable[str]) -> tuple[str, ...]:
     >>> checked_kinds("partial-correlation")
     ('partial correlation',)
     """
-    asked = [kinds] if isinstance(kinds, str) else list(kinds)
+    asked = [kinds] if isinstance(kinds, str) else list(kinds or ())
     found = [str(kind).replace("-", " ").replace("_", " ") for kind in asked]
     for kind in found:
         if kind == "tangent":

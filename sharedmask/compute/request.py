@@ -114,6 +114,9 @@ class Request:
             raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
         check_names(cleaning)
         _check_dtype(dtype)
+        for name, given in (("func", function), ("on_result", on_result)):
+            if given is not None and not callable(given):
+                raise ParameterError(f"{name}={given!r} is no function")
         chosen = None if strategy is None else checked_strategy(strategy)
         if is_weighted(chosen) and regions.weights is None:
             raise ParameterError("strategy='weighted_mean' is of maps with weights: give one 4D image")
@@ -343,7 +346,7 @@ def check_length(facts: Facts, low_pass: float | None, high_pass: float | None) 
 def _check_filter(low_pass: Any, high_pass: Any, t_r: Any) -> None:
     given = {"low_pass": low_pass, "high_pass": high_pass, "t_r": t_r}
     for name, value in given.items():
-        if value is not None and not isinstance(value, int | float | np.number):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number | None):
             raise ParameterError(f"{name}={value!r} is no number")
         if value is not None and not value > 0:
             raise ParameterError(f"{name}={value} must be above 0")

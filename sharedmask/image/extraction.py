@@ -270,6 +270,8 @@ def _check_batches(strategy: Strategy, memory: Any, batch_size: int | None, on_b
         raise ParameterError(f"batch_size={batch_size!r}: give a number of masks, and on_batch to take them")
     if on_batch is None:
         return
+    if not callable(on_batch):
+        raise ParameterError(f"on_batch={on_batch!r} is no function")
     if strategy is not None:
         raise ParameterError("on_batch takes signals of voxels: a strategy gives one small table")
     if memory not in (None, False):

@@ -72,6 +72,7 @@ def test_one_volume_has_no_matrix(signals):
 
 def test_measures_have_names_of_files():
     assert checked_kinds(["partial_correlation", "covariance"]) == ("partial correlation", "covariance")
+    assert checked_kinds(None) == checked_kinds(()) == ()
     assert measure("partial correlation", False) == "partialCorrelation"
     assert measure("correlation", True) == "correlationFisherZ"
 
