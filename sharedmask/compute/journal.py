@@ -9,11 +9,11 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
@@ -25,10 +25,21 @@ from sharedmask.system.together import at_once
 
 PRIVATE = ".sharedmask"
 """The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
+JOURNAL = "complete.jsonl"
+"""The journal's name in there."""
 
 
 _NAME_BYTES = 200  # of the 255 that a file's name may have
 _LINE = 2048  # bytes that most lines have room in
+
+
+class Inputs(NamedTuple):
+    """What an image's outputs depend on."""
+
+    files: Sequence[str | Path] = ()
+    """Whether they are there or not; the image first."""
+    folders: Mapping[str, str] = {}
+    """Those of this machine whose names tell which files these are, as before they were listed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Entry:
     """What each of its files was: its size and a digest of its bytes."""
     stamp: str = ""
     """Of its inputs: their names, sizes and times; empty where they are not known."""
+    inputs: tuple[str, ...] = ()
+    """Paths of them, the image's first."""
+    folders: Mapping[str, str] = field(default_factory=dict)
+    """What the folders were like that tell by their names which these are."""
     marks: tuple[str, ...] = ()
     """What each of its files was: its number, size and times."""
 
@@ -58,10 +73,9 @@ class Entry:
         sums = self.sums or ("",) * len(self.outputs)
         return len(sums) == len(self.outputs) and all(map(_is_whole, self.outputs, sums))
 
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nobody wrote to its files since, which none of them has to be read for."""
-        return list(self.marks) == list(map(_mark, self.outputs))
+    def is_known_by(self, stamp: str) -> bool:
+        """Whether its inputs have this stamp and nobody wrote to its files since; none of them is read."""
+        return self.stamp == stamp and list(self.marks) == list(map(_mark, self.outputs))
 
 
 @dataclass
@@ -110,7 +124,7 @@ class Journal:
         ``content`` gives the digest of what the inputs hold, where they may have been moved or copied; it is
         asked for only if a run could be known by it.
         """
-        entry = self._find(key)
+        entry = self.find(key)
         if entry is not None and entry.digest == digest:
             return entry.is_there
         if entry is not None:
@@ -119,23 +133,18 @@ class Journal:
             known = self._of_files_gone
         if content is None or not known:
             return False
-        same = self._find(known.get(content(), ""))
+        same = self.find(known.get(content(), ""))
         if same is None or not same.is_there:
             return False
         self.add(replace(same, key=key, digest=digest))
         return True
 
-    def has_stamp(self, key: str, stamp: str, is_file: bool = False) -> bool:
-        """Whether ``key`` is complete for inputs of this stamp, and nobody wrote to its files since."""
-        entry = self._find(key)
-        return entry is not None and (entry.stamp, entry.is_file) == (stamp, is_file) and entry.is_untouched
-
-    def _find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> Entry | None:
         """The last entry of a run; None if it is not there any more."""
         if (place := self._places.get(key)) is None:
             return None
         with contextlib.suppress(OSError, *_NO_ENTRY):
-            entry = self._entry(_parsed(json.loads(_line(self.path, place))))
+            entry = self._entry(_parsed(_loaded(_line(self.path, place))))
             return entry if entry.key == key else None
         return None
 
@@ -185,8 +194,9 @@ class Journal:
     def _relative(self, entry: Entry) -> dict[str, Any]:
         """What a line holds: from another directory, or moved with its outputs, it still finds them."""
         outputs = [os.path.relpath(path, self.path.parent) for path in entry.outputs]
+        inputs = _shortened(entry.inputs)
         key = os.path.relpath(entry.key, self.path.parent) if entry.is_file else entry.key
-        return {**vars(entry), "key": key, "outputs": outputs, "finished": time.time()}
+        return {**vars(entry), "key": key, "outputs": outputs, "inputs": inputs, "finished": time.time()}
 
     def _lock(self, fd: int) -> None:
         try:
@@ -206,13 +216,25 @@ class Journal:
 
     def _entry(self, told: dict[str, Any]) -> Entry:
         outputs = tuple(map(self._absolute, told["outputs"]))
-        return Entry(**{**told, "key": self._key(told), "outputs": outputs})
+        return Entry(**{**told, "key": self._key(told), "outputs": outputs, "inputs": _whole(told["inputs"])})
 
     def _absolute(self, path: str) -> str:
-        return os.path.normpath(os.path.join(self._folder, path))
+        whole = os.path.join(self._folder, path)
+        return os.path.normpath(whole) if ".." in path else whole
 
 
 _unlocked: set[Path] = set()
+
+
+def _shortened(paths: Sequence[str]) -> list[str]:
+    """The first whole, of others that lie beside it their names."""
+    beside = os.path.join(os.path.dirname(paths[0]), "") if paths else ""
+    return [path if n == 0 else path.removeprefix(beside) for n, path in enumerate(paths)]
+
+
+def _whole(paths: Sequence[str]) -> tuple[str, ...]:
+    folder = os.path.dirname(paths[0]) if paths else ""
+    return tuple(os.path.join(folder, path) for path in paths)
 
 
 def _settled(entries: Sequence[Entry], kept: Collection[str]) -> list[Entry]:
@@ -283,8 +305,17 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             with contextlib.suppress(*_NO_ENTRY):
-                yield place, _parsed(json.loads(line.decode("utf-8", "replace")))
+                yield place, _parsed(_loaded(line))
             place += len(line)
+
+
+def _loaded(line: bytes) -> Any:
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except ValueError:  # names that are no UTF-8
+        return json.loads(line.decode("utf-8", "replace"))
 
 
 def _line(path: Path, place: int) -> bytes:
@@ -301,7 +332,7 @@ def _line(path: Path, place: int) -> bytes:
 
 def _parsed(facts: dict[str, Any]) -> dict[str, Any]:
     """What an entry is made of."""
-    several = {name: tuple(map(str, facts.get(name, ()))) for name in ("sums", "marks")}
+    several = {name: tuple(map(str, facts.get(name, ()))) for name in ("sums", "marks", "inputs")}
     texts = {name: str(facts.get(name, "")) for name in ("content", "stamp")}
     return {
         "key": str(facts["key"]),
@@ -309,6 +340,7 @@ def _parsed(facts: dict[str, Any]) -> dict[str, Any]:
         "outputs": tuple(map(str, facts["outputs"])),
         "seconds": float(facts["seconds"]),
         "is_file": bool(facts.get("is_file")),
+        "folders": {str(one): str(was) for one, was in facts.get("folders", {}).items()},
         **several,
         **texts,
     }

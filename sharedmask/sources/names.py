@@ -7,8 +7,9 @@ which of them are runs (``study.bids``), what outputs are called (``derivatives`
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,54 @@ def names_in(folder: str) -> tuple[tuple[str, Name], ...]:
     if url_of(folder):
         there = (path.name for path in inputs.listed(Path(folder)) or ())
         return _parsed(entry for entry in there if entry.endswith(BESIDE))
-    facts = os.stat(folder)
-    is_settled = abs(time.time() - facts.st_mtime) > _TICK
-    listed = _listed if is_settled else _listed.__wrapped__
-    return listed(folder, (facts.st_dev, facts.st_ino, facts.st_mtime_ns))
+    mark = _mark(folder)
+    return _listed(folder, mark) if mark else _listed.__wrapped__(folder, mark)
 
 
 @lru_cache(maxsize=64)
 def _listed(folder: str, _: object) -> tuple[tuple[str, Name], ...]:
-    return _parsed(sorted(entry for entry in os.listdir(folder) if entry.endswith(BESIDE)))
+    return _parsed(sorted(_beside(folder)))
+
+
+def _beside(folder: str) -> Iterator[str]:
+    return (entry for entry in os.listdir(folder) if entry.endswith(BESIDE))
+
+
+def state_of(folder: str) -> str:
+    """What a folder of this machine is now: its number and times, and a digest of those names in it."""
+    return f"{_mark(folder)} {_digest(folder)}"
+
+
+def states_of(folders: Iterable[str]) -> dict[str, str]:
+    """That of each of some folders."""
+    return {folder: state_of(folder) for folder in folders}
+
+
+def is_as(folder: str, state: str) -> bool:
+    """Whether it has the names that it had, which it is listed for only if it was changed."""
+    try:
+        was, _, names = state.partition(" ")
+        return (bool(was) and was == _mark(folder)) or names == _digest(folder)
+    except OSError:
+        return False
+
+
+def _mark(folder: str) -> str:
+    """Number and times; "" while another change would have the same time."""
+    facts = os.stat(folder)
+    is_settled = abs(time.time() - facts.st_mtime) > _TICK
+    return f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_ctime_ns}" if is_settled else ""
+
+
+def _digest(folder: str) -> str:
+    mark = _mark(folder)
+    return _digested(folder, mark) if mark else _digested.__wrapped__(folder, mark)
+
+
+@lru_cache(maxsize=64)
+def _digested(folder: str, _: object) -> str:
+    names = "/".join(sorted(_beside(folder)))
+    return blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _parsed(entries: Iterable[str]) -> tuple[tuple[str, Name], ...]:

@@ -160,6 +160,20 @@ def sidecars(image: str | Path) -> Iterator[Path]:
                 yield Path(sidecar)
 
 
+def sidecar_folders(image: str | Path) -> list[str]:
+    """The folders whose names say which sidecars an image has; none if others could come to say it."""
+    found = dict[str, None]()
+    for path in _named(os.fspath(image)):
+        folders = [os.path.dirname(path)]
+        with suppress(ParameterError):
+            Name.parse(path)
+            folders = _folders(path)
+            if url_of(path) or not os.path.lexists(os.path.join(folders[-1], DESCRIPTION)):
+                return []
+        found |= dict.fromkeys(folders)
+    return list(found)
+
+
 def own_sidecar(image: Path) -> Path:
     """The JSON file of an image's name, whether it is there or not."""
     return Path(_own(os.fspath(image)))

@@ -12,19 +12,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from sharedmask.compute.journal import Inputs
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, place_of, url_of
 from sharedmask.remote.objects import walk
 from sharedmask.remote.trees import folders_of
-from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
-from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars
+from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same, states_of
+from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecar_folders, sidecars
 from sharedmask.system import platform
 from sharedmask.system.files import dangling
-from sharedmask.system.inputs import exists, is_file
+from sharedmask.system.inputs import is_file
 from sharedmask.system.process import cached_property
 
 FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}
@@ -45,6 +47,7 @@ _SAME_HEAD = {"echo", "part"}
 # What a segmentation into tissues has in its name; without a space it is of the T1-weighted image.
 _OF_HEAD = {"sub", "ses", "acq", "ce", "rec", "run", "space", "cohort", "res"}
 _ANATOMICAL = {"T1w", "anat"}
+_LEADING = ("sub-", "ses-", "func")  # what names of folders begin with that may lead to runs
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,14 @@ class Run:
                 return found
         return None
 
+    @property
+    def _reference(self) -> Path:
+        return self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
+
     @cached_property
     def reference(self) -> Path | None:
         """Its reference image."""
-        found = self.bold.with_name(str(self.name.replace(desc=None, suffix="boldref")))
-        return found if is_file(found) else None
+        return found if is_file(found := self._reference) else None
 
     @cached_property
     def segmentation(self) -> Path | None:
@@ -141,11 +147,11 @@ class Run:
         return None
 
     @property
-    def files(self) -> list[Path]:
-        """All of its files that outputs may depend on."""
-        table = self.confounds
-        beside = (table, table and table.with_suffix(".json"), self.mask, self.reference)
-        return [self.bold, *self.sidecars, *(path for path in beside if path is not None and exists(path))]
+    def inputs(self) -> Inputs:
+        """All of its files that outputs may depend on, and the folders that tell which these are."""
+        folders, table = states_of(sidecar_folders(self.bold)), self.confounds  # as before they were listed
+        beside = (table, table and table.with_suffix(".json"), self.mask, self._reference)
+        return Inputs((self.bold, *self.sidecars, *filter(None, beside)), folders)
 
     @cached_property
     def sidecars(self) -> tuple[Path, ...]:
@@ -259,8 +265,8 @@ def look_through(root: Path, filters: Mapping[str, Any] | None) -> tuple[list[st
     if url := url_of(root):
         walk(url, _is_on_the_way, BESIDE)
     _check_dataset(root)
-    runs, strays = list[str](), dict[Path, str]()
-    for path, name in _images(root):
+    runs, strays, closed = list[str](), dict[Path, str](), dict[Path, str]()
+    for path, name in _images(root, closed):
         if isinstance(name, str):
             strays[Path(path)] = name
         elif name.suffix == "bold" and name.extension in extensions and asked.leave(name):
@@ -268,7 +274,7 @@ def look_through(root: Path, filters: Mapping[str, Any] | None) -> tuple[list[st
     if not runs:
         none = f"holds no ..._bold{extensions[0]} below sub-*/[ses-*/]func"
         raise NoInputError(asked.said_of(absolute(root)) or f"{absolute(root)} {none}")
-    return sorted(runs), strays | _closed(root)
+    return sorted(runs), strays | closed
 
 
 @dataclass
@@ -302,19 +308,9 @@ class _Filters:
 
 def find_strays(root: str | Path) -> dict[Path, str]:
     """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
-    root = place_of(root)
-    return {Path(path): name for path, name in _images(root) if isinstance(name, str)} | _closed(root)
-
-
-def _closed(root: Path) -> dict[Path, str]:
-    """Folders that nothing is found in, and why."""
-    closed = {}
-    for folder in [] if url_of(root) else _folders(root):
-        if said := dangling(folder):
-            closed[Path(folder)] = f"{folder} {said}"
-        elif platform.is_closed(folder):
-            closed[Path(folder)] = f"{folder} may not be looked into"
-    return closed
+    closed = dict[Path, str]()
+    images = _images(place_of(root), closed)
+    return {Path(path): name for path, name in images if isinstance(name, str)} | closed
 
 
 def _is_on_the_way(folder: str) -> bool:
@@ -322,16 +318,20 @@ def _is_on_the_way(folder: str) -> bool:
     return folder == "func" or (folder.startswith(("sub-", "ses-")) and not {"_", "."} & set(folder))
 
 
-def _listed(folder: str | Path) -> list[str]:
-    """What lies there; nothing of what is no folder, or may not be looked into."""
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) and not platform.is_closed(folder) else []
-
-
-def _within(folder: str | Path, prefix: str) -> list[str]:
-    """The folders in it whose names begin so."""
+def _open(folder: str, closed: dict[Path, str]) -> list[str]:
+    """The folders in it that may lead to runs, sorted; of those that lead to nothing why, in ``closed``."""
+    found = []
     with suppress(PermissionError), os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.name.startswith(prefix) and _is_folder(entry))
-    return []
+        for entry in sorted(entries, key=attrgetter("name")):
+            if not entry.name.startswith(_LEADING):
+                continue
+            if entry.is_symlink() and (said := dangling(entry.path)):
+                closed[Path(entry.path)] = f"{entry.path} {said}"
+            elif platform.is_closed(entry.path):
+                closed[Path(entry.path)] = f"{entry.path} may not be looked into"
+            elif _is_folder(entry):
+                found.append(entry.name)
+    return found
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -339,20 +339,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     with suppress(OSError):
         return entry.is_dir()
     return False
-
-
-def _parents(root: Path) -> Iterator[str]:
-    """The folders of subjects and of sessions."""
-    for subject in _within(root, "sub-"):
-        yield subject
-        yield from _within(subject, "ses-")
-
-
-def _folders(root: Path) -> Iterator[str]:
-    """Those of subjects, sessions and runs, whether they are there or not."""
-    for parent in (os.fspath(root), *_parents(root)):
-        names = (name for name in _listed(parent) if name.startswith(("sub-", "ses-", "func")))
-        yield from (os.path.join(parent, name) for name in names)
 
 
 def joined(values: set[str]) -> str:
@@ -377,21 +363,32 @@ _Image = tuple[str, Name | str]
 """A path, and its name or why it has none."""
 
 
-def _images(root: Path) -> Iterator[_Image]:
-    """Those in folders of runs."""
-    for parent, entries in _of_runs(root):
-        parts = os.path.relpath(parent, root).split(os.sep)
+def _images(root: Path, closed: dict[Path, str]) -> Iterator[_Image]:
+    """Those in folders of runs; folders that lead to nothing are ``closed``, and why."""
+    for parent, entries in _of_runs(root, closed):
+        parts = parent.removeprefix(os.fspath(root)).split(os.sep)
         for entry in entries:
             if entry.endswith(IMAGE_EXTENSIONS) and not entry.startswith("."):
                 yield (path := os.path.join(parent, "func", entry)), _name(path, parts)
 
 
-def _of_runs(root: Path) -> Iterator[tuple[str, Sequence[str]]]:
+def _of_runs(root: Path, closed: dict[Path, str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Folders of subjects and sessions, and what lies in the folder of runs of each."""
     if url := url_of(root):
         yield from ((os.fspath(root / parent), names) for parent, names in folders_of(url, "func"))
-    else:
-        yield from ((parent, _listed(os.path.join(parent, "func"))) for parent in _parents(root))
+        return
+    for subject in _open(os.fspath(root), closed):
+        if subject.startswith("sub-"):
+            yield from _below(os.path.join(root, subject), closed)
+
+
+def _below(parent: str, closed: dict[Path, str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """The same of a folder and of its sessions."""
+    for name in (there := _open(parent, closed)):
+        if name.startswith("ses-"):
+            yield from _below(os.path.join(parent, name), closed)
+    if "func" in there:
+        yield parent, sorted(os.listdir(os.path.join(parent, "func")))
 
 
 def _name(path: str, parts: Sequence[str]) -> Name | str:

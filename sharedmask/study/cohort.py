@@ -45,7 +45,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.spaces.space import Space, per_space
-from sharedmask.study.completion import Completion, Resumption
+from sharedmask.study.completion import Completion, Resumption, Seen
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
 from sharedmask.study.tasks import TOGETHER, Apart, NotSmallError, Study, Task, Whole, work
@@ -299,7 +299,7 @@ class _Run:
     retries: int
     tell: Callable[[int], None]
     study: Study = field(default_factory=Study)
-    _running: dict[Future[Any], tuple[Task, str, int, float]] = field(default_factory=dict)
+    _running: dict[Future[Any], tuple[Task, Seen, int, float]] = field(default_factory=dict)
     _whole: dict[Future[Any], Whole] = field(default_factory=dict)
     _gathered: list[Key] = field(default_factory=list)
     """Images that will be done whole, together with the next ones."""
@@ -362,7 +362,8 @@ class _Run:
 
     def _begin(self, key: Key) -> None:
         """Prepare an image here, and have it worked on as soon as memory allows."""
-        if self.completion.knows(key, stamp := self.completion.stamp(key)):
+        seen, is_complete = self.completion.look(key)
+        if is_complete:
             self._skip(key)
             return
         task = self.prepare(key)
@@ -376,7 +377,7 @@ class _Run:
                 self._keep_worked()
             else:
                 self._collect()
-        self._submit(task, stamp, 0)
+        self._submit(task, seen, 0)
 
     def _skip(self, key: Key) -> None:
         self.study.skipped.append(key)
@@ -392,8 +393,8 @@ class _Run:
         held = sum(one.needed for one in chain(running, worked))
         return not self.engine.local or held + task.needed <= self.budget.limit
 
-    def _submit(self, task: Task, stamp: str, tries: int) -> None:
-        self._running[self.engine.executor.submit(work, task)] = task, stamp, tries, time.monotonic()
+    def _submit(self, task: Task, seen: Seen, tries: int) -> None:
+        self._running[self.engine.executor.submit(work, task)] = task, seen, tries, time.monotonic()
 
     def _collect(self) -> None:
         patience = self.completion.patience
@@ -402,7 +403,7 @@ class _Run:
         for future in [one for one in self._whole if one in done]:
             self._collect_whole(future)
         for future in [one for one in self._running if one in done]:  # in the order in which they began
-            task, stamp, tries, start = self._running.pop(future)
+            task, seen, tries, start = self._running.pop(future)
             with self._failing(task.key):
                 try:
                     digest, content, result = future.result()
@@ -410,11 +411,11 @@ class _Run:
                     if tries >= self.retries or not _may_pass(error):
                         raise
                     if isinstance(error, SourceChangedError):  # then its header counts for nothing either
-                        stamp, task = self.completion.stamp(task.key), self.prepare(task.key)
-                    self._submit(task, stamp, tries + 1)
+                        seen, task = self.completion.look(task.key)[0], self.prepare(task.key)
+                    self._submit(task, seen, tries + 1)
                 else:
                     seconds = time.monotonic() - start
-                    entry = Entry(task.name, digest, (), seconds, content, task.is_file, stamp=stamp)
+                    entry = Entry(task.name, digest, (), seconds, content, task.is_file, **seen._asdict())
                     self._worked.append((task, partial(self._keep, task, result, entry)))
         if self.completion.is_due:
             self._record()

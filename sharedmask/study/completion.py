@@ -7,16 +7,17 @@ written (``output``, ``dataset``).
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sharedmask.compute.journal import Entry, Journal
+from sharedmask.compute.journal import Entry, Inputs, Journal
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.remote.objects import identity
+from sharedmask.sources.names import is_as
 from sharedmask.sources.nifti import files_of
 from sharedmask.system import settings
 from sharedmask.system.inputs import exists
@@ -34,36 +35,59 @@ class Resumption:
     Parameters
     ----------
     path : Path
-    stamp : callable
-        Of a key: a digest of the names, sizes and times of all that its outputs depend on, and of what is
-        asked of it; empty if that is not known. It may differ where nothing changed, never the other way.
+    asked : str
+        What is asked of all images; empty if that has no text.
+    inputs : callable
+        Of a key: the files that its outputs depend on; none if that is not known. A digest of what is asked
+        and of their names, sizes and times may differ where nothing changed, never the other way.
     skipped : callable
         Called with the key of an image that is complete, whatever it is known by.
     """
 
     path: Path
-    stamp: Callable[[Key], str]
+    asked: str
+    inputs: Callable[[Key], Inputs]
     skipped: Callable[[Key], object]
+
+
+class Seen(NamedTuple):
+    """What an image's inputs are before it is worked on; see :class:`Entry`."""
+
+    stamp: str = ""
+    inputs: tuple[str, ...] = ()
+    folders: Mapping[str, str] = {}
 
 
 def stamp_of(asked: str, files: Iterable[str | Path]) -> str:
     """Of files as they are now; empty where that tells nothing of what they hold."""
-    given = [absolute(path) for path in files]
-    if settings.current().fingerprint != "stat":
+    return _stamp(asked, _places(files))
+
+
+def _places(files: Iterable[str | Path]) -> tuple[str, ...]:
+    """Where they are, and what else they may consist of."""
+    return tuple(dict.fromkeys(one for path in files for one in files_of(absolute(path))))
+
+
+def _stamp(asked: str, places: Sequence[str]) -> str:
+    if not places or settings.current().fingerprint != "stat":
         return ""
-    paths = [one for path in given for one in files_of(path) if one == path or exists(one)]
     try:
-        told = list(map(_told, paths))
+        told = [_told(path, is_needed=number == 0) for number, path in enumerate(places)]
     except OSError:
         return ""
     return blake2b(repr((asked, told)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _told(path: str) -> tuple[object, ...]:
+def _told(path: str, is_needed: bool) -> tuple[object, ...]:
     """What a file is without its bytes: of a server, what that says."""
     if url := url_of(path):
-        return named(url), identity(url)
-    one = os.stat(path)
+        return (named(url), identity(url)) if is_needed or exists(url) else (named(url),)
+    try:
+        one = os.stat(path)
+    except FileNotFoundError:
+        if is_needed:
+            raise
+        return (path,)
     return path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
 
 
@@ -91,20 +115,35 @@ class Completion:
             return False
         return not (isinstance(key, str | Path) and self.may_have(absolute(key)))
 
-    def stamp(self, key: Key) -> str:
-        return "" if self.resumption is None else self.resumption.stamp(key)
+    def look(self, key: Key) -> tuple[Seen, bool]:
+        """What its inputs are, and whether it was complete with these and its outputs are as they were.
+
+        Where the folders that tell which files they are have the names that they had, they are those.
+        """
+        if self.resumption is None or not self.resumption.asked or self.journal is None:
+            return Seen(), False
+        before = self._before(key)
+        if before is not None and before.folders and all(map(is_as, before.folders, before.folders.values())):
+            places, folders = before.inputs, before.folders
+        else:
+            inputs = self.resumption.inputs(key)
+            places, folders = _places(inputs.files), inputs.folders
+        seen = Seen(_stamp(self.resumption.asked, places), places, folders)
+        return seen, bool(seen.stamp) and before is not None and before.is_known_by(seen.stamp)
+
+    def _before(self, key: Key) -> Entry | None:
+        """What the journal has of it."""
+        assert self.journal is not None
+        path = absolute(key) if isinstance(key, str | Path) else None
+        for name in dict.fromkeys(filter(None, (named(str(key)), path))):
+            entry = self.journal.find(name)
+            if entry is not None and (not entry.is_file or name == path):
+                return entry
+        return None
 
     def skip(self, key: Key) -> None:
         if self.resumption is not None:
             self.resumption.skipped(key)
-
-    def knows(self, key: Key, stamp: str) -> bool:
-        """Whether it was complete with these inputs, and its outputs are as they were."""
-        if not stamp or self.journal is None:
-            return False
-        if self.journal.has_stamp(named(str(key)), stamp):
-            return True
-        return isinstance(key, str | Path) and self.journal.has_stamp(absolute(key), stamp, is_file=True)
 
     def may_have(self, name: str) -> bool:
         """See :meth:`Journal.may_have`."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.compute.cleaning import is_cleaning
-from sharedmask.compute.journal import PRIVATE, Failures
+from sharedmask.compute.journal import JOURNAL, PRIVATE, Failures
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import SharedMaskWarning
 from sharedmask.records import dataclass
@@ -197,7 +197,7 @@ class _Work:
             self.regions,
             strategy=analysis.outputs.statistics or None,
             on_result=self.keep,
-            resume=Resumption(self.private / "complete.jsonl", self.study.stamp, self.skip),
+            resume=Resumption(self.private / JOURNAL, self.study.asked, self.study.inputs, self.skip),
             variant=self.variant,
             **self.own_parameters(),
             **{name: value for name, value in analysis.cleaning.items() if name != "t_r"},

@@ -443,7 +443,7 @@ class Denoisings:
 
     def files(self, key: Any) -> list[Path]:
         """The table beside an image, and what tells of it."""
-        return _run_of(self.images[key]).files
+        return list(map(Path, _run_of(self.images[key]).inputs.files))
 
     def forget(self, key: Any) -> None:
         """Nobody will ask what was taken out of an image."""

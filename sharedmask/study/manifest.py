@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sharedmask.compute.journal import Inputs
 from sharedmask.compute.request import check_length
 from sharedmask.errors import ParameterError, SharedMaskError, SharedMaskWarning
 from sharedmask.records import dataclass
@@ -302,7 +303,7 @@ class Survey:
     notes: tuple[str, ...]
     """Of the study as a whole."""
     _looked_at: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
-    """The run whose stamp was asked for, until its manifest is: what lies beside it is looked for once."""
+    """The run whose inputs were asked for, until its manifest is: what lies beside it is looked for once."""
 
     @classmethod
     def of(
@@ -323,15 +324,14 @@ class Survey:
         derivatives = Derivatives.at(output, dataset)
         paths, strays = look_through(derivatives.source, filters)
         run_of = partial(Run.of, derivatives.source)
-        found: dict[Path, str] = {}
+        found, keys = dict[Path, str](), dict[str, str]()
         for _, beside in groupby(paths, key=os.path.dirname):  # others have folders of their own
             if len(several := list(map(run_of, beside))) > 1:
                 found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
-        # Of two that would be written to the same files neither is; each goes by its file's name.
-        keys = {
-            run.bold.name if run.bold in found else analysis.key(run): str(run.bold)
-            for run in map(run_of, paths)
-        }
+            for run in several:
+                # Of two that would be written to the same files neither is; each goes by its file's name.
+                key = run.bold.name if run.bold in found else analysis.key(run)
+                keys[key] = os.fspath(run.bold)
         notes = (*analysis.notes, *(f"left out: {why}" for why in strays.values()))
         study = cls(analysis, derivatives, keys, found, notes)
         for note in notes:
@@ -345,7 +345,7 @@ class Survey:
         return repr((self.analysis.outputs, names, self.analysis.steps))
 
     @cached_property
-    def _asked(self) -> str:
+    def asked(self) -> str:
         """What is asked of any run, and its atlases as they are now; empty if that has no text."""
         cleaning = sorted(self.analysis.cleaning.items())
         if not all(isinstance(value, _PLAIN) for _, value in cleaning):
@@ -353,14 +353,14 @@ class Survey:
         files = [file for atlas in self.analysis.atlases for file in atlas.files]
         return stamp_of(repr((self.variant, self.analysis.denoise, cleaning)), files)
 
-    def stamp(self, key: str) -> str:
-        """Of all that a run's outputs depend on, by names, sizes and times."""
+    def inputs(self, key: str) -> Inputs:
+        """All that a run's outputs depend on."""
         self._looked_at.clear()
         run = self._looked_at[key] = self._run(key)
         with contextlib.suppress(SharedMaskError, OSError):  # which drawing its manifest tells
-            if self._asked and run.bold not in self.clashes:
-                return stamp_of(self._asked, run.files)
-        return ""
+            if run.bold not in self.clashes:
+                return run.inputs
+        return Inputs()
 
     def _run(self, key: str) -> Run:
         return Run.of(self.derivatives.source, self.paths[key])
@@ -375,7 +375,7 @@ class Survey:
     @property
     def travels(self) -> bool:
         """Whether all that is asked can be sent to others."""
-        return bool(self._asked)
+        return bool(self.asked)
 
     def is_alone(self, key: str) -> bool:
         """Whether a worker may do it without a word of what else there is."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.compute.connectivity import connectivity, measure
-from sharedmask.compute.journal import PRIVATE, Failures
+from sharedmask.compute.journal import JOURNAL, PRIVATE, Failures, Inputs
 from sharedmask.compute.request import Strategy
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.image.extraction import Extraction, regions_of
@@ -26,9 +26,9 @@ from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
-from sharedmask.sources.names import camel
+from sharedmask.sources.names import camel, states_of
 from sharedmask.sources.opening import open_source
-from sharedmask.sources.sidecar import sidecars
+from sharedmask.sources.sidecar import sidecar_folders, sidecars
 from sharedmask.sources.source import Facts, Source
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
@@ -140,7 +140,7 @@ def extract_to(
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
     apart = (
-        Apart(may_be_small, _Packed.of(work, asked, variant, options).some) if work.stamps(asked) else None
+        Apart(may_be_small, _Packed.of(work, asked, variant, options).some) if work.stamped(asked) else None
     )
     return work.extract(asked, variant, apart=apart, **options)
 
@@ -318,7 +318,7 @@ class OutputFolder:
     t_r: float | None = None
     """That is given, of all images."""
     _beside: dict[str, list[Path]] = field(default_factory=dict, init=False)
-    """The sidecars of an image whose stamp was asked for, until it is opened: they are looked for once."""
+    """The sidecars of an image whose inputs were asked for, until it is opened: they are looked for once."""
     _at_work: dict[str, Source] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -367,26 +367,26 @@ class OutputFolder:
             strategy=self.strategy,
             denoise=self.denoisings,
             on_result=self.keep,
-            resume=Resumption(self.private / "complete.jsonl", partial(self.stamp, asked), self.skip),
+            resume=Resumption(self.private / JOURNAL, self.stamped(asked), self.inputs, self.skip),
             variant=variant,
             **{"on_error": self.fail, **options},
         )
 
-    def stamps(self, asked: str) -> bool:
-        """Whether all that is asked, and what regions are made of, can be told by names, sizes and times."""
-        return bool(asked and self.parts.stamp)
+    def stamped(self, asked: str) -> str:
+        """What is asked of all images, and what regions are made of by names, sizes and times.
 
-    def stamp(self, asked: str, key: str) -> str:
-        """Of all that an image's outputs depend on, by names, sizes and times."""
-        if not self.stamps(asked):
-            return ""
+        Empty if that cannot be told.
+        """
+        return f"{asked} {self.parts.stamp}" if asked and self.parts.stamp else ""
+
+    def inputs(self, key: str) -> Inputs:
+        """All that an image's outputs depend on."""
         with suppress(SharedMaskError, OSError):  # which preparing it will tell
+            folders = states_of(sidecar_folders(key))  # as before they were listed
             beside = self._beside[key] = list(sidecars(key))
-            files: list[str | Path] = [key, *beside]
-            if self.denoisings is not None:
-                files += self.denoisings.files(key)
-            return stamp_of(f"{asked} {self.parts.stamp}", files)
-        return ""
+            more = () if self.denoisings is None else self.denoisings.files(key)
+            return Inputs((key, *beside, *more), folders)
+        return Inputs()
 
     def skip(self, key: str) -> None:
         """There is nothing more to do for it."""

@@ -1,11 +1,13 @@
 """Names of BIDS files."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sharedmask.errors import ParameterError
-from sharedmask.sources.names import ENTITIES, Name, camel, image_stem, label, same
+from sharedmask.sources.names import ENTITIES, Name, camel, image_stem, is_as, label, same, state_of
 
 values = st.text("abcXYZ019", min_size=1, max_size=5)
 
@@ -49,3 +51,15 @@ def test_words_become_one():
     assert image_stem("a/atlas.v1.nii.gz") == "atlas.v1" and image_stem("b.nii") == "b"
     assert image_stem("a/b_dseg.dlabel.nii") == "b_dseg" and image_stem("lh.Toy.annot") == "lh.Toy"
     assert image_stem("a/b.label.gii") == "b" and image_stem("https://host/c.nii.gz?key=d.nii") == "c"
+
+
+def test_a_folder_is_as_it_was_while_it_has_the_names_that_tell_of_runs(tmp_path):
+    (tmp_path / "task-rest_bold.json").write_text("{}")
+    os.utime(tmp_path, (1e9, 1e9))  # long ago: another change has another time
+    before = state_of(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("")
+    assert is_as(str(tmp_path), before)
+    (tmp_path / "task-rest_bold.json").rename(tmp_path / "bold.json")
+    os.utime(tmp_path, (1e9, 1e9))
+    assert not is_as(str(tmp_path), before)
+    assert not is_as(str(tmp_path / "gone"), before)

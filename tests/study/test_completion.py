@@ -9,7 +9,7 @@ from datasets import atlas, preprocessed
 from sharedmask.image.extraction import Extraction
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
-from sharedmask.study.bids import find_runs
+from sharedmask.study.bids import Run, find_runs
 from sharedmask.study.completion import Completion, stamp_of
 from sharedmask.study.dataset import analyse
 from sharedmask.system import settings
@@ -67,6 +67,57 @@ def test_a_sidecar_that_is_new_is_another_input(study, tmp_path):
     run = find_runs(tmp_path / "in")[0]
     run.sidecars[-1].write_text(json.dumps({"RepetitionTime": 2.0, "StartTime": 3.0}))
     assert study()[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_at"),
+    [
+        ("sub-01/func/notes.txt", 0),  # nothing that tells of runs
+        ("sub-03/anat/sub-03_T1w.json", 0),  # another subject, which the root has in its list
+        ("sub-01/func/sub-01_task-other_bold.json", 0),
+        ("task-rest_bold.json", 2),
+        ("sub-01/func/sub-01_task-rest_desc-preproc_bold.json", 1),
+    ],
+)
+def test_names_that_are_new_are_looked_at_if_they_tell_of_a_run(study, tmp_path, name, looked_at):
+    study()
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    assert study() == (0, 2, looked_at)
+
+
+def test_what_tells_of_a_run_is_looked_for_once(study, monkeypatch):
+    study()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "inputs", property(lambda run: pytest.fail(f"{run.key} is looked for again")))
+        assert study() == (0, 2, 0)
+
+
+def test_a_root_that_is_nearer_is_another_input(study, tmp_path):
+    study()
+    (tmp_path / "in" / "sub-01" / "dataset_description.json").write_text('{"Name": "of one"}')
+    (tmp_path / "in" / "sub-01" / "sub-01_task-rest_bold.json").write_text("{}")
+    assert study() == (0, 2, 1)
+
+
+def test_an_input_that_comes_where_a_link_led_is_another(study, tmp_path):
+    run = find_runs(tmp_path / "in")[0]
+    (reference := run.reference).unlink()
+    reference.symlink_to(tmp_path / "there.nii.gz")
+    assert study() == (2, 0, 2)
+    assert study() == (0, 2, 0)
+    (tmp_path / "there.nii.gz").write_bytes(run.bold.read_bytes())
+    assert study() == (0, 2, 1)
+
+
+def test_a_journal_that_says_not_where_inputs_lay_is_read(study, tmp_path):
+    study()
+    path = tmp_path / "out" / ".sharedmask" / "complete.jsonl"
+    lines = map(json.loads, path.read_text().splitlines())
+    older = [{name: one for name, one in line.items() if name not in ("inputs", "folders")} for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in older))
+    assert study() == (0, 2, 0)
 
 
 @pytest.mark.some(2)
