@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -160,12 +160,13 @@ class Journal:
         """Take no run for complete that was so before; the file keeps them, for others."""
         self._places = {}
 
-    def add(self, *entries: Entry, kept: Collection[str] = ()) -> None:
+    def add(self, *entries: Entry, kept: Mapping[str, str | None] | None = None) -> None:
         """Record complete runs, whose files are on the disk before they are; so is the record at the end.
 
-        Files that are ``kept`` are there already, and so are their names.
+        Files that are ``kept`` are there already, and so are their names; of those that are not None, what
+        :func:`sum_of` gives is known.
         """
-        settled = _settled(entries, kept)
+        settled = _settled(entries, kept or {})
         lines = [
             json.dumps(self._relative(entry), separators=(",", ":")).encode() + b"\n" for entry in settled
         ]
@@ -237,14 +238,19 @@ def _whole(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(os.path.join(folder, path) for path in paths)
 
 
-def _settled(entries: Sequence[Entry], kept: Collection[str]) -> list[Entry]:
+def _settled(entries: Sequence[Entry], kept: Mapping[str, str | None]) -> list[Entry]:
     """The same with what their files are, which are on the disk by now, and their names."""
     outputs = [tuple(map(os.path.abspath, entry.outputs)) for entry in entries]
     paths = [path for several in outputs for path in several if path not in kept]
     at_once(_settle_file, paths)
     at_once(_settle_folder, list(dict.fromkeys(map(os.path.dirname, paths))))
     return [
-        replace(entry, outputs=own, sums=tuple(map(_sum, own)), marks=tuple(map(_mark, own)))
+        replace(
+            entry,
+            outputs=own,
+            sums=tuple(kept.get(path) or _sum(path) for path in own),
+            marks=tuple(map(_mark, own)),
+        )
         for entry, own in zip(entries, outputs, strict=True)
     ]
 
@@ -254,12 +260,17 @@ def _settle_file(path: str) -> None:
         platform.sync(file.fileno())
 
 
+def sum_of(nbytes: int, digest: Any) -> str:
+    """What is recorded of a file's bytes, by their BLAKE2b digest."""
+    return f"{nbytes}-{digest.hexdigest()[:32]}"
+
+
 def _sum(path: str) -> str:
     """Size and digest of a file; "" if it is none."""
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return f"{size}-{file_digest(file, 'blake2b').hexdigest()[:32]}"
+            return sum_of(size, file_digest(file, "blake2b"))
     except OSError:
         return ""
 

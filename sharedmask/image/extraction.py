@@ -33,6 +33,7 @@ from sharedmask.storage.indexes import indexed
 from sharedmask.storage.rows import Series
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
 
 OnBatch = Callable[[dict[Any, Array]], object]
@@ -64,7 +65,7 @@ class Extraction:
     def __getstate__(self) -> dict[str, Any]:
         # Where nothing but signals is made nobody asks for the header, which takes longest to pack.
         bare = {"source": replace(_looked_up(self.source), header=None)} if self.store is None else {}
-        return {**self.__dict__, **bare}
+        return {name: one for name, one in self.__dict__.items() if name != "_identity"} | bare
 
     @classmethod
     def prepared(
@@ -105,8 +106,14 @@ class Extraction:
         after it was moved or copied, and reads it.
         """
         image = self.source.content if of_content else self.source.fingerprint
-        parts = _FORMAT, variant, Lookup(self.source, image, self.request).identity
+        (_, *facts), asked = self._identity
+        parts = _FORMAT, variant, ((image, *facts), asked)
         return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _identity(self) -> tuple[Any, ...]:
+        """Of all but what tells this image from others, which comes first."""
+        return Lookup(self.source, "", self.request).identity
 
     def run(self, memory_limit: int | float | str | None = None, memory: Any = None) -> Any:
         """The signals, in the container of the masks; of a strategy one array, of several a dict of them."""

@@ -48,12 +48,11 @@ class Coverage:
             raise EmptyMaskError(
                 f"no region is covered enough: {least:g} is asked for, the best has {best:.3g}"
             )
-        picked = list[Regions]()
-        for atlas, table, rows in zip(atlases, tables, taken, strict=True):
-            held = atlas if brain is None else atlas.within(brain)
-            for column in (table[row].column for row in rows):
-                assert column is not None  # it has voxels
-                picked.append(held.part(column, column + 1))
+        picked = [
+            (atlas if brain is None else atlas.within(brain)).picked(_columns(table, rows))
+            for atlas, table, rows in zip(atlases, tables, taken, strict=True)
+            if len(rows)
+        ]
         regions = replace(Regions.joined(picked), container="list")
         return cls(regions, tuple(map(_numbered, tables)), taken)
 
@@ -94,6 +93,11 @@ class Coverage:
         """One thing per region of :attr:`regions` as one mapping per atlas, by the regions' names."""
         names = self.regions.names
         return [dict(zip(names[a:b], series[a:b], strict=True)) for a, b in self.spans]
+
+
+def _columns(table: Sequence[RegionRow], rows: NDArray[np.intp]) -> list[int]:
+    """Places of some regions in their atlas; each of them has voxels."""
+    return [column for row in rows.tolist() if (column := table[row].column) is not None]
 
 
 def check_share(least: float) -> None:

@@ -128,21 +128,24 @@ def _mean(values: Array) -> float:
 
 def dvars(values: Array) -> NDArray[np.float64]:
     """Standardised DVARS of (n_timepoints, n_voxels) values as fMRIPrep has it (Nichols 2017); first NaN."""
-    series = np.asarray(values, np.float64)
-    result = np.full(len(series), np.nan)
-    if len(series) < 3:
+    result = np.full(len(values), np.nan)
+    if len(values) < 3:
         return result
-    # Quartiles as values that are in it: sorted whole, in less than half the time of numpy.percentile.
-    ordered, last = np.sort(series, axis=0), len(series) - 1  # NaN goes last
-    low, high = ordered[last // 4], ordered[3 * last // 4]
+    # Quartiles as values that are in it: sorted whole, in less than half the time of numpy.percentile, and
+    # as they are in the image, which sorts integers faster still.
+    ordered, last = np.sort(values, axis=0), len(values) - 1  # NaN goes last
+    low, high = (ordered[place].astype(np.float64) for place in (last // 4, 3 * last // 4))
     spread = np.where(np.isnan(ordered[last]), np.nan, (high - low) / 1.349)
-    series, spread = series[:, spread > 0], spread[spread > 0]
+    series = np.asarray(values if (spread > 0).all() else values[:, spread > 0], np.float64)
+    spread = spread[spread > 0]
     if not len(spread):
         return result
     centred = series - series.mean(axis=0)
     along = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
     expected = np.sqrt(2 * (1 - along)) * spread
-    result[1:] = np.sqrt((np.diff(series, axis=0) ** 2).mean(axis=1)) / expected.mean()
+    changes = np.diff(series, axis=0)
+    changes *= changes
+    result[1:] = np.sqrt(changes.mean(axis=1)) / expected.mean()
     return result
 
 

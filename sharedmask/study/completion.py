@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sharedmask.compute.journal import Entry, Inputs, Journal
+from sharedmask.compute.journal import Entry, Inputs, Journal, sum_of
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.remote.objects import identity
@@ -177,7 +177,11 @@ class Completion:
     def record(self) -> list[tuple[Key, float, Exception | None]]:
         """Files get their names, then what is done counts as complete: its seconds, and what went wrong."""
         done, self._done, self._recorded = self._done, [], time.monotonic()
-        kept = {os.fspath(draft.path) for *_, outputs in done for draft in outputs.drafts}
+        kept = {
+            os.fspath(draft.path): draft.digest and sum_of(draft.nbytes, draft.digest)
+            for *_, outputs in done
+            for draft in outputs.drafts
+        }
         errors = settle([outputs for *_, outputs in done])
         whole = [entry for (_, entry, _), error in zip(done, errors, strict=True) if error is None]
         failed = None

@@ -332,7 +332,9 @@ class Derivatives:
 
     def uri(self, path: Path) -> str:
         """A file of the data set, by the name that the data set has for it."""
-        return f"bids:{_SOURCE}:{path.relative_to(self.source).as_posix()}"
+        text, root = os.fspath(path), os.path.join(self.source, "")
+        within = text[len(root) :] if text.startswith(root) else os.fspath(path.relative_to(self.source))
+        return f"bids:{_SOURCE}:{within.replace(os.sep, '/')}"
 
     def _told(self, path: Path) -> str:
         """A file that may be of another place: where that is on this machine says nothing on others."""

@@ -54,8 +54,6 @@ class Manifest:
     ----------
     rows : dict
         What is read, for people: file by file, with the repetition time, the space and where they are from.
-    written : list of Path
-        Tables and pages that will be written.
     notes : list of str
         What was found missing and is no error.
     problems : list of Exception
@@ -67,7 +65,6 @@ class Manifest:
     derivatives: Derivatives
     load: Load = field(default=Denoise.load, repr=False)
     """Who loads its confounds."""
-    written: list[Path] = field(default_factory=list)
     rows: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Exception] = field(default_factory=list)
@@ -88,13 +85,18 @@ class Manifest:
         cls, run: Run, analysis: Analysis, derivatives: Derivatives, load: Load = Denoise.load
     ) -> "Manifest":
         """Look at all that ``run`` has for ``analysis``; nothing is raised."""
-        drawn = cls(run, analysis, derivatives, load, derivatives.planned(run, analysis))
+        drawn = cls(run, analysis, derivatives, load)
         for step in (drawn._image, drawn._mask, drawn._time, drawn._confounds, drawn._space, drawn._regions):
             try:
                 step()
             except Exception as error:
                 drawn.problems.append(error)
         return drawn
+
+    @property
+    def written(self) -> list[Path]:
+        """Tables and pages that will be written."""
+        return self.derivatives.planned(self.run, self.analysis)
 
     def check(self) -> None:
         """Raise the first of its problems."""

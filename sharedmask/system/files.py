@@ -21,6 +21,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -207,7 +208,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _passed_on(path) as temporary:
             yield temporary
         return
-    with _drafted(Draft(platform.open_folder(path.parent), path)) as draft:
+    with _drafted(Draft(path)) as draft:
         draft.begin()
         with _naming(path, draft.temporary):
             yield draft.temporary
@@ -225,7 +226,7 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
             yield file
         return
     with (
-        _drafted(Draft(os.fspath(path.parent), path)) as draft,
+        _drafted(Draft(path)) as draft,
         io.TextIOWrapper(_Held(draft), encoding="utf-8", newline="") as file,  # type: ignore[type-var]
     ):
         yield file
@@ -287,7 +288,7 @@ def file_name(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _about(path: Path) -> Iterator[None]:
+def about(path: Path) -> Iterator[None]:
     """An error of our own calls names the output, and no descriptor or temporary name."""
     try:
         yield
@@ -331,7 +332,7 @@ def _passed_on(path: Path) -> Iterator[Path]:
     with _draft_elsewhere() as temporary:
         with _naming(path, temporary):
             yield temporary
-        with _about(path), open(temporary, "rb") as draft, open(path, "wb") as to:
+        with about(path), open(temporary, "rb") as draft, open(path, "wb") as to:
             shutil.copyfileobj(draft, to)
 
 
@@ -359,8 +360,14 @@ def drafts_of_thread() -> list[list["Draft"]]:
 class Draft:
     """A file that waits for its name: bytes in memory, or in a file without one, or with one of its own."""
 
-    folder: Folder
     path: Path
+    digest: Any = field(default=None, init=False)
+    """Of all its bytes, where these came from :meth:`add`."""
+    nbytes: int = field(default=0, init=False)
+    """How many those are."""
+    _folder: Folder | None = field(default=None, init=False)
+    _is_lent: bool = field(default=False, init=False)
+    """Whether the folder is others', too, who close it."""
     _fd: int = field(default=-1, init=False)
     _name: str = field(default="", init=False)
     _held: list[bytes] = field(default_factory=list, init=False)
@@ -370,31 +377,49 @@ class Draft:
         """What it can be opened by."""
         return self.path.with_name(self._name) if self._name else Path(f"/proc/self/fd/{self._fd}")
 
+    @property
+    def folder(self) -> Folder:
+        """Where it will be."""
+        if self._folder is None:
+            self._folder = open_to_write(self.path.parent)
+        return self._folder
+
+    def lend(self, folder: Folder) -> None:
+        """Have it use that one, which is open until it has its name."""
+        if self._folder is None:
+            self._folder, self._is_lent = folder, True
+
     def add(self, data: bytes) -> None:
         """Its next bytes, which are in memory while they are few."""
+        self.digest = self.digest or blake2b()
+        self.digest.update(data)
+        self.nbytes += len(data)
         self._held.append(data)
         if self._fd >= 0 or sum(map(len, self._held)) > _FEW:
             self.begin()
 
     def begin(self) -> None:
         """Have a file of it."""
-        with _about(self.path):
+        with about(self.path):
             if self._fd < 0:
-                _sweep_once(self.folder)
                 self._fd, self._name = _opened(self.folder, 0o666)
             left = memoryview(b"".join(self._held))
             self._held.clear()  # what cannot be written is not written twice
             while left:
                 left = left[os.write(self._fd, left) :]
 
+    def begin_sync(self) -> None:
+        """Have the system begin with that."""
+        platform.begin_sync(self._fd)
+
     def sync(self) -> None:
         """Have its bytes on the disk."""
         self.begin()
-        with _about(self.path):
+        with about(self.path):
             os.fsync(self._fd)
 
     def name(self) -> None:
-        with _about(self.path):
+        with about(self.path):
             if not self._name:
                 with contextlib.suppress(FileExistsError):
                     platform.link_at(self._fd, self.folder, self.path.name)
@@ -428,7 +453,15 @@ class Draft:
             with contextlib.suppress(OSError):
                 platform.unlink_at(self.folder, self._name)
         locks.close(self._fd)
-        locks.close(self.folder)
+        if self._folder is not None and not self._is_lent:
+            locks.close(self._folder)
+
+
+def open_to_write(path: Path) -> Folder:
+    """A directory that files will be made in, without what killed writers left there."""
+    folder = platform.open_folder(path)
+    _sweep_once(folder)
+    return folder
 
 
 def _opened(folder: Folder, mode: int) -> tuple[int, str]:

@@ -4,13 +4,15 @@ Covers: keeping many files on the disk at once, what went wrong with which. Does
 (``files``), which files those are (``study.output``, ``study.dataset``).
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
 from sharedmask.system import locks, platform
-from sharedmask.system.files import Draft, drafts_of_thread
+from sharedmask.system.files import Draft, about, drafts_of_thread, open_to_write
+from sharedmask.system.platform import Folder
 from sharedmask.system.threads import Threads
 
 T = TypeVar("T")
@@ -63,21 +65,35 @@ def settle(written: Sequence[Together]) -> list[Exception | None]:
     """
     drafts = [draft for group in written for draft in group.drafts]
     failed: dict[int, Exception] = {}
+    folders: dict[str, Folder] = {}
     try:
         # Files are made here: calls that do not wait have threads wait for each other.
-        for draft, error in zip(drafts, list(map(partial(_attempted, Draft.begin), drafts)), strict=True):
-            if error is not None:
+        for draft in drafts:
+            if (error := _attempted(partial(_make, folders), draft)) is not None:
                 failed[id(draft)] = error
         made = [draft for draft in drafts if id(draft) not in failed]
         for draft, error in zip(made, at_once(Draft.sync, made), strict=True):
             if error is not None:
                 failed[id(draft)] = error
         errors = [_named_together(group, failed) for group in written]
-        at_once(_keep_names, list({draft.path.parent for draft in drafts}))
+        at_once(platform.sync_folder, list(folders.values()))
         return errors
     finally:
         for group in written:
             group.end()
+        for folder in folders.values():
+            locks.close(folder)
+
+
+def _make(folders: dict[str, Folder], draft: Draft) -> None:
+    """Have a file of it, in a folder that is opened for all of its files together."""
+    parent = os.path.dirname(draft.path)
+    if parent not in folders:
+        with about(draft.path):
+            folders[parent] = open_to_write(draft.path.parent)
+    draft.lend(folders[parent])
+    draft.begin()
+    draft.begin_sync()
 
 
 def _named_together(group: Together, failed: Mapping[int, Exception]) -> Exception | None:
@@ -89,14 +105,6 @@ def _named_together(group: Together, failed: Mapping[int, Exception]) -> Excepti
     except OSError as why:
         return why
     return error
-
-
-def _keep_names(folder: Path) -> None:
-    fd = platform.open_folder(folder)
-    try:
-        platform.sync_folder(fd)
-    finally:
-        locks.close(fd)
 
 
 def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:
