@@ -7,7 +7,7 @@ which of them are runs (``study.bids``), what outputs are called (``derivatives`
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -108,31 +108,23 @@ def names_in(folder: str) -> tuple[tuple[str, Name], ...]:
 
 
 @lru_cache(maxsize=64)
-def _listed(folder: str, _: object) -> tuple[tuple[str, Name], ...]:
-    return _parsed(sorted(_beside(folder)))
+def _listed(folder: str, mark: str) -> tuple[tuple[str, Name], ...]:
+    return _parsed(_beside(folder, mark))
 
 
-def _beside(folder: str) -> Iterator[str]:
-    return (entry for entry in os.listdir(folder) if entry.endswith(BESIDE))
+@lru_cache(maxsize=64)
+def _digested(folder: str, mark: str) -> str:
+    names = "/".join(_beside(folder, mark))
+    return blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def state_of(folder: str) -> str:
-    """What a folder of this machine is now: its number and times, and a digest of those names in it."""
-    return f"{_mark(folder)} {_digest(folder)}"
+def _beside(folder: str, mark: str) -> list[str]:
+    return _there(folder, mark) if mark else _there.__wrapped__(folder, mark)
 
 
-def states_of(folders: Iterable[str]) -> dict[str, str]:
-    """That of each of some folders."""
-    return {folder: state_of(folder) for folder in folders}
-
-
-def is_as(folder: str, state: str) -> bool:
-    """Whether it has the names that it had, which it is listed for only if it was changed."""
-    try:
-        was, _, names = state.partition(" ")
-        return (bool(was) and was == _mark(folder)) or names == _digest(folder)
-    except OSError:
-        return False
+@lru_cache(maxsize=8)
+def _there(folder: str, _: str) -> list[str]:
+    return sorted(entry for entry in os.listdir(folder) if entry.endswith(BESIDE))
 
 
 def _mark(folder: str) -> str:
@@ -142,15 +134,20 @@ def _mark(folder: str) -> str:
     return f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_ctime_ns}" if is_settled else ""
 
 
-def _digest(folder: str) -> str:
+def state_of(folder: str) -> str:
+    """What a folder of this machine is now: its number and times, and a digest of those names in it."""
     mark = _mark(folder)
-    return _digested(folder, mark) if mark else _digested.__wrapped__(folder, mark)
+    return f"{mark} {_digested(folder, mark) if mark else _digested.__wrapped__(folder, mark)}"
 
 
-@lru_cache(maxsize=64)
-def _digested(folder: str, _: object) -> str:
-    names = "/".join(sorted(_beside(folder)))
-    return blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+def is_as(folder: str, state: str) -> bool:
+    """Whether it has the names that it had, for which it is listed only if it was changed."""
+    try:
+        mark = _mark(folder)
+        was, _, names = state.partition(" ")
+        return (bool(mark) and was == mark) or state_of(folder).endswith(f" {names}")
+    except OSError:
+        return False
 
 
 def _parsed(entries: Iterable[str]) -> tuple[tuple[str, Name], ...]:

@@ -13,11 +13,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named, url_of
-from sharedmask.sources.names import Name, names_in, parsed_name, same
+from sharedmask.sources.names import Name, names_in, parsed_name, same, state_of
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import dangling
@@ -148,30 +148,56 @@ def fetched(path: Path) -> Path:
 
 def sidecars(image: str | Path) -> Iterator[Path]:
     """The JSON files that tell of an image, whether they are there or links to nothing; the nearest first."""
+    return _told(_places(image))
+
+
+def sidecars_and_folders(image: str | Path) -> tuple[list[Path], dict[str, str]]:
+    """The same, and what the folders were like before by whose names they are known; none if others may say.
+
+    See :func:`sharedmask.sources.names.state_of`.
+    """
+    places = _places(image)
+    is_known = all(place.is_closed for place in places)
+    folders = dict.fromkeys(folder for place in places for folder in place.folders) if is_known else ()
+    states = {folder: state_of(folder) for folder in folders}
+    return list(_told(places)), states
+
+
+class _Place(NamedTuple):
+    """One of the names of an image, and where others of its data set may tell of it."""
+
+    path: str
+    name: Name | None
+    folders: list[str]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no folder above those can become one of them without a change of their names."""
+        if url_of(self.path):
+            return False
+        return self.name is None or os.path.lexists(os.path.join(self.folders[-1], DESCRIPTION))
+
+
+def _places(image: str | Path) -> list[_Place]:
+    found = []
+    for path in _named(os.fspath(image)):
+        try:
+            found.append(_Place(path, Name.parse(path), _folders(path)))
+        except ParameterError:
+            found.append(_Place(path, None, [os.path.dirname(path)]))
+    return found
+
+
+def _told(places: Sequence[_Place]) -> Iterator[Path]:
     seen = set[str]()
-    names = _named(os.fspath(image))
-    for path in names:
-        for sidecar in _of(path):
+    for place in places:
+        for sidecar in _of(place):
             # Of an image without links in its path no folder above is one.
-            is_real = len(names) == 1 and not os.path.islink(sidecar)
+            is_real = len(places) == 1 and not os.path.islink(sidecar)
             real = sidecar if is_real else os.path.realpath(sidecar)
             if real not in seen:
                 seen.add(real)
                 yield Path(sidecar)
-
-
-def sidecar_folders(image: str | Path) -> list[str]:
-    """The folders whose names say which sidecars an image has; none if others could come to say it."""
-    found = dict[str, None]()
-    for path in _named(os.fspath(image)):
-        folders = [os.path.dirname(path)]
-        with suppress(ParameterError):
-            Name.parse(path)
-            folders = _folders(path)
-            if url_of(path) or not os.path.lexists(os.path.join(folders[-1], DESCRIPTION)):
-                return []
-        found |= dict.fromkeys(folders)
-    return list(found)
 
 
 def own_sidecar(image: Path) -> Path:
@@ -199,14 +225,13 @@ def _named(image: str) -> list[str]:
     return list(dict.fromkeys((path, os.path.join(os.path.realpath(folder), name), real)))
 
 
-def _of(image: str) -> Iterator[str]:
-    own = _own(image)
+def _of(place: _Place) -> Iterator[str]:
+    own = _own(place.path)
     if inputs.exists(own) if url_of(own) else os.path.lexists(own):
         yield own
-    with suppress(ParameterError):
-        name = Name.parse(image)
-        for folder in _folders(image):
-            yield from _telling(folder, name)
+    if place.name is not None:
+        for folder in place.folders:
+            yield from _telling(folder, place.name)
 
 
 def _folders(image: str) -> list[str]:

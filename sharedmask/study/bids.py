@@ -22,8 +22,8 @@ from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, place_of, url_of
 from sharedmask.remote.objects import walk
 from sharedmask.remote.trees import folders_of
-from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same, states_of
-from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecar_folders, sidecars
+from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
+from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars_and_folders
 from sharedmask.system import platform
 from sharedmask.system.files import dangling
 from sharedmask.system.inputs import is_file
@@ -149,14 +149,18 @@ class Run:
     @property
     def inputs(self) -> Inputs:
         """All of its files that outputs may depend on, and the folders that tell which these are."""
-        folders, table = states_of(sidecar_folders(self.bold)), self.confounds  # as before they were listed
+        (_, folders), table = self._told, self.confounds
         beside = (table, table and table.with_suffix(".json"), self.mask, self._reference)
         return Inputs((self.bold, *self.sidecars, *filter(None, beside)), folders)
 
     @cached_property
+    def _told(self) -> tuple[list[Path], dict[str, str]]:
+        return sidecars_and_folders(self.bold)
+
+    @property
     def sidecars(self) -> tuple[Path, ...]:
         """The JSON files that tell of it, the nearest last (the inheritance principle)."""
-        return tuple(sidecars(self.bold))[::-1]
+        return tuple(self._told[0][::-1])
 
     @cached_property
     def sidecar(self) -> Mapping[str, Any]:

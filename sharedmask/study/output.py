@@ -26,9 +26,9 @@ from sharedmask.records import dataclass
 from sharedmask.regions.naming import columns, members
 from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
-from sharedmask.sources.names import camel, states_of
+from sharedmask.sources.names import camel
 from sharedmask.sources.opening import open_source
-from sharedmask.sources.sidecar import sidecar_folders, sidecars
+from sharedmask.sources.sidecar import sidecars_and_folders
 from sharedmask.sources.source import Facts, Source
 from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.cohort import extract_many
@@ -382,8 +382,8 @@ class OutputFolder:
     def inputs(self, key: str) -> Inputs:
         """All that an image's outputs depend on."""
         with suppress(SharedMaskError, OSError):  # which preparing it will tell
-            folders = states_of(sidecar_folders(key))  # as before they were listed
-            beside = self._beside[key] = list(sidecars(key))
+            beside, folders = sidecars_and_folders(key)
+            self._beside[key] = beside
             more = () if self.denoisings is None else self.denoisings.files(key)
             return Inputs((key, *beside, *more), folders)
         return Inputs()
