@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from hashlib import blake2b, file_digest
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from sharedmask.errors import LockError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.system import locks, platform
 from sharedmask.system.files import file_name, write_json
-from sharedmask.system.inputs import read_json
+from sharedmask.system.inputs import opened_regular, read_json
 from sharedmask.system.process import cached_property
 from sharedmask.system.together import at_once
 
@@ -313,7 +314,7 @@ _NO_ENTRY = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Where each line that is an entry begins, and what it tells."""
     place = 0
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), BufferedReader(opened_regular(path)) as file:
         for line in file:
             with contextlib.suppress(*_NO_ENTRY):
                 yield place, _parsed(_loaded(line))

@@ -5,5 +5,5 @@ another object from the first. Does not cover: what the bytes mean (``decoding``
 
 From the bottom up::
 
-    addresses  retries  version  trees  http  filesystems  objects
+    addresses  retries  version  trees  threads  http  filesystems  objects
 """

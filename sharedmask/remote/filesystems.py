@@ -10,13 +10,14 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from threading import Event
 from typing import Any
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError
 from sharedmask.remote.addresses import named
 from sharedmask.remote.retries import Retries
+from sharedmask.remote.threads import Threads
 from sharedmask.remote.version import Version
 
 _BLOCK = 2**20
@@ -53,7 +54,7 @@ class FsspecServer:
             raise RemoteError(f"{self.name}: its server does not tell how long it is")
         ahead = deque[Future[bytes]]()
         starts = iter(range(place, version.nbytes, _BLOCK))
-        with ThreadPoolExecutor(self._at_once, "sharedmask-remote") as threads:
+        with Threads(self._at_once, "sharedmask-remote") as threads:
             try:
                 while True:
                     while len(ahead) < self._at_once and (start := next(starts, None)) is not None:

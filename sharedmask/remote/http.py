@@ -11,7 +11,6 @@ import socket
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
@@ -25,6 +24,7 @@ from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError, So
 from sharedmask.remote import retries
 from sharedmask.remote.addresses import named
 from sharedmask.remote.retries import Retries
+from sharedmask.remote.threads import Threads
 from sharedmask.remote.version import Version
 
 _PIECE = 256 * 1024  # of what is taken from a connection at once
@@ -106,7 +106,7 @@ class HttpServer:
 
     def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
         """Folder and name of all files; a request for each folder, several at a time."""
-        with ThreadPoolExecutor(_AT_ONCE, "sharedmask-remote") as threads:
+        with Threads(_AT_ONCE, "sharedmask-remote") as threads:
             try:
                 pages = deque([("", threads.submit(self._names))])
                 while pages:

@@ -48,7 +48,7 @@ from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.completion import Completion, Resumption, Seen
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
-from sharedmask.study.tasks import TOGETHER, Apart, NotSmallError, Study, Task, Whole, work
+from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Study, Task, Whole, work
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.files import matches
 
@@ -349,10 +349,10 @@ class _Run:
             failed = future.result()
         except Exception as error:  # what killed a worker may have been done by then
             _log.info("%d images are each done again: %s", len(one.keys), error)
-            failed = dict.fromkeys(one.keys, NotSmallError())
+            failed = dict.fromkeys(one.keys, NotDoneHereError())
         for key in one.keys:
             with self._failing(key):
-                if isinstance(why := failed.get(key), NotSmallError):
+                if isinstance(why := failed.get(key), NotDoneHereError):
                     self._begin(key)
                 elif why is not None:
                     raise why

@@ -136,7 +136,7 @@ class _Here(Executor):
         done, (task,) = Future[Any](), arguments
         try:
             if not task.is_small:
-                raise NotSmallError
+                raise NotDoneHereError
             done.set_result(function(task))
         except Exception as error:
             done.set_exception(error)
@@ -159,8 +159,8 @@ class Apart:
     of: Callable[[Sequence[Key]], Callable[..., "Study"]]
 
 
-class NotSmallError(Exception):
-    """An image takes so much memory that the caller has to admit it."""
+class NotDoneHereError(Exception):
+    """A worker did not do an image whole: it takes memory that the caller admits, or the worker died."""
 
 
 def may_be_small(path: str) -> bool:

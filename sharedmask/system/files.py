@@ -309,15 +309,28 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether the path leads to what is no regular file, or through a descriptor (``/dev/stdout``)."""
+    """Whether the path leads to what is no regular file, or through a descriptor (``/dev/stdout``).
+
+    Raises OSError, naming it: it is a directory or a socket, which nothing can be written to.
+    """
     with contextlib.suppress(OSError):
         facts = os.stat(path.parent)
         place = _real(path.parent, (facts.st_dev, facts.st_ino))
         if place == "/dev" or place.startswith("/proc/"):
             return True
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "a directory has the name of this output", os.fspath(path))
+    if stat.S_ISSOCK(mode):
+        raise OSError(errno.ENXIO, "a socket has the name of this output", os.fspath(path))
+    return bool(mode) and not stat.S_ISREG(mode)
+
+
+def _mode(path: Path) -> int:
+    """Of what has that name; 0 if nothing has."""
     with contextlib.suppress(OSError):
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    return False
+        return os.stat(path).st_mode
+    return 0
 
 
 @functools.lru_cache(maxsize=16)
@@ -329,11 +342,34 @@ def _real(folder: Path, _: object) -> str:
 @contextlib.contextmanager
 def _passed_on(path: Path) -> Iterator[Path]:
     """A file of its own, since writers of archives go back in theirs; its bytes then go to ``path``."""
-    with _draft_elsewhere() as temporary:
+    with _receiver(path) as receiver, _draft_elsewhere() as temporary:
         with _naming(path, temporary):
             yield temporary
-        with about(path), open(temporary, "rb") as draft, open(path, "wb") as to:
+        is_path = isinstance(receiver, Path)
+        with about(path), open(temporary, "rb") as draft, open(receiver, "wb", closefd=is_path) as to:
             shutil.copyfileobj(draft, to)
+
+
+@contextlib.contextmanager
+def _receiver(path: Path) -> Iterator[int | Path]:
+    """What is opened to write to it: of a pipe a descriptor, since its name waits for who reads it.
+
+    Raises OSError, naming it: nobody does.
+    """
+    if not stat.S_ISFIFO(_mode(path)):
+        yield path
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | platform.OPEN | platform.NOT_WAITING)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "nobody reads this pipe", os.fspath(path)) from None
+        raise
+    try:
+        os.set_blocking(fd, True)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

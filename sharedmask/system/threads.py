@@ -5,18 +5,12 @@ Covers: starting one, an executor whose work is done however many there are. Doe
 """
 
 import errno
-import logging
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
 
 from sharedmask.errors import WorkerError
+from sharedmask.remote import threads
 from sharedmask.system.limits import explained
-
-_log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class CannotStartThreadError(WorkerError):
@@ -38,30 +32,11 @@ def start(thread: threading.Thread) -> None:
         raise CannotStartThreadError from error
 
 
-class Threads(ThreadPoolExecutor):
-    """As many as can be started; where none can, or when the program ends, who submits does the work."""
-
-    _alone = False
-
-    def submit(self, function: Callable[..., _T], /, *arguments: Any, **named: Any) -> "Future[_T]":
-        if not self._alone:
-            try:
-                return super().submit(function, *arguments, **named)
-            except RuntimeError as error:
-                if self._shutdown:
-                    raise
-                self._alone = True  # what waits in the queue stays there
-                _log.warning("%s; who asks does the work", str(error))  # who keeps it keeps no frames
-        future: Future[_T] = Future()
-        try:
-            future.set_result(function(*arguments, **named))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
+class Threads(threads.Threads):
+    """As many as can be started, which is told; where none can, or when the program ends, none is needed."""
 
     def _adjust_thread_count(self) -> None:
         try:
             super()._adjust_thread_count()
         except RuntimeError as error:
-            if not self._threads:
-                raise CannotStartThreadError from error
+            raise CannotStartThreadError from error

@@ -88,10 +88,12 @@ def test_archives_go_to_what_is_no_regular_file(name, kind, tmp_path):
         assert path.is_symlink() and os.stat("/dev/null").st_size == 0
         return
     os.mkfifo(path)
+    begun = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # who writes finds a reader
     with ThreadPoolExecutor(1) as reader:
         passed = reader.submit(path.read_bytes)
         write_series(path, series)
         written = io.BytesIO(passed.result(60))
+    os.close(begun)
     with np.load(written) if name.endswith("npz") else h5py.File(written) as read:
         np.testing.assert_array_equal(read["a"][:], series["a"])
 

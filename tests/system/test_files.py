@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from faults import Call, failing, recorded
 
 from sharedmask.system import files, locks, platform, process, settings
 from sharedmask.system.files import atomic_write
+from sharedmask.system.together import Together
 
 
 @pytest.fixture
@@ -149,6 +151,30 @@ def test_a_pipe_is_written_to_and_stays(folder):
     assert os.read(reader, 100) == b"a row"
     os.close(reader)
     assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(os.fspath(path))
+
+
+@pytest.mark.parametrize("writer", [atomic_write, files.atomic_text])
+@pytest.mark.parametrize("in_group", [False, True])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkdir, "a directory has the name of this output"),
+        (_socket, "a socket has the name of this output"),
+        (os.mkfifo, "nobody reads this pipe"),
+    ],
+)
+def test_what_cannot_be_written_to_is_refused_at_once(folder, writer, make, said, in_group):
+    make(path := folder / "out.tsv")
+    group = Together() if in_group else contextlib.nullcontext()
+    with pytest.raises(OSError, match=said) as caught, group, writer(path):
+        pytest.fail("it is not refused before it is written")
+    assert caught.value.filename == str(path)
+    assert left_in(folder) == ["out.tsv"]
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
