@@ -63,7 +63,8 @@ def _rows(name: str, measured: list[tuple[int, dict[str, float]]]) -> list[Row]:
     bar = Bar(_BARS[name], at_most=True) if name in _BARS else None
     section, rows = f"{name.upper()}: each; ratio in ms", []
     for count, said in measured:
-        each, note = said["seconds"] / count, f"the process grew by {said['grown']:.0f} MiB"
+        busy = f"{said['busy'] / count * 1000:.2f} ms of processor time of the process that calls"
+        each, note = said["seconds"] / count, f"{busy}, which grew by {said['grown']:.0f} MiB"
         rows.append(Row(section, f"{count:,} runs", each, ratio=each * 1000, bar=bar, note=note))
     if len(measured) > 1:
         more = measured[-1][1]["grown"] - measured[0][1]["grown"]
@@ -89,12 +90,12 @@ def _main(step: str, home: Path, count: int, jobs: int) -> None:
         print("{}")
         return
     work = _PREPARED[step.removesuffix(" again")](home, jobs)
-    before, started = _peak(), time.perf_counter()
+    before, busy, started = _peak(), time.process_time(), time.perf_counter()
     number = work()
-    seconds = time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     if number != count:
         raise SystemExit(f"{step}: {number} runs of {count}")
-    print(json.dumps({"seconds": seconds, "grown": (_peak() - before) / 2**20}))
+    print(json.dumps({"seconds": seconds, "busy": busy, "grown": (_peak() - before) / 2**20}))
 
 
 def _peak() -> int:
