@@ -37,7 +37,7 @@ class _Signature:
     """What a class may be called with, for those who ask."""
 
     def __get__(self, _: object, cls: Any) -> inspect.Signature:
-        names, by_position, _, fixed, made, _ = _parameters(cls)
+        names, by_position, _, fixed, made, *_ = _parameters(cls)
         values = dict.fromkeys(names, inspect.Parameter.empty) | fixed | dict.fromkeys(made, ...)
         position, name_only = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         parameters = [
@@ -64,6 +64,8 @@ class _Parameters(NamedTuple):
     """What makes such values."""
     valued: set[str]
     """Fields that have a value in the end."""
+    finish: Callable[[Any], object] | None
+    """What is done then."""
 
 
 @functools.cache
@@ -74,7 +76,8 @@ def _parameters(cls: Any) -> _Parameters:
     others = [field.name for field in found if not field.init]
     fixed = _without_missing({field.name: field.default for field in found})
     made = _without_missing({field.name: field.default_factory for field in found})
-    return _Parameters(names + named, len(names), others, fixed, made, {*names, *named, *fixed, *made})
+    valued, finish = {*names, *named, *fixed, *made}, getattr(cls, "__post_init__", None)
+    return _Parameters(names + named, len(names), others, fixed, made, valued, finish)
 
 
 def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
@@ -82,21 +85,24 @@ def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _init(self: Any, /, *args: Any, **given: Any) -> None:
-    names, by_position, others, fixed, made, valued = _parameters(self.__class__)
-    if len(args) == by_position == len(valued) and not given and not hasattr(self, "__post_init__"):
-        self.__dict__.update(zip(names, args, strict=True))  # of which there may be very many
+    # There may be very many of some: what is the same for all of a class is found out once.
+    names, by_position, others, fixed, made, valued, finish = _parameters(self.__class__)
+    if len(args) == by_position == len(valued) and not given and finish is None:
+        self.__dict__.update(zip(names, args, strict=True))
         return
-    if len(args) > by_position or (given and not given.keys().isdisjoint(names[: len(args)] + others)):
+    if len(args) > by_position or (given and not given.keys().isdisjoint([*names[: len(args)], *others])):
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
-    values = {**fixed, **dict(zip(names, args, strict=False)), **given}
-    for name in made:
+    values = {**fixed, **given}
+    if args:
+        values.update(zip(names, args, strict=False))
+    for name, make in made.items():
         if name not in values:
-            values[name] = made[name]()
+            values[name] = make()
     if values.keys() != valued:
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(values)}")
     self.__dict__.update(values)
-    if hasattr(self, "__post_init__"):
-        self.__post_init__()
+    if finish is not None:
+        finish(self)
 
 
 @reprlib.recursive_repr()
