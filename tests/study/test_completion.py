@@ -7,25 +7,33 @@ import pytest
 from datasets import atlas, preprocessed
 
 from sharedmask.image.extraction import Extraction
+from sharedmask.study import output
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import Run, find_runs
 from sharedmask.study.completion import Completion, stamp_of
 from sharedmask.study.dataset import analyse
+from sharedmask.study.output import extract_to
 from sharedmask.system import settings
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    """Runs a study; what became of it, and how many images were prepared."""
-    root, toy = preprocessed(tmp_path / "in"), find_atlas(atlas(tmp_path / "atlases"))
-    prepared, prepare = [], Extraction.prepared.__func__
+def prepared(monkeypatch):
+    """The images that were prepared."""
+    found, prepare = [], Extraction.prepared.__func__
 
     def counted(cls, source, *args, **options):
-        prepared.append(source)
+        found.append(source)
         return prepare(cls, source, *args, **options)
 
     monkeypatch.setattr(Extraction, "prepared", classmethod(counted))
+    return found
+
+
+@pytest.fixture
+def study(tmp_path, prepared):
+    """Runs a study; what became of it, and how many images were prepared."""
+    root, toy = preprocessed(tmp_path / "in"), find_atlas(atlas(tmp_path / "atlases"))
 
     def run(**options):
         prepared.clear()
@@ -35,6 +43,25 @@ def study(tmp_path, monkeypatch):
         return len(done.complete), len(done.skipped), len(prepared)
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path, prepared):
+    """The same into a folder of tables."""
+    images = [str(run.bold) for run in find_runs(preprocessed(tmp_path / "in"))]
+    toy = str(atlas(tmp_path / "atlases"))
+
+    def run():
+        prepared.clear()
+        done = extract_to(tmp_path / "out", images, toy, n_jobs=1)
+        return len(done.complete), len(done.skipped), len(prepared)
+
+    return run
+
+
+@pytest.fixture(params=["study", "folder"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def test_what_was_complete_is_known_without_opening_it(study):
@@ -79,26 +106,27 @@ def test_a_sidecar_that_is_new_is_another_input(study, tmp_path):
         ("sub-01/func/sub-01_task-rest_desc-preproc_bold.json", 1),
     ],
 )
-def test_names_that_are_new_are_looked_at_if_they_tell_of_a_run(study, tmp_path, name, looked_at):
-    study()
+def test_names_that_are_new_are_looked_at_if_they_tell_of_a_run(either, tmp_path, name, looked_at):
+    either()
     path = tmp_path / "in" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
-    assert study() == (0, 2, looked_at)
+    assert either() == (0, 2, looked_at)
 
 
-def test_what_tells_of_a_run_is_looked_for_once(study, monkeypatch):
-    study()
+def test_what_tells_of_a_run_is_looked_for_once(either, monkeypatch):
+    either()
     with monkeypatch.context() as patch:
         patch.setattr(Run, "inputs", property(lambda run: pytest.fail(f"{run.key} is looked for again")))
-        assert study() == (0, 2, 0)
+        patch.setattr(output, "sidecars_and_folders", lambda path: pytest.fail(f"{path} is looked for again"))
+        assert either() == (0, 2, 0)
 
 
-def test_a_root_that_is_nearer_is_another_input(study, tmp_path):
-    study()
+def test_a_root_that_is_nearer_is_another_input(either, tmp_path):
+    either()
     (tmp_path / "in" / "sub-01" / "dataset_description.json").write_text('{"Name": "of one"}')
     (tmp_path / "in" / "sub-01" / "sub-01_task-rest_bold.json").write_text("{}")
-    assert study() == (0, 2, 1)
+    assert either() == (0, 2, 1)
 
 
 def test_an_input_that_comes_where_a_link_led_is_another(study, tmp_path):
@@ -111,13 +139,13 @@ def test_an_input_that_comes_where_a_link_led_is_another(study, tmp_path):
     assert study() == (0, 2, 1)
 
 
-def test_a_journal_that_says_not_where_inputs_lay_is_read(study, tmp_path):
-    study()
+def test_a_journal_that_says_not_where_inputs_lay_is_read(either, tmp_path):
+    either()
     path = tmp_path / "out" / ".sharedmask" / "complete.jsonl"
     lines = map(json.loads, path.read_text().splitlines())
     older = [{name: one for name, one in line.items() if name not in ("inputs", "folders")} for line in lines]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in older))
-    assert study() == (0, 2, 0)
+    assert either() == (0, 2, 0)
 
 
 @pytest.mark.some(2)
