@@ -178,9 +178,8 @@ class Journal:
             self._lock(fd)
             # A process that was killed may have left half a line.
             first = b"" if _ends_a_line(fd) else b"\n"
-            place, left = os.fstat(fd).st_size + len(first), memoryview(first + b"".join(lines))
-            while left:
-                left = left[os.write(fd, left) :]
+            place = os.fstat(fd).st_size + len(first)
+            platform.write_all(fd, first + b"".join(lines))
             os.fsync(fd)
         except OSError as error:
             error.filename = error.filename or os.fspath(self.path)

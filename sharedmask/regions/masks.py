@@ -40,7 +40,8 @@ from sharedmask.spaces.grid import Grid, box_of
 from sharedmask.spaces.parcellation import Elements, Parcellation
 from sharedmask.spaces.space import Space, mismatch_error, times
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import matches, readable
+from sharedmask.system.files import readable
+from sharedmask.system.inputs import matches
 from sharedmask.typing import Array, Numbers
 
 Container = Literal["single", "list", "dict"]

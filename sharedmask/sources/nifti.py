@@ -30,7 +30,7 @@ from sharedmask.decoding.codecs import ENDINGS, Codec, Stream, codec_of, open_ra
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.remote.addresses import named, own_name, url_of
 from sharedmask.sources.sidecar import positive
-from sharedmask.system import files, inputs
+from sharedmask.system import inputs
 
 HEADER = 348  # bytes of a NIfTI-1 or Analyze header; those of NIfTI-2 say that they have 540
 HEADER_TIME = "its header"
@@ -60,7 +60,7 @@ def as_image_error(name: str) -> Iterator[None]:
 def check_path(path: str, name: str) -> None:
     """Refuse what is no file, or compressed in a way that is not supported."""
     if url_of(path) is None and not os.path.exists(path):
-        raise MissingFileError(f"{name} {files.dangling(path) or 'does not exist'}")
+        raise MissingFileError(f"{name} {inputs.dangling(path) or 'does not exist'}")
     if os.path.isdir(path):
         raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
     if named(path).lower().endswith(".zst"):

@@ -31,8 +31,8 @@ from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.sidecar import RepetitionTime, sidecars
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.system import inputs
-from sharedmask.system.files import matches
 from sharedmask.system.identity import FileState, state_of
+from sharedmask.system.inputs import matches
 from sharedmask.typing import Array
 
 if TYPE_CHECKING:

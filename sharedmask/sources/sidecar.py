@@ -28,7 +28,7 @@ from sharedmask.remote.addresses import named, url_of
 from sharedmask.sources.names import Name, names_in, parsed_name, same, state_of
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import dangling
+from sharedmask.system.inputs import dangling
 
 DESCRIPTION = "dataset_description.json"
 """The file that marks the root of a data set."""

@@ -24,8 +24,7 @@ from sharedmask.sources.sidecar import fetched, read_json
 from sharedmask.spaces.grid import box_of
 from sharedmask.spaces.space import Space
 from sharedmask.study.bids import NATIVE, Run, joined, reference_of, space_of
-from sharedmask.system.files import dangling
-from sharedmask.system.inputs import exists, is_file, opened
+from sharedmask.system.inputs import dangling, exists, is_file, opened
 from sharedmask.system.process import cached_property
 
 # Those of BIDS 1.11 and of TemplateFlow for images of the whole brain, that no study is called after.

@@ -25,8 +25,7 @@ from sharedmask.remote.trees import folders_of
 from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
 from sharedmask.sources.sidecar import DESCRIPTION, fetched, finite, read_json, sidecars_and_folders
 from sharedmask.system import platform
-from sharedmask.system.files import dangling
-from sharedmask.system.inputs import is_file
+from sharedmask.system.inputs import dangling, is_file
 from sharedmask.system.process import cached_property
 
 FILE_FORMATS = {"nifti": IMAGE_EXTENSIONS, "cifti": (".dtseries.nii",)}

@@ -50,7 +50,7 @@ from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
 from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Study, Task, Whole, work
 from sharedmask.system.budget import MemoryBudget, within
-from sharedmask.system.files import matches
+from sharedmask.system.inputs import matches
 
 _log = logging.getLogger(__name__)
 

@@ -178,7 +178,7 @@ class Completion:
         """Files get their names, then what is done counts as complete: its seconds, and what went wrong."""
         done, self._done, self._recorded = self._done, [], time.monotonic()
         kept = {
-            os.fspath(draft.path): draft.digest and sum_of(draft.nbytes, draft.digest)
+            os.fspath(draft.path): draft.known and sum_of(*draft.known)
             for *_, outputs in done
             for draft in outputs.drafts
         }

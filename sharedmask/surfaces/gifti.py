@@ -24,8 +24,8 @@ from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
 from sharedmask.records import dataclass
 from sharedmask.spaces.parcellation import names_of
 from sharedmask.surfaces.surface import Surface, structure_of
-from sharedmask.system.files import dangling
 from sharedmask.system.identity import FileState
+from sharedmask.system.inputs import dangling
 from sharedmask.typing import Array
 
 _MESH = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")

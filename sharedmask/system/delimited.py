@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from sharedmask.errors import MissingFileError
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import dangling
+from sharedmask.system.inputs import dangling
 
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # A colour may be the first cell of a row.

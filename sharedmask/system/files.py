@@ -1,7 +1,7 @@
 """Files of our own: private directories, and files that are written whole or not at all.
 
-Covers: where files that may be large go, opening a private directory, files without a name, links to
-nothing, writing and reading all of a buffer, ``atomic_write`` and the sweep of what killed writers left.
+Covers: where files that may be large go, opening a private directory, files without a name, writing and
+reading all of a buffer, ``atomic_write`` and the sweep of what killed writers left.
 Does not cover: locks (``locks``), what is kept in files (``registry``, ``storage.cache``, ``disk``,
 ``tables``).
 """
@@ -9,7 +9,6 @@ Does not cover: locks (``locks``), what is kept in files (``registry``, ``storag
 import contextlib
 import errno
 import functools
-import glob
 import io
 import json
 import os
@@ -25,9 +24,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TextIO
 
-from sharedmask.errors import MissingFileError, SegmentError, SharedMaskWarning
+from sharedmask.errors import SegmentError, SharedMaskWarning
 from sharedmask.records import dataclass
-from sharedmask.remote.addresses import url_of
 from sharedmask.system import locks, platform, process, settings
 from sharedmask.system.locks import OPEN
 from sharedmask.system.platform import Folder
@@ -118,31 +116,7 @@ def is_ours(fd: int, magic: bytes | tuple[bytes, ...] = b"") -> bool:
     return not facts.st_size or not magic or platform.pread(fd, 64, 0).startswith(magic)
 
 
-def dangling(path: str | os.PathLike[str]) -> str:
-    """What to say of a link to content that is not there; empty of any other name."""
-    if not os.path.islink(path) or os.path.exists(path):
-        return ""
-    if os.path.islink(target := os.path.realpath(path)):
-        return "is a link that leads back to itself"
-    return f"is a link to {target}, which is not there: get it with `datalad get {path}`"
-
-
 # --- bytes ---------------------------------------------------------------------------------------
-
-
-def matches(text: str) -> list[str]:
-    """The files that a pattern matches, sorted; none if it is no pattern, but the name of a file or link.
-
-    Raises MissingFileError: it matches none.
-    """
-    pattern = os.path.expanduser(text)
-    if url_of(text):
-        return []
-    if not glob.has_magic(text) or os.path.lexists(pattern):
-        return []
-    if found := sorted(glob.glob(pattern, recursive=True)):
-        return found
-    raise MissingFileError(f"no file matches {text}")
 
 
 def nameless(folder: Folder, mode: int = 0o600) -> int | None:
@@ -319,10 +293,8 @@ def _is_special(path: Path) -> bool:
         if place == "/dev" or place.startswith("/proc/"):
             return True
     mode = _mode(path)
-    if stat.S_ISDIR(mode):
-        raise OSError(errno.EISDIR, "a directory has the name of this output", os.fspath(path))
-    if stat.S_ISSOCK(mode):
-        raise OSError(errno.ENXIO, "a socket has the name of this output", os.fspath(path))
+    if refused := "a directory" if stat.S_ISDIR(mode) else "a socket" if stat.S_ISSOCK(mode) else "":
+        raise OSError(errno.EINVAL, f"{refused} has the name of this output", os.fspath(path))
     return bool(mode) and not stat.S_ISREG(mode)
 
 
@@ -362,8 +334,7 @@ def _receiver(path: Path) -> Iterator[int | Path]:
     try:
         fd = os.open(path, os.O_WRONLY | platform.OPEN | platform.NOT_WAITING)
     except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "nobody reads this pipe", os.fspath(path)) from None
+        error.strerror = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror
         raise
     try:
         os.set_blocking(fd, True)
@@ -397,10 +368,8 @@ class Draft:
     """A file that waits for its name: bytes in memory, or in a file without one, or with one of its own."""
 
     path: Path
-    digest: Any = field(default=None, init=False)
-    """Of all its bytes, where these came from :meth:`add`."""
-    nbytes: int = field(default=0, init=False)
-    """How many those are."""
+    known: tuple[int, Any] | None = field(default=None, init=False)
+    """How many bytes it has, and their digest, if they were in memory."""
     _folder: Folder | None = field(default=None, init=False)
     _is_lent: bool = field(default=False, init=False)
     """Whether the folder is others', too, who close it."""
@@ -420,33 +389,25 @@ class Draft:
             self._folder = open_to_write(self.path.parent)
         return self._folder
 
-    def lend(self, folder: Folder) -> None:
-        """Have it use that one, which is open until it has its name."""
-        if self._folder is None:
-            self._folder, self._is_lent = folder, True
-
     def add(self, data: bytes) -> None:
         """Its next bytes, which are in memory while they are few."""
-        self.digest = self.digest or blake2b()
-        self.digest.update(data)
-        self.nbytes += len(data)
         self._held.append(data)
         if self._fd >= 0 or sum(map(len, self._held)) > _FEW:
             self.begin()
 
-    def begin(self) -> None:
-        """Have a file of it."""
+    def begin(self, lent: Folder | None = None) -> None:
+        """Have a file of it, in a folder that is lent to it until it has its name."""
+        if lent is not None and self._folder is None:
+            self._folder, self._is_lent = lent, True
         with about(self.path):
-            if self._fd < 0:
-                self._fd, self._name = _opened(self.folder, 0o666)
-            left = memoryview(b"".join(self._held))
+            data, is_new = b"".join(self._held), self._fd < 0
             self._held.clear()  # what cannot be written is not written twice
-            while left:
-                left = left[os.write(self._fd, left) :]
-
-    def begin_sync(self) -> None:
-        """Have the system begin with that."""
-        platform.begin_sync(self._fd)
+            if is_new:
+                self._fd, self._name = _opened(self.folder, 0o666)
+            if data:
+                self.known = (len(data), blake2b(data)) if is_new else None
+                platform.write_all(self._fd, data)
+                platform.begin_sync(self._fd)
 
     def sync(self) -> None:
         """Have its bytes on the disk."""
@@ -494,9 +455,16 @@ class Draft:
 
 
 def open_to_write(path: Path) -> Folder:
-    """A directory that files will be made in, without what killed writers left there."""
+    """A directory that files will be made in, without what killed writers left there.
+
+    That is looked for once per process: there may be a great many files in it, and as many to write.
+    """
     folder = platform.open_folder(path)
-    _sweep_once(folder)
+    facts = os.stat(folder)
+    if (facts.st_dev, facts.st_ino) not in _swept:
+        _swept.add((facts.st_dev, facts.st_ino))
+        with contextlib.suppress(OSError):
+            _sweep(folder)
     return folder
 
 
@@ -518,15 +486,6 @@ def sweep(path: str | os.PathLike[str]) -> list[str]:
         return [os.path.join(path, name) for name in _sweep(folder)]
     finally:
         locks.close(folder)
-
-
-def _sweep_once(folder: Folder) -> None:
-    """Once per process and directory: there may be a great many files in it, and as many to write."""
-    facts = os.stat(folder)
-    if (facts.st_dev, facts.st_ino) not in _swept:
-        _swept.add((facts.st_dev, facts.st_ino))
-        with contextlib.suppress(OSError):
-            _sweep(folder)
 
 
 def _sweep(folder: Folder) -> list[str]:

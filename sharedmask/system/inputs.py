@@ -1,13 +1,13 @@
 """Files that others wrote: opened only if they are files, and read whole only if they are small.
 
-Covers: pipes, devices and pointers in the place of a file, files on servers, the size of texts, JSON of any
-depth.
-Does not cover: what is read (``settings``, ``study.bids``, ``lut`` and others), images (``codecs``), our own
-files (``files``).
+Covers: which files a pattern matches, links to nothing, pipes, devices and pointers in the place of a file,
+files on servers, the size of texts, JSON of any depth. Does not cover: what is read (``settings``,
+``study.bids``, ``lut`` and others), images (``codecs``), our own files (``files``).
 """
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import stat
@@ -23,6 +23,30 @@ from sharedmask.system import platform
 _TEXT_BYTES = 64 * 2**20
 _POINTER = b"/annex/objects/"  # what git-annex has instead of an unlocked file's content
 _POINTER_BYTES = 32 * 2**10  # at most, it says
+
+
+def matches(text: str) -> list[str]:
+    """The files that a pattern matches, sorted; none if it is no pattern, but the name of a file or link.
+
+    Raises MissingFileError: it matches none.
+    """
+    pattern = os.path.expanduser(text)
+    if url_of(text):
+        return []
+    if not glob.has_magic(text) or os.path.lexists(pattern):
+        return []
+    if found := sorted(glob.glob(pattern, recursive=True)):
+        return found
+    raise MissingFileError(f"no file matches {text}")
+
+
+def dangling(path: str | os.PathLike[str]) -> str:
+    """What to say of a link to content that is not there; empty of any other name."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    if os.path.islink(target := os.path.realpath(path)):
+        return "is a link that leads back to itself"
+    return f"is a link to {target}, which is not there: get it with `datalad get {path}`"
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -131,6 +131,13 @@ def open_nameless(folder: Folder, mode: int) -> int:
     return open_at(folder, ".", os.O_TMPFILE | os.O_RDWR, mode)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it where the file is."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
 def begin_sync(fd: int) -> None:
     """Have the system begin to put a file's bytes on the disk; who syncs it afterwards waits for less."""
     if hasattr(os, "posix_fadvise"):

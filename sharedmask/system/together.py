@@ -91,9 +91,7 @@ def _make(folders: dict[str, Folder], draft: Draft) -> None:
     if parent not in folders:
         with about(draft.path):
             folders[parent] = open_to_write(draft.path.parent)
-    draft.lend(folders[parent])
-    draft.begin()
-    draft.begin_sync()
+    draft.begin(folders[parent])
 
 
 def _named_together(group: Together, failed: Mapping[int, Exception]) -> Exception | None:
