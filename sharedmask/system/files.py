@@ -31,6 +31,7 @@ from sharedmask.system.locks import OPEN
 from sharedmask.system.platform import Folder
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what is read names itself
+_REFUSED = {stat.S_IFDIR: (errno.EISDIR, "a directory"), stat.S_IFSOCK: (errno.ENXIO, "a socket")}
 _FEW = 2**16  # bytes of a file that waits in memory
 _swept: set[tuple[int, int]] = set()
 
@@ -293,13 +294,12 @@ def _is_special(path: Path) -> bool:
         if place == "/dev" or place.startswith("/proc/"):
             return True
     mode = _mode(path)
-    if refused := "a directory" if stat.S_ISDIR(mode) else "a socket" if stat.S_ISSOCK(mode) else "":
-        raise OSError(errno.EINVAL, f"{refused} has the name of this output", os.fspath(path))
+    if refused := _REFUSED.get(stat.S_IFMT(mode)):
+        raise OSError(refused[0], f"{refused[1]} has the name of this output", os.fspath(path))
     return bool(mode) and not stat.S_ISREG(mode)
 
 
 def _mode(path: Path) -> int:
-    """Of what has that name; 0 if nothing has."""
     with contextlib.suppress(OSError):
         return os.stat(path).st_mode
     return 0
@@ -455,12 +455,10 @@ class Draft:
 
 
 def open_to_write(path: Path) -> Folder:
-    """A directory that files will be made in, without what killed writers left there.
-
-    That is looked for once per process: there may be a great many files in it, and as many to write.
-    """
+    """A directory that files will be made in, without what killed writers left there."""
     folder = platform.open_folder(path)
     facts = os.stat(folder)
+    # Once per process and directory: there may be a great many files in it, and as many to write.
     if (facts.st_dev, facts.st_ino) not in _swept:
         _swept.add((facts.st_dev, facts.st_ino))
         with contextlib.suppress(OSError):
