@@ -44,8 +44,11 @@ class _Own:
         self._last: tuple[int, str] | None = None
 
     def names(self) -> list[str]:
-        last = len(sys.modules), next(reversed(sys.modules))
-        if last != self._last:  # what is imported comes last
+        try:
+            last = len(sys.modules), next(reversed(sys.modules))  # what is imported comes last
+        except RuntimeError:  # another thread imports something between the two
+            last = None
+        if last is None or last != self._last:
             new = sys.modules.keys() - self._looked_at
             self._looked_at |= new
             self._names += sorted(filter(_is_own, new))

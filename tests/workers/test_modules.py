@@ -136,3 +136,12 @@ def test_modules_are_looked_at_for_what_may_name_them_alone(module, monkeypatch)
 )  # fmt: skip
 def test_what_is_a_librarys(thing, is_librarys):
     assert modules.is_librarys(thing) == is_librarys
+
+
+def test_another_thread_may_import_meanwhile(monkeypatch):
+    def in_between(_):
+        raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(modules, "reversed", in_between, raising=False)
+    assert not modules.is_librarys(both)
+    assert modules.is_librarys(np.mean)
