@@ -22,7 +22,7 @@ from sharedmask.system import locks, platform
 from sharedmask.system.files import file_name, write_json
 from sharedmask.system.inputs import opened_regular, read_json
 from sharedmask.system.process import cached_property
-from sharedmask.system.together import at_once
+from sharedmask.system.together import at_once, keep_names
 
 PRIVATE = ".sharedmask"
 """The folder, in a folder of outputs, that is ours: journals and failures are kept there."""
@@ -187,7 +187,8 @@ class Journal:
         finally:
             locks.let_go(fd)
         if is_new:
-            _settle_folder(os.fspath(self.path.parent))
+            with contextlib.suppress(OSError):  # not every file system has this for directories
+                keep_names(self.path.parent)
         for entry, line in zip(settled, lines, strict=True):
             self._places[entry.key] = place
             place += len(line)
@@ -243,7 +244,7 @@ def _settled(entries: Sequence[Entry], kept: Mapping[str, str | None]) -> list[E
     outputs = [tuple(map(os.path.abspath, entry.outputs)) for entry in entries]
     paths = [path for several in outputs for path in several if path not in kept]
     at_once(_settle_file, paths)
-    at_once(_settle_folder, list(dict.fromkeys(map(os.path.dirname, paths))))
+    at_once(keep_names, list(dict.fromkeys(map(os.path.dirname, paths))))
     return [
         replace(
             entry,
@@ -290,15 +291,6 @@ def _is_whole(path: str, was: str) -> bool:
     with contextlib.suppress(OSError):
         return str(os.path.getsize(path)) == was.partition("-")[0] and _sum(path) == was
     return False
-
-
-def _settle_folder(folder: str) -> None:
-    with contextlib.suppress(OSError):  # not every file system has this for directories
-        fd = platform.open_folder(folder)
-        try:
-            platform.sync_folder(fd)
-        finally:
-            locks.close(fd)
 
 
 def _ends_a_line(fd: int) -> bool:

@@ -7,6 +7,7 @@ An index is that of every file of the same size, first and last bytes, the check
 it stays when the file is moved or copied. Each piece of the data has a checksum in it besides.
 """
 
+import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -113,16 +114,11 @@ def _check_ours(path: Path) -> None:
 
 
 def _beside(file: FileIO) -> Points | None:
-    try:
+    with contextlib.suppress(AttachError, OSError):
         fd = os.open(f"{file.name!s}{BESIDE}", os.O_RDONLY | platform.OPEN | platform.NOT_WAITING)
-    except OSError:
-        return None
-    try:
-        return _points(_key(file), fd)
-    except (AttachError, OSError):
-        return None
-    finally:
-        locks.close(fd)
+        with locks.closing(fd):
+            return _points(_key(file), fd)
+    return None
 
 
 def _in_folder(file: FileIO) -> Points | None:

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +98,8 @@ class Named(Store):
             return False
         return True
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
-        fd = os.open(SHM / self.name, os.O_RDWR | platform.OPEN)
-        try:
-            yield fd
-        finally:
-            locks.close(fd)
+    def opened(self) -> contextlib.AbstractContextManager[int]:
+        return locks.closing(os.open(SHM / self.name, os.O_RDWR | platform.OPEN))
 
     def seal(self) -> None:
         os.chmod(SHM / self.name, 0o400)
@@ -174,9 +168,8 @@ class Memfd(Store):
             self.fd = os.memfd_create(self.name, flags)
         os.fchmod(self.fd, 0o600)
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
-        yield self.fd
+    def opened(self) -> contextlib.AbstractContextManager[int]:
+        return contextlib.nullcontext(self.fd)
 
     def seal(self) -> None:
         try:

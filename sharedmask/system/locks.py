@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from sharedmask.errors import LockError
 from sharedmask.system import platform, process
@@ -36,6 +37,7 @@ _TAKEN = (errno.EAGAIN, errno.EACCES, errno.EBADF)
 _TRIES, _PAUSE = 3, 0.02
 _FOREIGN_SECONDS = 24 * 3600.0  # after which locks of other machines, whose processes nobody sees, are stale
 _log = logging.getLogger(__name__)
+_F = TypeVar("_F", bound=Folder)
 
 
 def lock(fd: int, how: int) -> None:
@@ -67,6 +69,15 @@ def close(fd: Folder) -> None:
     _drop(fd)
     with contextlib.suppress(OSError):
         os.close(fd)
+
+
+@contextlib.contextmanager
+def closing(fd: _F) -> Iterator[_F]:
+    """A descriptor that is closed at the end."""
+    try:
+        yield fd
+    finally:
+        close(fd)
 
 
 def let_go(fd: int) -> None:

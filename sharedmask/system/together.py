@@ -105,6 +105,12 @@ def _named_together(group: Together, failed: Mapping[int, Exception]) -> Excepti
     return error
 
 
+def keep_names(folder: str | Path) -> None:
+    """Have the names in a directory on the disk, where that can be asked for."""
+    with locks.closing(platform.open_folder(folder)) as fd:
+        platform.sync_folder(fd)
+
+
 def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:
     """Call for each of them, many at a time; what each raised."""
 
