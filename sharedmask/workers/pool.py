@@ -20,6 +20,8 @@ from functools import partial
 from multiprocessing import connection, current_process
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
+
 from sharedmask.errors import WorkerError
 from sharedmask.system import platform
 from sharedmask.system.platform import rights
@@ -45,6 +47,7 @@ _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe ke
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 _END = pickle.dumps(("end", True))
+_packed_plainly = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
 
@@ -285,7 +288,7 @@ def run_processes(
         with pool.lease(min(n_jobs, len(items)), _caller.generation(), surroundings) as workers:
             for worker in workers:
                 worker.begin(payload, surroundings, {} if streams is None else streams.roots)
-            pack = pickle.dumps if are_plain else dumps_by_value
+            pack = _packed_plainly if are_plain else dumps_by_value
             answers = _Dispatch(workers, items, pack, options.get("on_done"), streams).run()
             for worker in workers:
                 worker.end()
@@ -309,8 +312,8 @@ def _packed(job: tuple[Kernel, Item], streams: Streams | None, with_users: bool)
 
 
 def _is_plain(item: Item) -> bool:
-    """Whether it travels as any pickle does."""
-    return all(type(one) in _PLAIN for one in item)
+    """Whether it travels as any pickle does, and nothing in it is the user's."""
+    return all(type(one) in _PLAIN or (type(one) is np.ndarray and not one.dtype.hasobject) for one in item)
 
 
 class _Dispatch:

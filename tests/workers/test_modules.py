@@ -117,6 +117,7 @@ def test_modules_are_looked_at_for_what_may_name_them_alone(module, monkeypatch)
     monkeypatch.setattr(modules.known, "look", lambda: (looks.append(1), look()))
     pool.run_processes(os.getpid, (), [()], 1)
     pool.run_processes(np.sum, (np.ones((2, 3)),), [(1,)], 1)
+    pool.run_processes(np.sum, (), [(np.ones((2, 3)), 1)], 1)
     assert not looks
     wrapped = functools.wraps(np.mean)(lambda: users.answer())
     for own in (users.answer, users.Own(), users, wrapped, lambda: 0):
