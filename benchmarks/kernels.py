@@ -156,7 +156,8 @@ def _transposition(rows: Array) -> _Kernel:
 class _InMemory:
     """Volumes, (n_volumes, n_voxels), that are there already."""
 
-    compressed = False
+    reads_ahead = False
+    reading_bytes = 0
 
     def __init__(self, volumes: Array) -> None:
         self._volumes = volumes

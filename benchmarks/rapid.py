@@ -53,7 +53,7 @@ def extract(run: Path, shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDAr
 class _Volumes(VolumesReader):
     """The volumes of a generated run, as loading asks for them."""
 
-    compressed = True
+    reads_ahead = False
     dtype = np.dtype(np.float32)
 
     def __init__(self, run: Path, shape: tuple[int, ...]) -> None:

@@ -24,6 +24,7 @@ from sharedmask.system import inputs
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
 _READER = getattr(isal_zlib, "_GzipReader", None)  # of isal's own igzip.open
 _FAILURES: tuple[type[Exception], ...] = (igzip_lib.IsalError, OSError, EOFError)  # type: ignore[assignment]
+_WRONG = ("CRC check failed", "Incorrect length")  # what `_READER` says of a member and its checksum
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -150,9 +151,9 @@ class MemberStream(Stream):
         try:
             return bytes(self._decoder.decompress(data, limit))
         except (igzip_lib.IsalError, OSError, EOFError) as error:  # type: ignore[misc]
+            if "checksum" in str(error):
+                raise _wrong_checksum(self._name, self._codec) from error
             said = f"its {self._codec.name} data fail after {self._done} bytes ({error})"
-            if "checksum" in str(error):  # which is of all bytes: how many came at once tells nothing
-                said = f"the checksum of its {self._codec.name} data is wrong"
             raise DamagedImageError(f"{self._name} is damaged: {said}") from error
 
     def _next_member(self) -> bool:
@@ -166,16 +167,21 @@ class MemberStream(Stream):
         return True
 
 
+def _wrong_checksum(name: str, codec: Codec) -> DamagedImageError:
+    """It is of all bytes: how many came at once tells nothing."""
+    return DamagedImageError(f"{name} is damaged: the checksum of its {codec.name} data is wrong")
+
+
 class GzipStream(Stream):
     """Gzip data decompressed into the place where they are wanted.
 
-    Where anything is wrong, and it may be what follows the image, the file is read again by `MemberStream`:
-    what is wrong is said there.
+    Where anything is wrong that may be what follows the image, the file is read again by `MemberStream`: what
+    is wrong is said there. A file that is cut, or whose checksum is wrong, is read once.
     """
 
     def __init__(self, file: FileIO, name: str) -> None:
         super().__init__(file)
-        self._name, self._done = name, 0
+        self._name, self._done, self._is_cut = name, 0, False
         assert _READER is not None
         self._reader = _READER(file, CHUNK)
         self._members: MemberStream | None = None
@@ -185,27 +191,38 @@ class GzipStream(Stream):
 
     def finish(self) -> None:
         rest = bytearray(CHUNK)
-        while self._members is None and self._read(rest):
-            pass
+        try:
+            while self._members is None and self._reader.readinto(rest):
+                pass
+        except _FAILURES as error:
+            if self._reader.tell() == self._done:  # else it may be of a member after the image
+                self._check(error)
+            self._leave()
         if self._members is None and not self._done:  # an empty file is none
             self._leave()
         if self._members is not None:
             self._members.finish()
 
     def _some(self, view: memoryview) -> int:
-        got = self._read(view) if self._members is None else 0
+        """As much as there is at once; none where the data end."""
+        got = 0
+        if self._members is None and not self._is_cut:
+            try:
+                got = int(self._reader.readinto(view))
+            except _FAILURES as error:
+                self._check(error)
+                got = self._reader.tell() - self._done
+                self._is_cut = isinstance(error, EOFError) and got < len(view)
+                if not self._is_cut:
+                    self._leave()
         if self._members is not None:
             return self._members.readinto(view)
         self._done += got
         return got
 
-    def _read(self, view: memoryview | bytearray) -> int:
-        """As much as there is at once; none where the data end or are left to `MemberStream`."""
-        try:
-            return int(self._reader.readinto(view))
-        except _FAILURES:
-            self._leave()
-            return 0
+    def _check(self, error: Exception) -> None:
+        if str(error).startswith(_WRONG):
+            raise _wrong_checksum(self._name, GZIP) from error
 
     def _leave(self) -> None:
         self._file.seek(0)

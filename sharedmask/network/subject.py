@@ -41,7 +41,7 @@ class Subject:
     n_voxels: int
     stored: np.dtype[Any]
     open_bytes: Callable[[], AbstractContextManager[_Bytes]]
-    compressed: bool = True
+    reads_ahead = False
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -5,12 +5,13 @@ the rows live (the caller gives them), what is done with them.
 
 ::
 
-    decode ──> block of volumes  (k, n_voxels) ──> transpose, tile by tile ──> rows (n_voxels, t)
-               two of them, in turn
+    decode ──> volumes (k, n_voxels) ──> block (k, n_selected) ──> transpose, tile by tile ──> rows
+               some of them, in turn
 
-A block holds only the voxels asked for: without a selection volumes are decoded straight into it,
-with one they pass through a buffer that stays in the cache, a few at a time. Who has one core does both in
-turn.
+Without a selection the volumes are the block. With one they pass through buffers that stay in the cache, and
+who asks for blocks picks the voxels out of them: decoding takes longer than all that is done with what was
+decoded, so its thread does nothing else. Who has one core does both in turn, and so does who reads what is
+decoded on cores of its own.
 """
 
 import queue
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.sources.values import Conversion, all_finite, convert
-from sharedmask.sources.volumes import Volumes, VolumesReader
+from sharedmask.sources.volumes import Volumes
 from sharedmask.system.process import Caller, n_cpus
 from sharedmask.system.threads import CannotStartThreadError, Threads, start
 from sharedmask.typing import Array
@@ -36,8 +37,11 @@ _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
 _N_BLOCKS = 2
 _SMALL = 2**18  # bytes of an image
-# Each call has its own price, and what is read should stay in the cache until it is picked out of.
+# Each call has its own price, and what is read should stay in the cache until it is picked out of: in the
+# core's own, or in that of all cores where another picks, which has to be woken each time.
 _READ_BYTES = 3 * 2**19
+_AHEAD_BYTES = 4 * 2**20
+_AHEAD_PARTS = 32  # of an image, at least: buffers of small ones are small
 Blocks = Iterator[tuple[int, Array]]
 """The number of a block's first volume, and its values."""
 
@@ -49,16 +53,22 @@ def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> i
     return min(max(least, min(fitting, most)), n_timepoints)
 
 
-def buffer_bytes(source: Volumes, n_selected: int) -> int:
-    """Memory that :func:`load` takes besides the rows it fills."""
-    k = block_volumes(n_selected, source.dtype, source.n_timepoints)
-    n_values = _N_BLOCKS * k * n_selected + min(k, _together(source)) * source.n_voxels
+def buffer_bytes(source: Volumes, n_selected: int | None) -> int:
+    """Memory that :func:`load` takes besides the rows of so many voxels (None: all) that it fills."""
+    k = block_volumes(n_selected or source.n_voxels, source.dtype, source.n_timepoints)
+    n_values = _N_BLOCKS * k * source.n_voxels
+    if n_selected is not None:
+        n_values = k * n_selected + _N_BLOCKS * min(k, _ahead_volumes(source)) * source.n_voxels
     return n_values * source.dtype.itemsize + source.reading_bytes
 
 
-def _together(source: Volumes) -> int:
-    """Volumes that are read at once, where some of their voxels are asked for."""
-    return max(1, _READ_BYTES // (source.n_voxels * source.dtype.itemsize))
+def _ahead_volumes(source: Volumes) -> int:
+    """Volumes that are read ahead at once, where some of their voxels are asked for."""
+    return max(1, min(_fitting(source, _AHEAD_BYTES), source.n_timepoints // _AHEAD_PARTS))
+
+
+def _fitting(source: Volumes, nbytes: int) -> int:
+    return max(1, nbytes // (source.n_voxels * source.dtype.itemsize))
 
 
 def _is_small(source: Volumes) -> bool:
@@ -124,92 +134,111 @@ def _write(conversion: Conversion | None, block: Array, target: Array, tiles: li
 def blocks(
     source: Volumes, select: NDArray[np.intp] | None, step: int | None = None
 ) -> AbstractContextManager[Blocks]:
-    """Blocks of the voxels ``select`` (None: all) of ``step`` volumes each, decoded one ahead from now on.
+    """Blocks of the voxels ``select`` (None: all) of ``step`` volumes each, decoded ahead from now on.
 
     Yields
     ------
     (int, ndarray)
         The number of a block's first volume, and its stored values, (n_volumes, n_selected), valid
-        until the next is asked for; there are two of them.
+        until the next is asked for.
     """
     n_selected = source.n_voxels if select is None else len(select)
     step = block_volumes(n_selected, source.dtype, source.n_timepoints) if step is None else step
-    return _Decoder(source, select, [np.empty((step, n_selected), source.dtype) for _ in range(_N_BLOCKS)])
+    return _Decoder(source, select, step)
 
 
 class _Decoder:
-    """Decodes in a thread of its own, one block ahead; as it is asked for where that is as fast."""
+    """Decodes in a thread of its own, some volumes ahead; as it is asked for where that is as fast."""
 
-    def __init__(self, source: Volumes, select: NDArray[np.intp] | None, blocks: list[Array]) -> None:
-        self._source, self._select, self._blocks = source, select, blocks
-        self._step = len(blocks[0])
+    def __init__(self, source: Volumes, select: NDArray[np.intp] | None, step: int) -> None:
+        self._source, self._select, self._step = source, select, step
         self._caller = Caller()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[tuple[int, Array] | BaseException | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[Array | BaseException | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Blocks:
-        for block in self._blocks:
-            self._free.put(block)
-        if _is_small(self._source) or n_cpus() == 1:
-            return self._in_turn()
-        thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
-        try:
-            start(thread)
-        except CannotStartThreadError:
-            return self._in_turn()
-        self._thread = thread
-        return self._decoded()
+        volumes = self._ahead() if self._begins_thread() else self._in_turn()
+        return self._numbered(volumes) if self._select is None else self._picked(volumes, self._select)
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
         if self._thread is not None:
             self._thread.join()
 
-    def _decoded(self) -> Blocks:
+    def _begins_thread(self) -> bool:
+        ahead = (
+            self._source.reads_ahead and self._select is not None
+        )  # whole volumes would be copied meanwhile
+        if ahead or _is_small(self._source) or n_cpus() == 1:
+            return False
+        thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
+        try:
+            start(thread)
+        except CannotStartThreadError:
+            return False
+        self._thread = thread
+        return True
+
+    def _numbered(self, volumes: Iterator[Array]) -> Blocks:
+        number = 0
+        for block in volumes:
+            yield number, block
+            self._caller.check()
+            number += len(block)
+
+    def _picked(self, volumes: Iterator[Array], select: NDArray[np.intp]) -> Blocks:
+        block = np.empty((self._step, len(select)), self._source.dtype)
+        number = done = 0
+        for several in volumes:
+            while len(several):
+                piece, several = several[: self._step - done], several[self._step - done :]
+                np.take(piece, select, axis=1, out=block[done : done + len(piece)], mode="clip")
+                done += len(piece)
+                if done == self._step or number + done == self._source.n_timepoints:
+                    yield number, block[:done]
+                    self._caller.check()
+                    number, done = number + done, 0
+
+    def _room(self, together: int) -> Array:
+        """For volumes that are read at once: so many, where they are picked out of."""
+        k = self._step if self._select is None else min(self._step, together)
+        return np.empty((k, self._source.n_voxels), self._source.dtype)
+
+    def _in_turn(self) -> Iterator[Array]:
+        room = self._room(_fitting(self._source, _READ_BYTES))
+        with self._source.volumes() as reader:
+            left = self._source.n_timepoints
+            while left:
+                volumes = room[:left]
+                if self._select is None:
+                    reader.readinto(volumes)
+                else:
+                    volumes = reader.seen(volumes)
+                left -= len(volumes)
+                yield volumes
+
+    def _ahead(self) -> Iterator[Array]:
         while (message := self._full.get()) is not None:
             if isinstance(message, BaseException):
                 raise message
             yield message
-            self._give_back(message)
-
-    def _in_turn(self) -> Blocks:
-        for piece in self._read():
-            yield piece
-            self._give_back(piece)
-
-    def _give_back(self, piece: tuple[int, Array]) -> None:
-        self._caller.check()
-        _, block = piece
-        self._free.put(block.base if block.base is not None else block)
+            self._free.put(message.base)
 
     def _decode(self) -> None:
         try:
-            for piece in self._read():
-                self._full.put(piece)
+            for _ in range(_N_BLOCKS):
+                self._free.put(self._room(_ahead_volumes(self._source)))
+            left = self._source.n_timepoints
+            with self._source.volumes() as reader:
+                while left:
+                    room = self._free.get()
+                    if room is None:
+                        return
+                    volumes = room[:left]
+                    reader.readinto(volumes)
+                    left -= len(volumes)
+                    self._full.put(volumes)
             self._full.put(None)
         except BaseException as error:
             self._full.put(error)
-
-    def _read(self) -> Blocks:
-        together = 0 if self._select is None else min(_together(self._source), self._step)
-        room = np.empty((together, self._source.n_voxels), self._source.dtype)
-        with self._source.volumes() as reader:
-            for number in range(0, self._source.n_timepoints, self._step):
-                block = self._free.get()
-                if block is None:
-                    return
-                block = block[: self._source.n_timepoints - number]
-                self._fill(reader, block, room)
-                yield number, block
-
-    def _fill(self, reader: VolumesReader, block: Array, room: Array) -> None:
-        if self._select is None:
-            reader.readinto(block)
-            return
-        done = 0
-        while done < len(block):
-            volumes = reader.seen(room[: len(block) - done])
-            selected = block[done : done + len(volumes)]
-            np.take(volumes, self._select, axis=1, out=selected, mode="clip")
-            done += len(volumes)

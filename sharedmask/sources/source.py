@@ -160,6 +160,11 @@ class Source(Facts, ABC):
         return 1
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether a pass reads ahead by itself."""
+        return self.n_decoders > 1
+
+    @property
     def n_writers(self) -> int:
         """Threads that keep pace with reading it when they transpose; one does beside one that decodes."""
         return 1 if self.compressed and self.n_decoders == 1 else n_cpus()

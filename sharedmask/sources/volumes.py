@@ -58,8 +58,8 @@ class Volumes(Protocol):
         """Of what is read; in native byte order."""
 
     @property
-    def compressed(self) -> bool:
-        """Whether reading is slower than transposing what was read, so that one thread keeps pace."""
+    def reads_ahead(self) -> bool:
+        """Whether a pass reads ahead by itself, so that nobody else has to."""
 
     @property
     def reading_bytes(self) -> int:
@@ -142,7 +142,7 @@ class Span:
     """Fills a row, (n_voxels,), from the volume of that number."""
     during: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     """Entered for a pass."""
-    compressed = False
+    reads_ahead = False
     reading_bytes = 0
 
     @contextlib.contextmanager

@@ -219,7 +219,9 @@ def geometry_of(facts: Facts, voxels: Voxels | None) -> container.Geometry:
 def projected(source: Source, voxels: Voxels | None) -> int:
     """Bytes of memory that an image takes while it is loaded into shared memory."""
     geometry = geometry_of(source, voxels)
-    return container.projected(geometry) + loader.buffer_bytes(source, geometry["rows"][0][0])
+    return container.projected(geometry) + loader.buffer_bytes(
+        source, None if voxels is None else len(voxels)
+    )
 
 
 def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudget) -> tuple[str, str]:

@@ -18,7 +18,7 @@ class VolumesContract:
     def test_it_says_what_it_is(self, it):
         assert (it.volumes.n_timepoints, it.volumes.n_voxels) == it.values.shape
         assert it.volumes.dtype == it.values.dtype and it.volumes.dtype.isnative
-        assert type(it.volumes.compressed) is bool
+        assert type(it.volumes.reads_ahead) is bool
         assert it.volumes.reading_bytes >= 0
 
     @pytest.mark.some(40)

@@ -96,6 +96,25 @@ def test_wrong_checksum_is_raised_by_the_last_volume(tmp_path: Path, shape: tupl
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (40, 40, 20, 20)])
+@pytest.mark.parametrize("damage", ["cut", "crc", "length"])
+def test_damaged_files_are_decoded_once(
+    tmp_path: Path, shape: tuple[int, ...], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = gzip.compress(save(tmp_path / "a.nii", signal(shape)).read_bytes())
+    content = (
+        content[: -len(content) // 4]
+        if damage == "cut"
+        else wrong_crc(content, -6 if damage == "crc" else -1)
+    )
+    source = open_source(gz(tmp_path / "a.nii.gz", content))
+    monkeypatch.setattr(GzipStream, "_leave", None)  # which would be called
+    with pytest.raises(
+        DamagedImageError, match="truncated" if damage == "cut" else "checksum of its gzip data is wrong"
+    ):
+        read(source)
+
+
 def test_wrong_checksum_with_bytes_after_the_data(plain: Path) -> None:
     """The checksum is that of the whole member, of which the image is only the beginning."""
     content = gzip.compress(plain.read_bytes() + bytes(3 * CHUNK))

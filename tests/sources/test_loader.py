@@ -21,7 +21,7 @@ LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129, 200]
 class Volumes(VolumesReader):
     """An image in memory, (n_timepoints, n_voxels), that can fail at a volume."""
 
-    compressed = False
+    reads_ahead = False
     reading_bytes = 0
 
     def __init__(self, data, fails_at=None, error=None):
@@ -79,13 +79,22 @@ def ahead(monkeypatch):
     monkeypatch.setattr(loader, "_SMALL", 0)
 
 
-@pytest.mark.parametrize("why", ["small", "one core"])
-@pytest.mark.parametrize("select", [None, np.array([4, 0, 4])])
-def test_decoded_without_a_thread_where_it_would_not_help(select, why, monkeypatch):
+@pytest.mark.parametrize(
+    ("why", "select"),
+    [
+        ("small", None),
+        ("small", np.array([4, 0, 4])),
+        ("one core", None),
+        ("one core", np.array([4, 0, 4])),
+        ("it reads ahead", np.array([4, 0, 4])),
+    ],
+)
+def test_decoded_without_a_thread_where_it_would_not_help(why, select, monkeypatch):
     if why == "small":
         monkeypatch.setattr(loader, "_SMALL", 2**20)
     else:
-        monkeypatch.setattr(loader, "n_cpus", lambda: 1)
+        monkeypatch.setattr(loader, "n_cpus", lambda: 1 + (why != "one core"))
+    monkeypatch.setattr(Volumes, "reads_ahead", why == "it reads ahead")
     monkeypatch.setattr(threading.Thread, "start", None)  # which would be called
     source = random_volumes(40, 6)
     with loader.blocks(source, select, 16) as blocks:
@@ -246,6 +255,14 @@ def test_decoding_is_one_block_ahead_and_no_more():
     assert max(ahead) <= loader.block_volumes(600, source.dtype, 200)
 
 
+def test_picked_volumes_are_two_buffers_ahead_and_no_more(monkeypatch):
+    monkeypatch.setattr(loader, "_AHEAD_BYTES", 5 * 2 * 600)
+    source, ahead = random_volumes(200), []
+    rows, _ = loaded(source, np.array([5, 1]), on_volumes=lambda done: ahead.append(source.position - done))
+    assert max(ahead) <= 3 * 5
+    np.testing.assert_array_equal(rows, source.data.T[[5, 1]])
+
+
 def test_an_image_is_read_once_and_closed():
     source = random_volumes()
     loaded(source)
@@ -323,12 +340,13 @@ def test_blocks_have_bounds(n_selected, itemsize, n):
     assert min(LEAST, n) <= k <= min(MOST, n)
 
 
-@pytest.mark.parametrize("n_selected", [600, 10, 5000])
+@pytest.mark.parametrize("n_selected", [None, 600, 10, 5000])
 def test_bytes_of_buffers(n_selected, monkeypatch):
     source = random_volumes(200, dtype="f4")
-    k = loader.block_volumes(n_selected, source.dtype, 200)
-    monkeypatch.setattr(loader, "_READ_BYTES", 7 * 4 * 600)
-    assert loader.buffer_bytes(source, n_selected) == 4 * (2 * k * n_selected + 7 * 600)
+    k = loader.block_volumes(n_selected or 600, source.dtype, 200)
+    monkeypatch.setattr(loader, "_AHEAD_BYTES", 5 * 4 * 600)
+    blocks = 2 * k * 600 if n_selected is None else k * n_selected + 2 * 5 * 600
+    assert loader.buffer_bytes(source, n_selected) == 4 * blocks
 
 
 @pytest.mark.parametrize("select", [None, np.arange(0, 20000, 3), np.arange(60000) % 20000])
@@ -339,4 +357,4 @@ def test_no_more_memory_than_projected(select):
     loader.load(source, rows, select=select)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak <= loader.buffer_bytes(source, len(rows)) + 300_000
+    assert peak <= loader.buffer_bytes(source, None if select is None else len(select)) + 300_000

@@ -77,7 +77,7 @@ def test_closing_before_workers_attach(path, masks, monkeypatch):
 @pytest.mark.parametrize("limit", ["1M", 2**20, 1e-9])
 def test_an_image_over_the_limit_is_not_loaded(limit, large, no_segment):
     said = refused(MemoryLimitError, SharedImage(large, store="shm", memory_limit=limit).load)
-    assert said.startswith("loading large.nii.gz needs 9 MiB and ")
+    assert said.startswith("loading large.nii.gz needs 8 MiB and ")
     assert f"(memory_limit={limit!r})" in said
 
 
