@@ -172,23 +172,24 @@ class Request:
         return BY_VOLUME.issuperset(self.strategies) if self.strategy else not self.cleaning.needed
 
     @property
-    def span(self) -> slice | None:
-        """From the first to the last of the volumes that are kept; None if the results need all."""
+    def volumes(self) -> Numbers | None:
+        """Those that are kept, ascending; None if the results need all."""
         kept = self.cleaning.sample_mask
         by_volume = self.function is None and BY_VOLUME.issuperset(self.strategies)
         if kept is None or not by_volume or self.cleaning.filters or self.probes is not None:
             return None
-        span = slice(int(kept.min()), int(kept.max()) + 1)
-        # Volumes may be kept twice, but no more than there are.
-        return span if len(kept) <= span.stop - span.start else None
+        volumes = np.unique(kept)
+        if len(kept) > len(volumes):  # twice; nilearn takes no more than there are
+            volumes = np.arange(volumes[0], volumes[-1] + 1)
+        return volumes if len(kept) <= len(volumes) else None
 
-    def within(self, span: slice) -> "Request":
+    def within(self, volumes: Numbers) -> "Request":
         """The same, of an image that has these volumes of its image only."""
         kept, confounds = self.cleaning.sample_mask, self.cleaning.confounds
         cleaning = replace(
             self.cleaning,
-            sample_mask=None if kept is None else kept - span.start,
-            confounds=None if confounds is None else confounds[span],
+            sample_mask=None if kept is None else np.searchsorted(volumes, kept),
+            confounds=None if confounds is None else confounds[volumes],
         )
         return replace(self, cleaning=cleaning)
 

@@ -23,7 +23,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.alignment import align_to_masks
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
-from sharedmask.sources.excerpt import excerpt, is_cuttable
+from sharedmask.sources.excerpt import is_cuttable, with_volumes
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.sources.transform import smoothed
@@ -137,11 +137,12 @@ class Extraction:
         return self.request.pack(results)
 
     def _in_passing(self) -> tuple[Source, Request]:
-        """What is read, and asked of that: of volumes that are kept those from the first to the last."""
-        span = self.request.span
-        if span is None or not is_cuttable(self.source):
+        """What is read, and asked of that: little else than the volumes that are kept."""
+        wanted = self.request.volumes
+        if wanted is None or not is_cuttable(self.source):
             return self.source, self.request
-        return excerpt(self.source, span), self.request.within(span)
+        source, volumes = with_volumes(self.source, wanted)
+        return source, self.request.within(volumes)
 
 
 def _looked_up(source: Source) -> Source:

@@ -1,16 +1,25 @@
-"""Excerpts: some consecutive volumes of an image, as an image.
+"""Excerpts: some volumes of an image, as an image.
 
-Covers: which volumes, for each kind of source. Does not cover: reading (``source``), where decoding can begin
-(``decoding``).
+Covers: which volumes, for each kind of source; few that lie far apart. Does not cover: reading (``source``),
+where decoding can begin (``decoding``).
 """
 
 import operator
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharedmask.errors import ImageError, ParameterError
+from sharedmask.records import dataclass
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
+from sharedmask.sources.volumes import VolumeReader
+from sharedmask.typing import Array
+
+_PIECE_VOLUMES = 16  # that are decoded in the time of one by itself, which needs whole pieces of its file
 
 
 def excerpt(source: Source, volumes: slice | None) -> Source:
@@ -57,3 +66,38 @@ def _checked(volumes: slice, source: Source) -> tuple[int, int]:
     if not 0 <= start < stop <= n_all:
         raise ParameterError(f"volumes={volumes!r}: {source.name} has volumes 0 to {n_all - 1}")
     return start, stop - start
+
+
+# --- few volumes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered(Source):
+    """Volumes of a file, each of which can be decoded by itself."""
+
+    whole: FileSource = field(repr=False)
+    numbers: NDArray[np.intp] = field(repr=False)
+
+    @contextmanager
+    def _volumes(self) -> Iterator[VolumeReader]:
+        yield VolumeReader(self, partial(self._fill, iter(self.numbers.tolist())))
+
+    def _fill(self, numbers: Iterator[int], rows: Array, _: int) -> None:
+        for row in rows:
+            row[...] = self.whole.volume(next(numbers))
+
+
+def with_volumes(source: Source, wanted: NDArray[np.intp]) -> tuple[Source, NDArray[np.intp]]:
+    """An image that has the volumes of these numbers, ascending, and the numbers of all that it has.
+
+    It has no others where each can be decoded by itself and they are few; else all from the first to the
+    last.
+
+    Raises ImageError: the volumes do not lie one after the other.
+    """
+    span = np.arange(wanted[0], wanted[-1] + 1)
+    few = len(wanted) * _PIECE_VOLUMES <= len(span)
+    if few and type(source) is FileSource and source.points is not None:
+        facts = source.known(Source) | {"shape": (*source.shape[:-1], len(wanted))}
+        return Scattered(**facts, whole=source, numbers=wanted), wanted
+    return excerpt(source, slice(int(span[0]), int(span[-1]) + 1)), span

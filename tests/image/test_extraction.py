@@ -285,5 +285,7 @@ def test_of_kept_volumes_with_an_index_nothing_else_is_decoded(tmp_path, monkeyp
     decoded, decode = [], Points.decode
     monkeypatch.setattr(Points, "decode", lambda *args: decoded.append(args) or decode(*args))
     monkeypatch.setattr("sharedmask.decoding.parallel.n_cpus", lambda: 1)
-    extract(source, masks, strategy=strategy, sample_mask=[middle, middle + 1])
-    assert 0 < len({number for _, _, number, _ in decoded}) < len(decoded[0][0]) / 3
+    for kept in ([middle, middle + 1], [0, source.n_timepoints - 1]):
+        decoded.clear()
+        extract(source, masks, strategy=strategy, sample_mask=kept)
+        assert 0 < len({number for _, _, number, _ in decoded}) < len(decoded[0][0]) / 3

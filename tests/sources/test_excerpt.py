@@ -11,7 +11,7 @@ from source_files import gz, read, save, signal, wrong_crc
 from sharedmask import SharedImage, extract
 from sharedmask.errors import DamagedImageError, ImageError, ParameterError
 from sharedmask.sources.by_row import RowSource
-from sharedmask.sources.excerpt import excerpt
+from sharedmask.sources.excerpt import excerpt, with_volumes
 from sharedmask.sources.opening import open_source
 
 SHAPE = (8, 7, 6, 40)
@@ -49,6 +49,17 @@ def test_the_same_values(kind, volumes, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read(part), whole[volumes])
     assert part.shape == (*SHAPE[:3], len(whole[volumes]))
     assert excerpt(source, None) is source
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wanted", [[3, 38], [0], [5, 6, 9], [39]])
+def test_volumes_that_lie_apart(kind, wanted, tmp_path, monkeypatch):
+    small_pieces(monkeypatch)
+    source = KINDS[kind](tmp_path)
+    found, numbers = with_volumes(source, np.array(wanted))
+    np.testing.assert_array_equal(read(found), read(source)[numbers])
+    assert set(wanted) <= set(numbers.tolist())
+    assert numbers.tolist() == wanted or kind != "indexed" or len(wanted) > 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
