@@ -77,10 +77,10 @@ def reduce_regions(
 
 
 @contextmanager
-def arithmetic() -> Iterator[None]:
-    """Values that are not finite are added in silence, and few are converted at a time."""
+def arithmetic(converted: int = _CONVERTED) -> Iterator[None]:
+    """Values that are not finite are no news; so many values are converted at a time."""
     with np.errstate(invalid="ignore"):
-        before = np.setbufsize(_CONVERTED)
+        before = np.setbufsize(converted)
         try:
             yield
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute.reduction import reduce_volumes, whole_sums
+from sharedmask.compute.reduction import arithmetic, reduce_volumes, whole_sums
 from sharedmask.compute.strategies import SQUARES, SUMS, added
 from sharedmask.records import dataclass
 from sharedmask.sources.values import PIECE_BYTES, Conversion, convert, pieces, scale
@@ -26,6 +26,7 @@ from sharedmask.typing import Array
 _STEPPED = SUMS | SQUARES
 _LEAST_VALUES = 256  # in a step; with fewer, a region at a time is faster
 _VOLUMES = 32  # in a block: fewer make shorter steps, more leave the cache
+_CONVERTED = 512  # values at a time: numpy is slower where several short rows fit
 _WHOLE_VOLUMES = 4  # of those that are summed one by one
 _LEAST_BYTES = 256 * 1024  # of small volumes: a block has its own price
 
@@ -122,7 +123,7 @@ class Steps:
         >>> out
         array([[1.5, 7. ]])
         """
-        with np.errstate(invalid="ignore"):
+        with arithmetic(_CONVERTED):
             made, finite = self._made(columns, lambda stored: scale(stored, conversion), strategy), True
             if not np.isfinite(made).all():  # else all values are
                 seen: list[bool] = []
