@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.sources.values import Conversion, all_finite, convert
+from sharedmask.sources.values import Conversion, all_finite, true_values
 from sharedmask.sources.volumes import Volumes
 from sharedmask.system.process import Caller, n_cpus
 from sharedmask.system.threads import CannotStartThreadError, Threads, start
@@ -35,6 +35,7 @@ from sharedmask.typing import Array
 _BLOCK_BYTES = 24 * 2**20
 _BLOCK_VOLUMES = (16, 64)
 _TILE_VOXELS = 2048
+_WORD = 8  # bytes
 _N_BLOCKS = 2
 _SMALL = 2**18  # bytes of an image
 # Each call has its own price, and what is read should stay in the cache until it is picked out of: in the
@@ -59,7 +60,7 @@ def buffer_bytes(source: Volumes, n_selected: int | None) -> int:
     n_values = _N_BLOCKS * k * source.n_voxels
     if n_selected is not None:
         n_values = k * n_selected + _N_BLOCKS * min(k, _ahead_volumes(source)) * source.n_voxels
-    return n_values * source.dtype.itemsize + source.reading_bytes
+    return (n_values + k * _TILE_VOXELS) * source.dtype.itemsize + source.reading_bytes
 
 
 def _ahead_volumes(source: Volumes) -> int:
@@ -121,14 +122,33 @@ def load(
 
 def _write(conversion: Conversion | None, block: Array, target: Array, tiles: list[slice]) -> bool:
     """Transpose ``tiles`` of a block; whether their true values are finite, looked at while in the cache."""
-    finite, stored = True, block.dtype.kind == "f"
+    finite, together = True, _WORD // block.itemsize
+    room = np.empty((len(block) // max(together, 1), _TILE_VOXELS, together), block.dtype)
     for tile in tiles:
+        values = block[:, tile]
         if conversion is None:
-            target[:, tile] = block[:, tile]
-            finite = (not stored or all_finite(block[:, tile])) and finite
+            fine = block.dtype.kind != "f" or all_finite(values)
         else:
-            finite = convert(block[:, tile], target[:, tile], conversion) and finite
+            values, fine = true_values(values, conversion)
+        _transpose(values, target[:, tile], room)
+        finite = fine and finite
     return finite
+
+
+def _transpose(values: Array, target: Array, room: Array) -> None:
+    """Write values that lie voxel by voxel to a place where they lie volume by volume.
+
+    Those of a voxel that go into a word are put together first: numpy moves words in a third less time.
+    """
+    together = room.shape[2]
+    n_whole = len(values) // together * together if together > 1 else 0
+    if n_whole and values.dtype == target.dtype == room.dtype and target.strides[0] == target.itemsize:
+        words = room[:, : values.shape[1]]
+        for number in range(together):
+            words[..., number] = values[number:n_whole:together]
+        target[:n_whole].T.view(np.uint64).T[...] = words.view(np.uint64)[..., 0]
+        values, target = values[n_whole:], target[n_whole:]
+    np.copyto(target, values, casting="unsafe")
 
 
 def blocks(

@@ -64,12 +64,18 @@ def scale(stored: Array, conversion: Conversion) -> Array:
 
 def convert(stored: Array, out: Array, conversion: Conversion) -> bool:
     """Write the true values of ``stored`` into ``out``, as ``conversion`` says; whether all are finite."""
+    values, finite = true_values(stored, conversion)
+    np.copyto(out, values, casting="unsafe")
+    return finite
+
+
+def true_values(stored: Array, conversion: Conversion) -> tuple[Array, bool]:
+    """The same before they have the result's dtype."""
     values = scale(stored, conversion)
     finite = values.dtype.kind != "f" or all_finite(values)
     if conversion.nan_policy != "propagate" and not finite:
         values = _without_nonfinite(values, conversion)
-    np.copyto(out, values, casting="unsafe")
-    return finite
+    return values, finite
 
 
 def all_finite(values: Array) -> bool:

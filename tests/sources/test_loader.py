@@ -126,9 +126,10 @@ def test_tiles_are_all_voxels(n_voxels, n_threads):
     np.testing.assert_array_equal(rows, source.data.T)
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
-def test_every_dtype_is_kept(dtype):
-    source = random_volumes(dtype=dtype)
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f2", "f4", "f8", "f16"])
+@pytest.mark.parametrize("n_timepoints", [1, 7, 70])
+def test_every_dtype_is_kept(dtype, n_timepoints):
+    source = random_volumes(n_timepoints, dtype=dtype)
     rows, _ = loaded(source)
     np.testing.assert_array_equal(rows, source.data.T)
 
@@ -346,7 +347,7 @@ def test_bytes_of_buffers(n_selected, monkeypatch):
     k = loader.block_volumes(n_selected or 600, source.dtype, 200)
     monkeypatch.setattr(loader, "_AHEAD_BYTES", 5 * 4 * 600)
     blocks = 2 * k * 600 if n_selected is None else k * n_selected + 2 * 5 * 600
-    assert loader.buffer_bytes(source, n_selected) == 4 * blocks
+    assert loader.buffer_bytes(source, n_selected) == 4 * (blocks + k * loader._TILE_VOXELS)
 
 
 @pytest.mark.parametrize("select", [None, np.arange(0, 20000, 3), np.arange(60000) % 20000])
