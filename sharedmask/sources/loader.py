@@ -187,9 +187,8 @@ class _Decoder:
             self._thread.join()
 
     def _begins_thread(self) -> bool:
-        ahead = (
-            self._source.reads_ahead and self._select is not None
-        )  # whole volumes would be copied meanwhile
+        # Where nothing is picked out, copying whole volumes is work for a thread.
+        ahead = self._source.reads_ahead and self._select is not None
         if ahead or _is_small(self._source) or n_cpus() == 1:
             return False
         thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
