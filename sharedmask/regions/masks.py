@@ -32,7 +32,7 @@ from sharedmask.errors import EmptyMaskError, GridMismatchError, MaskError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named
 from sharedmask.sources.names import image_stem
-from sharedmask.sources.opening import is_surface, open_source
+from sharedmask.sources.opening import are_surfaces, is_surface, open_source
 from sharedmask.sources.source import Source
 from sharedmask.sources.transform import resampled
 from sharedmask.spaces.brain_models import BrainModels
@@ -138,14 +138,8 @@ def _stems(masks: Iterable[Any]) -> list[str]:
 def is_label_pair(masks: Any) -> bool:
     """Whether these are the files of labels of two hemispheres: one atlas."""
     masks = list(matching(masks).values()) or masks
-    endings = (".label.gii", ".annot")
-    return _is_pair(masks) and all(os.fsdecode(one).lower().endswith(endings) for one in masks)
-
-
-def _is_pair(masks: Any) -> bool:
-    """Whether these are files of two hemispheres, which are one mask where one is meant."""
     several = isinstance(masks, (list, tuple)) and len(masks) > 1
-    return several and all(_path(one) is not None and is_surface(one) for one in masks)
+    return several and all((_path(one) or "").lower().endswith((".label.gii", ".annot")) for one in masks)
 
 
 def unique_names(given: Iterable[str]) -> tuple[str, ...]:
@@ -227,7 +221,7 @@ def read_volume(
         return _part(where, path, space)
     if path is not None:
         where = f"{where} ({path})"
-    elif not isinstance(mask, DataobjImage | Opened) and not is_surface(mask) and not _is_pair(mask):
+    elif not isinstance(mask, DataobjImage | Opened) and not is_surface(mask) and not are_surfaces(mask):
         raise MaskError(f"{where}: not a path, a volume image or an array but {_shown(mask)}")
     with _reading(where):
         source = _opened(mask)

@@ -100,7 +100,7 @@ def warn_of_time(source: Source) -> None:
 
 def _open(source: object) -> Source:
     if isinstance(source, (list, tuple)):
-        if source and all(isinstance(one, str | os.PathLike) and is_surface(one) for one in source):
+        if are_surfaces(source):
             return _from_surfaces([os.fsdecode(one) for one in source])
         items = [_open_one(item) for item in source]
         return _series(f"a list of {len(items)} volumes ({items[0].name} ...)" if items else "", items)
@@ -163,6 +163,12 @@ def is_surface(thing: Any) -> bool:
         return False
     except Exception:  # which reading it will say
         return True
+
+
+def are_surfaces(things: Any) -> bool:
+    """Whether these are files of surfaces, as of two hemispheres: one image, or one mask if one is meant."""
+    several = isinstance(things, list | tuple) and len(things) > 0
+    return several and all(isinstance(one, str | os.PathLike) and is_surface(one) for one in things)
 
 
 def _from_surfaces(names: Sequence[str]) -> Source:
