@@ -118,6 +118,8 @@ class Relations(Operations):
         >>> maps.shape, round(float(maps.dataobj[1, 1, 1, 0]), 6)
         ((3, 3, 3, 1), 1.0)
         """
+        if (kept := self._n_kept(parameters)) < 2:
+            raise ParameterError(f"maps of seeds need several volumes: of {self._name} {kept} is kept")
         blocks = self._blocks(mask_img, resampling_target)
         series = self._seeds(seeds, strategy, resampling_target, parameters)
         with self._in_use(settings.current()) as (_, budget):

@@ -219,7 +219,8 @@ def _per_image(keyed: Mapping[Key, Any], asked: dict[str, Any]) -> Callable[[Key
                 raise ParameterError(f"{name}: one per image is needed, {len(keyed)} in all, not {found}")
             given = dict(zip(keyed, given, strict=True))
         if lacking := [key for key in keyed if key not in given]:
-            raise ParameterError(f"{name}: none for {lacking[0]} and {len(lacking) - 1} more images")
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ParameterError(f"{name}: none for {lacking[0]}{more}")
         own[name] = partial(_entry, given)
     return lambda key: {name: get(key) for name, get in own.items()}
 

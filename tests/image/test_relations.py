@@ -64,6 +64,9 @@ def test_seeds_are_looked_at_before_the_work(run, atlas):
                 image.seed_maps(wrong)
         with pytest.raises(ParameterError, match="maps are on the grid of the image"):
             image.seed_maps(atlas, resampling_target="mask")
+        for seeds in (atlas, np.ones((1, 2))):
+            with pytest.raises(ParameterError, match=r"need several volumes: .* 1 is kept"):
+                image.seed_maps(seeds, sample_mask=[3])
         with pytest.raises(ParameterError, match="one value per region"):
             image.connectivity(atlas, strategy=["mean", "sum"])
         kept = np.arange(5, 60)

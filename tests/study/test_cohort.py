@@ -165,7 +165,7 @@ def test_confounds_are_each_images_own(runs, masks, as_dict):
 def test_wrong_numbers_of_confounds_are_told(runs, masks):
     with pytest.raises(ParameterError, match=r"confounds: one per image is needed, 5 in all, not 1 of them"):
         extract_many(runs, masks, confounds=[np.zeros((12, 1))])
-    with pytest.raises(ParameterError, match=r"sample_mask: none for .*sub-1_bold.* and 3 more images"):
+    with pytest.raises(ParameterError, match=r"sample_mask: none for .*sub-1_bold.* and 3 more$"):
         extract_many(runs, masks, sample_mask={runs[0]: [1, 2]})
     with pytest.raises(ParameterError, match=r"confounds: one per image is needed, .* not 'motion.tsv'"):
         extract_many(runs, masks, confounds="motion.tsv")
