@@ -42,7 +42,10 @@ def _of_length(facts: Facts, given: Any, kept: Numbers | None) -> NDArray[np.flo
 
 
 def read_confounds(given: Any, kept: Numbers | None = None) -> NDArray[np.float64]:
-    """The (n_rows, n_confounds) numbers of an array, a data frame or a file of text; NaN in rows not kept.
+    """The (n_rows, n_confounds) numbers of an array, a data frame or a file of text.
+
+    What rows that are not ``kept`` lack is interpolated: a filter looks at some of them, and nilearn takes
+    rows without any number out, so that those after them would be of other volumes.
 
     The first row of a file may hold the columns' names: it does if there is text in it.
 
@@ -59,14 +62,19 @@ def read_confounds(given: Any, kept: Numbers | None = None) -> NDArray[np.float6
         columns, table = list(getattr(given, "columns", ())), _as_numbers(given, where)
     if len(columns) != table.shape[1]:
         columns = range(table.shape[1])
+    rows = np.arange(len(table))
+    known = rows if kept is None else np.intersect1d(rows, kept)
     bad = np.argwhere(~np.isfinite(table))
-    if len(bad := bad if kept is None else bad[np.isin(bad[:, 0], kept)]):
+    if len(bad := bad[np.isin(bad[:, 0], known)]):
         row, column = bad[0]
         raise ConfoundsError(
             f"{where}: no finite number in row {row}, column {columns[column]!r} ({table[row, column]}); "
             "replace or drop it"
         )
-    return table
+    if len(known) in (0, len(rows)):
+        return table
+    between = np.array([np.interp(rows, known, column[known]) for column in table.T]).T
+    return np.where(np.isfinite(table), table, between.reshape(table.shape))
 
 
 def named_columns(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float64]]:

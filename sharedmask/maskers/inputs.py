@@ -11,7 +11,7 @@ import numpy as np
 from nilearn.image import check_niimg
 
 from sharedmask.compute.confounds import read_confounds, rows_kept
-from sharedmask.errors import RemoteError, SharedMaskError
+from sharedmask.errors import ConfoundsError, RemoteError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
 from sharedmask.sources.opening import open_source
@@ -61,7 +61,10 @@ def read_tables(confounds: Any, sample_mask: Any = None) -> Any:
     if isinstance(confounds, str | os.PathLike):
         return read_confounds(confounds, kept)
     if isinstance(confounds, np.ndarray) or hasattr(confounds, "columns"):
-        read_confounds(confounds, kept)  # in their own dtype they are what nilearn computes with
+        try:
+            read_confounds(confounds)  # in their own dtype they are what nilearn computes with
+        except ConfoundsError:
+            return read_confounds(confounds, kept)
     return confounds
 
 

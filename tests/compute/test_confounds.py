@@ -197,6 +197,7 @@ def test_what_an_array_masks_is_no_number():
 
 
 LONG = 40
+LEFT = [0, 1, 7, 20, LONG - 8, LONG - 1]  # some of them as far from the beginning as others from the end
 LEFT_OUT = {
     "array": lambda table, path: table,
     "data frame": lambda table, path: pd.DataFrame(table, columns=["x", "y", "z"]),
@@ -204,9 +205,9 @@ LEFT_OUT = {
     "list": lambda table, path: [table[:, :1], save_text(path, table[:, 1:])],
 }
 KEPT = {
-    "numbers": np.arange(1, LONG),
-    "booleans": np.arange(LONG) > 0,
-    "a list of numbers": [np.arange(1, LONG)],
+    "numbers": np.setdiff1d(np.arange(LONG), LEFT),
+    "booleans": ~np.isin(np.arange(LONG), LEFT),
+    "a list of numbers": [np.setdiff1d(np.arange(LONG), LEFT)],
 }
 BY_VOLUMES_KEPT = {
     "extract": lambda path, **how: extract(path, INSIDE, **how),
@@ -249,11 +250,17 @@ def test_volumes_that_are_left_out_need_no_confounds(made, given, kept, low_pass
     path = save(tmp_path / "sub-01_bold.nii.gz", bold((*SHAPE, LONG)))
     table = np.random.default_rng(1).normal(size=(LONG, 3))
     without = table.copy()
-    without[0, 1:] = np.nan
+    without[LEFT] = np.nan
+    without[7, 2] = np.inf
+    without[20] = table[20]
+    lost = [place for place in LEFT if place != 20]
+    there = np.setdiff1d(np.arange(LONG), LEFT)
+    table[lost] = np.transpose([np.interp(lost, there, column[there]) for column in table.T])
     how = {"sample_mask": kept, "low_pass": low_pass, "t_r": 2.0}
     text = tmp_path / "confounds.tsv"
     found = made(path, confounds=given(without, text), **how)
-    np.testing.assert_array_equal(found, made(path, confounds=given(table, text), **how))
+    expected = made(path, confounds=given(table, text), **how)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(ConfoundsError, match="no finite number in row 0"):
         made(path, confounds=given(without, text), **(how | {"sample_mask": None}))
     without[5, 2] = np.nan
