@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from contracts.volumes import VolumesContract
+from gzip_files import bgzf
 from images import AFFINE, bold, niimg, save, truth
 from nfdh5_files import nifreezes
 
@@ -20,6 +21,7 @@ import sharedmask
 from sharedmask.frames.nfdh5 import open_nfdh5
 from sharedmask.network.subject import subjects_in
 from sharedmask.sources import rechunk
+from sharedmask.sources.excerpt import with_volumes
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.transform import resampled, smoothed
 from sharedmask.spaces.grid import Grid
@@ -72,6 +74,16 @@ def dense(name, dtype="f4", compress=False, by_row=True):
         return nullcontext((open_source(path), np.ascontiguousarray(true, true.dtype.newbyteorder("="))))
 
     return make
+
+
+def far_apart(folder):
+    """Two volumes of a file in which decoding can begin anywhere."""
+    values = bold((5, 4, 3, 40), "int16")
+    path = folder / "run.nii.gz"
+    path.write_bytes(bgzf(save(folder / "run.nii", values).read_bytes(), size=500))
+    source, numbers = with_volumes(open_source(path), np.array([3, 38]))
+    assert numbers.tolist() == [3, 38]
+    return nullcontext((source, by_volume(values)[numbers]))
 
 
 def one_volume(folder):
@@ -172,6 +184,7 @@ IMPLEMENTERS = {
     "FileSource-pair": file_source("run.img", kind=nib.Nifti1Pair),
     "FileSource-nifti2": file_source("run.nii.gz", "float64", kind=nib.Nifti2Image),
     "FileSource-3D": one_volume,
+    "Scattered": far_apart,
     "ArraySource-F": in_memory("int16", "F"),
     "ArraySource-C": in_memory("float64", "C"),
     "ArraySource-of-rows": lambda folder: held(folder, "memfd"),
