@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -59,9 +60,13 @@ def as_image_error(name: str) -> Iterator[None]:
 
 def check_path(path: str, name: str) -> None:
     """Refuse what is no file, or compressed in a way that is not supported."""
-    if url_of(path) is None and not os.path.exists(path):
-        raise MissingFileError(f"{name} {inputs.dangling(path) or 'does not exist'}")
-    if os.path.isdir(path):
+    mode = 0
+    if url_of(path) is None:
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            raise MissingFileError(f"{name} {inputs.dangling(path) or 'does not exist'}") from None
+    if stat.S_ISDIR(mode):
         raise ImageError(f"{name} is a directory; give a file, or a pattern such as {name}/*.nii.gz")
     if named(path).lower().endswith(".zst"):
         raise ImageError(f"{name} is compressed with zstd, which is not supported; recompress it with gzip")
@@ -95,11 +100,14 @@ def load(path: str, name: str) -> Any:
     they are of no known type.
     """
     meta = _header_path(path)
-    check_magic(meta, name if meta == path else f"{meta} (header of {name})")
-    with open_stream(meta, name) as stream:
-        head = _read_head(stream)
-        kind = _kind_of(path, meta, head, name)
-        extensions = _read_extensions(stream, kind, head, name)
+    try:
+        with open_stream(meta, name) as stream:
+            head = _read_head(stream)
+            kind = _kind_of(path, meta, head, name)
+            extensions = _read_extensions(stream, kind, head, name)
+    except ImageError:
+        check_magic(meta, name if meta == path else f"{meta} (header of {name})")  # which says why
+        raise
     if issubclass(kind, Nifti1Pair):
         _check_extensions(extensions, kind, head, name)
     head += extensions

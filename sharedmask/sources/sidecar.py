@@ -26,7 +26,7 @@ from sharedmask.errors import DatasetError, MissingFileError, ParameterError, Sh
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import named, url_of
 from sharedmask.sources.names import Name, names_in, parsed_name, same, state_of
-from sharedmask.system import inputs
+from sharedmask.system import inputs, platform
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.inputs import dangling
 
@@ -219,9 +219,10 @@ def _named(image: str) -> list[str]:
     if url_of(image):
         return [image]
     path = os.path.abspath(image)
-    if (real := os.path.realpath(path)) == path:
+    if platform.is_real(path):
         return [path]
     folder, name = os.path.split(path)
+    real = os.path.realpath(path)
     return list(dict.fromkeys((path, os.path.join(os.path.realpath(folder), name), real)))
 
 

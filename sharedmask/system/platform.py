@@ -131,6 +131,18 @@ def open_nameless(folder: Folder, mode: int) -> int:
     return open_at(folder, ".", os.O_TMPFILE | os.O_RDWR, mode)
 
 
+def is_real(path: str) -> bool:
+    """Whether an absolute path is that of a file itself, with no link in it."""
+    if hasattr(os, "O_PATH") and has_proc():
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_PATH | OPEN)
+            try:
+                return os.readlink(f"/proc/self/fd/{fd}") == path  # asked once, not of each folder
+            finally:
+                os.close(fd)
+    return os.path.realpath(path) == path
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of it where the file is."""
     left = memoryview(data)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import bare
 import pytest
@@ -96,3 +97,17 @@ def test_without_any_locks_that_is_said(tmp_path, monkeypatch):
     with pytest.raises(locks.LockError, match="file cannot be locked"):
         locks.lock(fd, locks.EXCLUSIVE)
     locks.close(fd)
+
+
+@pytest.mark.parametrize("asked", ["the system", "each folder"])
+def test_a_path_is_real_if_no_link_is_in_it(tmp_path, monkeypatch, asked):
+    if asked == "each folder":
+        monkeypatch.setattr(platform, "has_proc", lambda: False)
+    folder = Path(os.path.realpath(tmp_path))
+    (folder / "a").mkdir()
+    (folder / "a" / "file").write_text("")
+    (folder / "b").symlink_to("a")
+    (folder / "a" / "link").symlink_to("file")
+    assert platform.is_real(str(folder / "a" / "file")) and platform.is_real(str(folder / "a"))
+    assert not any(map(platform.is_real, [f"{folder}/b/file", f"{folder}/a/link", f"{folder}/b"]))
+    assert platform.is_real(str(folder / "a" / "not there"))
