@@ -49,7 +49,7 @@ class RowSource(FileSource):
 
     @property
     def reading_bytes(self) -> int:
-        return 2 * max(_BLOCK_BYTES, self.row_bytes)
+        return max(_BLOCK_BYTES, self.row_bytes)
 
     @property
     def is_mappable(self) -> bool:
