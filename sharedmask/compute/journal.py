@@ -220,9 +220,14 @@ class Journal:
         outputs = tuple(map(self._absolute, told["outputs"]))
         return Entry(**{**told, "key": self._key(told), "outputs": outputs, "inputs": _whole(told["inputs"])})
 
+    @cached_property
+    def _above(self) -> str:
+        return os.path.dirname(self._folder)
+
     def _absolute(self, path: str) -> str:
-        whole = os.path.join(self._folder, path)
-        return os.path.normpath(whole) if ".." in path else whole
+        if path.startswith("../") and ".." not in path[3:]:  # as most are, of very many
+            return f"{self._above}/{path[3:]}"
+        return os.path.normpath(os.path.join(self._folder, path))
 
 
 _unlocked: set[Path] = set()
