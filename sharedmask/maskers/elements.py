@@ -17,7 +17,6 @@ import numpy as np
 from nibabel.cifti2.cifti2 import Cifti2Image
 from nibabel.gifti.gifti import GiftiImage
 from nilearn.signal import clean, high_variance_confounds
-from nilearn.surface import SurfaceImage
 from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
@@ -123,7 +122,7 @@ there are then those that need no mesh, and no pictures in reports."""
         check_is_fitted(self)
         confounds = read_tables(confounds, sample_mask)
         if self._is_nilearns(imgs):
-            signals: Array = super().transform(_lent(imgs), confounds, sample_mask)
+            signals: Array = super().transform(imgs, confounds, sample_mask)
             return signals
         if self.high_variance_confounds:
             with _opened(imgs) as (image, space):
@@ -152,7 +151,7 @@ there are then those that need no mesh, and no pictures in reports."""
         check_is_fitted(self)
         confounds = read_tables(confounds, sample_mask)
         if self._is_nilearns(imgs):
-            signals: Array = super().transform_single_imgs(_lent(imgs), confounds, sample_mask)
+            signals: Array = super().transform_single_imgs(imgs, confounds, sample_mask)
             return signals
         with _opened(imgs) as (image, space):
             signals, t_r = self._signals(image, self._regions_on(space)), image.t_r
@@ -222,13 +221,6 @@ there are then those that need no mesh, and no pictures in reports."""
 def _is_read(thing: Any) -> bool:
     """Whether it is not nilearn's to take, or to refuse."""
     return any(map(_is_read, thing)) if isinstance(thing, list | tuple) else isinstance(thing, _READ)
-
-
-def _lent(imgs: Any) -> Any:
-    """The caller's images for nilearn, which gives parts without time an axis for it."""
-    if isinstance(imgs, list | tuple):
-        return type(imgs)(map(_lent, imgs))
-    return SurfaceImage(imgs.mesh, dict(imgs.data.parts)) if isinstance(imgs, SurfaceImage) else imgs
 
 
 @contextmanager

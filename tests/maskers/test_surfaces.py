@@ -119,16 +119,3 @@ def test_a_masker_of_surface_images_takes_files_and_shared_images(ours, theirs, 
     assert isinstance(masker.inverse_transform(expected), SurfaceImage)
     frame = masker.set_output(transform="pandas").transform(paths)
     assert list(frame.columns) == list(masker.get_feature_names_out())
-
-
-@pytest.mark.parametrize(("ours", "given"), [(ours, given) for ours, _, given in PAIRS if given])
-@pytest.mark.parametrize("call", ["transform", "fit_transform", "transform_single_imgs"])
-@pytest.mark.parametrize("several", [False, True])
-def test_an_image_without_time_stays_so(ours, given, call, several):
-    image = surface(np.arange(40.0))
-    if several and call == "transform_single_imgs":
-        pytest.skip("takes one image")
-    masker = ours(**given, standardize=None).fit()
-    first, second = (getattr(masker, call)([image, image] if several else image) for _ in range(2))
-    assert image.shape == (40,)
-    same_bits(first, second)
