@@ -10,8 +10,8 @@ the rows live (the caller gives them), what is done with them.
 
 Without a selection the volumes are the block. With one they pass through buffers that stay in the cache, and
 who asks for blocks picks the voxels out of them: decoding takes longer than all that is done with what was
-decoded, so its thread does nothing else. Who has one core does both in turn, and so does who reads what is
-decoded on cores of its own.
+decoded, so its thread does nothing else. What is decoded on cores of its own is picked out of by that thread.
+Who has one core does both in turn.
 """
 
 import queue
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedmask.sources.values import Conversion, all_finite, true_values
-from sharedmask.sources.volumes import Volumes
+from sharedmask.sources.volumes import Volumes, VolumesReader
 from sharedmask.system.process import Caller, n_cpus
 from sharedmask.system.threads import CannotStartThreadError, Threads, start
 from sharedmask.typing import Array
@@ -58,7 +58,9 @@ def buffer_bytes(source: Volumes, n_selected: int | None) -> int:
     """Memory that :func:`load` takes besides the rows of so many voxels (None: all) that it fills."""
     k = block_volumes(n_selected or source.n_voxels, source.dtype, source.n_timepoints)
     n_values = _N_BLOCKS * k * source.n_voxels
-    if n_selected is not None:
+    if n_selected is not None and source.reads_ahead:
+        n_values = _N_BLOCKS * k * n_selected + min(k, _fitting(source, _READ_BYTES)) * source.n_voxels
+    elif n_selected is not None:
         n_values = k * n_selected + _N_BLOCKS * min(k, _ahead_volumes(source)) * source.n_voxels
     return (n_values + k * _TILE_VOXELS) * source.dtype.itemsize + source.reading_bytes
 
@@ -172,14 +174,18 @@ class _Decoder:
 
     def __init__(self, source: Volumes, select: NDArray[np.intp] | None, step: int) -> None:
         self._source, self._select, self._step = source, select, step
+        self._picks_there = source.reads_ahead and select is not None
         self._caller = Caller()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[Array | BaseException | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Blocks:
-        volumes = self._ahead() if self._begins_thread() else self._in_turn()
-        return self._numbered(volumes) if self._select is None else self._picked(volumes, self._select)
+        if not self._begins_thread():
+            volumes, is_picked = self._in_turn(), False
+        else:
+            volumes, is_picked = self._ahead(), self._picks_there
+        return self._numbered(volumes) if is_picked or self._select is None else self._picked(volumes)
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
@@ -187,9 +193,7 @@ class _Decoder:
             self._thread.join()
 
     def _begins_thread(self) -> bool:
-        # Where nothing is picked out, copying whole volumes is work for a thread.
-        ahead = self._source.reads_ahead and self._select is not None
-        if ahead or _is_small(self._source) or n_cpus() == 1:
+        if _is_small(self._source) or n_cpus() == 1:
             return False
         thread = threading.Thread(target=self._decode, name="sharedmask-decode", daemon=True)
         try:
@@ -206,18 +210,27 @@ class _Decoder:
             self._caller.check()
             number += len(block)
 
-    def _picked(self, volumes: Iterator[Array], select: NDArray[np.intp]) -> Blocks:
-        block = np.empty((self._step, len(select)), self._source.dtype)
+    def _picked(self, volumes: Iterator[Array]) -> Blocks:
+        block = self._block()
         number = done = 0
         for several in volumes:
             while len(several):
                 piece, several = several[: self._step - done], several[self._step - done :]
-                np.take(piece, select, axis=1, out=block[done : done + len(piece)], mode="clip")
+                self._pick(piece, block[done : done + len(piece)])
                 done += len(piece)
                 if done == self._step or number + done == self._source.n_timepoints:
                     yield number, block[:done]
                     self._caller.check()
                     number, done = number + done, 0
+
+    def _pick(self, volumes: Array, out: Array) -> None:
+        assert self._select is not None
+        np.take(volumes, self._select, axis=1, out=out, mode="clip")
+
+    def _block(self) -> Array:
+        """For voxels that are picked out."""
+        n_selected = self._source.n_voxels if self._select is None else len(self._select)
+        return np.empty((self._step, n_selected), self._source.dtype)
 
     def _room(self, together: int) -> Array:
         """For volumes that are read at once: so many, where they are picked out of."""
@@ -247,7 +260,10 @@ class _Decoder:
     def _decode(self) -> None:
         try:
             for _ in range(_N_BLOCKS):
-                self._free.put(self._room(_ahead_volumes(self._source)))
+                self._free.put(
+                    self._block() if self._picks_there else self._room(_ahead_volumes(self._source))
+                )
+            passing = self._room(_fitting(self._source, _READ_BYTES)) if self._picks_there else None
             left = self._source.n_timepoints
             with self._source.volumes() as reader:
                 while left:
@@ -255,9 +271,19 @@ class _Decoder:
                     if room is None:
                         return
                     volumes = room[:left]
-                    reader.readinto(volumes)
+                    if passing is None:
+                        reader.readinto(volumes)
+                    else:
+                        self._fill(reader, volumes, passing)
                     left -= len(volumes)
                     self._full.put(volumes)
             self._full.put(None)
         except BaseException as error:
             self._full.put(error)
+
+    def _fill(self, reader: VolumesReader, block: Array, passing: Array) -> None:
+        done = 0
+        while done < len(block):
+            volumes = reader.seen(passing[: len(block) - done])
+            self._pick(volumes, block[done : done + len(volumes)])
+            done += len(volumes)

@@ -86,20 +86,32 @@ def ahead(monkeypatch):
         ("small", np.array([4, 0, 4])),
         ("one core", None),
         ("one core", np.array([4, 0, 4])),
-        ("it reads ahead", np.array([4, 0, 4])),
     ],
 )
 def test_decoded_without_a_thread_where_it_would_not_help(why, select, monkeypatch):
     if why == "small":
         monkeypatch.setattr(loader, "_SMALL", 2**20)
     else:
-        monkeypatch.setattr(loader, "n_cpus", lambda: 1 + (why != "one core"))
-    monkeypatch.setattr(Volumes, "reads_ahead", why == "it reads ahead")
+        monkeypatch.setattr(loader, "n_cpus", lambda: 1)
     monkeypatch.setattr(threading.Thread, "start", None)  # which would be called
     source = random_volumes(40, 6)
     with loader.blocks(source, select, 16) as blocks:
         found = np.concatenate([block.copy() for _, block in blocks])
     np.testing.assert_array_equal(found, source.data if select is None else source.data[:, select])
+
+
+@pytest.mark.parametrize("reads_ahead", [True, False])
+@pytest.mark.parametrize("select", [None, np.array([4, 0, 4]), np.arange(0, 200, 3)])
+@pytest.mark.parametrize("step", [1, 7, 16, 40])
+def test_blocks_have_the_voxels_asked_for_whoever_picks_them(reads_ahead, select, step, monkeypatch):
+    monkeypatch.setattr(Volumes, "reads_ahead", reads_ahead)
+    monkeypatch.setattr(loader, "n_cpus", lambda: 2)
+    source = random_volumes(40)
+    with loader.blocks(source, select, step) as blocks:
+        found = [(number, block.copy()) for number, block in blocks]
+    assert [number for number, _ in found] == list(range(0, 40, step))
+    picked = source.data if select is None else source.data[:, select]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in found]), picked)
 
 
 @pytest.mark.parametrize("n_timepoints", LENGTHS)
@@ -350,8 +362,10 @@ def test_bytes_of_buffers(n_selected, monkeypatch):
     assert loader.buffer_bytes(source, n_selected) == 4 * (blocks + k * loader._TILE_VOXELS)
 
 
+@pytest.mark.parametrize("reads_ahead", [True, False])
 @pytest.mark.parametrize("select", [None, np.arange(0, 20000, 3), np.arange(60000) % 20000])
-def test_no_more_memory_than_projected(select):
+def test_no_more_memory_than_projected(select, reads_ahead, monkeypatch):
+    monkeypatch.setattr(Volumes, "reads_ahead", reads_ahead)
     source = random_volumes(100, 20000)
     rows = np.empty((20000 if select is None else len(select), 100), "i2")
     tracemalloc.start()
