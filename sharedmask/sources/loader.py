@@ -181,11 +181,10 @@ class _Decoder:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Blocks:
-        if not self._begins_thread():
-            volumes, is_picked = self._in_turn(), False
-        else:
-            volumes, is_picked = self._ahead(), self._picks_there
-        return self._numbered(volumes) if is_picked or self._select is None else self._picked(volumes)
+        has_begun = self._begins_thread()
+        volumes = self._ahead() if has_begun else self._in_turn()
+        is_picked = self._select is None or (has_begun and self._picks_there)
+        return self._numbered(volumes) if is_picked else self._picked(volumes)
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
