@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from isal import igzip_lib, isal_zlib
 
-from sharedmask.errors import DamagedImageError, ImageError, MissingFileError
+from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SharedMaskError
 from sharedmask.remote.addresses import own_name, url_of
 from sharedmask.system import inputs
 
@@ -179,7 +179,7 @@ class GzipStream(Stream):
     is wrong is said there. A file that is cut, or whose checksum is wrong, is read once.
     """
 
-    def __init__(self, file: FileIO, name: str) -> None:
+    def __init__(self, file: RawIOBase, name: str) -> None:
         super().__init__(file)
         self._name, self._done, self._is_cut = name, 0, False
         assert _READER is not None
@@ -194,6 +194,8 @@ class GzipStream(Stream):
         try:
             while self._members is None and self._reader.readinto(rest):
                 pass
+        except SharedMaskError:  # of a server
+            raise
         except _FAILURES as error:
             if self._reader.tell() == self._done:  # else it may be of a member after the image
                 self._check(error)
@@ -209,6 +211,8 @@ class GzipStream(Stream):
         if self._members is None and not self._is_cut:
             try:
                 got = int(self._reader.readinto(view))
+            except SharedMaskError:
+                raise
             except _FAILURES as error:
                 self._check(error)
                 got = self._reader.tell() - self._done
@@ -289,7 +293,7 @@ def open_file(path: str | Path) -> FileIO:
 def open_stream(path: str, name: str) -> Iterator[Stream]:
     with open_raw(path) as file:
         codec = codec_of(path)
-        if codec is GZIP and _READER is not None and isinstance(file, FileIO):
+        if codec is GZIP and _READER is not None:
             yield GzipStream(file, name)
         else:
             yield MemberStream(file, codec, name) if codec else Stream(file)

@@ -1,10 +1,11 @@
 """Objects on servers: what one is, its bytes as a file that is read forward, what lies beside it.
 
-Covers: telling versions apart, reading ahead in a thread while the caller decodes, walking a tree once. Does
-not cover: how bytes come (``http``, ``filesystems``), what they mean.
+Covers: telling versions apart, asking for several at once, reading ahead in a thread while the caller
+decodes, walking a tree once. Does not cover: how bytes come (``http``, ``filesystems``), what they mean.
 
 Who opens an image asks for its first bytes several times (magic, header): these are kept for the objects
 that were looked at last, with what the server said, and what is read later is of that version or an error.
+Each answer takes as long as the way there and back: what is known to be asked for is asked for together.
 """
 
 import contextlib
@@ -12,17 +13,22 @@ import functools
 import io
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextvars import ContextVar
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, Self
 
-from sharedmask.errors import MissingFileError, RemoteError
+from sharedmask.errors import ImageError, MissingFileError, RemoteError, SourceChangedError
 from sharedmask.remote import trees
 from sharedmask.remote.addresses import is_http, named
+from sharedmask.remote.threads import Threads
 from sharedmask.remote.version import Version
 
 _HEAD = 64 * 1024
 _KEPT = 16  # heads
+_AT_ONCE = 16  # objects that are asked for together
 _AHEAD = 24  # pieces that wait to be decoded, of 256 KiB by HTTP
 _WAIT, _WAITS = 0.1, 20
 
@@ -53,6 +59,8 @@ class Head(NamedTuple):
 
 
 _heads: dict[str, Head] = {}
+_NONE: Mapping[str, "Future[Any]"] = MappingProxyType({})
+_together: ContextVar[Mapping[str, "Future[Any]"]] = ContextVar("_together", default=_NONE)
 
 
 def _server(url: str) -> Server:
@@ -67,18 +75,52 @@ def _server(url: str) -> Server:
 
 
 def look(url: str) -> Head:
-    """Ask the server what the object is now.
+    """Ask the server what the object is now; in a block of :func:`together`, what it was there.
 
     Raises MissingFileError: there is none.
     Raises RemoteError: the server refuses it, or cannot be reached.
     """
-    head = Head(*_server(url).head(_HEAD))
+    asked = _together.get().get(url)
+    return _look(url, _server(url)) if asked is None else asked.result()
+
+
+def seen(url: str) -> Head:
+    """What the object was when it was last looked at; who reads it learns whether it is that still."""
+    return _heads.get(url) or look(url)
+
+
+def _look(url: str, server: Server) -> Head:
+    head = Head(*server.head(_HEAD))
     _heads.pop(url, None)
     _heads[url] = head
     with contextlib.suppress(RuntimeError):  # another thread does the same
         for oldest in list(_heads)[:-_KEPT]:
             _heads.pop(oldest, None)
     return head
+
+
+@contextlib.contextmanager
+def together(urls: Iterable[str], folders: Iterable[str]) -> Iterator[None]:
+    """In the block these are asked for once, beside each other; nobody waits for one until it is needed."""
+    servers = {url: _server(url) for url in urls if not _is_walked(url.rpartition("/")[0])}
+    with Threads(_AT_ONCE, "sharedmask-remote") as threads:
+        asked: dict[str, Future[Any]] = {
+            url: threads.submit(_look, url, server) for url, server in servers.items()
+        }
+        asked |= {url: threads.submit(_listed, url) for url in folders if not _is_walked(url)}
+        before = _together.set(asked)
+        try:
+            yield
+        finally:
+            _together.reset(before)
+            threads.shutdown(wait=False, cancel_futures=True)
+            for url in servers:
+                if not asked[url].done():  # nobody needed it
+                    servers[url].interrupt()
+
+
+def _is_walked(folder: str) -> bool:
+    return trees.names_of(folder) is not None
 
 
 def exists(url: str) -> bool:
@@ -100,11 +142,14 @@ def identity(url: str) -> str:
 def listed(url: str) -> tuple[str, ...] | None:
     """Names in a folder; None where the server tells none. Asked once."""
     known = trees.names_of(url)
-    return _asked(url) if known is None else tuple(known)
+    if known is not None:
+        return tuple(known)
+    asked = _together.get().get(url)
+    return _listed(url) if asked is None else asked.result()
 
 
 @functools.lru_cache(maxsize=256)
-def _asked(url: str) -> tuple[str, ...] | None:
+def _listed(url: str) -> tuple[str, ...] | None:
     found = _server(url).listed()
     return None if found is None else tuple(found)
 
@@ -122,17 +167,35 @@ def walk(url: str, goes_into: Callable[[str], bool], endings: tuple[str, ...]) -
 class RemoteFile(io.RawIOBase):
     """The bytes of an object from the first on, of the version that was last looked at.
 
+    A server that replaces the file under an answer sends bytes of both: what came is believed when the object
+    was looked at once more, before its last bytes are given, else at the end of the ``with`` block.
+
     Raises SourceChangedError where they would be of another one.
     """
 
     def __init__(self, url: str) -> None:
         self._ahead: _Ahead | None = None  # first: what cannot be looked at is closed too
         self.url, self.name = url, named(url)
-        self._server = _server(url)
-        head = _heads.get(url) or look(url)
-        self.version = head.version
-        self._piece = memoryview(head.content)
-        self._place = len(head.content)
+        self._head = seen(url)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._piece = memoryview(self._head.content)
+        self._place = len(self._head.content)
+
+    @property
+    def version(self) -> Version:
+        """Of all of its bytes."""
+        return self._head.version
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        ahead = self._ahead
+        self.close()
+        if ahead is not None and not ahead.is_whole and (error is None or _may_be_of_a_change(error)):
+            self.version.check(look(self.url).version, self.name)
 
     @property
     def identity(self) -> bytes:
@@ -154,24 +217,43 @@ class RemoteFile(io.RawIOBase):
         if self.version.nbytes is not None and self._place >= self.version.nbytes:
             return memoryview(b"")
         if self._ahead is None:
-            self._ahead = _Ahead(self._server, self._place, self.version)
+            self._ahead = _Ahead(self.url, self._place, self.version)
         piece = self._ahead.take()
         self._place += len(piece)
         return memoryview(piece)
 
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        """Begin again, which is all that can be done."""
+        if place or whence:
+            raise io.UnsupportedOperation("a file on a server is read forward")
+        self._stop()
+        self._begin()
+        return 0
+
     def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
         if self._ahead is not None:
             self._ahead.stop()
             self._ahead = None
-        super().close()
+
+
+def _may_be_of_a_change(error: BaseException) -> bool:
+    """Whether bytes of two versions may be the reason; a server that does not answer is not asked again."""
+    return isinstance(error, (ImageError, OSError)) and not isinstance(
+        error, (RemoteError, SourceChangedError)
+    )
 
 
 class _Ahead:
     """The pieces of an object, fetched by a thread while those before are decoded."""
 
-    def __init__(self, server: Server, place: int, version: Version) -> None:
-        self._server, self._stopped = server, False
-        self._pieces = server.blocks(place, version)
+    def __init__(self, url: str, place: int, version: Version) -> None:
+        self._url, self._server, self._stopped = url, _server(url), False
+        self._pieces = self._believed(self._server.blocks(place, version), version)
+        self.is_whole = False
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
         self._last: bytes | BaseException | None = None
         self._thread: threading.Thread | None = threading.Thread(target=self._fetch, daemon=True)
@@ -192,6 +274,21 @@ class _Ahead:
         if isinstance(self._last, BaseException):
             raise self._last
         return b""
+
+    def _believed(
+        self, pieces: Generator[bytes, None, None], version: Version
+    ) -> Generator[bytes, None, None]:
+        """All of them, the last one when the object was looked at again."""
+        last = b""
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                if last:
+                    yield last
+                last = piece
+        version.check(_look(self._url, self._server).version, self._server.name)
+        self.is_whole = True
+        if last:
+            yield last
 
     def stop(self) -> None:
         self._stopped = True

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -28,7 +29,7 @@ from sharedmask.errors import ImageError, MissingFileError
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.sources import cifti, nifti
 from sharedmask.sources.by_row import RowSource
-from sharedmask.sources.sidecar import RepetitionTime, sidecars
+from sharedmask.sources.sidecar import RepetitionTime, asked_together, sidecars
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.system import inputs
 from sharedmask.system.identity import FileState, state_of
@@ -78,8 +79,14 @@ def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
     >>> out.shape, int(out.sum())
     ((3, 4), 12)
     """
-    opened = _open(source)
-    return opened if opened is source else _told(opened, beside)
+    with asked_together(source) if _is_alone(source) and beside is None else nullcontext():
+        opened = _open(source)
+        return opened if opened is source else _told(opened, beside)
+
+
+def _is_alone(source: object) -> TypeGuard[str]:
+    """Whether it is the URL of an image, of which a server may be asked for what lies beside it at once."""
+    return isinstance(source, str | os.PathLike) and url_of(source) is not None
 
 
 def _told(source: Source, beside: Iterable[Path] | None) -> Source:

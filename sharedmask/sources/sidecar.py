@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ import numpy as np
 from sharedmask.decoding.codecs import without_codec
 from sharedmask.errors import DatasetError, MissingFileError, ParameterError, SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.remote.addresses import named, url_of
+from sharedmask.remote.addresses import is_http, named, url_of, without_query
 from sharedmask.sources.names import Name, names_in, parsed_name, same, state_of
 from sharedmask.system import inputs, platform
 from sharedmask.system.budget import MemoryBudget
@@ -163,6 +163,15 @@ def sidecars_and_folders(image: str | Path) -> tuple[list[Path], dict[str, str]]
     return list(_told(places)), states
 
 
+def asked_together(image: str) -> AbstractContextManager[None]:
+    """In the block a server is asked for an image and for what may tell of it at once."""
+    (place,) = _places(without_query(image))
+    # Other servers list their folders.
+    likely = _likely(place.name) if place.name is not None and is_http(image) else ()
+    beside = [f"{folder}/{entry}" for folder in place.folders for entry in likely]
+    return inputs.asked_together(dict.fromkeys([image, _own(place.path), *beside]), place.folders)
+
+
 class _Place(NamedTuple):
     """One of the names of an image, and where others of its data set may tell of it."""
 
@@ -266,11 +275,15 @@ def _listed(folder: str, image: Name) -> Iterable[tuple[str, Name]]:
     """The sidecars in a folder; on a server that lists none, what is likely to be."""
     if url_of(folder) is None:
         return names_in(folder)
+    if (listed := inputs.listed(Path(folder))) is None:
+        likely = _likely(image).items()
+        return [(entry, name) for entry, name in likely if inputs.exists(f"{folder}/{entry}")]
+    return [(path.name, name) for path in listed if (name := parsed_name(path.name)) is not None]
+
+
+def _likely(image: Name) -> dict[str, Name]:
+    """Names of sidecars of all subjects that may tell of an image."""
     of_task = {key: value for key, value in image.entities.items() if key not in ("sub", "ses")}
     task_alone = {key: value for key, value in of_task.items() if key == "task"}
-    likely = {
-        str(name): name for told in (of_task, task_alone) for name in [Name(told, image.suffix, ".json")]
-    }
-    if (listed := inputs.listed(Path(folder))) is None:
-        return [(entry, name) for entry, name in likely.items() if inputs.exists(f"{folder}/{entry}")]
-    return [(path.name, name) for path in listed if (name := parsed_name(path.name)) is not None]
+    names = [Name(told, image.suffix, ".json") for told in (of_task, task_alone)]
+    return {str(name): name for name in names}

@@ -12,7 +12,7 @@ from typing import Any, Self
 from sharedmask.errors import MissingFileError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import url_of
-from sharedmask.system import settings
+from sharedmask.system import inputs, settings
 
 _EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
 
@@ -89,17 +89,15 @@ class ObjectState(FileState):
     is_remote = True
 
     @classmethod
-    def of(cls, url: str) -> Self:
-        """What it is now."""
-        from sharedmask.remote import objects
-
-        head = objects.look(url)
+    def of(cls, url: str, head: Any) -> Self:
+        """What it is, by what its server said."""
         size = head.version.nbytes
         return cls(url, 0, -1 if size is None else size, 0, 0, head.identity)
 
     def has_changed(self) -> bool:
+        """Whether it was another one when it was last looked at, as who reads it does after the last byte."""
         try:
-            return self.of(self.path) != self
+            return self.of(self.path, inputs.seen(self.path)) != self
         except MissingFileError:
             return True
 
@@ -110,7 +108,7 @@ def state_of(path: str | os.PathLike[str]) -> FileState:
     Raises MissingFileError.
     """
     url = url_of(path)
-    return FileState.now(path) if url is None else ObjectState.of(url)
+    return FileState.now(path) if url is None else ObjectState.of(url, inputs.looked_at(url))
 
 
 def fingerprint(file: RawIOBase) -> bytes:

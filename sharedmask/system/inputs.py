@@ -11,7 +11,8 @@ import glob
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,22 @@ def opened(path: str | os.PathLike[str]) -> RawIOBase:
     """The file, here or on its server, to be read forward; as :func:`opened_regular`."""
     url = url_of(path)
     return opened_regular(path) if url is None else _servers().RemoteFile(url)
+
+
+def looked_at(url: str) -> Any:
+    """What a server says of an object now."""
+    return _servers().look(url)
+
+
+def seen(url: str) -> Any:
+    """What it said when it was last looked at."""
+    return _servers().seen(url)
+
+
+def asked_together(urls: Iterable[str], folders: Iterable[str]) -> AbstractContextManager[None]:
+    """In the block servers are asked for all of these at once."""
+    found: AbstractContextManager[None] = _servers().together(urls, folders)
+    return found
 
 
 def _servers() -> Any:

@@ -1,8 +1,10 @@
 """Images on a server: the numbers of the same file here, by every way in, and nothing left on a disk."""
 
+import gzip
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 
 import images
@@ -25,7 +27,7 @@ LABELS = np.arange(np.prod(images.SHAPE)).reshape(images.SHAPE) % 4
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(retries, "PAUSE", 0.001)
-    objects._asked.cache_clear()
+    objects._listed.cache_clear()
 
 
 @pytest.fixture
@@ -128,9 +130,10 @@ def test_one_that_is_too_short(here, server):
 def test_refusals(server):
     with pytest.raises(MissingFileError, match=r"none\.nii\.gz does not exist"):
         extract(f"{server.url}/none.nii.gz", LABELS == 1)
-    server.answers = [(403, {})]
+    server.answers = [(403, {})] * 8  # of the image and what may lie beside it
     with pytest.raises(RemoteError, match="the server answered 403"):
         extract(f"{server.url}/{RUN}", LABELS == 1)
+    server.answers.clear()
     with pytest.raises(ImageError, match="lies on a server"):
         called_index(f"{server.url}/{RUN}")
     with pytest.raises(RemoteError, match="nosuch"):
@@ -150,6 +153,40 @@ def test_sidecars_beside_it(server, told, listing):
     server.files[told] = b'{"RepetitionTime": 2.0004}'
     source = open_source(f"{server.url}/{RUN}")
     assert (source.t_r, source.t_r_origin) == (2.0004, f"{server.url}/{told}")
+
+
+@pytest.mark.parametrize("end", [b"not gzip", b"\0" * 100, gzip.compress(b"another member")])
+def test_what_follows_the_image(here, server, end):
+    server.files[RUN] += end
+    np.testing.assert_array_equal(WAYS["mean"](server.url, RUN), WAYS["mean"](here, RUN))
+
+
+@pytest.mark.parametrize("told", [None, f"{RUN[:-7]}.json", "task-rest_bold.json"])
+def test_what_is_waited_for(server, told):
+    """All that tells of an image at once, then its bytes, then whether it is the same still."""
+    if told:
+        server.files[told] = b'{"RepetitionTime": 2.0004}'
+    folders, names = 3, 1
+    server.meeting = threading.Barrier(2 + folders * (1 + names), timeout=20)
+    source = open_source(f"{server.url}/{RUN}")
+    server.meeting = None
+    n_opening = len(server.requests)
+    assert n_opening == 2 + folders * (1 + names)
+    extract(source, LABELS == 1)
+    assert len(server.requests) == n_opening + 2
+    with SharedImage(source) as image:
+        image.load()
+    assert len(server.requests) == n_opening + 4
+
+
+def test_a_few_volumes_are_of_one_version(here, server):
+    asked = {"masks": LABELS == 1, "sample_mask": np.arange(3)}
+    expected = extract(here / RUN, **asked)
+    np.testing.assert_array_equal(extract(f"{server.url}/{RUN}", **asked), expected)
+    source = open_source(f"{server.url}/{RUN}")
+    server.after = lambda *_: server.files.update({RUN: server.files[RUN][::-1]})
+    with pytest.raises(SourceChangedError):
+        extract(source, **asked)
 
 
 def test_shell(here, server, tmp_path):
@@ -176,7 +213,7 @@ def test_a_cohort_is_resumed_without_reading_it_again(here, server, tmp_path):
     for n, name in enumerate(names):
         images.save(here / name, images.bold((*images.SHAPE, 400), seed=n))
         server.files[name] = (here / name).read_bytes()
-    urls = {f"{server.url}/{name}?signature=f00": f"{server.url}/{name}?signature=f00" for name in names}
+    urls = {f"{server.url}/{name}?signature=secret": f"{server.url}/{name}?signature=secret" for name in names}
     kept = {}
 
     def keep(key, result):
@@ -188,17 +225,17 @@ def test_a_cohort_is_resumed_without_reading_it_again(here, server, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         extract_many(urls, on_result=keep, **asked)
     complete = list(kept)[:3]
-    assert "f00" not in (tmp_path / "done.jsonl").read_text()
+    assert "secret" not in (tmp_path / "done.jsonl").read_text()
     kept.clear()
     sent = server.bytes_sent
     extract_many(urls, on_result=kept.__setitem__, **asked)
     assert set(kept) == set(urls) - set(complete)
-    left = [name for name in names if f"{server.url}/{name}?signature=f00" not in complete]  # in any order
+    left = [name for name in names if f"{server.url}/{name}?signature=secret" not in complete]  # in any order
     whole = sum(len(server.files[name]) for name in left)
     assert server.bytes_sent - sent < whole + 65536 * 3 * len(names) + 65536 * 4
     for name in left:
         expected = extract(here / name, here / "atlas.nii.gz", strategy="mean")
-        np.testing.assert_array_equal(kept[f"{server.url}/{name}?signature=f00"], expected)
+        np.testing.assert_array_equal(kept[f"{server.url}/{name}?signature=secret"], expected)
 
 
 def test_cached_results_are_of_the_version(here, server, tmp_path):

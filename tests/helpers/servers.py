@@ -23,11 +23,12 @@ class Served:
         self.listing = False
         self.headers = {}  # of all bodies
         self.latency = 0.0
+        self.meeting = None  # a barrier: no request is answered before so many came
         self.answers = []  # (code, headers) of the next requests, before any that is answered as asked
         self.cuts = []  # bytes of a body after which the line is cut, one answer each
         self.resets = False  # how: by a reset, or by an end
         self.stalls = []  # the same, where nothing comes any more
-        self.after = lambda path, sent: None  # called when a body was sent
+        self.after = lambda path, sent: None  # called when all but the last bytes of a body were sent
         self.requests = []
         self.bytes_sent = 0
         self.url = ""
@@ -49,6 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         served.requests.append((self.path, dict(self.headers)))
         self.close_connection = True
         time.sleep(served.latency)
+        if served.meeting is not None:
+            served.meeting.wait()
         if served.answers:
             code, headers = served.answers.pop(0)
             self._short(code, headers)
@@ -109,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             cut = served.cuts.pop(0) if stall is None and served.cuts and len(body) > served.cuts[0] else None
             part = body if cut is stall is None else body[: cut if stall is None else stall]
             for place in range(0, len(part), 65536):
+                if place + 65536 >= len(part):
+                    served.after(name, len(part))
                 self.wfile.write(part[place : place + 65536])
                 served.bytes_sent += len(part[place : place + 65536])
             self.wfile.flush()
@@ -117,7 +122,6 @@ class _Handler(BaseHTTPRequestHandler):
             if cut is not None and served.resets:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
-            served.after(name, len(part))
 
 
 class _Server(ThreadingHTTPServer):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sharedmask.errors import SourceChangedError
 from sharedmask.remote import objects
-from sharedmask.remote.objects import RemoteFile, exists, listed, look
+from sharedmask.remote.objects import RemoteFile, exists, listed, look, together
 
 CONTENT = random.Random(5).randbytes(500_000)
 
@@ -32,6 +33,60 @@ def test_the_head_is_asked_for_once(server, url):
         with RemoteFile(url) as file:
             assert file.read(1000) == CONTENT[:1000]
     assert len(server.requests) == 1
+
+
+def test_together(server, url):
+    """No answer comes before all were asked for."""
+    server.files["b.bin"], server.listing = b"two", True
+    server.meeting = threading.Barrier(4, timeout=20)
+    urls = [url, f"{server.url}/b.bin", f"{server.url}/none.bin"]
+    with together(urls, [server.url]):
+        assert look(url).content == CONTENT[:65536]
+        assert [exists(one) for one in urls] == [True, True, False]
+        assert listed(server.url) == ("a.bin", "b.bin")
+        assert look(url).content == CONTENT[:65536]
+    assert len(server.requests) == 4
+    server.meeting = None
+    server.files["a.bin"] = b"another"
+    assert look(url).content == b"another"
+
+
+def test_who_is_not_needed_is_not_waited_for(server, url):
+    server.stalls = [1000, 1000]
+    with together([url], []):
+        pass
+    assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_replaced_behind_an_answer(server, url, whole):
+    """As by a copy over the file that a server is sending: the answer's head told the first one's tag."""
+    with pytest.raises(SourceChangedError, match=r"changed while it was read"), RemoteFile(url) as file:
+        if whole:
+            server.after = lambda *_: server.files.update({"a.bin": CONTENT[::-1]})
+            file.readall()
+        else:
+            server.stalls = [150_000]
+            assert len(file.read(65536) + file.read(1)) == 65537
+            server.files["a.bin"] = CONTENT[::-1]
+
+
+@pytest.mark.parametrize("error, told", [(KeyError, KeyError), (OSError, SourceChangedError)])
+def test_errors_that_a_change_may_explain(server, url, error, told):
+    with pytest.raises(told), RemoteFile(url) as file:
+        server.stalls = [150_000]
+        assert len(file.read(65536) + file.read(1)) == 65537
+        server.files["a.bin"] = CONTENT[::-1]
+        raise error
+
+
+def test_it_can_begin_again(url):
+    with RemoteFile(url) as file:
+        file.read(100_000)
+        assert file.seek(0) == 0
+        assert file.readall() == CONTENT
+        with pytest.raises(OSError, match="forward"):
+            file.seek(7)
 
 
 def test_heads_are_few(server):
