@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from isal import igzip_lib, isal_zlib
 
-from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SharedMaskError
+from sharedmask.errors import DamagedImageError, ImageError, SharedMaskError
 from sharedmask.remote.addresses import own_name, url_of
 from sharedmask.system import inputs
 
@@ -279,10 +279,6 @@ def open_file(path: str | Path) -> FileIO:
     """A file of this machine, which a pipe or a device is not: nobody may ever write to a pipe."""
     try:
         return inputs.opened_regular(path)
-    except MissingFileError:
-        raise
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

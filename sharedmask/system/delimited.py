@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from sharedmask.errors import MissingFileError
 from sharedmask.system import inputs
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.inputs import dangling
 
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # A colour may be the first cell of a row.
@@ -64,8 +63,6 @@ def _content(path: str | os.PathLike[str]) -> bytes:
         return inputs.read_bytes(path)
     except MissingFileError:
         raise
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{os.fspath(path)} {dangling(path) or 'does not exist'}") from error
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
 

@@ -101,9 +101,12 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     """The file, to be read.
 
     Raises OSError, naming it: it is a pipe or a device, which may have no end, or never begin.
-    Raises MissingFileError: it is what git-annex has instead of a content that is not there.
+    Raises MissingFileError: there is none, or what git-annex has instead of a content that is not there.
     """
-    file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
+    try:
+        file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{os.fsdecode(path)} {dangling(path) or 'does not exist'}") from error
     try:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):

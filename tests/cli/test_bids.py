@@ -240,7 +240,7 @@ def test_a_file_of_filters_for_other_images_leaves_all_runs(dataset, toy, out, t
         ("[]", "holds no BIDS filters: a JSON object was expected, not list"),
         ('{"bold": []}', "holds no BIDS filters: bold is no JSON object"),
         ('{"bold": {"task": {"value": "r.*", "regex": true}}}', "task is an object"),
-        (None, "holds no BIDS filters: No such file"),
+        (None, "filter.json does not exist"),
     ],
 )
 def test_a_file_that_holds_no_filters_is_refused(dataset, toy, out, tmp_path, capsys, text, said):
