@@ -106,7 +106,9 @@ class Journal:
         try:
             self._places = {self._key(told): place for place, told in _read(self.path)}
         except OSError as error:
-            raise ParameterError(f"{self.path} cannot be read as a journal: {error.strerror or error}") from error
+            raise ParameterError(
+                f"{self.path} cannot be read as a journal: {error.strerror or error}"
+            ) from error
 
     @property
     def entries(self) -> Iterator[Entry]:

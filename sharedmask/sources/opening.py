@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
@@ -79,14 +79,10 @@ def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
     >>> out.shape, int(out.sum())
     ((3, 4), 12)
     """
-    with asked_together(source) if _is_alone(source) and beside is None else nullcontext():
+    url = url_of(source) if isinstance(source, str | os.PathLike) and beside is None else None
+    with nullcontext() if url is None else asked_together(url):
         opened = _open(source)
         return opened if opened is source else _told(opened, beside)
-
-
-def _is_alone(source: object) -> TypeGuard[str]:
-    """Whether it is the URL of an image, of which a server may be asked for what lies beside it at once."""
-    return isinstance(source, str | os.PathLike) and url_of(source) is not None
 
 
 def _told(source: Source, beside: Iterable[Path] | None) -> Source:

@@ -163,13 +163,13 @@ def sidecars_and_folders(image: str | Path) -> tuple[list[Path], dict[str, str]]
     return list(_told(places)), states
 
 
-def asked_together(image: str) -> AbstractContextManager[None]:
+def asked_together(url: str) -> AbstractContextManager[None]:
     """In the block a server is asked for an image and for what may tell of it at once."""
-    (place,) = _places(without_query(image))
+    (place,) = _places(without_query(url))
     # Other servers list their folders.
-    likely = _likely(place.name) if place.name is not None and is_http(image) else ()
+    likely = _likely(place.name) if place.name is not None and is_http(url) else ()
     beside = [f"{folder}/{entry}" for folder in place.folders for entry in likely]
-    return inputs.asked_together(dict.fromkeys([image, _own(place.path), *beside]), place.folders)
+    return inputs.asked_together(dict.fromkeys([url, _own(place.path), *beside]), place.folders)
 
 
 class _Place(NamedTuple):

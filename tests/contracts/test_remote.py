@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 import images
 import nibabel as nib
@@ -179,6 +180,12 @@ def test_what_is_waited_for(server, told):
     assert len(server.requests) == n_opening + 4
 
 
+def test_paths_and_protocols_in_capitals(here, server):
+    expected = WAYS["mean"](here, RUN)
+    for url in (Path(f"{server.url}/{RUN}"), f"HTTP{server.url[4:]}/{RUN}"):
+        np.testing.assert_array_equal(extract(url, here / "atlas.nii.gz", strategy="mean"), expected)
+
+
 def test_a_few_volumes_are_of_one_version(here, server):
     asked = {"masks": LABELS == 1, "sample_mask": np.arange(3)}
     expected = extract(here / RUN, **asked)
@@ -213,7 +220,9 @@ def test_a_cohort_is_resumed_without_reading_it_again(here, server, tmp_path):
     for n, name in enumerate(names):
         images.save(here / name, images.bold((*images.SHAPE, 400), seed=n))
         server.files[name] = (here / name).read_bytes()
-    urls = {f"{server.url}/{name}?signature=secret": f"{server.url}/{name}?signature=secret" for name in names}
+    urls = {
+        f"{server.url}/{name}?signature=secret": f"{server.url}/{name}?signature=secret" for name in names
+    }
     kept = {}
 
     def keep(key, result):
