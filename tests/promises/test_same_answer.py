@@ -53,7 +53,6 @@ def test_workers_answer_as_the_caller_at_every_moment(folders, monkeypatch):
         return [name for name in alone if before.get(name) != alone[name]]
 
     alone = {}
-    same.warmed()
     differ()
     os.chdir(folders / "b")
     assert len(differ()) > len(same.CALLS) - 3
