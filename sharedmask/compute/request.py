@@ -17,7 +17,7 @@ from sharedmask.compute.cleaning import Cleaning
 from sharedmask.compute.confounds import confounds_table, kept_volumes
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.strategies import BY_VOLUME, STRATEGIES, SUMS
-from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.errors import EmptyMaskError, ParameterError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
@@ -117,6 +117,7 @@ class Request:
         for name, given in (("func", function), ("on_result", on_result)):
             if given is not None and not callable(given):
                 raise ParameterError(f"{name}={given!r} is no function")
+        _check_voxels(regions)
         chosen = None if strategy is None else checked_strategy(strategy)
         if is_weighted(chosen) and regions.weights is None:
             raise ParameterError("strategy='weighted_mean' is of maps with weights: give one 4D image")
@@ -247,6 +248,16 @@ class Request:
     @property
     def _automatic(self) -> bool:
         return isinstance(self.dtype, str) and self.dtype == "auto"
+
+
+def _check_voxels(regions: Regions) -> None:
+    if not len(regions):
+        raise EmptyMaskError("there is no region")
+    empty = np.flatnonzero(regions.sizes == 0)
+    if len(empty):
+        many = f", as have {len(empty) - 1} more" if len(empty) > 1 else ""
+        name = regions.names[empty[0]]
+        raise EmptyMaskError(f"region {name} has no voxels{many}: Regions.without_empty() leaves such out")
 
 
 def _check_dtype(dtype: DTypeLike | None) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from images import SHAPE, bold, niimg, save
 
-from sharedmask import Grid, Regions
+from sharedmask import Grid, Regions, SharedImage, extract, extract_many
 from sharedmask.compute.request import Request
-from sharedmask.errors import MissingFileError, ParameterError, SharedMaskWarning
+from sharedmask.errors import EmptyMaskError, MissingFileError, ParameterError, SharedMaskWarning
 from sharedmask.sources.opening import open_source
 
 N = 12
@@ -40,6 +40,55 @@ def refusal(source, **parameters):
     with pytest.raises(ParameterError) as caught:
         Request.checked(source, REGIONS, **parameters)
     return str(caught.value)
+
+
+# ---- regions
+
+CUT = Regions(REGIONS.grid, [0, 3, 5], [0, 2, 2, 3, 3], ("a", "b", "c", "d"), (1, 2, 3, 4), "dict")
+"""As ``within`` leaves them: a first, a middle or the last without voxels."""
+
+
+@pytest.fixture
+def two():
+    return niimg(bold((2, 2, 2, N)), affine=np.eye(4))
+
+
+EVERY = {
+    "extract": lambda image, regions, **asked: extract(image, regions, **asked),
+    "image": lambda image, regions, strategy=None: held(image, regions, strategy),
+    "many": lambda image, regions, **asked: raised(image, regions, **asked),
+    "batches": lambda image, regions, strategy=None: extract(image, regions, on_batch=list),
+    "map": lambda image, regions, strategy=None: held(image, regions, None, "map", np.sum),
+    "connectivity": lambda image, regions, strategy=None: held(image, regions, None, "connectivity"),
+}
+
+
+def held(image, regions, strategy, call="mask_parallel", *given):
+    with SharedImage(image) as opened:
+        return opened.reduce(regions, strategy) if strategy else getattr(opened, call)(*given, regions)
+
+
+def raised(image, regions, **asked):
+    failed = {}
+    extract_many({"a": image}, regions, on_error=failed.__setitem__, **asked)
+    raise failed["a"]
+
+
+@pytest.mark.parametrize("strategy", [None, "mean", "sum", "minimum", "median", "pc1", ["mean", "variance"]])
+@pytest.mark.parametrize("way", EVERY)
+def test_regions_without_voxels_are_refused(way, strategy, two):
+    with pytest.raises(EmptyMaskError, match=r"region b has no voxels, as have 1 more: .*without_empty"):
+        EVERY[way](two, CUT, strategy=strategy)
+    with pytest.raises(EmptyMaskError, match="there is no region"):
+        EVERY[way](two, CUT.picked([1]).without_empty(), strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["mean", None])
+@pytest.mark.parametrize("last", ["b", "c"])
+def test_one_region_without_voxels_is_named(strategy, last, two):
+    number = "abcd".index(last)
+    with pytest.raises(EmptyMaskError, match=r"region b has no voxels: "):
+        extract(two, CUT.part(0, number + 1), strategy=strategy)
 
 
 # ---- one at a time
