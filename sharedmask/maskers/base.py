@@ -29,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 from sharedmask.errors import ParameterError
 from sharedmask.image.niimg import SourceNifti, plain
 from sharedmask.maskers.extractors import STAND_INS
-from sharedmask.maskers.inputs import as_niimg, read_tables
+from sharedmask.maskers.inputs import as_niimg, check_there, read_tables
 from sharedmask.remote.addresses import url_of
 
 Masker = TypeVar("Masker", bound=type)
@@ -215,7 +215,9 @@ and pairs of files are accepted, complex images refused; values have native byte
 
     def _for_nilearn(self) -> dict[str, Any]:
         """Parameters as it takes them: images of masks and atlases that it would not find by their names."""
-        given = ((name, getattr(self, name, None)) for name in ("mask_img", "labels_img", "maps_img"))
+        given = [(name, getattr(self, name, None)) for name in ("mask_img", "labels_img", "maps_img")]
+        for _, one in given:
+            check_there(one)
         paths = ((name, one) for name, one in given if isinstance(one, str | os.PathLike))
         return {name: as_niimg(one) for name, one in paths if url_of(one) or _is_taken_for_a_pattern(one)}
 

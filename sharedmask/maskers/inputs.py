@@ -14,10 +14,12 @@ from sharedmask.compute.confounds import read_confounds, rows_kept
 from sharedmask.errors import ConfoundsError, RemoteError, SharedMaskError
 from sharedmask.image.image import SharedImage
 from sharedmask.image.niimg import SharedNifti, SourceNifti
+from sharedmask.remote.addresses import url_of
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.grid import Grid
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.segment import Handle
+from sharedmask.system import inputs
 
 Niimg = SharedNifti | SourceNifti
 
@@ -36,7 +38,15 @@ def as_niimg(imgs: Any) -> Any:
     except RemoteError:
         raise
     except (SharedMaskError, OSError):
+        check_there(imgs)
         return imgs
+
+
+def check_there(imgs: Any) -> None:
+    """Refuse files whose content is elsewhere: nilearn would call them damaged, or not there."""
+    for one in imgs if isinstance(imgs, list | tuple) else [imgs]:
+        if isinstance(one, str | os.PathLike) and url_of(one) is None:
+            inputs.check_there(one)
 
 
 def _is_niimg(imgs: Any) -> bool:

@@ -75,7 +75,7 @@ def check_path(path: str, name: str) -> None:
 def check_magic(path: str, name: str) -> None:
     """The first bytes are those of the compression that the name tells, or of none."""
     with open_raw(path) as file:
-        head = file.read(16)
+        head = file.read(32)
     if not head:
         raise DamagedImageError(f"{name} is empty (0 bytes)")
     inputs.check_content(head, path)  # of a file on a server
@@ -242,6 +242,8 @@ def facts_of(name: str, image: Any, dtype: np.dtype[Any]) -> dict[str, Any]:
     if image.affine is None:
         raise ImageError(f"{name} has no affine; make the image with one")
     affine = np.array(image.affine, np.float64)
+    if not np.isfinite(affine).all():
+        raise ImageError(f"{name} has an affine that is not finite, {affine.tolist()}: its header is damaged")
     affine.setflags(write=False)
     return {
         "name": name,

@@ -51,6 +51,8 @@ class Grid:
         if len(self.shape) != 3 or affine.shape != (4, 4):
             given = f"{self.shape} and {affine.shape}"
             raise ParameterError(f"a grid is 3 sizes and a (4, 4) affine, not {given}")
+        if not np.isfinite(affine).all():
+            raise ParameterError(f"a grid's affine is of finite numbers, not {affine.tolist()}")
         affine.flags.writeable = False
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)

@@ -22,8 +22,11 @@ from sharedmask.remote.addresses import url_of
 from sharedmask.system import platform
 
 _TEXT_BYTES = 64 * 2**20
-_POINTER = b"/annex/objects/"  # what git-annex has instead of an unlocked file's content
-_POINTER_BYTES = 32 * 2**10  # at most, it says
+_POINTERS = {  # what stands in the place of a content that is elsewhere: whose that is, and what gets it
+    b"/annex/objects/": ("git-annex", "datalad get"),
+    b"version https://git-lfs": ("Git LFS", "git lfs pull --include"),
+}
+_POINTER_BYTES = 32 * 2**10  # at most, says git-annex
 
 
 def matches(text: str) -> list[str]:
@@ -101,7 +104,7 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
     """The file, to be read.
 
     Raises OSError, naming it: it is a pipe or a device, which may have no end, or never begin.
-    Raises MissingFileError: there is none, or what git-annex has instead of a content that is not there.
+    Raises MissingFileError: there is none, or what git-annex or Git LFS has for content that is elsewhere.
     """
     try:
         file = _Named(path, "rb", opener=lambda name, flags: os.open(name, flags | platform.NOT_WAITING))
@@ -112,7 +115,7 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "a pipe, a socket or a device, which is no file", os.fspath(path))
         if facts.st_size <= _POINTER_BYTES:
-            check_content(platform.pread(file.fileno(), len(_POINTER), 0), os.fsdecode(path))
+            check_content(platform.pread(file.fileno(), max(map(len, _POINTERS)), 0), os.fsdecode(path))
     except BaseException:
         file.close()
         raise
@@ -121,9 +124,18 @@ def opened_regular(path: str | os.PathLike[str]) -> FileIO:
 
 def check_content(head: bytes, name: str) -> None:
     """Refuse a file that begins as a pointer does; its content is elsewhere."""
-    if head.startswith(_POINTER):
-        said = "is a pointer of git-annex to content that is not there"
-        raise MissingFileError(f"{name} {said}: get it with `datalad get {name}`")
+    for begin, (whose, getting) in _POINTERS.items():
+        if head.startswith(begin):
+            said = f"is a pointer of {whose} to content that is not there"
+            raise MissingFileError(f"{name} {said}: get it with `{getting} {name}`")
+
+
+def check_there(path: str | os.PathLike[str]) -> None:
+    """Refuse a link or a pointer to content that is elsewhere; what is no file is for others to refuse."""
+    if said := dangling(path):
+        raise MissingFileError(f"{os.fspath(path)} {said}")
+    if os.path.isfile(path):
+        opened_regular(path).close()
 
 
 class _Named(FileIO):

@@ -3,11 +3,18 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from drop_ins import MASK, plain
+from drop_ins import ATLAS, MAPS, MASK, plain
 from images import bold, niimg, save
 
-from sharedmask import SharedImage, SharedNiftiMasker
-from sharedmask.errors import ConfoundsError
+from sharedmask import (
+    SharedImage,
+    SharedLabelsMasker,
+    SharedMapsMasker,
+    SharedMultiMasker,
+    SharedNiftiMasker,
+    SharedSpheresMasker,
+)
+from sharedmask.errors import ConfoundsError, MissingFileError
 from sharedmask.maskers.inputs import as_niimg, read_tables, require_niimg
 
 
@@ -47,3 +54,32 @@ def test_tables_are_read_and_what_is_not_finite_is_refused(tmp_path):
     assert [table.tolist() for table in read_tables([tmp_path / "good.tsv"])] == [[[1, 2], [3, 4]]]
     with pytest.raises(ConfoundsError):
         read_tables(np.array([[1.0], [np.nan]]))
+
+
+EVERY = [
+    (SharedNiftiMasker, {"mask_img": MASK}),
+    (SharedLabelsMasker, {"labels_img": ATLAS}),
+    (SharedMapsMasker, {"maps_img": MAPS}),
+    (SharedSpheresMasker, {"seeds": [(0, 0, 0)], "radius": 9}),
+    (SharedMultiMasker, {"masks": [MASK]}),
+]
+POINTERS = {
+    "annex": lambda path: path.write_text("/annex/objects/MD5E-s12--0.nii.gz\n"),
+    "lfs": lambda path: path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064}\n"),
+    "link": lambda path: path.symlink_to("nowhere.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("pointer", POINTERS)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+@pytest.mark.parametrize(("masker", "given"), EVERY)
+def test_content_that_is_elsewhere_is_told_as_such(masker, given, name, pointer, tmp_path):
+    POINTERS[pointer](path := tmp_path / name)
+    with pytest.raises(MissingFileError, match=f"{name} is a (pointer of|link to) .*: get it with `"):
+        plain(masker, given).fit_transform(path)
+    regions = next(iter(given))
+    for wrong in ({"mask_img": str(path)}, {regions: path}):
+        if wrong.keys() & {"seeds", "masks"} or (masker is SharedMultiMasker):
+            continue
+        with pytest.raises(MissingFileError, match=f"{name} is a (pointer of|link to) .*: get it with `"):
+            plain(masker, given | wrong).fit()

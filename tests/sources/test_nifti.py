@@ -24,10 +24,13 @@ from source_files import (
     signal,
 )
 
+from sharedmask import Grid, Regions
 from sharedmask.errors import (
     DamagedImageError,
     ImageError,
+    MaskError,
     MissingFileError,
+    ParameterError,
 )
 from sharedmask.sources.opening import open_source
 
@@ -225,6 +228,22 @@ def test_zstd_is_refused(tmp_path: Path) -> None:
 def test_image_without_affine() -> None:
     with pytest.raises(ImageError, match="no affine"):
         open_source(nib.Nifti1Image(signal(), None))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_affine_that_is_not_finite(plain: Path, wrong: float) -> None:
+    """Its own voxels would lie on another grid than they do."""
+    header = nib.load(plain).header
+    header["sform_code"], header["srow_x"][0] = 1, wrong
+    with open(plain, "r+b") as file:
+        file.write(header.binaryblock)
+    for image in (plain, nib.load(plain)):
+        with pytest.raises(ImageError, match="an affine that is not finite"):
+            open_source(image)
+    with pytest.raises(ParameterError, match="affine is of finite numbers"):
+        Grid((1, 1, 1), np.diag([wrong, 1, 1, 1]))
+    with pytest.raises(MaskError, match="an affine that is not finite"):
+        Regions.from_any(plain, Grid((1, 1, 1), np.eye(4)))
 
 
 @pytest.mark.parametrize("keep", [10, 40])
