@@ -170,11 +170,24 @@ def run_program(command: click.Command) -> None:
         if _debugs():
             raise
         message = error.format_message() if isinstance(error, click.ClickException) else in_flags(error)
+        if isinstance(error, OSError) and _is_of_stdout(error) and error.filename is None:
+            message = f"standard output: {message}"
         click.echo(f"sharedmask: {' '.join(message.split()) or type(error).__name__}", err=True)
         code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
     finally:
         warnings.formatwarning = plain
     sys.exit(code)
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether it is standard output that cannot be written: what is left in its buffer, which then goes."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        with open(os.devnull, "wb") as nothing:  # else Python tries once more, and exits with another code
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return again.errno == error.errno
+    return False
 
 
 def _debugs() -> bool:
@@ -428,15 +441,6 @@ def memory_of(no_cache: bool, cache_dir: str | None) -> str | bool | None:
     return False if no_cache else cache_dir
 
 
-def check_form(stat: str | Sequence[str] | None, form: str) -> None:
-    """That a file of this ending holds what is asked for: .npz and .h5 have no tables."""
-    from sharedmask.study.tables import holds_regions
-
-    if stat and form and not holds_regions(form):
-        stat = stat if isinstance(stat, str) else " ".join(stat)
-        raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
-
-
 def strategy_of(stat: str | Sequence[str] | None) -> str | tuple[str, ...]:
     """The reduction that ``--stat`` asks for, or several."""
     stats = [stat] if isinstance(stat, str) else stat or ["mean"]
@@ -476,19 +480,6 @@ def echo_study(study: Any, what: str) -> None:
     click.echo(f"{done}, {len(study.errors)} failed")
     if study.errors:
         raise click.exceptions.Exit(1)
-
-
-def check_output(output: str) -> None:
-    """Learn before the work that its result has no place."""
-    folder = os.path.dirname(output) or "."
-    if output == "-":
-        said = "" if sys.__stdout__ else "-o -: standard output is closed"
-    else:
-        there = os.path.isdir(folder) and os.access(folder, os.W_OK)
-        said = "" if there else f"{output} cannot be created: no folder {folder} to write to"
-    if said:
-        click.echo(f"sharedmask: {said}", err=True)
-        raise click.exceptions.Exit(CANNOT_CREATE)
 
 
 def echo(text: str) -> None:

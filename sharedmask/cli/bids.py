@@ -29,6 +29,7 @@ from sharedmask.cli.base import (
     strategy_of,
     t_r_option,
 )
+from sharedmask.cli.extract import check_folder
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.remote.addresses import url_of
 from sharedmask.system.inputs import read_json
@@ -227,6 +228,7 @@ def _participants(
     if options.pop("dry_run"):
         _echo_manifests(bids_dir, out, atlases, outputs, filters=filters, **options)
     else:
+        check_folder(str(out))
         study = analyse(bids_dir, out, atlases, outputs, filters=filters, **running, **options)
         echo_study(study, "runs")
 

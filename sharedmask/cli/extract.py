@@ -4,6 +4,7 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,10 @@ from typing import Any, cast
 import click
 
 from sharedmask.cli.base import (
+    CANNOT_CREATE,
     LAST_TAKEN,
     Verb,
     cache_dir_option,
-    check_form,
-    check_output,
     cleaning_options,
     commands,
     connectivity_options,
@@ -42,6 +42,33 @@ style_options = options(
     click.option("--precision", type=click.IntRange(1, 17), metavar="N", help="Digits; default: all."),
     click.option("--transpose", is_flag=True, help="A row per region instead of a column."),
 )
+
+
+def check_output(output: str) -> None:
+    """Learn before the work that its result has no place."""
+    if output == "-":
+        _refuse("" if sys.__stdout__ else "-o -: standard output is closed")
+    elif not _is_writable(folder := os.path.dirname(output) or "."):
+        _refuse(f"{output} cannot be created: no folder {folder} to write to")
+
+
+def check_folder(folder: str) -> None:
+    """The same of a folder of results, which is made with those above it."""
+    there = os.path.abspath(os.path.expanduser(folder))
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not _is_writable(there):
+        _refuse(f"{folder} cannot be created: {there} is no folder to write to")
+
+
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
+
+
+def _refuse(said: str) -> None:
+    if said:
+        click.echo(f"sharedmask: {said}", err=True)
+        raise click.exceptions.Exit(CANNOT_CREATE)
 
 
 @contextlib.contextmanager
@@ -99,6 +126,8 @@ def extract(
     from sharedmask.study.tables import TABLES, holds_regions, split
 
     given = given_regions(options)
+    if out_dir:
+        check_folder(out_dir)
     if not output and not out_dir and len(images) == 1 and not sys.stdout.isatty():
         output = "-"
     if bool(output) == bool(out_dir) or (output and len(images) > 1):
@@ -124,6 +153,15 @@ def extract(
             echo_study(study, "images")
         else:
             _extract_one(cast(str, output), images[0], parts, list(confounds), **options)
+
+
+def check_form(stat: str | Sequence[str] | None, form: str) -> None:
+    """That a file of this ending holds what is asked for: .npz and .h5 have no tables."""
+    from sharedmask.study.tables import holds_regions
+
+    if stat and form and not holds_regions(form):
+        stat = stat if isinstance(stat, str) else " ".join(stat)
+        raise click.UsageError(f"--stat {stat} gives a table, which goes to .tsv, not to {form}")
 
 
 def given_regions(options: Mapping[str, Any]) -> Any:

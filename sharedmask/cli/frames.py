@@ -5,7 +5,8 @@ Covers: its options. Does not cover: what all verbs share (``base``), any of the
 
 import click
 
-from sharedmask.cli.base import check_output, commands, is_given
+from sharedmask.cli.base import commands, is_given
+from sharedmask.cli.extract import check_output
 
 
 @commands.group()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sharedmask.cli.base import Verb, commands, echo, echo_failures, is_given, with_settings
+from sharedmask.cli.extract import check_folder
 
 
 @commands.command(cls=Verb)
@@ -38,6 +39,7 @@ def network(
 
     if settings["method"] == "boes" and is_given("pini_percentile"):
         raise click.UsageError("--pini-percentile is for --method pini")
+    check_folder(out)
     mapper = FunctionalNetworkMapper(**settings).fit(connectome)
     given = lesions[0] if len(lesions) == 1 else list(lesions)
     report = map_to(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())

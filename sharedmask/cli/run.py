@@ -15,7 +15,6 @@ import click
 
 from sharedmask.cli.base import (
     Verb,
-    check_form,
     cleaning_options,
     commands,
     connectivity_options,
@@ -31,6 +30,8 @@ from sharedmask.cli.base import (
 from sharedmask.cli.cache import tell_cache
 from sharedmask.cli.extract import (
     begin_workers,
+    check_folder,
+    check_form,
     connectivity_of,
     denoised,
     extract_each,
@@ -102,6 +103,7 @@ def run_pipeline(
     from sharedmask.system import settings
 
     check_form(options["stat"], f".{options['form']}")
+    check_folder(options["output_dir"])
     _check_together(options)
     options["denoise"] = denoised(options, confounds)
     chosen, knobs = _of_subjects(images, subjects), _knobs(options)

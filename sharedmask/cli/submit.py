@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from sharedmask.cli import extract
-from sharedmask.cli.base import check_form, commands
+from sharedmask.cli.base import commands
+from sharedmask.cli.extract import check_folder, check_form
 from sharedmask.errors import ParameterError, SharedMaskError
 from sharedmask.records import dataclass
 from sharedmask.system.files import atomic_write
@@ -47,6 +48,7 @@ def submit(
     options = extract.extract.make_context("extract", list(command[1:])).params
     if not options["out_dir"] or options["shard"] or options["dask"]:
         raise click.UsageError("an array job needs --out-dir, and neither --shard nor --dask")
+    check_folder(options["out_dir"])
     check_form(options["stat"], f".{options['form']}")
     options["denoise"] = extract.denoised(options, options["confounds"])
     images, n_jobs = options["images"], max(options["n_jobs"] or 1, 1)

@@ -133,9 +133,15 @@ def _print(text: str) -> None:
     if (bare := getattr(sys.stdout, "buffer", None)) is None:
         sys.stdout.write(text)
         return
-    sys.stdout.flush()
-    bare.write(text.encode())
-    bare.flush()
+    left = memoryview(text.encode())
+    try:
+        sys.stdout.flush()
+        while left:  # one without a buffer, as of `python -u`, may take some of it
+            left = left[bare.write(left) :]
+        bare.flush()
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
 
 
 def _cell(name: str, separator: str = "\t") -> str:

@@ -97,7 +97,7 @@ def test_some_that_fail_are_named_and_the_exit_code_is_1(study):
         (["--fdr-alpha", "3"], 64, "fdr_alpha=3"),
         (["--method", "both"], 64, "both"),
         (["--memory-limit", "10K"], 75, "mapping a lesion"),
-        (["--out", "lesions/sub-1.nii.gz/out"], 74, "sub-1.nii.gz"),
+        (["--out", "lesions/sub-1.nii.gz/out"], 73, "sub-1.nii.gz"),
     ],
 )
 def test_exit_codes(options, code, message, study):

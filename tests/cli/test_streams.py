@@ -72,6 +72,46 @@ def test_a_table_for_a_closed_standard_output_is_refused(study):
     assert done.returncode == 73 and "standard output is closed" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ["extract bold.nii.gz --atlas atlas.nii.gz -o -", "info bold.nii.gz"])
+def test_a_full_standard_output_is_named(line, unbuffered, study):
+    if unbuffered and "info" in line:
+        pytest.skip("nothing tells whose error it is")
+    call = [sys.executable, "-m", "sharedmask", *line.split()]
+    known = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            call, cwd=study, env=known, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert done.returncode == 74 and "standard output" in done.stderr, done.stderr
+
+
+def test_a_table_that_the_reader_leaves_is_no_success(study):
+    """Without a buffer a stream takes what there is room for, and says how much that was."""
+    save(study / "long.nii.gz", np.arange(7 * 6 * 5 * 5000, dtype="i4").reshape(7, 6, 5, 5000))
+    call = f"{sys.executable} -u -m sharedmask extract long.nii.gz --atlas atlas.nii.gz -o -"
+    with subprocess.Popen(call.split(), cwd=study, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.read(10)
+        child.stdout.close()
+        assert child.wait(120) != 0
+
+
+IN_FOLDERS = ["extract many", "run", "network", "bids", "submit"]
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+@pytest.mark.parametrize("verb", IN_FOLDERS)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(verb, folder, study):
+    (study / "file").write_text("hello")
+    arguments = [folder if one == "out" else one for one in command(VERBS[verb], study)]
+    before = sorted(study.rglob("*"))
+    done = subprocess.run(arguments, cwd=study, capture_output=True, text=True, timeout=120)
+    said = f"sharedmask: {folder} cannot be created: {study / 'file'} is no folder to write to\n"
+    assert (done.returncode, done.stdout, done.stderr) == (73, "", said)
+    assert sorted(study.rglob("*")) == before
+
+
 # ---- names of files
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
