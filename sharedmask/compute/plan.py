@@ -120,10 +120,12 @@ def _passing_bytes(source: Source, request: Request) -> int:
     """Besides the results."""
     if isinstance(source, RowSource) and request.strategy is not None:
         return row_sums.block_bytes(source) + _REGION_COPIES * max(REGION_BYTES, source.row_bytes * 4)
-    reading = loader.buffer_bytes(source, len(request.regions.indices))
+    n_voxels = len(request.regions.indices)
     if request.strategy is None:
-        return reading
-    return reading + _PIECE_COPIES * max(VOLUMES_BYTES, int(request.regions.sizes.max(initial=1)) * 8)
+        return loader.buffer_bytes(source, n_voxels, source.n_writers)
+    return loader.buffer_bytes(source, n_voxels) + _PIECE_COPIES * max(
+        VOLUMES_BYTES, int(request.regions.sizes.max(initial=1)) * 8
+    )
 
 
 def of_rows(facts: Facts, request: Request, budget: MemoryBudget) -> Plan:

@@ -54,15 +54,19 @@ def block_volumes(n_selected: int, dtype: np.dtype[Any], n_timepoints: int) -> i
     return min(max(least, min(fitting, most)), n_timepoints)
 
 
-def buffer_bytes(source: Volumes, n_selected: int | None) -> int:
-    """Memory that :func:`load` takes besides the rows of so many voxels (None: all) that it fills."""
+def buffer_bytes(source: Volumes, n_selected: int | None, n_threads: int = 1) -> int:
+    """Memory that :func:`load` takes besides the rows of so many voxels (None: all) that it fills.
+
+    Each of the threads that transpose has a tile of its own, as far as there are tiles.
+    """
     k = block_volumes(n_selected or source.n_voxels, source.dtype, source.n_timepoints)
     n_values = _N_BLOCKS * k * source.n_voxels
     if n_selected is not None and source.reads_ahead:
         n_values = _N_BLOCKS * k * n_selected + min(k, _fitting(source, _READ_BYTES)) * source.n_voxels
     elif n_selected is not None:
         n_values = k * n_selected + _N_BLOCKS * min(k, _ahead_volumes(source)) * source.n_voxels
-    return (n_values + k * _TILE_VOXELS) * source.dtype.itemsize + source.reading_bytes
+    n_tiles = max(1, min(n_threads, -(-(n_selected or source.n_voxels) // _TILE_VOXELS)))
+    return (n_values + n_tiles * k * _TILE_VOXELS) * source.dtype.itemsize + source.reading_bytes
 
 
 def _ahead_volumes(source: Volumes) -> int:

@@ -80,7 +80,8 @@ def cut(source: Source, n_rows: int, memory: int) -> Bands:
 def _bands(source: Source, n_rows: int, rows: int) -> Bands:
     copies = 1 if rows >= n_rows else _N_BANDS
     row_bytes = source.n_timepoints * source.dtype.itemsize
-    band = copies * rows * row_bytes + loader.buffer_bytes(source, rows)
+    n_threads = source.n_writers if copies == 1 else process.n_cpus()
+    band = copies * rows * row_bytes + loader.buffer_bytes(source, rows, n_threads)
     copied = 0 if copies == 1 or _plain(source) else _copying_bytes(source, n_rows)
     return Bands(n_rows, rows, max(band, copied))
 

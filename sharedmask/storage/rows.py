@@ -219,9 +219,8 @@ def geometry_of(facts: Facts, voxels: Voxels | None) -> container.Geometry:
 def projected(source: Source, voxels: Voxels | None) -> int:
     """Bytes of memory that an image takes while it is loaded into shared memory."""
     geometry = geometry_of(source, voxels)
-    return container.projected(geometry) + loader.buffer_bytes(
-        source, None if voxels is None else len(voxels)
-    )
+    n_rows = None if voxels is None else len(voxels)
+    return container.projected(geometry) + loader.buffer_bytes(source, n_rows, source.n_writers)
 
 
 def choose(asked: str, source: Source, voxels: Voxels | None, budget: MemoryBudget) -> tuple[str, str]:
@@ -337,8 +336,8 @@ def union_bytes(source: Source, regions: Regions) -> int:
     """What :func:`load_union` takes, its loading included."""
     if isinstance(source, RowSource) and source.is_mappable:
         return 0
-    n_voxels = len(regions.union)
-    return n_voxels * source.n_timepoints * source.dtype.itemsize + loader.buffer_bytes(source, n_voxels)
+    n_voxels, nbytes = len(regions.union), source.n_timepoints * source.dtype.itemsize
+    return n_voxels * nbytes + loader.buffer_bytes(source, n_voxels, source.n_writers)
 
 
 @contextlib.contextmanager

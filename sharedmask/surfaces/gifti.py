@@ -123,7 +123,8 @@ class _Parser(GiftiImageParser):
     def StartElementHandler(self, name: str, attrs: Mapping[str, str]) -> None:
         super().StartElementHandler(name, attrs)  # type: ignore[no-untyped-call]
         if name == "Data" and self.da.ext_fname:
-            self._check_external(os.path.join(os.path.dirname(self._path), self.da.ext_fname))
+            self.da.ext_fname = self._external_file(self.da.ext_fname)
+            self._check_external(self.da.ext_fname)
 
     def EndElementHandler(self, name: str) -> None:
         promised = getattr(self, "expected_numDA", None)
@@ -137,6 +138,13 @@ class _Parser(GiftiImageParser):
     def _number(self) -> int:
         """Of the array that is being read."""
         return len(self.img.darrays) if self.img else 0
+
+    def _external_file(self, name: str) -> str:
+        """The file with data: beside the one that names it, or beside what that is a link to."""
+        beside, target = (
+            os.path.join(os.path.dirname(path), name) for path in (self._path, os.path.realpath(self._path))
+        )
+        return target if os.path.isfile(target) and not os.path.lexists(beside) else beside
 
     def _check_external(self, file: str) -> None:
         said = f"{self._path} has its array {self._number} in {file}, which"

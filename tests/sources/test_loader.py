@@ -360,6 +360,8 @@ def test_bytes_of_buffers(n_selected, monkeypatch):
     monkeypatch.setattr(loader, "_AHEAD_BYTES", 5 * 4 * 600)
     blocks = 2 * k * 600 if n_selected is None else k * n_selected + 2 * 5 * 600
     assert loader.buffer_bytes(source, n_selected) == 4 * (blocks + k * loader._TILE_VOXELS)
+    tiles = 3 if n_selected == 5000 else 1  # which no more threads than these have to do with
+    assert loader.buffer_bytes(source, n_selected, 16) == 4 * (blocks + tiles * k * loader._TILE_VOXELS)
 
 
 @pytest.mark.parametrize("reads_ahead", [True, False])

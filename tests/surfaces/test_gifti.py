@@ -43,6 +43,15 @@ def test_a_file_with_its_data_belongs_to_it(tmp_path):
         opened.read()
 
 
+@pytest.mark.parametrize("links", [["lh.func.gii"], ["lh.func.gii", "lh.dat"]], ids=["one", "both"])
+def test_data_beside_a_link_or_beside_what_it_is_a_link_to(tmp_path, links):
+    (tmp_path / "store").mkdir()
+    external(tmp_path / "store")
+    for name in links:
+        (tmp_path / name).symlink_to(f"store/{name}")
+    same_bits(open_source(tmp_path / "lh.func.gii").read(), np.arange(40, dtype="f4").reshape(4, 10).T)
+
+
 def test_meshes(tmp_path):
     found = read_mesh(files.mesh(tmp_path / "hemi-R_inflated.surf.gii", np.eye(3), [[0, 1, 2]]))
     assert found.structure == "CIFTI_STRUCTURE_CORTEX_RIGHT"
