@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from io import FileIO, RawIOBase
+from functools import lru_cache, partial
+from io import BytesIO, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,14 @@ from isal import igzip_lib, isal_zlib
 
 from sharedmask.errors import DamagedImageError, ImageError, SharedMaskError
 from sharedmask.remote.addresses import own_name, url_of
-from sharedmask.system import inputs
+from sharedmask.system import identity, inputs
 
 _GZIP_RATIO = 1032  # no gzip data holds more bytes for each of its own
 _READER = getattr(isal_zlib, "_GzipReader", None)  # of isal's own igzip.open
 _FAILURES: tuple[type[Exception], ...] = (igzip_lib.IsalError, OSError, EOFError)  # type: ignore[assignment]
 _WRONG = ("CRC check failed", "Incorrect length")  # what `_READER` says of a member and its checksum
+_FEW_PACKED, _FEW = 2**17, 2**18  # bytes of a file that is decoded whole, and of what it holds
+_REST = 16 * 1024  # of what follows an image, mostly nothing
 CHUNK = 256 * 1024  # of compressed input, and of output: both stay in the processor's cache
 
 
@@ -98,7 +100,7 @@ class Stream:
         return self._file.seek(min(place + n_bytes, os.fstat(self._file.fileno()).st_size)) - place
 
     def _read_past(self, n_bytes: int) -> int:
-        done, piece = 0, memoryview(bytearray(CHUNK))
+        done, piece = 0, memoryview(bytearray(min(n_bytes, CHUNK)))
         while got := self.readinto(piece[: n_bytes - done]):
             done += got
         return done
@@ -190,7 +192,7 @@ class GzipStream(Stream):
         return self._read_past(n_bytes)
 
     def finish(self) -> None:
-        rest = bytearray(CHUNK)
+        rest = bytearray(_REST)
         try:
             while self._members is None and self._reader.readinto(rest):
                 pass
@@ -287,9 +289,47 @@ def open_file(path: str | Path) -> FileIO:
 
 @contextmanager
 def open_stream(path: str, name: str) -> Iterator[Stream]:
+    codec, is_here = codec_of(path), url_of(path) is None
+    if codec is GZIP and is_here and (held := _held(path)) is not None:
+        yield HeldStream(held)
+        return
     with open_raw(path) as file:
-        codec = codec_of(path)
         if codec is GZIP and _READER is not None:
             yield GzipStream(file, name)
         else:
             yield MemberStream(file, codec, name) if codec else Stream(file)
+
+
+class HeldStream(Stream):
+    """What a small file holds, decoded and verified."""
+
+    def __init__(self, held: bytes) -> None:
+        self._bytes = BytesIO(held)
+        super().__init__(self._bytes)  # type: ignore[arg-type]
+
+    def skip(self, n_bytes: int) -> int:
+        place = self._bytes.tell()
+        return min(self._bytes.seek(place + n_bytes), len(self._bytes.getbuffer())) - place
+
+
+def _held(path: str) -> bytes | None:
+    """What a small file of gzip data holds, of which header and voxels are asked for in turn.
+
+    ISA-L decodes as much for a header as for all of it. None if anything is wrong, for who reads it piece by
+    piece to say what.
+    """
+    with suppress(OSError):
+        mark = identity.settled_mark(path)
+        return _decoded(path, mark) if mark and mark[0] <= _FEW_PACKED else None
+    return None
+
+
+@lru_cache(maxsize=4)
+def _decoded(path: str, mark: tuple[int, ...]) -> bytes | None:
+    with suppress(OSError, ImageError), open_file(path) as file:
+        packed = file.readall()
+        size = int.from_bytes(packed[-4:], "little") if packed.startswith(GZIP.magic) else 0
+        out = bytearray(size if size <= _FEW else 0)
+        whole = len(out) > 0 and decode_into(memoryview(packed), memoryview(out))
+        return bytes(out) if whole and identity.settled_mark(file.fileno()) == mark else None
+    return None

@@ -77,7 +77,8 @@ class Quality:
         What is not finite is NaN.
         """
         if values.dtype.kind == "f":
-            values = np.where(np.isfinite(values), values, np.nan)
+            finite = np.isfinite(values)
+            values = values if finite.all() else np.where(finite, values, np.nan)
         found: dict[str, Array] = {}
         if confounds is not None:
             with contextlib.suppress(SharedMaskError, OSError):
@@ -94,10 +95,7 @@ class Quality:
     @property
     def tsnr(self) -> float:
         """The median over voxels of mean by standard deviation over time; NaN if nothing changes."""
-        spread = self.values.std(axis=0, dtype=np.float64)
-        changing = spread > 0
-        ratios = self.values.mean(axis=0, dtype=np.float64)[changing] / spread[changing]
-        return float(np.median(ratios)) if len(ratios) else np.nan
+        return _Series.of(self.values).tsnr
 
     @property
     def global_signal(self) -> Array:
@@ -108,13 +106,14 @@ class Quality:
         """What a table of runs shows; NaN for what is not known."""
         fd = np.full(len(self.values), np.nan) if self.fd is None else self.fd
         known = fd[np.isfinite(fd)]
-        changes, level = self.std_dvars, self.global_signal
+        series, level = _Series.of(self.values), self.global_signal
+        changes = series.dvars if self.given_dvars is None else self.given_dvars
         return {
             "mean_fd": _mean(known),
             "max_fd": float(known.max()) if len(known) else np.nan,
             "fd_above_0.5mm": float((known > FD_THRESHOLD).sum()) if len(known) else np.nan,
             "mean_std_dvars": _mean(changes[np.isfinite(changes)]),
-            "tsnr": self.tsnr,
+            "tsnr": series.tsnr,
             "global_signal": _mean(level),
             "global_signal_sd": float(level.std()),
             "n_volumes": float(len(self.kept)),
@@ -128,25 +127,52 @@ def _mean(values: Array) -> float:
 
 def dvars(values: Array) -> NDArray[np.float64]:
     """Standardised DVARS of (n_timepoints, n_voxels) values as fMRIPrep has it (Nichols 2017); first NaN."""
-    result = np.full(len(values), np.nan)
-    if len(values) < 3:
+    return _Series.of(values).dvars
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Values of voxels, and what several measures are made of."""
+
+    values: Array
+    true: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    centred: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    """Sums over time of the squares of those."""
+
+    @classmethod
+    def of(cls, values: Array) -> "_Series":
+        true = np.asarray(values, np.float64)
+        mean = true.mean(axis=0)
+        centred = true - mean
+        return cls(values, true, mean, centred, (centred**2).sum(axis=0))
+
+    @property
+    def tsnr(self) -> float:
+        spread = np.sqrt(self.squares / len(self.values))
+        changing = spread > 0
+        ratios = self.mean[changing] / spread[changing]
+        return float(np.median(ratios)) if len(ratios) else np.nan
+
+    @property
+    def dvars(self) -> NDArray[np.float64]:
+        result = np.full(len(self.values), np.nan)
+        if len(self.values) < 3:
+            return result
+        # Quartiles as values that are in it: sorted whole, in less than half the time of numpy.percentile,
+        # and as they are in the image, which sorts integers faster still.
+        ordered, last = np.sort(self.values, axis=0), len(self.values) - 1  # NaN goes last
+        low, high = (ordered[place].astype(np.float64) for place in (last // 4, 3 * last // 4))
+        spread = np.where(np.isnan(ordered[last]), np.nan, (high - low) / 1.349)
+        if not (changing := spread > 0).all():
+            return _Series.of(self.values[:, changing]).dvars if changing.any() else result
+        room = self.centred[1:] * self.centred[:-1]
+        expected = np.sqrt(2 * (1 - room.sum(axis=0) / self.squares)) * spread
+        np.subtract(self.true[1:], self.true[:-1], out=room)
+        room *= room
+        result[1:] = np.sqrt(room.mean(axis=1)) / expected.mean()
         return result
-    # Quartiles as values that are in it: sorted whole, in less than half the time of numpy.percentile, and
-    # as they are in the image, which sorts integers faster still.
-    ordered, last = np.sort(values, axis=0), len(values) - 1  # NaN goes last
-    low, high = (ordered[place].astype(np.float64) for place in (last // 4, 3 * last // 4))
-    spread = np.where(np.isnan(ordered[last]), np.nan, (high - low) / 1.349)
-    series = np.asarray(values if (spread > 0).all() else values[:, spread > 0], np.float64)
-    spread = spread[spread > 0]
-    if not len(spread):
-        return result
-    centred = series - series.mean(axis=0)
-    along = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
-    expected = np.sqrt(2 * (1 - along)) * spread
-    changes = np.diff(series, axis=0)
-    changes *= changes
-    result[1:] = np.sqrt(changes.mean(axis=1)) / expected.mean()
-    return result
 
 
 def kept_of(n_timepoints: int, kept: Array | None) -> NDArray[np.bool_]:

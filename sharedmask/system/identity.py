@@ -5,6 +5,8 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 """
 
 import os
+import stat
+import time
 from hashlib import file_digest
 from io import FileIO, RawIOBase
 from typing import Any, Self
@@ -14,6 +16,7 @@ from sharedmask.records import dataclass
 from sharedmask.remote.addresses import url_of
 from sharedmask.system import inputs, settings
 
+_TICK = 2.0  # seconds in which a file may be changed twice and have one time for both
 _EDGE = 64 * 1024  # of the first and last bytes of a file, digested in its fingerprint
 
 
@@ -126,11 +129,37 @@ def fingerprint(file: RawIOBase) -> bytes:
     facts = os.fstat(file.fileno())
     times = facts.st_mtime_ns, facts.st_ctime_ns
     said = repr((os.path.realpath(file.name), facts.st_ino, facts.st_size, *times)).encode()
+    if facts.st_size <= 2 * _EDGE:
+        return said + content(file)
     first = file.read(_EDGE)
-    file.seek(max(facts.st_size - _EDGE, 0))
+    file.seek(facts.st_size - _EDGE)
     return said + first + file.read(_EDGE)
 
 
 def content(file: RawIOBase) -> bytes:
     """Digest of all that the file holds, wherever it is and whenever it was written."""
-    return file_digest(file, "blake2b").digest()
+    global _latest
+    mark = settled_mark(file.fileno()) if isinstance(file, FileIO) else ()
+    if mark and mark == _latest[0]:
+        return _latest[1]
+    digest = file_digest(file, "blake2b").digest()
+    if mark and mark == settled_mark(file.fileno()):
+        _latest = mark, digest
+    return digest
+
+
+_latest: tuple[tuple[int, ...], bytes] = (), b""
+"""Of the last file: of very many small ones both of the above are asked for, one after the other."""
+
+
+def settled_mark(file: int | str) -> tuple[int, ...]:
+    """What tells a file, by descriptor or path, from others and from itself at another time.
+
+    Empty while that may tell nothing of what it holds.
+    """
+    if settings.current().fingerprint != "stat":
+        return ()
+    facts = os.stat(file)
+    if abs(time.time() - max(facts.st_mtime, facts.st_ctime)) <= _TICK or not stat.S_ISREG(facts.st_mode):
+        return ()
+    return facts.st_size, facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import os
 import random
+import time
 import tracemalloc
 import zlib
 from functools import partial
@@ -17,11 +18,22 @@ import pytest
 from isal import igzip_lib
 from source_files import assert_same, gz, read, save, signal, wrong_crc
 
-from sharedmask.decoding.codecs import CHUNK, GZIP, GzipStream, MemberStream, Stream, open_file
+from sharedmask.decoding import codecs
+from sharedmask.decoding.codecs import (
+    CHUNK,
+    GZIP,
+    GzipStream,
+    MemberStream,
+    Stream,
+    decode_into,
+    open_file,
+    open_stream,
+)
 from sharedmask.errors import (
     DamagedImageError,
 )
 from sharedmask.sources.opening import open_source
+from sharedmask.system import identity
 
 GARBAGE = [
     b"\0" * 999,
@@ -235,3 +247,48 @@ def _all_of(stream: Stream, wanted: int) -> tuple[bytes, str]:
     except DamagedImageError as error:
         return taken, str(error)
     return taken, ""
+
+
+@pytest.fixture
+def settled(tmp_path):
+    """A small file that was written some time ago, and a way to write others in its place."""
+    path = tmp_path / "small.nii.gz"
+
+    def write(packed, seconds=60):
+        path.write_bytes(packed)
+        os.utime(path, (time.time() - seconds,) * 2)
+        return str(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "_TICK", -1.0)  # its inode was changed just now
+        yield write
+
+
+def test_a_small_file_is_decoded_once_for_header_and_values(settled, monkeypatch):
+    content = bytes(range(256)) * 8
+    path, decoded = settled(gzip.compress(content)), []
+    monkeypatch.setattr(codecs, "decode_into", lambda *given: decoded.append(1) or decode_into(*given))
+    for place in (0, 352):
+        with open_stream(path, "small") as stream:
+            assert stream.skip(place) == place and stream.take(4000) == content[place:]
+            stream.finish()
+            assert stream.skip(1) == 0
+    assert decoded == [1]
+    path = settled(gzip.compress(content[::-1]))
+    with open_stream(path, "small") as stream:
+        assert stream.take(4000) == content[::-1]
+
+
+@pytest.mark.parametrize("end", [b"\0\0", b"no gzip", gzip.compress(b"more")])
+def test_what_follows_a_small_image_is_told_as_of_a_large_one(settled, end):
+    path = settled(gzip.compress(b"an image") + end)
+    with open_stream(path, "small") as stream:
+        assert not isinstance(stream, codecs.HeldStream) and stream.take(8) == b"an image"
+
+
+def test_a_small_file_that_is_damaged_is_read_piece_by_piece(settled):
+    packed = bytearray(gzip.compress(b"an image" * 90))
+    packed[-6] ^= 1
+    with pytest.raises(DamagedImageError, match="checksum"), open_stream(settled(packed), "small") as stream:
+        stream.take(9000)
+        stream.finish()

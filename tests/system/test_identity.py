@@ -12,10 +12,10 @@ from sharedmask.system.identity import FileState, fingerprint
 TICK = 0.05  # of the file system's clock, and more
 
 
-@pytest.fixture
-def path(tmp_path):
+@pytest.fixture(params=[200_000, 120_000], ids=["large", "read whole"])
+def path(tmp_path, request):
     path = tmp_path / "run.nii"
-    path.write_bytes(bytes(200_000))
+    path.write_bytes(bytes(request.param))
     os.utime(path, (1, 1))
     time.sleep(TICK)
     return path
