@@ -56,7 +56,7 @@ class _Parameters(NamedTuple):
     names: list[str]
     """What may be given, first by position."""
     by_position: int
-    others: list[str]
+    others: frozenset[str]
     """Fields that are not given."""
     fixed: dict[str, Any]
     """Values where nothing is given."""
@@ -73,7 +73,7 @@ def _parameters(cls: Any) -> _Parameters:
     found = dataclasses.fields(cls)
     names = [field.name for field in found if field.init and not field.kw_only]
     named = [field.name for field in found if field.init and field.kw_only]
-    others = [field.name for field in found if not field.init]
+    others = frozenset(field.name for field in found if not field.init)
     fixed = _without_missing({field.name: field.default for field in found})
     made = _without_missing({field.name: field.default_factory for field in found})
     valued, finish = {*names, *named, *fixed, *made}, getattr(cls, "__post_init__", None)
@@ -90,14 +90,19 @@ def _init(self: Any, /, *args: Any, **given: Any) -> None:
     if len(args) == by_position == len(valued) and not given and finish is None:
         self.__dict__.update(zip(names, args, strict=True))
         return
-    if len(args) > by_position or (given and not given.keys().isdisjoint([*names[: len(args)], *others])):
+    if (
+        len(args) > by_position
+        or (args and given and not given.keys().isdisjoint(names[: len(args)]))
+        or (others and not given.keys().isdisjoint(others))
+    ):
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
-    values = {**fixed, **given}
+    values = {**fixed, **given} if fixed else given
     if args:
         values.update(zip(names, args, strict=False))
-    for name, make in made.items():
-        if name not in values:
-            values[name] = make()
+    if len(values) < len(valued):
+        for name, make in made.items():
+            if name not in values:
+                values[name] = make()
     if values.keys() != valued:
         raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(values)}")
     self.__dict__.update(values)

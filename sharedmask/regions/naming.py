@@ -6,6 +6,7 @@ Covers: which characters they cannot have, that no two become one. Does not cove
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from sharedmask.errors import ParameterError
 
@@ -28,7 +29,7 @@ def columns(names: Iterable[str]) -> tuple[str, ...]:
     >>> columns(["L/IFG", "left\\tright"])
     ('L/IFG', 'left right')
     """
-    return _distinct(names, _NOT_IN_COLUMNS, " ", "column")
+    return _distinct(tuple(names), _NOT_IN_COLUMNS, " ", "column")
 
 
 def members(names: Iterable[str]) -> tuple[str, ...]:
@@ -44,11 +45,12 @@ def members(names: Iterable[str]) -> tuple[str, ...]:
     >>> members(["L/IFG", "R"])
     ('L_IFG', 'R')
     """
-    return _distinct(names, _NOT_IN_MEMBERS, "_", "name", _OF_MEMBERS)
+    return _distinct(tuple(names), _NOT_IN_MEMBERS, "_", "name", _OF_MEMBERS)
 
 
+@lru_cache(maxsize=16)  # very many runs have the same
 def _distinct(
-    names: Iterable[str], wrong: re.Pattern[str], instead: str, what: str, ending: str = ""
+    names: tuple[str, ...], wrong: re.Pattern[str], instead: str, what: str, ending: str = ""
 ) -> tuple[str, ...]:
     written: dict[str, str] = {}
     taken: dict[str, str] = {}

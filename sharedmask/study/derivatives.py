@@ -29,7 +29,7 @@ from sharedmask.study.analysis import Analysis, Outputs
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
 from sharedmask.study.tables import split, write_matrix, write_parcels, write_series, write_table
-from sharedmask.system.files import atomic_text, atomic_write, write_json
+from sharedmask.system.files import atomic_write, write_json, write_text
 from sharedmask.system.inputs import read_json
 from sharedmask.typing import Array
 
@@ -325,9 +325,7 @@ class Derivatives:
         path = self.path(run, None, None, "qc", ".tsv", desc)
         _make_folder(path)
         write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **DESCRIBED})
-        with atomic_text(path) as file:
-            rows = "\t".join(measures), "\t".join(measures.values())
-            file.write("\n".join(rows) + "\n")
+        write_text(path, ["\t".join(measures), "\n", "\t".join(measures.values()), "\n"])
         return path
 
     def uri(self, path: Path) -> str:
@@ -364,8 +362,8 @@ def _sidecar_of(path: Path) -> Path:
 
 def _make_folder(path: Path) -> None:
     """That a file goes to, which is there for all of a run's but the first."""
-    if not os.path.isdir(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.isdir(folder := os.path.dirname(path)):
+        os.makedirs(folder, exist_ok=True)
 
 
 def _is_ours(description: Path) -> bool:
@@ -378,9 +376,8 @@ def _is_ours(description: Path) -> bool:
 
 def _write_coverage(path: Path, table: Sequence[RegionRow]) -> None:
     names = columns(row.name for row in table)
-    lines = [f"{name}\t{row.coverage:.6g}" for name, row in zip(names, table, strict=True)]
-    with atomic_text(path) as file:
-        file.write("\n".join(["Node\tcoverage", *lines]) + "\n")
+    lines = [f"{name}\t{row.coverage:.6g}\n" for name, row in zip(names, table, strict=True)]
+    write_text(path, ["Node\tcoverage\n", *lines])
 
 
 def _write_parquet(path: Path, signals: Array, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ sidecars (``derivatives``), images, what makes a file whole or nothing (``files`
 import contextlib
 import csv
 import errno
+import io
 import os
 import sys
 import zipfile
@@ -23,7 +24,7 @@ from sharedmask.regions.naming import columns, members
 from sharedmask.regions.parcels import Kind
 from sharedmask.regions.regions import Regions
 from sharedmask.sources import hdf5
-from sharedmask.system.files import atomic_text, atomic_write
+from sharedmask.system.files import atomic_write, write_text
 from sharedmask.typing import Array
 
 
@@ -122,8 +123,7 @@ def write_table(
     if os.fspath(path) == "-":
         _print("\n".join([*lines, ""]))
         return
-    with atomic_text(path) as file:
-        file.writelines(f"{line}\n" for line in lines)
+    write_text(path, (f"{line}\n" for line in lines))
 
 
 def _print(text: str) -> None:
@@ -160,10 +160,8 @@ def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[st
     names : sequence of str
     """
     heads = list(map(_cell, columns(names)))
-    with atomic_text(path) as file:
-        file.write("\t".join(["Node", *heads]) + "\n")
-        for head, cells in zip(heads, _cells(matrix), strict=True):
-            file.write("\t".join([head, *cells]) + "\n")
+    rows = chain([["Node", *heads]], ([head, *row] for head, row in zip(heads, _cells(matrix), strict=True)))
+    write_text(path, ("\t".join(row) + "\n" for row in rows))
 
 
 def _cells(table: Array, missing: str = "n/a", precision: int | None = None) -> Iterator[list[str]]:
@@ -184,7 +182,7 @@ def _doubles(rows: Array, missing: str) -> list[list[str]]:
     text = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY).decode()
     cells, sizes = [row.split(",") for row in text[2:-2].split("],[")], np.abs(rows)
     odd = ~((sizes >= _PLAIN) & (sizes < np.inf)) & (rows != 0)
-    for row, column in np.argwhere(odd).tolist():
+    for row, column in np.argwhere(odd).tolist() if odd.any() else ():
         value = rows[row, column]
         cells[row][column] = missing if np.isnan(value) else repr(value.item())
     return cells
@@ -192,10 +190,11 @@ def _doubles(rows: Array, missing: str) -> list[list[str]]:
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Rows that have names for their cells; those of the first are the columns."""
-    with atomic_text(path) as file:
-        writer = csv.DictWriter(file, list(rows[0]), restval="n/a", delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), restval="n/a", delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, [text.getvalue()])
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:

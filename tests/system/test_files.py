@@ -158,7 +158,16 @@ def _socket(path):
         there.bind(os.fspath(path))
 
 
-@pytest.mark.parametrize("writer", [atomic_write, files.atomic_text])
+def opened(path):
+    with atomic_write(path):
+        pytest.fail("it is not refused before it is written")
+
+
+def written(path):
+    files.write_text(path, map(pytest.fail, ["it is not refused before it is written"]))
+
+
+@pytest.mark.parametrize("write", [opened, written])
 @pytest.mark.parametrize("in_group", [False, True])
 @pytest.mark.parametrize(
     ("make", "said"),
@@ -168,11 +177,11 @@ def _socket(path):
         (os.mkfifo, "nobody reads this pipe"),
     ],
 )
-def test_what_cannot_be_written_to_is_refused_at_once(folder, writer, make, said, in_group):
+def test_what_cannot_be_written_to_is_refused_at_once(folder, write, make, said, in_group):
     make(path := folder / "out.tsv")
     group = Together() if in_group else contextlib.nullcontext()
-    with pytest.raises(OSError, match=said) as caught, group, writer(path):
-        pytest.fail("it is not refused before it is written")
+    with pytest.raises(OSError, match=said) as caught, group:
+        write(path)
     assert caught.value.filename == str(path)
     assert left_in(folder) == ["out.tsv"]
 
@@ -450,3 +459,16 @@ def test_scratch_has_no_name(folder, tmpfile, monkeypatch):
 def test_json_is_that_of_the_standard_library(tmp_path, facts):
     files.write_json(tmp_path / "a.json", facts)
     assert (tmp_path / "a.json").read_text() == json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"a": []},
+        {"ä": {"b": [1, 1e-05, 1e16, float("nan"), True, None, {}]}, "c": ((), ("x", [2.0]))},
+        {"of": {1: 2}},
+    ],
+)
+def test_json_is_indented_as_the_standard_library_does(facts):
+    assert files.indented(facts) == json.dumps(facts, indent=2, ensure_ascii=False)

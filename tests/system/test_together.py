@@ -67,21 +67,23 @@ def kinds_of_files(request, monkeypatch):
 @pytest.mark.parametrize("size", [0, 10, files._FEW + 1])
 def test_text_is_whole_under_its_name_when_it_is_settled(folder, kinds_of_files, size):
     (folder / "a").write_text("old")
-    with Together() as group, files.atomic_text(folder / "a") as file:
-        file.write("ä" * size)
+    with Together() as group:
+        files.write_text(folder / "a", ["ä" * size])
     assert (folder / "a").read_text() == "old"
     assert settle([group]) == [None]
     assert (folder / "a").read_bytes() == ("ä" * size).encode() and len(list(folder.iterdir())) == 1
 
 
+def lines_that_end(size):
+    yield from ["a" * size] * files._LINES
+    raise KeyError
+
+
 @pytest.mark.parametrize("size", [10, files._FEW + 1])
 def test_text_that_is_not_finished_leaves_nothing(folder, kinds_of_files, size):
     with pytest.raises(KeyError), Together() as group:
-        for name in ("a", "b"):
-            with files.atomic_text(folder / name) as file:
-                file.write("a" * size)
-                if name == "b":
-                    raise KeyError
+        files.write_text(folder / "a", ["a" * size])
+        files.write_text(folder / "b", lines_that_end(size))
     assert not list(folder.iterdir()) and settle([group]) == [None]
 
 
@@ -89,8 +91,8 @@ def test_a_file_that_cannot_be_made_is_named_and_is_its_own_groups(folder, kinds
     (folder / "gone").mkdir()
     groups = []
     for name in ("gone/a", "b"):
-        with Together() as group, files.atomic_text(folder / name) as file:
-            file.write("a")
+        with Together() as group:
+            files.write_text(folder / name, ["a"])
         groups.append(group)
     (folder / "gone").rmdir()
     error, none = settle(groups)
@@ -103,8 +105,7 @@ def test_a_pipe_is_written_to_in_a_group_too(folder):
     reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     with Together() as group:
         for name in ("a", "pipe"):
-            with files.atomic_text(folder / name) as file:
-                file.write("it")
+            files.write_text(folder / name, ["it"])
     assert os.read(reader, 9) == b"it" and len(group.drafts) == 1
     os.close(reader)
     group.end()
