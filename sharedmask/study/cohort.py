@@ -62,6 +62,7 @@ OnError = Callable[[Key, Exception], None] | None
 # was being written.
 _TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
+_ROUNDS = 4  # of images that are done whole, which each worker has at least
 _PER_IMAGE = ("confounds", "sample_mask")
 
 
@@ -310,9 +311,9 @@ class _Run:
 
     def all(self, keys: Sequence[Key]) -> Study:
         try:
-            for key in keys:
+            for number, key in enumerate(keys):
                 with self._failing(key):
-                    self._start(key)
+                    self._start(key, len(keys) - number)
                 self._keep_worked()
             self._submit_whole()
             while self._running or self._whole:
@@ -321,14 +322,16 @@ class _Run:
         finally:
             for future in [*self._running, *self._whole]:
                 future.cancel()
-            self._record()
+            self._record(is_last=True)
         self._warn()
         return self.study
 
-    def _start(self, key: Key) -> None:
+    def _start(self, key: Key, n_left: int) -> None:
+        """Begin with it, or gather it with others: with fewer, the fewer are left for all workers."""
         if self.apart is not None and self.completion.is_new(key) and self.apart.takes(key):
             self._gathered.append(key)
-            if len(self._gathered) >= TOGETHER:
+            few, many = TOGETHER
+            if len(self._gathered) >= max(few, min(many, n_left // (_ROUNDS * self.engine.at_once))):
                 self._submit_whole()
         else:
             self._begin(key)
@@ -418,8 +421,7 @@ class _Run:
                     seconds = time.monotonic() - start
                     entry = Entry(task.name, digest, (), seconds, content, task.is_file, **seen._asdict())
                     self._worked.append((task, partial(self._keep, task, result, entry)))
-        if self.completion.is_due:
-            self._record()
+        self._record()
 
     def _keep_worked(self) -> None:
         while self._worked:
@@ -435,8 +437,8 @@ class _Run:
             outputs = self.on_result(task.key, result) or ()
         self.completion.add(task.key, entry, outputs)
 
-    def _record(self) -> None:
-        for key, seconds, error in self.completion.record():
+    def _record(self, is_last: bool = False) -> None:
+        for key, seconds, error in self.completion.record(is_last):
             with self._failing(key):
                 if error is not None:
                     raise error

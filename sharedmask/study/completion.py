@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,12 @@ from sharedmask.sources.names import is_as
 from sharedmask.sources.nifti import files_of
 from sharedmask.system import settings
 from sharedmask.system.inputs import exists
-from sharedmask.system.together import Together, settle
+from sharedmask.system.threads import Threads
+from sharedmask.system.together import Calls, Steps, Together, settling, waiting
 
 Key = Any
+Ended = tuple[Key, float, Exception | None]
+_MOMENT = 0.02  # after which the disk may have answered
 _SECONDS = 0.25  # for which what is done may wait for more, before it is recorded
 _FILES = 128
 
@@ -98,7 +102,12 @@ class Completion:
     journal: Journal | None
     resumption: Resumption | None = None
     _done: list[tuple[Key, Entry, Together]] = field(default_factory=list, init=False)
-    _recorded: float = field(default=0.0, init=False)
+    _recorded: float = field(default_factory=time.monotonic, init=False)
+    _recording: Steps[list[Ended]] | None = field(default=None, init=False)
+    """Those before, on their way to the disk."""
+    _calls: Calls | None = field(default=None, init=False)
+    """What they wait for."""
+    _threads: Threads | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, resume: str | Path | Resumption | None, overwrite: bool) -> "Completion":
@@ -165,31 +174,58 @@ class Completion:
 
     @property
     def patience(self) -> float | None:
-        """Seconds that may be waited for more."""
-        return _SECONDS if self._done else None
+        """Seconds after which there may be something to record."""
+        return _MOMENT if self._recording else _SECONDS if self._done else None
+
+    def record(self, is_last: bool = False) -> list[Ended]:
+        """What has come to its end: its seconds, and what went wrong.
+
+        Files get their names, then what is done counts as complete. The disk is waited for while others work,
+        and only of what is last until all of it is there.
+        """
+        ended = self._go_on(wait=is_last)
+        if self._is_due or (is_last and self._done):
+            ended += self._go_on(wait=True)
+            self._recording, self._calls = self._steps(), None
+            self._recorded = time.monotonic()
+            ended += self._go_on(wait=is_last)
+        if is_last and self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        return ended
 
     @property
-    def is_due(self) -> bool:
-        """Whether what is done should be recorded now."""
+    def _is_due(self) -> bool:
+        if not self._done:
+            return False
         n_files = sum(len(outputs.drafts) for *_, outputs in self._done)
         return time.monotonic() - self._recorded > _SECONDS or n_files > _FILES or self.journal is None
 
-    def record(self) -> list[tuple[Key, float, Exception | None]]:
-        """Files get their names, then what is done counts as complete: its seconds, and what went wrong."""
-        done, self._done, self._recorded = self._done, [], time.monotonic()
-        kept = {
-            os.fspath(draft.path): draft.known and sum_of(*draft.known)
-            for *_, outputs in done
-            for draft in outputs.drafts
-        }
-        errors = settle([outputs for *_, outputs in done])
+    def _go_on(self, wait: bool) -> list[Ended]:
+        """Take the steps of what is being recorded whose time has come; its results, if that was the last."""
+        while self._recording is not None and (wait or self._calls is None or self._calls.are_done):
+            if self._calls is not None:
+                self._calls.wait()
+            try:
+                self._calls = next(self._recording)
+            except StopIteration as end:
+                self._recording = self._calls = None
+                ended: list[Ended] = end.value or []  # none of who was interrupted
+                return ended
+        return []
+
+    def _steps(self) -> Steps[list[Ended]]:
+        done, self._done = self._done, []
+        self._threads = threads = self._threads or waiting()
+        drafts = [draft for *_, outputs in done for draft in outputs.drafts]
+        errors = yield from settling([outputs for *_, outputs in done], threads)
+        kept = {os.fspath(draft.path): draft.known and sum_of(*draft.known) for draft in drafts}
         whole = [entry for (_, entry, _), error in zip(done, errors, strict=True) if error is None]
         failed = None
-        try:
-            if self.journal is not None and whole:
-                self.journal.add(*whole, kept=kept)
-        except Exception as error:
-            failed = error
+        if self.journal is not None and whole:
+            add = partial(self.journal.add, kept=kept)
+            yield (adding := Calls(lambda entries: add(*entries), [whole], threads))
+            failed = adding.wait()[0]
         return [
             (key, entry.seconds, error or failed) for (key, entry, _), error in zip(done, errors, strict=True)
         ]

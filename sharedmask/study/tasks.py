@@ -15,14 +15,16 @@ from typing import Any
 from sharedmask.image.extraction import Extraction
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, named
-from sharedmask.system import limits, settings
+from sharedmask.system import limits, platform, settings
 from sharedmask.system.process import cached_property
 from sharedmask.workers.failure import Failure
 
 Key = Any
 _SMALL = 2**20  # bytes of an image
-TOGETHER = 32
-"""Small images that a worker does whole, one after the other, whose files get their names together."""
+_FREED = 8 * 2**20  # bytes that a worker keeps from one of them to the next
+TOGETHER = 32, 128
+"""Small images that a worker does whole, one after the other, at least and at most. After the last ones the
+disk is waited for."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ class Whole:
     def run(self) -> "Errors":
         """What went wrong with which."""
         errors = Errors()
+        platform.keep_memory(_FREED)
         with limits.looked_up(), _Here() as here:
-            self.extract(executor=here, on_error=errors.__setitem__, overwrite=True)
+            self.extract(executor=here, n_jobs=1, on_error=errors.__setitem__, overwrite=True)
         return errors
 
 

@@ -5,7 +5,7 @@ Covers: keeping many files on the disk at once, what went wrong with which. Does
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
@@ -63,6 +63,22 @@ def settle(written: Sequence[Together]) -> list[Exception | None]:
 
     The names are on the disk, too, when this returns.
     """
+    with waiting() as threads:
+        steps = settling(written, threads)
+        while True:
+            try:
+                next(steps).wait()
+            except StopIteration as end:
+                errors: list[Exception | None] = end.value
+                return errors
+
+
+Steps = Generator["Calls", None, T]
+"""Work that waits for calls on other threads, which it gives, again and again; then its result."""
+
+
+def settling(written: Sequence[Together], threads: Threads) -> Steps[list[Exception | None]]:
+    """What :func:`settle` does, for who has something else to do while the disk is waited for."""
     drafts = [draft for group in written for draft in group.drafts]
     failed: dict[int, Exception] = {}
     folders: dict[str, Folder] = {}
@@ -72,11 +88,13 @@ def settle(written: Sequence[Together]) -> list[Exception | None]:
             if (error := _attempted(partial(_make, folders), draft)) is not None:
                 failed[id(draft)] = error
         made = [draft for draft in drafts if id(draft) not in failed]
-        for draft, error in zip(made, at_once(Draft.sync, made), strict=True):
+        yield (syncs := Calls(Draft.sync, made, threads))
+        for draft, error in zip(made, syncs.wait(), strict=True):
             if error is not None:
                 failed[id(draft)] = error
         errors = [_named_together(group, failed) for group in written]
-        at_once(platform.sync_folder, list(folders.values()))
+        yield (syncs := Calls(platform.sync_folder, list(folders.values()), threads))
+        syncs.wait()
         return errors
     finally:
         for group in written:
@@ -113,21 +131,40 @@ def keep_names(folder: str | Path) -> None:
 
 def at_once(call: Callable[[T], object], items: Sequence[T]) -> list[Exception | None]:
     """Call for each of them, many at a time; what each raised."""
-
-    attempt = partial(_attempted, call)
     if len(items) < 2:
-        return list(map(attempt, items))
-    found: list[Exception | None] = [None] * len(items)
-    numbers = iter(range(len(items)))  # of which each thread takes the next: quicker than a future each
+        return [_attempted(call, item) for item in items]
+    with waiting() as threads:
+        return Calls(call, items, threads).wait()
 
-    def work(_: int) -> None:
-        for number in numbers:
-            found[number] = attempt(items[number])
 
-    count = min(len(items), _AT_ONCE)
-    with Threads(count, "sharedmask-disk") as threads:
-        list(threads.map(work, range(count)))
-    return found
+def waiting() -> Threads:
+    """Threads that wait for a disk."""
+    return Threads(_AT_ONCE, "sharedmask-disk")
+
+
+class Calls:
+    """One for each of several items, many at a time, which have begun."""
+
+    def __init__(self, call: Callable[[T], object], items: Sequence[T], threads: Threads) -> None:
+        found: list[Exception | None] = [None] * len(items)
+        numbers = iter(range(len(items)))  # of which each thread takes the next: quicker than a future each
+
+        def work() -> None:
+            for number in numbers:
+                found[number] = _attempted(call, items[number])
+
+        self._found = found
+        self._working = [threads.submit(work) for _ in range(min(len(items), _AT_ONCE))]
+
+    @property
+    def are_done(self) -> bool:
+        return all(one.done() for one in self._working)
+
+    def wait(self) -> list[Exception | None]:
+        """What each raised, once all are done."""
+        for one in self._working:
+            one.result()
+        return self._found
 
 
 def _attempted(call: Callable[[T], object], item: T) -> Exception | None:

@@ -2,19 +2,23 @@
 
 import json
 import os
+import threading
 
 import pytest
 from datasets import atlas, preprocessed
 
+from sharedmask.compute import journal
+from sharedmask.compute.journal import Entry, Journal
 from sharedmask.image.extraction import Extraction
-from sharedmask.study import output
+from sharedmask.study import completion, output
 from sharedmask.study.analysis import Outputs
 from sharedmask.study.atlases import find_atlas
 from sharedmask.study.bids import Run, find_runs
 from sharedmask.study.completion import Completion, stamp_of
 from sharedmask.study.dataset import analyse
 from sharedmask.study.output import extract_to
-from sharedmask.system import settings
+from sharedmask.system import files, settings
+from sharedmask.system.together import Together
 
 
 @pytest.fixture
@@ -68,6 +72,15 @@ def test_what_was_complete_is_known_without_opening_it(study):
     assert study() == (2, 0, 2)
     assert study() == (0, 2, 0)
     assert study(standardize="psc") == (2, 0, 2)
+
+
+def test_what_was_written_is_not_read_for_the_journal(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_sum", lambda path: pytest.fail(f"{path} is read again"))
+    study()
+    line = json.loads((tmp_path / "out" / ".sharedmask" / "complete.jsonl").read_text().splitlines()[0])
+    monkeypatch.undo()
+    files = [str(tmp_path / "out" / ".sharedmask" / path) for path in line["outputs"]]
+    assert line["sums"] == list(map(journal._sum, files)) and len(files) == 5
 
 
 @pytest.mark.some(1)
@@ -177,5 +190,62 @@ def test_where_times_tell_nothing_there_is_no_stamp(tmp_path):
         assert stamp_of("asked", [tmp_path / "a"]) == ""
 
 
-def test_without_a_journal_all_is_due_at_once():
-    assert Completion(None).is_due and Completion(None).patience is None
+def test_without_a_journal_all_is_told_at_once():
+    done = Completion(None)
+    assert done.patience is None and done.record() == []
+    done.add("a", Entry("a", ""), ())
+    assert done.record() == [("a", 0.0, None)] and done.patience is None
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """A disk that answers when it is told to."""
+    answer, sync = threading.Event(), files.Draft.sync
+    monkeypatch.setattr(files.Draft, "sync", lambda draft: (answer.wait(60), sync(draft)))
+    yield answer
+    answer.set()
+
+
+def added(done, folder, name):
+    with Together() as written:
+        files.write_text(folder / name, [name])
+    done.add(name, Entry(name, ""), written)
+
+
+def test_while_a_disk_is_waited_for_others_are_worked_on(tmp_path, monkeypatch, slow_disk):
+    monkeypatch.setattr(completion, "_SECONDS", 0)
+    done = Completion(Journal(tmp_path / "done.jsonl"))
+    added(done, tmp_path, "a")
+    assert done.record() == [] and done.patience is not None and not (tmp_path / "a").exists()
+    slow_disk.set()
+    ended = []
+    while not ended:
+        ended = done.record()
+    assert [key for key, *_ in ended] == ["a"] and (tmp_path / "a").read_text() == "a"
+    assert Journal(tmp_path / "done.jsonl").find("a").is_there
+
+
+def test_what_is_last_is_waited_for_and_none_is_recorded_before_its_files_are_there(
+    tmp_path, monkeypatch, slow_disk
+):
+    monkeypatch.setattr(completion, "_SECONDS", 0)
+    done = Completion(Journal(tmp_path / "done.jsonl"))
+    added(done, tmp_path, "a")
+    assert done.record() == []
+    added(done, tmp_path, "b")
+    assert not Journal(tmp_path / "done.jsonl").may_have("a")
+    slow_disk.set()
+    assert [key for key, *_ in done.record(is_last=True)] == ["a", "b"] and done.record(is_last=True) == []
+    assert {entry.key for entry in Journal(tmp_path / "done.jsonl").entries} == {"a", "b"}
+
+
+def test_a_file_that_fails_is_its_own_images(tmp_path, slow_disk):
+    done = Completion(Journal(tmp_path / "done.jsonl"))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        added(done, tmp_path / name, name)
+    (tmp_path / "a").rmdir()
+    slow_disk.set()
+    (_, _, error), (_, _, none) = done.record(is_last=True)
+    assert error.filename == str(tmp_path / "a" / "a") and none is None
+    assert [entry.key for entry in Journal(tmp_path / "done.jsonl").entries] == ["b"]
