@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from sharedmask.remote.addresses import is_http, named, url_of, without_query
 from sharedmask.sources.names import Name, names_in, parsed_name, same, state_of
 from sharedmask.system import inputs, platform
 from sharedmask.system.budget import MemoryBudget
+from sharedmask.system.identity import settled_mark
 from sharedmask.system.inputs import dangling
 
 DESCRIPTION = "dataset_description.json"
@@ -37,8 +39,9 @@ _EACH = "VolumeTiming"  # when each volume begins, which BIDS has instead
 _LONG = 400.0  # seconds; more than that is a repetition time in milliseconds
 # Two that differ by less are one, rounded twice.
 _SAME = 1e-3
-# Bytes of a sidecar that are read without asking, and those that a byte of it takes when it is parsed.
-_SMALL = 2**20
+# Bytes of a sidecar that are read without asking, that are kept for who asks next, and what one byte takes
+# when it is parsed.
+_SMALL, _FEW = 2**20, 2**16
 _PARSED = 24
 
 
@@ -119,6 +122,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises DatasetError if it is no JSON object in UTF-8, with or without a mark of byte order.
     Raises MemoryLimitError: it is longer than people write, and does not fit in what may be used.
     """
+    if (kept := _kept(path)) is not None:
+        return kept
     try:
         nbytes = 0 if url_of(path) else os.stat(fetched(path)).st_size  # of a server no long ones are read
         if nbytes > _SMALL:
@@ -131,6 +136,26 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path} cannot be read: {why}") from error
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What a small sidecar says, which several ask for, and of one above many runs each of them.
+
+    None if anything is wrong, for who reads it to say what.
+    """
+    if url_of(path) is None:
+        with suppress(OSError, ValueError):
+            if (mark := settled_mark(name := os.fspath(path))) and mark[0] <= _FEW:
+                return dict(_parsed(name, mark))
+    return None
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: str, mark: tuple[int, ...]) -> dict[str, Any]:
+    found = inputs.read_json(path, "utf-8-sig")
+    if settled_mark(path) != mark:
+        raise ValueError(f"{path} changed while it was read")
+    return found
 
 
 def fetched(path: Path) -> Path:

@@ -116,7 +116,7 @@ class Whole:
         """What went wrong with which."""
         errors = Errors()
         platform.keep_memory(_FREED)
-        with limits.looked_up(), _Here() as here:
+        with settings.looked_up(), limits.looked_up(), _Here() as here:
             self.extract(executor=here, n_jobs=1, on_error=errors.__setitem__, overwrite=True)
         return errors
 

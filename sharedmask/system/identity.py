@@ -7,7 +7,7 @@ what is done about a file that changed (``source``), files that are mapped (``ma
 import os
 import stat
 import time
-from hashlib import file_digest
+from hashlib import blake2b, file_digest
 from io import FileIO, RawIOBase
 from typing import Any, Self
 
@@ -142,7 +142,8 @@ def content(file: RawIOBase) -> bytes:
     mark = settled_mark(file.fileno()) if isinstance(file, FileIO) else ()
     if mark and mark == _latest[0]:
         return _latest[1]
-    digest = file_digest(file, "blake2b").digest()
+    is_small = bool(mark) and mark[0] <= 2 * _EDGE  # for which no buffer is made
+    digest = (blake2b(file.readall()) if is_small else file_digest(file, "blake2b")).digest()
     if mark and mark == settled_mark(file.fileno()):
         _latest = mark, digest
     return digest

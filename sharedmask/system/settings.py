@@ -273,6 +273,7 @@ def _from_job(capacity: int) -> dict[str, Any]:
 _lock = Lock()
 _given: dict[str, Any] = {}
 _resolved: tuple[Any, Settings, dict[str, str]] | None = None
+_looked_up: tuple[Mapping[str, Any], Settings, dict[str, str]] | None = None
 _variables_seen: tuple[Any, Mapping[str, str], str] = None, {}, ""
 _known: set[str] = set()
 
@@ -329,9 +330,22 @@ def using(*, config: str | os.PathLike[str] | None = None, **values: Any) -> Ite
             _given = before
 
 
+@contextlib.contextmanager
+def looked_up() -> Iterator[None]:
+    """Files and variables are looked at once for all that asks in the block, as many small images do."""
+    global _looked_up
+    before, _looked_up = _looked_up, (_given, *_current())
+    try:
+        yield
+    finally:
+        _looked_up = before
+
+
 def _current() -> tuple[Settings, dict[str, str]]:
     """Resolved again only when something changed: each request asks."""
     global _resolved
+    if (known := _looked_up) is not None and known[0] is _given:
+        return known[1:]
     with _lock:
         environ, usual = _environ()
         named = _given.get("config") or environ.get(_CONFIG)

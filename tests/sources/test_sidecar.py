@@ -20,6 +20,7 @@ from sharedmask.cli.info import info
 from sharedmask.errors import MemoryLimitError, ParameterError, SharedMaskWarning
 from sharedmask.sources.opening import open_source
 from sharedmask.sources.sidecar import read_json, sidecars
+from sharedmask.system import identity, inputs
 from sharedmask.system.budget import within
 
 STEM = "sub-01_task-rest_run-1_space-MNI_desc-preproc_bold"
@@ -447,3 +448,15 @@ def test_a_sidecar_that_does_not_fit_is_not_read(tmp_path):
         read_json(tmp_path / "run.json")
     with within("60M"):
         assert read_json(tmp_path / "run.json")["RepetitionTime"] == 2
+
+
+def test_a_small_sidecar_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_TICK", -1.0)  # it is written just now
+    reads, read = [], inputs.read_json
+    monkeypatch.setattr(inputs, "read_json", lambda *given: reads.append(1) or read(*given))
+    path = tell(tmp_path / "run.json", RepetitionTime=2.0)
+    found = [read_json(path) for _ in range(2)]
+    found[0]["RepetitionTime"] = 3.0
+    assert [one["RepetitionTime"] for one in (found[1], read_json(path))] == [2.0, 2.0] and len(reads) == 1
+    os.replace(tell(tmp_path / "other.json", RepetitionTime=4.0), path)
+    assert read_json(path)["RepetitionTime"] == 4.0

@@ -66,6 +66,17 @@ def test_a_changed_file_and_environment_count_at_once(config, monkeypatch):
     assert current().memory_buffer == 0.2
 
 
+def test_in_a_block_files_are_looked_at_once_and_what_is_given_counts(config):
+    config("disk_threshold = 1")
+    with settings.looked_up():
+        config("disk_threshold = 2")
+        assert current().disk_threshold == 1
+        with using(disk_threshold=3):
+            assert current().disk_threshold == 3
+        assert current().disk_threshold == 1
+    assert current().disk_threshold == 2
+
+
 def test_a_named_file_comes_instead_of_the_usual_one(config, tmp_path, monkeypatch):
     config("memory_buffer = 0.1\nmonitor = true")
     named, given = tmp_path / "named.toml", tmp_path / "given.toml"
