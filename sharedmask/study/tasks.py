@@ -22,7 +22,7 @@ from sharedmask.workers.failure import Failure
 Key = Any
 _SMALL = 2**20  # bytes of an image
 _FREED = 8 * 2**20  # bytes that a worker keeps from one of them to the next
-TOGETHER = 32, 128
+TOGETHER = 16, 128
 """Small images that a worker does whole, one after the other, at least and at most. After the last ones the
 disk is waited for."""
 
