@@ -16,7 +16,9 @@ other statistics                 groups of regions       one pass, volume by vol
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,8 +46,8 @@ from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array
 
 if TYPE_CHECKING:
-    from sharedmask.workers.pool import Options
     from sharedmask.workers.streams import Streams
+    from sharedmask.workers.threaded import Options
     from sharedmask.workers.worker import Item, Kernel
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
@@ -74,8 +76,11 @@ def run(series: Series, plan: Plan, budget: MemoryBudget) -> Signals:
         union = request.regions.union
         if request.probes is not None:
             union = np.union1d(union, request.probes)
-        with rows.load_union(series, union, plan.in_processes, budget) as held:
-            return _of_rows(held, plan)
+        try:
+            with rows.load_union(series, union, plan.in_processes, budget) as held:
+                return _of_rows(held, plan)
+        finally:
+            let_workers_go()
 
 
 def _of_volumes(source: Source, request: Request) -> Signals:
@@ -178,6 +183,12 @@ def begin_workers(asked: Mapping[str, Any]) -> None:
         pool.begin(CLEANING_MODULES if is_cleaning(asked) else ())
 
 
+def let_workers_go() -> None:
+    """Have those that are idle hold no image, as it is closed."""
+    if (pool := sys.modules.get("sharedmask.workers.pool")) is not None:  # else there are none
+        pool.let_go()
+
+
 def _for_workers(held: Rows, plan: Plan) -> Shared | None:
     """The rows as worker processes get them; None if threads of the caller do the work."""
     return held.shared if plan.in_processes else None
@@ -196,7 +207,7 @@ def _run(
     streams: "Streams | None" = None,
 ) -> Any:
     """Where the arguments can go: shared ones to processes, arrays to threads."""
-    from sharedmask.workers import pool
+    from sharedmask.workers import pool, threaded
 
     preload = CLEANING_MODULES if request.cleaning.needed else ()
     options: Options = {"on_done": on_done, "preload": preload, "streams": streams}
@@ -205,7 +216,7 @@ def _run(
     # Threads that nobody asked for would draw random numbers as it comes.
     jobs = 1 if streams is not None and request.prefer != "threads" else request.n_jobs
     with kernels.one_blas_thread() if request.has_products else contextlib.nullcontext():
-        return pool.run_threads(kernel, arguments, items, jobs, **options)
+        return threaded.run_threads(kernel, arguments, items, jobs, **options)
 
 
 def _split(array: Array, regions: Regions, facts: Facts) -> list[Array]:
@@ -299,9 +310,8 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     request, shared = plan.request, _for_workers(held, plan)
     conversion, regions, n_timepoints = request.reduction(held.facts), request.regions, held.array.shape[1]
     count, strategies = len(regions), request.strategies
-    row_bytes = n_timepoints * held.array.itemsize
-    most = max(_GROUP_BYTES // row_bytes, len(positions) // (_GROUPS * request.n_jobs))
-    items = list(_grouped(positions, regions, most))
+    nbytes = len(positions) * n_timepoints * held.array.itemsize
+    items = list(_grouped(positions, regions, min(_GROUPS * request.n_jobs, nbytes // _GROUP_BYTES)))
     with (
         _output((len(strategies) * count, n_timepoints), conversion.result, shared) as (array, out),
         counted(request.progress, len(strategies) * count, "region") as tell,
@@ -320,10 +330,12 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     return _tables(tables, held.facts, request)
 
 
-def _grouped(positions: NDArray[np.intp], regions: Regions, most: int) -> Iterator["Item"]:
-    """Regions that follow each other, with so many voxels that a worker is rarely in the interpreter."""
-    weights = regions.weights
-    for first, last in reduction.groups(regions.offsets, most):
+def _grouped(positions: NDArray[np.intp], regions: Regions, n_groups: int) -> Iterator["Item"]:
+    """Regions that follow each other, about as many voxels each time, in so many groups at most."""
+    weights, n_voxels = regions.weights, len(positions)
+    cuts = np.arange(1, n_groups) * n_voxels // max(1, n_groups)
+    bounds = np.unique([0, *np.searchsorted(regions.offsets, cuts), len(regions)])
+    for first, last in pairwise(bounds.tolist()):
         own = regions.offsets[first : last + 1]
         span = slice(own[0], own[-1])
         yield positions[span], own - own[0], first, None if weights is None else weights[span]

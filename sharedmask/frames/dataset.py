@@ -28,7 +28,7 @@ from sharedmask.sources.source import Source
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
-from sharedmask.workers import pool
+from sharedmask.workers import pool, threaded
 from sharedmask.workers.streams import Streams
 
 if TYPE_CHECKING:
@@ -296,9 +296,9 @@ class FrameDataset(FrameSequence):
         jobs, in_threads = process.effective_n_jobs(n_jobs), prefer == "threads"
         if not in_threads and jobs > 1 and not (settings.current().shared_memory and self._store.is_shared):
             jobs = 1
-        run = pool.run_threads if in_threads or jobs == 1 else pool.run_processes
+        run = threaded.run_threads if in_threads or jobs == 1 else pool.run_processes
         what = f"calling a function on {len(self)} frames of {self._store.label}"
-        needed = self._fitting(what, min(jobs, len(self)), run is pool.run_threads)
+        needed = self._fitting(what, min(jobs, len(self)), run is threaded.run_threads)
         with monitor.operation("map", what, needed), counted(progress, len(self), "frame") as tell:
 
             def on_done(index: int, result: Any) -> None:

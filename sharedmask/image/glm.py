@@ -200,7 +200,7 @@ def _threads(n_timepoints: int, request: Request, budget: MemoryBudget) -> int:
 
 
 def _fit(series: Rows, question: Question, request: Request) -> FittedModel:
-    from sharedmask.workers import pool
+    from sharedmask.workers import threaded
 
     conversion = request.conversion(series.facts)
     positions = series.positions(request.regions)
@@ -211,7 +211,7 @@ def _fit(series: Rows, question: Question, request: Request) -> FittedModel:
         task = _with_mean(series, conversion, task, items)
     arguments = (series.array, series.finite, conversion, task)
     with counted(request.progress, len(items), "block") as tell:
-        pool.run_threads(glm.fit_block, arguments, items, request.n_jobs, on_done=tell)
+        threaded.run_threads(glm.fit_block, arguments, items, request.n_jobs, on_done=tell)
     return question.fitted(request.regions, task)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask.compute.request import Request
+from sharedmask.compute.signals import let_workers_go
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
@@ -101,9 +101,6 @@ class SharedImage(Searchlights):
     >>> signals["left"].shape
     (10, 12)
     """
-
-    _voxels: NDArray[np.intp] | None
-    _memory_limit: int | float | str | None
 
     def __init__(
         self,
@@ -297,6 +294,7 @@ class SharedImage(Searchlights):
             self._closed, self._held = True, None
             rows.release(self._owned, file)
             self._owned = None
+            let_workers_go()
             if self._lease is not None:
                 self._lease.close()
                 self._lease = None

@@ -40,7 +40,7 @@ from sharedmask.spaces.grid import Grid
 from sharedmask.storage.rows import Rows, Series, as_source
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array, Numbers
-from sharedmask.workers import pool
+from sharedmask.workers import threaded
 
 _CLEAN_BYTES = 32 * 2**20  # of signals cleaned at a time; nilearn takes a few times as much meanwhile
 
@@ -192,7 +192,9 @@ def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_m
     out[:, first] = result
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they came with the first columns
-        pool.run_threads(_clean_some, (signals, out, settings | extra), [(span,) for span in others], n_jobs)
+        threaded.run_threads(
+            _clean_some, (signals, out, settings | extra), [(span,) for span in others], n_jobs
+        )
     return out
 
 

@@ -20,7 +20,7 @@ from sharedmask.errors import CallbackError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import named_masks
 from sharedmask.system import process
-from sharedmask.workers import pool
+from sharedmask.workers import pool, threaded
 from sharedmask.workers.failure import Failure
 from sharedmask.workers.generators import bits_of, is_generator
 from sharedmask.workers.streams import Streams
@@ -263,7 +263,7 @@ class _FunctionRunner:
     batch_size: int = _FUNCTION_BATCH
 
     def __call__(self, batch: Batch, advance: Advance) -> dict[str, Any]:
-        run = pool.run_processes if self.n_jobs > 1 else pool.run_threads
+        run = pool.run_processes if self.n_jobs > 1 else threaded.run_threads
         items = [(lesion,) for lesion in batch.values()]
         with counted(lambda done, total: advance(done / total), len(batch), "lesion") as tell:
             found = run(

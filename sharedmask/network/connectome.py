@@ -33,7 +33,7 @@ from sharedmask.system import identity, monitor, settings
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array
-from sharedmask.workers import pool
+from sharedmask.workers import threaded
 
 _DATASETS = ("timeseries", "mask_indices", "mask_affine")
 
@@ -215,7 +215,7 @@ def _read(block: Block, arrays: Mapping[str, Array], n_threads: int) -> None:
         monitor.operation("load", f"loading {block.name}", held),
         subjects_in(block.file.path, block.start, block.stop) as found,
     ):
-        pool.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)
+        threaded.run_threads(_fill, (arrays["series"], arrays["lengths"]), list(enumerate(found)), n_threads)
     block.file.check("while it was read")
 
 

@@ -41,7 +41,7 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.typing import Array
-from sharedmask.workers import pool
+from sharedmask.workers import pool, threaded
 from sharedmask.workers.worker import Item, Kernel
 
 Index = NDArray[np.intp]
@@ -311,7 +311,7 @@ class MappingSession:
                 seeds = self._reduced_seeds(seeds, lambda share: advance(share / 2))
             moments = self._moments(seeds, lambda share: advance(1 - (1 - share) / passes))
         items = [(name, lesion, *pair) for (name, lesion), pair in zip(lesions.items(), moments, strict=True)]
-        maps = pool.run_threads(self._maps, (), items, self._n_jobs)
+        maps = threaded.run_threads(self._maps, (), items, self._n_jobs)
         return {one.name: one for one in maps}
 
     def _maps(self, name: str, lesion: _Lesion, mean: Array, squares: Array) -> NetworkMaps:
@@ -402,7 +402,7 @@ class MappingSession:
             yield arrays, {name: Shared(handle, name, writable=True) for name in geometry}
 
     def _run(self, kernel: Kernel, arguments: Item, items: list[Any]) -> list[Any]:
-        run = pool.run_processes if self._in_processes else pool.run_threads
+        run = pool.run_processes if self._in_processes else threaded.run_threads
         return run(kernel, arguments, items, self._n_jobs)
 
 

@@ -1,52 +1,48 @@
-"""Persistent worker processes, and threads with the same interface.
+"""Persistent worker processes.
 
 Covers: keeping workers, giving them a kernel and its items, noticing their death. Does not cover:
-what a worker does (``worker``) and comes from (``template``), what kernels do (``compute.kernels``), whether
-processes are worth it (``plan``).
+what a worker does (``worker``) and comes from (``template``), threads with the same interface (``threaded``),
+what kernels do (``compute.kernels``), whether processes are worth it (``plan``).
 """
 
 import atexit
 import contextlib
-import importlib
 import logging
 import pickle
 import select
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import copy_context
 from functools import partial
 from multiprocessing import connection, current_process
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from sharedmask.errors import WorkerError
 from sharedmask.system import platform
 from sharedmask.system.platform import rights
-from sharedmask.system.process import Caller, Lock, at_a_time, at_fork
-from sharedmask.system.threads import Threads
+from sharedmask.system.process import Lock, at_fork
 from sharedmask.workers import modules
 from sharedmask.workers.failure import dumps_by_value
-from sharedmask.workers.generators import Name, Root, global_generators, kept
+from sharedmask.workers.generators import Name, Root
 from sharedmask.workers.packing import dumps
 from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
+from sharedmask.workers.threaded import OnDone, Options, checked, run_threads
 from sharedmask.workers.worker import PATIENCE, Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)
 
-OnDone = Callable[[int, Any], None]
-Done = Callable[[int, Any], Any]
-
 _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
 _MANY = 8  # items for each worker
+_LEAST_SECONDS = 0.0005  # of work, where there is so much left: a message has its own price
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 _END = pickle.dumps(("end", True))
+_LET_GO = pickle.dumps(("let go",))
 _packed_plainly = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
@@ -64,9 +60,10 @@ class _Worker:
         self._job: tuple[bytes, Surroundings, Mapping[Name, Root]] | None = None
         """That it is told of with its first items: each message wakes it."""
         self._knows_end = True
+        self._may_hold = False
 
     def begin(self, payload: bytes, surroundings: Surroundings, roots: Mapping[Name, Root]) -> None:
-        self._job = payload, surroundings, roots
+        self._job, self._may_hold = (payload, surroundings, roots), True
 
     def give(self, items: bytes, are_last: bool) -> None:
         if self._job is not None:
@@ -80,6 +77,11 @@ class _Worker:
     def end(self) -> None:
         if not self._knows_end:
             self.send(_END)
+
+    def let_go(self) -> None:
+        if self._may_hold:
+            self._may_hold = False
+            self.send(_LET_GO)
 
     def send(self, message: bytes) -> None:
         # A worker that died is noticed where its answer is awaited.
@@ -172,6 +174,11 @@ class _Pool:
     def begin(self) -> None:
         self._template.begin()
 
+    def let_go(self) -> None:
+        with self._lock:
+            for worker in self._idle:
+                worker.let_go()
+
     def stop(self) -> None:
         """End those that are idle."""
         with self._lock:
@@ -244,6 +251,12 @@ def _pool(preload: Sequence[str]) -> _Pool:
     return _pools.get(key) or _pools.setdefault(key, _Pool(preload))
 
 
+def let_go() -> None:
+    """Have idle workers hold no image any more, as the caller does not."""
+    for pool in list(_pools.values()):
+        pool.let_go()
+
+
 def shutdown() -> None:
     """Stop all idle workers; the next call starts new ones."""
     for pool in list(_pools.values()):
@@ -253,17 +266,6 @@ def shutdown() -> None:
 def can_start_processes() -> bool:
     """Whether processes are started unasked: not by a daemonic one, which is somebody's worker."""
     return platform.can_fork() and not current_process().daemon
-
-
-class Options(TypedDict, total=False):
-    """How items are worked on, whoever does it."""
-
-    on_done: OnDone | None
-    """Called here with the number of an item and its answer, as answers come."""
-    preload: Sequence[str]
-    """Modules that the workers' template imports once for all."""
-    streams: Streams | None
-    """Each item has random numbers of its own."""
 
 
 def run_processes(
@@ -329,7 +331,7 @@ class _Dispatch:
     ) -> None:
         self._workers = workers
         self._items, self._pack = items, pack
-        self._on_done = _checked(on_done)
+        self._on_done = checked(on_done)
         self._drawn: set[Name] = set() if streams is None else streams.drawn
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
         self._next = 0
@@ -385,8 +387,9 @@ class _Dispatch:
         if not left:
             return None
         quick, small = PATIENCE / max(self._seconds, 1e-6), _MESSAGE_BYTES / self._bytes
-        together = int(min(quick, small, left // (2 * len(self._workers)))) if self._are_many else 1
-        numbers = range(self._next, self._next + max(1, together))
+        part = max(left // (2 * len(self._workers)), _LEAST_SECONDS * quick / PATIENCE)
+        together = int(min(quick, small, part)) if self._are_many else 1
+        numbers = range(self._next, self._next + min(left, max(1, together)))
         items = [(self._items[n], self._numbers[n]) for n in numbers]
         try:
             message = self._pack(("items", items, numbers.stop == len(self._items)))
@@ -408,58 +411,3 @@ class _Dispatch:
             raise answer.failure.error
         self._answers[number] = answer.value
         self._on_done(number, answer.value)
-
-
-def run_threads(
-    kernel: Kernel, arguments: Item, items: Sequence[Item], n_jobs: int, **options: Unpack[Options]
-) -> list[Any]:
-    """The same as :func:`run_processes` on threads of the caller; arrays are passed as they are.
-
-    Threads have their generators in common: several draw from the caller's as it comes, unless
-    ``streams`` are given, which then go one after the other.
-    """
-    n_threads = at_a_time(min(n_jobs, len(items)))
-    done, streams = _checked(options.get("on_done")), options.get("streams")
-    _import(options.get("preload", ()))
-    if n_threads <= 1 or (streams is not None and streams.are_given):
-        return _run_here(partial(kernel, *arguments), items, done, streams)
-    with Threads(n_threads, thread_name_prefix="sharedmask") as threads:
-        # Each item sees what a thread of the caller's own would: context variables, NumPy's errors.
-        running = [threads.submit(copy_context().run, kernel, *arguments, *item) for item in items]
-        try:
-            return [done(number, future.result()) for number, future in enumerate(running)]
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
-
-
-def _import(names: Sequence[str]) -> None:
-    """What items need, before the first of them has its random numbers: imports may draw."""
-    missing = [name for name in names if name not in sys.modules]
-    if missing:
-        with kept(global_generators().values()), contextlib.suppress(ImportError):  # who needs it says so
-            for name in missing:
-                importlib.import_module(name)
-
-
-def _run_here(call: Kernel, items: Sequence[Item], done: Done, streams: Streams | None) -> list[Any]:
-    answers = []
-    with contextlib.nullcontext() if streams is None else streams.here(len(items)) as stream:
-        for number, item in enumerate(items):
-            with contextlib.nullcontext() if stream is None else stream(number):
-                value = call(*item)
-            answers.append(done(number, value))
-    return answers
-
-
-def _checked(on_done: OnDone | None) -> Done:
-    """``on_done``, which may fork, as a function that gives back the value."""
-    caller = Caller()
-
-    def done(number: int, value: Any) -> Any:
-        if on_done is not None:
-            on_done(number, value)
-            caller.check()
-        return value
-
-    return done

@@ -9,7 +9,8 @@ come from (``template``), who gives them work (``pool``), what kernels do (``com
           roots of random streams, the first items; Shared arguments are attached on arrival
     items one call of the kernel each; an answer is the value or its failure, and what was warned of.
           Those of quick items go back together. Who gets the last ones is at the end then
-    end   the arguments are dropped, so an idle worker holds no image
+    end   the arguments are dropped. An image in memory stays mapped until another job comes, its caller
+          closes it (let go) or a second has passed: to find all its pages again takes longer than many jobs
 
 A worker exits when its pipe ends, whatever it is doing: its caller is gone, or has no use for it.
 """
@@ -30,7 +31,7 @@ import numpy as np
 
 from sharedmask.errors import WorkerError
 from sharedmask.records import dataclass
-from sharedmask.storage.segment import Shared, attach
+from sharedmask.storage.segment import Attachment, Shared, attach
 from sharedmask.system import platform
 from sharedmask.system.platform import is_readable
 from sharedmask.system.process import boot_id
@@ -45,6 +46,7 @@ PATIENCE = 0.005
 _REUSED_BYTES = 31 * 2**20  # of an array, at most: malloc keeps none of 32 MiB or more
 _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
 _REST_SECONDS = 0.05  # without a job, after which what was freed is given back
+_HOLD_SECONDS = 1.0  # without a job, after which an image is held no longer
 
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]
@@ -110,13 +112,19 @@ def work(pipe: Connection, entered: Entered) -> None:
                 came_along.append(message.pop())
                 worker.begin(*message)
                 continue
+            if kind == "let go":
+                worker.let_go()
+                continue
             is_end = message.pop()
             if kind == "items":
                 worker.answer_all(pipe, message.pop())
             if is_end:
                 worker.end()
-                if not is_readable(pipe, _REST_SECONDS):
-                    platform.trim_heap()
+                if is_readable(pipe, _REST_SECONDS):
+                    continue
+                platform.trim_heap()
+                if not is_readable(pipe, _HOLD_SECONDS):
+                    worker.let_go()
 
 
 def _leave_with_caller(pipe: Connection) -> None:
@@ -133,6 +141,7 @@ class _Worker:
         self._entered = entered
         self._kernel: Kernel = len
         self._arguments: Item = ()
+        self._images: list[Attachment] = []
         self._is_users = False
         """Whether anything of it is the user's, and not a library's or ours."""
         self._streams = _NO_STREAMS
@@ -152,6 +161,7 @@ class _Worker:
             self._is_users = values is not None
             if values:
                 self._taken_over.enter_context(taken_over(values))
+            self._images = [one for one in map(_image, arguments) if one is not None]
             self._kernel, self._arguments = kernel, tuple(map(resolved, arguments))
             if roots:
                 self._streams = streams.ItemStreams(roots, held)
@@ -193,6 +203,10 @@ class _Worker:
             self._entered.restore()
         self._drop()
 
+    def let_go(self) -> None:
+        """Hold no image any more."""
+        self._images = []
+
     def _drop(self) -> None:
         self._taken_over.close()
         self._kernel, self._arguments, self._is_users = len, (), False
@@ -208,6 +222,14 @@ def _send(pipe: Connection, answers: list[bytes]) -> None:
     """A single one as it is: it may be large."""
     if answers:
         pipe.send_bytes(answers[0] if len(answers) == 1 else pickle.dumps(answers))
+
+
+def _image(argument: Any) -> Attachment | None:
+    """Where an image in memory is attached, if that is what is given: a file is its owner's to remove."""
+    if not isinstance(argument, Shared) or argument.writable:
+        return None
+    found = attach(argument.handle)
+    return found if found.file is None else None
 
 
 def resolved(argument: Any) -> Any:

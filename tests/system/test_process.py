@@ -134,7 +134,8 @@ import faulthandler, os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 import numpy as np
 from sharedmask import extract
-from sharedmask.workers.pool import run_processes, run_threads
+from sharedmask.workers.pool import run_processes
+from sharedmask.workers.threaded import run_threads
 from sharedmask.errors import WorkerError
 
 path, masks = sys.argv[1], list(np.load(sys.argv[2]))

@@ -7,8 +7,9 @@ import pytest
 
 from sharedmask import errors
 from sharedmask.errors import WorkerError
-from sharedmask.workers.pool import run_processes, run_threads
+from sharedmask.workers.pool import run_processes
 from sharedmask.workers.streams import Streams
+from sharedmask.workers.threaded import run_threads
 
 RUNNERS = [run_processes, run_threads]
 

@@ -13,7 +13,8 @@ import pytest
 from sharedmask.errors import ParameterError, WorkerError
 from sharedmask.system.process import effective_n_jobs
 from sharedmask.workers import pool
-from sharedmask.workers.pool import run_processes, run_threads
+from sharedmask.workers.pool import run_processes
+from sharedmask.workers.threaded import run_threads
 
 RUNNERS = [run_processes, run_threads]
 

@@ -10,7 +10,7 @@ import pytest
 
 from sharedmask import FrameDataset, SharedImage, batch_process
 from sharedmask.errors import ParameterError
-from sharedmask.workers import pool
+from sharedmask.workers import pool, threaded
 from sharedmask.workers.streams import ItemStreams, Streams
 
 N_ITEMS = 6
@@ -64,7 +64,7 @@ def test_no_two_items_share_a_stream(image, call, n_jobs):
 @pytest.mark.parametrize("repeats", [10, pytest.param(1000, marks=pytest.mark.long)])
 def test_no_two_of_many_items_share_a_stream_whoever_works_on_them(repeats):
     def drawn(n_jobs, random_state=None):
-        run = pool.run_processes if n_jobs > 1 else pool.run_threads
+        run = pool.run_processes if n_jobs > 1 else threaded.run_threads
         with Streams(draw, random_state) as streams:
             return run(draw, (), [(item,) for item in range(64)], n_jobs, streams=streams)
 
@@ -281,7 +281,7 @@ def test_torch_has_streams_where_it_is_loaded(monkeypatch):
             return torch.default_generator.random.random()
 
         with Streams(len) as streams:
-            return pool.run_threads(one, (), [(i,) for i in range(4)], 1, streams=streams)
+            return threaded.run_threads(one, (), [(i,) for i in range(4)], 1, streams=streams)
 
     first, second = numbers(), numbers()
     assert len({*first, *second}) == 8
@@ -366,7 +366,7 @@ def test_imports_in_the_middle_of_a_call_draw_nothing(tmp_path, monkeypatch):
     def drawn(n_jobs):
         monkeypatch.delitem(sys.modules, "draws_when_imported", raising=False)
         random.seed(0)
-        run = pool.run_processes if n_jobs > 1 else pool.run_threads
+        run = pool.run_processes if n_jobs > 1 else threaded.run_threads
         with Streams(draw) as streams:
             answers = run(draw, (), [(0,), (1,)], n_jobs, preload=("draws_when_imported",), streams=streams)
         return [one for _, one in answers], random.random()

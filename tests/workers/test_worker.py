@@ -13,10 +13,12 @@ import pytest
 from children import gone, kill_group, running
 
 from sharedmask import batch_process
+from sharedmask.storage import segment
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
 from sharedmask.workers import packing, pool, worker
 from sharedmask.workers.pool import run_processes
+from sharedmask.workers.surroundings import Entered
 
 PARENT = """
     import os, sys, time
@@ -53,9 +55,37 @@ def test_shared_arguments_are_attached_read_only_and_let_go():
     assert run_processes(look, (Shared(handle, "rows"),), [()], 1) == [(24.0, False)]
     (worker,) = pool._pools[()]._idle
     owned.release()
+    pool.let_go()
     deadline = time.monotonic() + 60
     while handle.name in Path(f"/proc/{worker.process.pid}/maps").read_text():
         assert time.monotonic() < deadline, "an idle worker holds the image"
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "after another job"])
+def test_a_worker_finds_an_image_where_it_was_until_it_lets_go(told):
+    owned = OwnedSegment("run", {"rows": ((4, 3), np.dtype("f8"))})
+    handle = owned.share({})
+    one = worker._Worker(Entered())
+    for _ in range(2):
+        one.begin(packing.dumps((np.sum, (Shared(handle, "rows"),)))[0], None, {})
+        one.end()
+        assert (handle.token, False) in segment._attached
+    owned.release()
+    if told:
+        one.let_go()
+    else:
+        one.begin(packing.dumps((np.sum, ()))[0], None, {})
+    assert (handle.token, False) not in segment._attached
+
+
+def test_who_is_told_to_let_go_is_told_once(monkeypatch):
+    run_processes(abs, (), [(1,)], 1)
+    (idle,) = pool._pools[()]._idle
+    told = []
+    monkeypatch.setattr(idle, "send", told.append)
+    pool.let_go()
+    pool.let_go()
+    assert told == [pool._LET_GO]
 
 
 def test_a_handle_that_leads_nowhere_is_the_callers_error():
