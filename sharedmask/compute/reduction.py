@@ -241,11 +241,8 @@ def reduce_volumes(
     >>> out
     array([[1.5, 6. ]])
     """
-    sizes = np.diff(offsets)
     if whole := whole_sums(volumes.dtype, conversion, strategy, offsets):
-        for volume, values in zip(volumes, out, strict=True):
-            totals = np.add.reduceat(volume, offsets[:-1], dtype=whole)
-            values[...] = totals / sizes if strategy == "mean" else totals
+        add_volumes(volumes, out, strategy, offsets, np.diff(offsets), whole)
         return True
     finite, omits = True, conversion.nan_policy == "omit"
     with np.errstate(invalid="ignore"):
@@ -258,6 +255,21 @@ def reduce_volumes(
                 finite = convert(stored, values, conversion) and finite
                 out[span, first:last] = _reduced(values, inside, strategy, omits, own).T
     return finite
+
+
+def add_volumes(
+    volumes: Array,
+    out: Array,
+    strategy: str,
+    offsets: NDArray[np.intp],
+    sizes: NDArray[np.intp],
+    whole: type[np.signedinteger[Any]],
+) -> None:
+    """The same of values whose sums are exact in those integers."""
+    starts = offsets[:-1]
+    for volume, values in zip(volumes, out, strict=True):
+        totals = np.add.reduceat(volume, starts, dtype=whole)
+        values[...] = totals / sizes if strategy == "mean" else totals
 
 
 def is_plain(dtype: np.dtype[Any], conversion: Conversion) -> bool:

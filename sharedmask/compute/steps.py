@@ -10,13 +10,13 @@ of long rows, of values as they lie in their volumes::
               step 0     step 1     step 2  the rest, one region after the other
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedmask.compute.reduction import arithmetic, reduce_volumes, whole_sums
+from sharedmask.compute.reduction import add_volumes, arithmetic, reduce_volumes, whole_sums
 from sharedmask.compute.strategies import SQUARES, SUMS, added
 from sharedmask.records import dataclass
 from sharedmask.sources.values import PIECE_BYTES, Conversion, convert, pieces, scale
@@ -37,9 +37,10 @@ class Reducer:
 
     conversion: Conversion
     offsets: NDArray[np.intp]
+    sizes: NDArray[np.intp]
     weights: Array | None
-    whole: frozenset[str]
-    """Strategies whose sums are exact in integers."""
+    whole: Mapping[str, type[np.signedinteger[Any]]]
+    """Strategies whose sums are exact in integers, and in which."""
     all_whole: bool
     steps: "Steps | None"
     ordered: bool
@@ -54,13 +55,13 @@ class Reducer:
         offsets: NDArray[np.intp],
         weights: Array | None = None,
     ) -> "Reducer":
-        whole = frozenset(one for one in strategies if whole_sums(dtype, conversion, one, offsets))
-        stepped = (
-            frozenset() if conversion.nan_policy == "omit" else _STEPPED.intersection(strategies) - whole
-        )
+        found = {one: whole_sums(dtype, conversion, one, offsets) for one in strategies}
+        whole = {one: integers for one, integers in found.items() if integers is not None}
+        omits = conversion.nan_policy == "omit"
+        stepped = frozenset() if omits else _STEPPED.intersection(strategies) - whole.keys()
         steps = Steps.of(offsets, _VOLUMES) if stepped else None
-        ordered, all_whole = stepped.issuperset(strategies), whole.issuperset(strategies)
-        return cls(conversion, offsets, weights, whole, all_whole, steps, ordered)
+        ordered, all_whole = stepped.issuperset(strategies), len(whole) == len(found)
+        return cls(conversion, offsets, np.diff(offsets), weights, whole, all_whole, steps, ordered)
 
     @property
     def order(self) -> NDArray[np.intp] | slice:
@@ -74,7 +75,10 @@ class Reducer:
 
     def reduce(self, volumes: Array, out: Array, strategy: str) -> bool:
         """``out[v, i]`` = one value of region ``i`` in volume ``v``; whether all true values are finite."""
-        if self.steps is None or strategy in self.whole or strategy not in _STEPPED:
+        if (whole := self.whole.get(strategy)) is not None:
+            add_volumes(volumes, out, strategy, self.offsets, self.sizes, whole)
+            return True
+        if self.steps is None or strategy not in _STEPPED:
             return reduce_volumes(volumes, out, self.conversion, strategy, self.offsets, self.weights)
         columns = volumes if self.ordered else volumes.take(self.steps.order, 1)
         return self.steps.reduce(columns, out, self.conversion, strategy)

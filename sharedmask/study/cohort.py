@@ -48,7 +48,7 @@ from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.completion import Completion, Resumption, Seen
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
-from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Study, Task, Whole, work
+from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Sender, Study, Task, Whole, work
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.inputs import matches
 
@@ -185,8 +185,9 @@ def extract_many(
     budget = MemoryBudget.here(memory_limit)
     recorded = None if resume is None else variant
     prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded)
-    with engine(executor, n_jobs, preload) as works, progress_to(progress, len(chosen), "image") as tell:
-        apart = apart if works.in_processes else None
+    reports = progress_to(progress, len(chosen), "image")
+    with Sender() as sender, engine(executor, n_jobs, preload) as works, reports as tell:
+        apart, prepare.sender = (apart, sender) if works.in_processes else (None, None)
         return _Run(prepare, works, budget, completion, apart, on_result, on_error, retries, tell).all(chosen)
 
 
@@ -252,6 +253,8 @@ def _completion(resume: str | Path | Resumption | None, on_result: OnResult, ove
 class _Preparer:
     """Makes the tasks, each once: regions are made once per grid, here, and travel to the workers."""
 
+    sender: Sender | None = None
+
     def __init__(
         self,
         keyed: Mapping[Key, Any],
@@ -279,7 +282,8 @@ class _Preparer:
             opened = image(key) if callable(image) else image
             asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
-        told = {"variant": variant, "needed": asked.needed(self._budget), "finish": finish}
+        sent = None if self.sender is None else self.sender.sent(asked.request.regions)
+        told = {"variant": variant, "needed": asked.needed(self._budget), "finish": finish, "sent": sent}
         return Task(key, asked, self._memory, self._memory_limit, **told)
 
     def _regions_of(self, masks: Any, grid: Space) -> Regions:

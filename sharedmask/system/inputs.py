@@ -142,8 +142,11 @@ class _Named(FileIO):
     """A file whose errors, such as that of a failing disk, name it."""
 
     def readinto(self, buffer: Any, /) -> Any:
-        with self._named():
+        try:  # as in _named, without a context for each block of a file
             return super().readinto(buffer)
+        except OSError as error:
+            self._name_in(error)
+            raise
 
     def read(self, size: int | None = -1, /) -> Any:
         with self._named():
@@ -158,8 +161,11 @@ class _Named(FileIO):
         try:
             yield
         except OSError as error:
-            error.filename = error.filename or os.fspath(self.name)
+            self._name_in(error)
             raise
+
+    def _name_in(self, error: OSError) -> None:
+        error.filename = error.filename or os.fspath(self.name)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
