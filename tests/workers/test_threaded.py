@@ -1,6 +1,7 @@
 """Threads of the caller: who works, what is told when, which error is raised."""
 
 import threading
+import time
 
 import pytest
 
@@ -46,13 +47,21 @@ def test_the_first_of_several_errors_is_raised_when_all_have_ended():
 
 @pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt])
 def test_an_error_of_who_is_told_stops_the_work_and_is_the_callers(error):
+    caller, told, worked = threading.current_thread(), threading.Event(), []
+
+    def work(number):
+        worked.append(number)
+        if threading.current_thread() is not caller and number > 3:
+            told.wait(60)
+            time.sleep(0.001)
+
     def tell(number, _):
         if number == 3:
+            told.set()
             raise error
 
-    worked = []
     with pytest.raises(error):
-        run_threads(worked.append, (), [(number,) for number in range(10_000)], 2, on_done=tell)
+        run_threads(work, (), [(number,) for number in range(10_000)], 2, on_done=tell)
     assert len(worked) < 10_000
 
 
