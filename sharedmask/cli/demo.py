@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.cli.base import commands
 from sharedmask.errors import SharedMaskError
@@ -25,7 +24,7 @@ from sharedmask.sources.source import Source
 from sharedmask.system import platform, usage
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import effective_n_jobs, n_cpus
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 
 @commands.command()

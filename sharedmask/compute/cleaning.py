@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.records import dataclass
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 CLEANING_MODULES = ("nilearn.signal",)
 """What workers that clean import, once for all."""

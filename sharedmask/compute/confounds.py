@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ConfoundsError, MissingFileError, ParameterError
 from sharedmask.sources.source import Facts
 from sharedmask.system.delimited import is_missing, number, read_cells
-from sharedmask.typing import Numbers
+from sharedmask.typing import NDArray, Numbers
 
 
 def confounds_table(facts: Facts, confounds: Any, kept: Numbers | None = None) -> NDArray[np.float64]:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.names import camel
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 KINDS = ("correlation", "partial correlation", "covariance", "precision")
 """nilearn's that a single run has."""

@@ -14,14 +14,13 @@ from dataclasses import field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.kernels import gather
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.values import Conversion
 from sharedmask.system.process import cached_property
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Floats = NDArray[np.float64]
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.sources.values import Conversion, convert, pieces
 from sharedmask.system.process import Lock
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _lock = Lock()
 _limits: list[Any] = []  # of BLAS, the same for everyone who works under it

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.strategies import EXTREMES, SQUARES, squares_of
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 
 class Pile(NamedTuple):

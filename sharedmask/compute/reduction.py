@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.piles import piles
 from sharedmask.compute.strategies import EXTREMES, SQUARES, STRATEGIES, SUMS, Values, added, squares_of
@@ -31,7 +30,7 @@ from sharedmask.sources.values import (
     convert,
     pieces,
 )
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _PILED = SUMS | SQUARES | EXTREMES.keys()
 """Strategies whose regions are reduced side by side."""

@@ -8,10 +8,9 @@ repetition time), jobs. Does not cover: which voxels a mask has (``regions``), w
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from sharedmask.compute.cleaning import Cleaning
 from sharedmask.compute.confounds import confounds_table, kept_volumes
@@ -23,7 +22,10 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.source import Facts
 from sharedmask.sources.values import Conversion, NanPolicy
 from sharedmask.system.process import effective_n_jobs
-from sharedmask.typing import Numbers
+from sharedmask.typing import NDArray, Numbers
+
+if TYPE_CHECKING:  # an import of its own
+    from numpy.typing import DTypeLike
 
 # Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 WEIGHTED = "weighted_mean"
@@ -40,7 +42,7 @@ class Parameters(TypedDict, total=False):
 
     n_jobs: int | None
     prefer: Prefer
-    dtype: DTypeLike | Literal["auto"] | None
+    dtype: "DTypeLike | Literal['auto'] | None"
     nan_policy: NanPolicy | None
     standardize: str | bool | None
     detrend: bool
@@ -66,7 +68,7 @@ class Request:
     """All that one call asks of an image, checked."""
 
     regions: Regions
-    dtype: DTypeLike | Literal["auto"] | None = "auto"
+    dtype: "DTypeLike | Literal['auto'] | None" = "auto"
     nan_policy: NanPolicy | None = None
     cleaning: Cleaning = field(default_factory=Cleaning)
     strategy: str | tuple[str, ...] | None = None
@@ -101,7 +103,7 @@ class Request:
         operation: str | None = None,
         n_jobs: int | None = None,
         prefer: Prefer = None,
-        dtype: DTypeLike | Literal["auto"] | None = "auto",
+        dtype: "DTypeLike | Literal['auto'] | None" = "auto",
         nan_policy: NanPolicy | None = None,
         progress: Progress = None,
         on_result: OnResult = None,
@@ -260,7 +262,7 @@ def _check_voxels(regions: Regions) -> None:
         raise EmptyMaskError(f"region {name} has no voxels{many}: Regions.without_empty() leaves such out")
 
 
-def _check_dtype(dtype: DTypeLike | None) -> None:
+def _check_dtype(dtype: "DTypeLike | None") -> None:
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.piles import piles
 from sharedmask.compute.reduction import arithmetic, is_plain
@@ -24,7 +23,7 @@ from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.by_row import RowSource
 from sharedmask.sources.values import Conversion, convert, pieces
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 ROWS_BEFORE = 3
 """Room for what a region came to so far: numbers of float32 that have more digits than one of float64."""

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask.compute import kernels, reduction
 from sharedmask.compute.cleaning import CLEANING_MODULES, is_cleaning
@@ -43,7 +42,7 @@ from sharedmask.storage.rows import Rows, Series
 from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 if TYPE_CHECKING:
     from sharedmask.workers.streams import Streams

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.reduction import add_volumes, arithmetic, reduce_volumes, whole_sums
 from sharedmask.compute.strategies import SQUARES, SUMS, added
 from sharedmask.records import dataclass
 from sharedmask.sources.values import PIECE_BYTES, Conversion, convert, pieces, scale
 from sharedmask.sources.volumes import Volumes
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _STEPPED = SUMS | SQUARES
 _LEAST_VALUES = 256  # in a step; with fewer, a region at a time is faster

@@ -11,12 +11,12 @@ import struct
 from io import FileIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.decoding.codecs import decode_into
 from sharedmask.decoding.seek_points import ALIGNMENT, WrongPieceError
 from sharedmask.records import dataclass
 from sharedmask.system import platform
+from sharedmask.typing import NDArray
 
 _HEADER = struct.Struct("<4s6x2s4sH")  # no name and no comment: as bgzip writes it
 _SIGNS = (b"\x1f\x8b\x08\x04", b"\x06\0", b"BC\x02\0")

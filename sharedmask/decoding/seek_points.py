@@ -16,12 +16,11 @@ from typing import Protocol
 
 import numpy as np
 from isal import isal_zlib
-from numpy.typing import NDArray
 
 from sharedmask.decoding.codecs import begin_into
 from sharedmask.records import dataclass
 from sharedmask.system import platform
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 ALIGNMENT = 16
 _HEADER = b"\x1f\x8b\x08" + bytes(7)  # of a gzip file that has no name

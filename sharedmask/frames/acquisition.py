@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.sources.sidecar import read_json, sidecars
+from sharedmask.typing import NDArray
 
 Floats = NDArray[np.float64]
 

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 
 def checked_affine(affine: Any) -> NDArray[np.float64]:

@@ -9,11 +9,10 @@ from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _RESERVED = ("dataobj", "affine", "brainmask", "motion_affines", "datahdr")
 

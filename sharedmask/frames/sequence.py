@@ -13,7 +13,7 @@ from operator import index as as_index
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from sharedmask.compute.progress import Progress, progress_to
 from sharedmask.errors import FrameIndexError, ParameterError
@@ -21,7 +21,7 @@ from sharedmask.frames import kernels
 from sharedmask.frames.metadata import Metadata
 from sharedmask.frames.store import FrameStore
 from sharedmask.storage import mapped_file
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Index = int | slice | list[Any] | Array
 T = TypeVar("T")

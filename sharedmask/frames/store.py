@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, ClosedImageError, ParameterError
 from sharedmask.frames import kernels
@@ -38,7 +37,7 @@ from sharedmask.storage.segment import Handle
 from sharedmask.storage.spill import Spill
 from sharedmask.storage.views import SharedArray
 from sharedmask.system.process import Lock
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _ALONE = 16  # frames that are decoded by themselves; then loading all costs less
 # What makes a view again, by the names that other processes are told.

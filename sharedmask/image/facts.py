@@ -7,10 +7,10 @@ bytes live (``image``), how files tell it (``sources``).
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.sources.source import Facts
 from sharedmask.spaces.space import Space
+from sharedmask.typing import NDArray
 
 
 class Described:

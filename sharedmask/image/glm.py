@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute import glm
 from sharedmask.compute.confounds import confounds_table
@@ -30,7 +29,7 @@ from sharedmask.storage import rows
 from sharedmask.storage.rows import Held, Rows
 from sharedmask.system import monitor, process
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 NoiseModel = Literal["ols", "ar1"]
 

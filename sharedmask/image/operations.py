@@ -14,7 +14,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute import signals
 from sharedmask.compute.plan import plan_for, signals_bytes
@@ -31,7 +30,7 @@ from sharedmask.storage.rows import Held, Series, as_source
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.settings import Settings
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 if TYPE_CHECKING:  # else imported by who asks for it
     from sharedmask.image.glm import FittedModel, NoiseModel

@@ -7,7 +7,6 @@ other calls of an image (``operations``).
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.confounds import kept_volumes
 from sharedmask.compute.connectivity import SeedCorrelation, check_matrices, connectivity, standardized
@@ -18,7 +17,7 @@ from sharedmask.regions import parcels
 from sharedmask.regions.masks import ResamplingTarget
 from sharedmask.regions.regions import Regions
 from sharedmask.system import settings
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 _BLOCK_BYTES = 4 * 2**20  # of the series of the voxels that are correlated at a time, as float64
 

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.compute.progress import progress_to
@@ -38,7 +37,7 @@ from sharedmask.storage.cache import CacheFolder
 from sharedmask.system import files, locks, platform, settings
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Computation = Callable[[], list[Array]]
 

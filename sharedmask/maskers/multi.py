@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -21,6 +20,7 @@ from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import box_of
 from sharedmask.system.budget import within
 from sharedmask.system.process import effective_n_jobs
+from sharedmask.typing import NDArray
 
 
 class _UnionMasker(SharedNiftiMasker):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ConnectomeError, MissingFileError, SourceChangedError
 from sharedmask.network import correlation
@@ -32,7 +31,7 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import identity, monitor, settings
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 from sharedmask.workers import threaded
 
 _DATASETS = ("timeseries", "mask_indices", "mask_affine")

@@ -12,10 +12,9 @@ sums over subjects.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.sources.values import pieces
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Index = NDArray[np.intp]
 

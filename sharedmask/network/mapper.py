@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute import kernels
 from sharedmask.compute.plan import check_bound, per_process
@@ -40,7 +39,7 @@ from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget, within
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 from sharedmask.workers import pool, threaded
 from sharedmask.workers.worker import Item, Kernel
 

@@ -10,13 +10,12 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ParameterError
 from sharedmask.network import correlation
 from sharedmask.records import dataclass
 from sharedmask.spaces.grid import Grid
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image

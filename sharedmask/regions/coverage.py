@@ -11,13 +11,12 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 T = TypeVar("T")
 

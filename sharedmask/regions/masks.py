@@ -24,7 +24,6 @@ from nibabel.fileholders import FileHolder
 from nibabel.freesurfer.mghformat import MGHImage
 from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask import errors
 from sharedmask.decoding.codecs import without_codec
@@ -42,7 +41,7 @@ from sharedmask.spaces.space import Space, mismatch_error, times
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.files import readable
 from sharedmask.system.inputs import matches
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 Container = Literal["single", "list", "dict"]
 ResamplingTarget = Literal["data", "mask", "labels"] | None

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import SharedMaskError
 from sharedmask.regions.lut import lut_columns
 from sharedmask.regions.regions import Regions
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.grid import Grid, box_of
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 OTHER = "other"
 TISSUES = ("grey matter", "deep grey matter", "cerebellum", "white matter", "CSF")

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.reports.carpet import OTHER
 from sharedmask.reports.quality import FD_THRESHOLD, Quality
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _DPI = 185  # words are to be read where a page is 400 pixels wide
 _WIDTH = 5.2

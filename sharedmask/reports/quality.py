@@ -12,12 +12,11 @@ from dataclasses import field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.confounds import named_columns
 from sharedmask.errors import SharedMaskError
 from sharedmask.records import dataclass
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 N_PROBES = 4000
 """Voxels that stand for the brain."""

@@ -11,13 +11,12 @@ from dataclasses import field, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import ImageError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.sources.source import ArraySource, FileSource, SeriesSource, Source
 from sharedmask.sources.volumes import VolumeReader
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _PIECE_VOLUMES = 16  # that are decoded in the time of one by itself, which needs whole pieces of its file
 

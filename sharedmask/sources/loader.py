@@ -22,13 +22,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.sources.values import Conversion, all_finite, true_values
 from sharedmask.sources.volumes import Volumes, VolumesReader
 from sharedmask.system.process import Caller, n_cpus
 from sharedmask.system.threads import CannotStartThreadError, Threads, start
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 # Few volumes make short runs in each row, many make large buffers. Measured on 2 to 4 byte
 # values: from 16 volumes on the transposition keeps pace with the decompression.

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import DamagedImageError, SegmentError
 from sharedmask.records import dataclass
@@ -35,7 +34,7 @@ from sharedmask.sources.volumes import Span
 from sharedmask.system import files, process
 from sharedmask.system.threads import Threads
 from sharedmask.system.units import format_bytes
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Voxels = NDArray[np.intp]
 Write = Callable[[int, Array], None]

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask.decoding import bgzf, parallel
 from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_file, open_raw, open_stream
@@ -38,7 +37,7 @@ from sharedmask.spaces.space import Space
 from sharedmask.system import identity, inputs
 from sharedmask.system.identity import FileState
 from sharedmask.system.process import cached_property, n_cpus
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 _WHILE_READ = "while it was read"
 Kind = Literal["fingerprint", "content"]

@@ -11,12 +11,11 @@ from itertools import product
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import GridMismatchError, ParameterError
 from sharedmask.records import dataclass
 from sharedmask.spaces.space import Space, times
-from sharedmask.typing import Array, Numbers
+from sharedmask.typing import Array, NDArray, Numbers
 
 TOLERANCE = 0.01
 """Of a voxel: two boxes whose corners are nearer are one, rounded twice."""

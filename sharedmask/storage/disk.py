@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.records import dataclass
@@ -33,7 +32,7 @@ from sharedmask.system.files import DISK_FOLDER, spill_folder
 from sharedmask.system.platform import Folder
 from sharedmask.system.units import format_bytes
 from sharedmask.system.usage import nameless_bytes
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 Write = Callable[[str, int, Array], None]
 """Takes the name of an array, the number of its first row, and rows."""

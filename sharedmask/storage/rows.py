@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
-from numpy.typing import NDArray
 
 from sharedmask.errors import (
     AttachError,
@@ -42,7 +41,7 @@ from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
 from sharedmask.system import platform, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.threads import Threads
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 PRIVATE = segment.PRIVATE
 """Memory of this process, for its threads."""

@@ -48,9 +48,10 @@ from sharedmask.spaces.space import Space, per_space
 from sharedmask.study.completion import Completion, Resumption, Seen
 from sharedmask.study.denoising import Denoise, Denoisings
 from sharedmask.study.executors import Engine, engine, preloaded
-from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Sender, Study, Task, Whole, work
+from sharedmask.study.tasks import TOGETHER, Apart, NotDoneHereError, Study, Task, Whole, work
 from sharedmask.system.budget import MemoryBudget, within
 from sharedmask.system.inputs import matches
+from sharedmask.workers.sender import Sender
 
 _log = logging.getLogger(__name__)
 
@@ -282,7 +283,8 @@ class _Preparer:
             opened = image(key) if callable(image) else image
             asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
-        sent = None if self.sender is None else self.sender.sent(asked.request.regions)
+        regions = asked.request.regions
+        sent = None if self.sender is None else self.sender.sent(regions, regions.indices.nbytes)
         told = {"variant": variant, "needed": asked.needed(self._budget), "finish": finish, "sent": sent}
         return Task(key, asked, self._memory, self._memory_limit, **told)
 

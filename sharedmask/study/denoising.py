@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.confounds import named_columns
 from sharedmask.errors import MissingFileError, ParameterError
@@ -26,6 +25,7 @@ from sharedmask.sources.opening import open_source
 from sharedmask.study.bids import Run
 from sharedmask.system.inputs import exists, read_bytes
 from sharedmask.system.process import cached_property
+from sharedmask.typing import NDArray
 
 STRATEGIES: Mapping[str, tuple[str, ...]] = {
     "simple": ("high_pass", "motion", "wm_csf"),

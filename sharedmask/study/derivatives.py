@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask._version import __version__
 from sharedmask.compute.connectivity import measure
@@ -31,7 +30,7 @@ from sharedmask.study.bids import Run
 from sharedmask.study.tables import split, write_matrix, write_parcels, write_series, write_table
 from sharedmask.system.files import atomic_write, write_json, write_text
 from sharedmask.system.inputs import read_json
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 _BIDS_VERSION = "1.11.1"
 _SOURCE = "preprocessed"

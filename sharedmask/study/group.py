@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sharedmask.compute.journal import PRIVATE, Journal
 from sharedmask.errors import NoInputError
@@ -23,7 +22,7 @@ from sharedmask.sources.names import Name
 from sharedmask.study.derivatives import Derivatives
 from sharedmask.study.tables import read_rows, reading, write_matrix
 from sharedmask.system.files import atomic_write
-from sharedmask.typing import Array
+from sharedmask.typing import Array, NDArray
 
 RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _WHAT = ("atlas", "seg", "scale", "stat", "desc")

@@ -5,34 +5,25 @@ small ones that a worker prepares itself; results, errors, what was complete bef
 next (``cohort``), where they are worked on (``executors``).
 """
 
-import contextlib
-import functools
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sharedmask.errors import SharedMaskError
 from sharedmask.image.extraction import Extraction
 from sharedmask.records import dataclass
-from sharedmask.regions.regions import Regions
 from sharedmask.remote.addresses import absolute, named
-from sharedmask.storage.registry import publish
-from sharedmask.storage.segment import Handle, attach
+from sharedmask.storage.segment import Handle
 from sharedmask.system import limits, platform, settings
 from sharedmask.system.process import cached_property
-from sharedmask.typing import Array
 from sharedmask.workers.failure import Failure
+from sharedmask.workers.sender import received
 
 Key = Any
 _SMALL = 2**20  # bytes of an image
 _FREED = 8 * 2**20  # bytes that a worker keeps from one of them to the next
-_FEW_BYTES = 64 * 1024  # of regions, which travel with each image
 TOGETHER = 16, 128
 """Small images that a worker does whole, one after the other, at least and at most. After the last ones the
 disk is waited for."""
@@ -62,7 +53,7 @@ class Task:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.sent is not None:
-            self.__dict__["asked"] = _of(self.asked, _received(self.sent))
+            self.__dict__["asked"] = _of(self.asked, received(self.sent))
         settings.adopt(self.knobs)
 
     @property
@@ -102,40 +93,6 @@ class Task:
         """The signals, as :func:`sharedmask.extract` gives them, and what is made of them."""
         signals = self.asked.run(self.memory_limit, self.memory)
         return signals if self.finish is None else self.finish(signals)
-
-
-class Sender(contextlib.ExitStack):
-    """Puts regions that many images of a study have into shared memory, where each worker reads them once."""
-
-    _regions: Regions | None = None
-    _handle: Handle | None = None
-    _is_tried = False
-
-    def sent(self, regions: Regions) -> Handle | None:
-        """Where they are; None of those that the image before did not have, or that are hardly any."""
-        if regions is not self._regions:
-            self._regions, self._handle, self._is_tried = regions, None, False
-        elif not self._is_tried and regions.indices.nbytes > _FEW_BYTES:
-            self._is_tried = True
-            with contextlib.suppress(SharedMaskError):  # they travel with each image
-                self._handle = self._published(pickle.dumps(regions))
-        return self._handle
-
-    def _published(self, packed: bytes) -> Handle:
-        def fill(arrays: dict[str, Array]) -> None:
-            arrays["packed"][:] = np.frombuffer(packed, np.uint8)
-
-        geometry = {"packed": ((len(packed),), np.dtype(np.uint8))}
-        owned, attachment = publish("regions of a study", geometry, fill)
-        self.callback(owned.release)
-        return attachment.handle
-
-
-@functools.lru_cache(maxsize=1)
-def _received(handle: Handle) -> Regions:
-    """Regions that were sent; those of the image before are the same object, with all it has found out."""
-    regions: Regions = pickle.loads(attach(handle).arrays["packed"].data)
-    return regions
 
 
 def _of(asked: Extraction, regions: Any) -> Extraction:

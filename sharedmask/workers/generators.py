@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
-from numpy.typing import NDArray
 
 from sharedmask.records import dataclass
+from sharedmask.typing import NDArray
 from sharedmask.workers.modules import own_modules
 
 Name = str | int
