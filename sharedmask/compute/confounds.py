@@ -4,6 +4,7 @@ Covers: reading and checking them for one image. Does not cover: how text become
 confounds are used for (``cleaning``).
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -129,7 +130,7 @@ def _read_file(path: str | os.PathLike[str], where: str) -> tuple[list[str], NDA
         raise ConfoundsError(
             f"{where}: column {names.index('')} has no name, and does not number the rows; name it or drop it"
         )
-    numbers = [[_number(cell) for cell in row] for row in rows]
+    numbers = list(map(_numbers, rows))
     for row, cells in enumerate(numbers):
         if None in cells:
             column = cells.index(None)
@@ -158,6 +159,14 @@ def _header(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
 
 def _counted(n: int, start: int = 0) -> list[str]:
     return [str(number) for number in range(start, start + n)]
+
+
+def _numbers(cells: list[str]) -> Sequence[float | None]:
+    """Those of a row, of which most have nothing else: a table of fMRIPrep has tens of thousands."""
+    if "_" not in "".join(cells):
+        with contextlib.suppress(ValueError):
+            return list(map(float, cells))
+    return list(map(_number, cells))
 
 
 def _number(cell: str) -> float | None:

@@ -16,7 +16,7 @@ from sharedmask import (
     extract,
     extract_many,
 )
-from sharedmask.compute.confounds import read_confounds
+from sharedmask.compute.confounds import named_columns, read_confounds
 from sharedmask.errors import ConfoundsError, MissingFileError
 
 N = 12
@@ -266,3 +266,15 @@ def test_volumes_that_are_left_out_need_no_confounds(made, given, kept, low_pass
     without[5, 2] = np.nan
     with pytest.raises(ConfoundsError, match="no finite number in row 5"):
         made(path, confounds=given(without, text), **how)
+
+
+def test_a_row_of_numbers_is_read_as_one_cell_by_cell(tmp_path):
+    """Rows that have nothing but numbers are read at once."""
+    cells = ["1e-3", "-inf", "NaN", "7", ".5"]
+    (tmp_path / "a.tsv").write_text("\t".join("abcde") + "\n" + "\t".join(cells) + "\nn/a\t1\t\t2\t3\n")
+    names, table = named_columns(tmp_path / "a.tsv")
+    assert names == list("abcde")
+    np.testing.assert_array_equal(table, [list(map(float, cells)), [np.nan, 1, np.nan, 2, 3]])
+    (tmp_path / "b.tsv").write_text("a\tb\n1\t1_0\n")
+    with pytest.raises(ConfoundsError, match="'1_0' in row 0, column 'b' is not a number"):
+        named_columns(tmp_path / "b.tsv")
