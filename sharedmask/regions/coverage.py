@@ -106,7 +106,7 @@ def check_share(least: float) -> None:
 
 
 def _numbered(table: Sequence[RegionRow]) -> list[RegionRow]:
-    return [row if row.column == n else replace(row, column=n) for n, row in enumerate(table)]
+    return [row if row.column == n else row._replace(column=n) for n, row in enumerate(table)]
 
 
 def _enough(table: Sequence[RegionRow], least: float) -> NDArray[np.intp]:

@@ -131,7 +131,7 @@ class Regions(Sets):
         import pandas as pd
 
         if signals is None:
-            return pd.DataFrame([vars(row) for row in self.table()], columns=list(RegionRow.__annotations__))
+            return pd.DataFrame(self.table(), columns=list(RegionRow._fields))
         return pd.DataFrame(np.atleast_2d(signals), columns=list(self.names))
 
     def __repr__(self) -> str:

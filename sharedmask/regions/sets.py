@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,10 @@ from sharedmask.typing import Array, Numbers
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RegionRow:
+class RegionRow(NamedTuple):
     """One row of the region table; ``column`` is the region's position, None for a region without voxels."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # as the column is called, instead of the method of tuples
     name: str
     n_voxels: int
     n_voxels_in_mask: int
@@ -267,6 +266,7 @@ class Sets:
         inside = np.ones(len(self.indices), bool) if stored is None else self._are_among(stored)
         held = np.diff(np.cumsum(np.append(False, inside))[self.offsets])
         columns = zip(self.labels, self.names, self.sizes.tolist(), held.tolist(), strict=True)
+        # Each of very many runs has hundreds of them.
         rows = [RegionRow(k, name, n, m, m / n if n else 0.0, i) for i, (k, name, n, m) in enumerate(columns)]
         absent = [RegionRow(index, name, 0, 0, 0.0, None) for index, name in self.missing]
         return sorted(rows + absent, key=lambda row: row.index) if absent else rows

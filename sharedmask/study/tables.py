@@ -7,6 +7,7 @@ sidecars (``derivatives``), images, what makes a file whole or nothing (``files`
 import contextlib
 import csv
 import errno
+import functools
 import io
 import os
 import sys
@@ -55,7 +56,7 @@ class Style:
         """The rows for a file of this ending."""
         separator, missing = TABLES[ending]
         named = self.header and missing == "n/a"
-        heads = [_cell(name, separator) for name in columns(names)] if named else []
+        heads = _heads(columns(names), separator) if named else []
         rows = signals.T if self.transpose else signals
         for number, cells in enumerate(_cells(rows, missing, self.precision)):
             if heads and not (number or self.transpose):
@@ -142,6 +143,11 @@ def _print(text: str) -> None:
     except OSError as error:
         error.filename = error.filename or "standard output"
         raise
+
+
+@functools.lru_cache(maxsize=4)  # of very many runs they are the same
+def _heads(names: tuple[str, ...], separator: str) -> list[str]:
+    return [_cell(name, separator) for name in names]
 
 
 def _cell(name: str, separator: str = "\t") -> str:
