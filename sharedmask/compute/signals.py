@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
 _GROUPS = 4  # of regions for each worker
-_SENT_BYTES = 64 * 1024  # at most, to each worker
+_SENT_BYTES = 512 * 1024  # at most, to each worker: a segment has its own price
 
 
 class Signals(NamedTuple):
