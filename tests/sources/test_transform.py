@@ -226,9 +226,8 @@ def test_what_is_no_interpolation_is_refused():
         resampled(niimg(bold()), GRIDS["finer"], "cubic")
 
 
-@pytest.mark.parametrize("affine", [np.diag([0.0, 1, 1, 1]), np.diag([np.nan, 1, 1, 1])], ids=["flat", "NaN"])
-def test_an_affine_without_inverse_is_refused(affine):
-    source = replace(open_source(niimg(bold())), affine=affine)
+def test_an_affine_without_inverse_is_refused():
+    source = replace(open_source(niimg(bold())), affine=np.diag([0.0, 1, 1, 1]))
     with pytest.raises(GridMismatchError, match="in memory cannot be resampled: its affine has no inverse"):
         transform.resampled(source, GRIDS["finer"])
 
