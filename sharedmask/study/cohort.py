@@ -164,6 +164,8 @@ def extract_many(
     (5, 8)
     """
     check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish", "preload", "apart")
+    if not isinstance(retries, int) or retries < 0:
+        raise ParameterError(f"retries={retries!r} is no number of times")
     kinds = check_matrices(connectivity, fisher_z)
     strategy = strategy or "mean" if kinds else strategy
     if strategy is not None:
@@ -329,6 +331,8 @@ class _Run:
             for future in [*self._running, *self._whole]:
                 future.cancel()
             self._record(is_last=True)
+        _order(self.study.results, keys)
+        _order(self.study.errors, keys)
         self._warn()
         return self.study
 
@@ -475,6 +479,13 @@ class _Run:
                 SharedMaskWarning,
                 stacklevel=3,
             )
+
+
+def _order(found: dict[Key, Any], keys: Sequence[Key]) -> None:
+    """Put what came as it was ready in the order of the images: it is taken for that of the subjects."""
+    ordered = {key: found[key] for key in keys if key in found}
+    found.clear()
+    found.update(ordered)
 
 
 def _may_pass(error: BaseException) -> bool:

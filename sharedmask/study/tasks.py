@@ -194,9 +194,9 @@ class Study:
     Attributes
     ----------
     results : dict
-        Key -> signals; empty if ``on_result`` took them.
+        Key -> signals, in the order of the images; empty if ``on_result`` took them.
     errors : dict
-        Key -> the exception that ended it.
+        Key -> the exception that ended it, in that order too.
     complete : list
         Keys of the images that were done now, in order of completion.
     skipped : list

@@ -172,3 +172,20 @@ def test_numbers_that_make_no_sense_are_wrong_usage(line, study, monkeypatch):
     done = called(*line.split())
     assert done.returncode == 64
     assert "\n" not in done.stderr.strip()
+
+
+_EARLY = """
+import importlib, sys
+import sharedmask.cli as cli
+
+def stop(name):
+    raise KeyboardInterrupt
+
+cli.import_module = stop
+cli.main()
+"""
+
+
+def test_who_interrupts_while_verbs_are_imported_sees_no_traceback():
+    done = subprocess.run([sys.executable, "-c", _EARLY], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "sharedmask: interrupted\n")

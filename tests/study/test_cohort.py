@@ -573,3 +573,30 @@ def test_a_cluster_has_two_images_for_each_of_its_threads(threads, at_once):
         given._client = SimpleNamespace(nthreads=lambda: threads)
         with executors.engine(given, None, False) as engine:
             assert engine.at_once == at_once
+
+
+@pytest.mark.parametrize("broken", [(), (1, 3)])
+def test_results_and_errors_are_in_the_order_of_the_images(runs, masks, broken, monkeypatch):
+    """Whoever ends first: here the last that was begun."""
+
+    def last_first(futures, *_, **__):
+        futures[-1].exception()
+        return SimpleNamespace(done={futures[-1]})
+
+    for number in broken:
+        path = Path(runs[number])
+        path.write_bytes(path.read_bytes()[:-30])
+    monkeypatch.setattr(cohort, "wait", last_first)
+    with ThreadPoolExecutor(5) as executor:
+        study = extract_many(runs, masks, executor=executor, on_error=lambda *_: None)
+        kept = extract_many(runs, masks, executor=executor, on_error=lambda *_: None, strategy="mean")
+    bad = [runs[number] for number in broken]
+    good = [path for path in runs if path not in bad]
+    assert study.complete != good and sorted(study.complete) == sorted(good)
+    assert (list(study.results), list(study.errors)) == (list(kept.results), bad) == (good, bad)
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, "2", None])
+def test_what_is_no_number_of_retries_is_refused(retries, runs, masks):
+    with pytest.raises(ParameterError, match="retries="):
+        extract_many(runs, masks, retries=retries)
