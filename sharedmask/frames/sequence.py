@@ -23,7 +23,7 @@ from sharedmask.frames.store import FrameStore
 from sharedmask.storage import mapped_file
 from sharedmask.typing import Array, NDArray
 
-Index = int | slice | list[Any] | Array
+Index = int | slice | range | list[Any] | Array
 T = TypeVar("T")
 
 
@@ -173,7 +173,9 @@ class FrameSequence:
         try:
             if isinstance(index, slice):
                 return np.arange(len(self))[index]
-            if isinstance(index, (list, np.ndarray)) and np.ndim(index) == 1:
+            if isinstance(index, bool | np.bool_):
+                raise TypeError("it is no number")
+            if isinstance(index, list | range | np.ndarray) and np.ndim(index) == 1:
                 return np.arange(len(self))[np.asarray(index) if len(index) else []]
             return range(len(self))[as_index(index)]  # type: ignore[arg-type]
         except (IndexError, TypeError) as error:

@@ -18,6 +18,9 @@ INDICES = st.one_of(
     st.slices(N),
     st.lists(st.integers(-N, N - 1), max_size=2 * N),
     st.lists(st.booleans(), min_size=N, max_size=N).map(np.array),
+    st.tuples(st.integers(0, N), st.integers(0, N), st.sampled_from([1, 2, -1]))
+    .map(lambda ends: range(*ends))
+    .filter(lambda one: max(one, default=0) < N),
 )
 
 
@@ -34,7 +37,7 @@ def _fields():
 
 @given(index=INDICES)
 def test_indices_mean_what_they_mean_to_numpy(dataset, index):
-    at = np.array(index, int) if isinstance(index, list) else index
+    at = np.array(index, int) if isinstance(index, list | range) else index
     data, affine, when, gradient = dataset[index]
     same_bits(np.asarray(data), bold(dtype="float32")[..., at])
     np.testing.assert_array_equal(affine, np.arange(N * 16.0).reshape(N, 4, 4)[at])
@@ -43,7 +46,20 @@ def test_indices_mean_what_they_mean_to_numpy(dataset, index):
 
 
 @pytest.mark.parametrize(
-    "index", [N, -N - 1, "a", None, [0, N], np.ones(N + 1, bool), np.ones((2, 2), int), 1.5]
+    "index",
+    [
+        N,
+        -N - 1,
+        "a",
+        None,
+        [0, N],
+        np.ones(N + 1, bool),
+        np.ones((2, 2), int),
+        1.5,
+        True,
+        np.False_,
+        range(N + 1),
+    ],
 )
 def test_what_is_no_frame_is_an_index_error(dataset, index):
     with pytest.raises(FrameIndexError, match="12 frames") as raised:
