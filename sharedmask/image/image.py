@@ -468,15 +468,16 @@ class SharedImage(Searchlights):
             A read-only view where the values are stored as they are, else a fresh array. Of a .nii.gz file
             that has an index and is not loaded yet, only what holds this volume is decoded.
         """
-        if not isinstance(t, int | np.integer) or not -self.shape[-1] <= t < self.shape[-1]:
+        count = self.shape[-1]
+        if isinstance(t, bool) or not isinstance(t, int | np.integer) or not -count <= t < count:
             self._check_open()
-            raise ParameterError(f"{self._name} has {self.shape[-1]} volumes, there is no volume {t!r}")
-        if (volume := self._unloaded_frame(int(t) % self.shape[-1])) is not None:
+            raise ParameterError(f"{self._name} has {count} volumes, there is no volume {t!r}")
+        if (volume := self._unloaded_frame(t := int(t) % count)) is not None:
             return volume
         held = self._loaded()
         if held.voxels is None and not self._facts.is_scaled:
             return self.stored[..., t]
-        return held.volumes_at(slice(t % self.shape[-1], t % self.shape[-1] + 1))[..., 0]
+        return held.volumes_at(slice(t, t + 1))[..., 0]
 
     def _unloaded_frame(self, t: int) -> Array | None:
         """Volume ``t`` of an image that is not loaded, if its file has an index."""

@@ -279,6 +279,8 @@ class Operations(Described):
         list, dict or object
             What ``func`` returned, in the container of ``masks``.
         """
+        if not callable(func):
+            raise ParameterError(f"func={func!r} is no function")
         signals.begin_workers(parameters)
         regions = self._regions(masks, resampling_target)
         operation = f"calling a function on {len(regions)} masks of {self._name}"

@@ -97,7 +97,7 @@ def batch_process(
 
     Parameters
     ----------
-    lesions : list, dict, glob pattern, or one lesion
+    lesions : list, dict, iterator, glob pattern, or one lesion
         Paths or niimgs; named by their keys or files.
     analysis : FunctionalNetworkMapper, or callable
         A function is called with each lesion as it is given, in workers if ``n_jobs`` is above 1.

@@ -46,8 +46,9 @@ class Statistics:
     def __post_init__(self) -> None:
         if self.fdr_alpha is not None and not 0 < self.fdr_alpha < 1:
             raise ParameterError(f"fdr_alpha={self.fdr_alpha} is no level between 0 and 1")
-        if self.t_threshold is not None and not self.t_threshold >= 0:
-            raise ParameterError(f"t_threshold={self.t_threshold} must be 0 or more")
+        threshold = self.t_threshold
+        if threshold is not None and not (isinstance(threshold, int | float | np.number) and threshold >= 0):
+            raise ParameterError(f"t_threshold={threshold!r} must be 0 or more")
 
     def values_from(self, mean: Array, squares: Array, n_subjects: int) -> dict[str, Array]:
         """The values of all maps asked for, (n_voxels,) float32 and uint8."""

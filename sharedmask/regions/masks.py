@@ -122,8 +122,8 @@ def spread(masks: Iterable[Any]) -> list[Any]:
 
 
 def named_masks(masks: Any) -> dict[str, Any]:
-    """Name -> mask, of a dict, list, pattern or one mask; names are unique, nothing is read."""
-    masks = matching(masks) or masks
+    """Name -> mask, of a dict, list, iterator, pattern or one mask; names are unique, nothing is read."""
+    masks = list(masks) if isinstance(masks, Iterator) else matching(masks) or masks
     if isinstance(masks, Mapping):
         return dict(zip(unique_names(map(str, masks)), masks.values(), strict=True))
     items = spread(masks) if isinstance(masks, (list, tuple)) else [masks]

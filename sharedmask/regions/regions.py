@@ -193,7 +193,8 @@ class Regions(Sets):
         if numbers is None:
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
             raise mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
-        kept = replace(self, grid=grid, indices=numbers)._where(numbers >= 0)
+        here = numbers >= 0
+        kept = replace(self._where(here), grid=grid, indices=numbers[here])
         if np.any(lost := (kept.sizes == 0) & (self.sizes > 0)):
             raise EmptyMaskError(f"region {self.names[int(np.argmax(lost))]!r} has no place in {grid}")
         return kept

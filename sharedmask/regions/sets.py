@@ -55,6 +55,21 @@ class Sets:
             view.flags.writeable = False
             object.__setattr__(self, field, view)
         object.__setattr__(self, "keys", self.keys or self.names)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse numbers that name no voxel: those of other voxels would be taken."""
+        count, ends = len(self.indices), self.offsets
+        each = len(self.names), len(self.labels), len(self.keys)
+        if set(each) != {len(ends) - 1} or [*ends[[0, -1]]] != [0, count] or (np.diff(ends) < 0).any():
+            raise errors.MaskError(
+                f"offsets do not cut {count} voxels into {each[0]} regions, each with a label"
+            )
+        if self.weights is not None and len(self.weights) != count:
+            raise errors.MaskError(f"{len(self.weights)} weights are given for {count} voxels")
+        if count and not 0 <= self.indices.min() <= self.indices.max() < self.grid.n_voxels:
+            beyond = self.indices[(self.indices < 0) | (self.indices >= self.grid.n_voxels)]
+            raise errors.MaskError(f"there is no voxel {beyond[0]}: the grid has {self.grid.n_voxels}")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -211,9 +211,9 @@ def test_a_frame_is_a_read_only_view_of_the_array(shared):
         frame[0, 0, 0] = 1
 
 
-@pytest.mark.parametrize("t", [12, 99, -13])
+@pytest.mark.parametrize("t", [12, 99, -13, True, np.False_])
 def test_a_frame_that_is_not_there(t, shared):
-    with pytest.raises(ParameterError, match=rf"^sub-01_bold\.nii\.gz has 12 volumes, .* no volume {t}$"):
+    with pytest.raises(ParameterError, match=rf"^sub-01_bold\.nii\.gz has 12 volumes, .* no volume {t!r}$"):
         shared.frame(t)
 
 

@@ -370,3 +370,9 @@ def test_iter_masks_takes_every_parameter(shared, masks):
     got = dict(shared.iter_masks(masks, batch_size=2, standardize="psc", sample_mask=[0, 1, 5], n_jobs=2))
     for key, mask in masks.items():
         same_bits(got[key], shared.mask(mask, standardize="psc", sample_mask=[0, 1, 5]))
+
+
+@pytest.mark.parametrize("func", [None, "mean", 3])
+def test_what_is_no_function_is_not_mapped(func, shared, masks):
+    with pytest.raises(ParameterError, match="is no function"):
+        shared.map(func, masks)

@@ -293,3 +293,8 @@ def test_names_of_lacuna_are_aliases(connectome, lesions):
     for name in ("backend", "progress_desc", "compute_t_map"):
         with pytest.raises(TypeError, match=name):
             batch_process(given, mapper, **{name: "loky"})
+
+
+def test_lesions_of_an_iterator_are_one_each():
+    found = batch_process((number for number in range(3)), lambda number: number)
+    assert list(found.results.values()) == [0, 1, 2]

@@ -5,6 +5,9 @@ import pytest
 from images import AFFINE
 from networks import SHAPE, inside, mapped, mask
 
+from sharedmask import FunctionalNetworkMapper
+from sharedmask.errors import ParameterError
+
 
 def test_background_is_0_and_1_for_p(connectome, lesions):
     maps = mapped(connectome, lesions["l2"][0])
@@ -76,3 +79,9 @@ def test_maps_come_on_the_lesions_grid_if_asked_for(straight):
     assert maps.pmap.get_fdata()[0].min() == 1
     same = mapped(path, image, output_space="lesion")
     np.testing.assert_allclose(same.zmap.get_fdata(), here.zmap.get_fdata(), atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [-1, float("nan"), "2", [3]])
+def test_what_is_no_threshold_is_refused(threshold):
+    with pytest.raises(ParameterError, match="t_threshold="):
+        FunctionalNetworkMapper(t_threshold=threshold)

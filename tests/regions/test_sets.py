@@ -106,3 +106,27 @@ def test_voxels_of_each_region_in_order():
     indices, offsets = np.array([5, 1, 3, 0, 7, 3]), np.array([0, 3, 3, 6])
     sets = Regions(Grid((2, 2, 2), np.eye(4)), indices, offsets, ("a", "b", "c"), (1, 2, 3), "list")
     assert sets.in_order.tolist() == [1, 3, 5, 0, 3, 7] and sets.indices.tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"indices": [0, 24, 2]}, "no voxel 24: the grid has 24"),
+        ({"indices": [0, -1, 2]}, "no voxel -1"),
+        ({"offsets": [0, 1, 4]}, "do not cut 3 voxels into 2 regions"),
+        ({"offsets": [0, 1, 2]}, "do not cut 3 voxels"),
+        ({"offsets": [1, 2, 3]}, "do not cut 3 voxels"),
+        ({"offsets": [0, 3]}, "into 2 regions"),
+        ({"offsets": []}, "into 2 regions"),
+        ({"offsets": [0, 4, 3]}, "do not cut 3 voxels"),
+        ({"names": ("a",)}, "into 1 regions"),
+        ({"labels": (1, 2, 3)}, "do not cut 3 voxels"),
+        ({"weights": np.ones(2)}, "2 weights are given for 3 voxels"),
+    ],
+    ids=repr,
+)
+def test_numbers_that_name_no_voxel_are_refused(change, said):
+    given = {"indices": [0, 23, 2], "offsets": [0, 1, 3], "names": ("a", "b"), "labels": (1, 2)}
+    Regions(grid=Grid((2, 3, 4), np.eye(4)), container="dict", **given)
+    with pytest.raises(errors.MaskError, match=said):
+        Regions(grid=Grid((2, 3, 4), np.eye(4)), container="dict", **given | change)
