@@ -29,7 +29,7 @@ from sharedmask.remote.version import Version
 _HEAD = 64 * 1024
 _KEPT = 16  # heads
 _AT_ONCE = 16  # objects that are asked for together
-_AHEAD = 24  # pieces that wait to be decoded, of 256 KiB by HTTP
+_AHEAD = 40  # pieces that wait to be decoded, of 256 KiB by HTTP: the last answer comes meanwhile
 _WAIT, _WAITS = 0.1, 20
 
 
