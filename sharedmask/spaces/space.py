@@ -13,6 +13,7 @@ from sharedmask.errors import GridMismatchError
 from sharedmask.typing import Numbers
 
 T = TypeVar("T")
+_SPACES = 16  # for which what was made of them is held
 
 
 class Space(Protocol):
@@ -81,7 +82,9 @@ def _told(space: Space, other: Space) -> str:
 
 
 def per_space(make: Callable[[Space], T]) -> Callable[[Space], T]:
-    """``make``, called once for each space: the images of a study have few.
+    """``make``, called once for each space of those that came last.
+
+    The images of a study have few, or each subject's, which follow each other, have their own.
 
     Examples
     --------
@@ -96,8 +99,13 @@ def per_space(make: Callable[[Space], T]) -> Callable[[Space], T]:
 
     def once(space: Space) -> T:
         key = space.shape, space.identity
-        if key not in found:
-            found[key] = make(space)
-        return found[key]
+        try:
+            made = found.pop(key)
+        except KeyError:
+            made = make(space)
+        found[key] = made
+        if len(found) > _SPACES:
+            del found[next(iter(found))]
+        return made
 
     return once

@@ -6,6 +6,8 @@ Covers: putting it there, the same object for each item that arrives. Does not c
 import contextlib
 import functools
 import pickle
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,10 @@ _FEW_BYTES = 64 * 1024  # which travel with each item
 
 
 class Sender(contextlib.ExitStack):
-    """Puts there what items that follow each other have in common, until it is closed."""
+    """Puts there what items that follow each other have in common, as long as any of them has its place.
+
+    When it is closed all of it goes.
+    """
 
     _thing: Any = None
     _handle: Handle | None = None
@@ -40,9 +45,11 @@ class Sender(contextlib.ExitStack):
             arrays["packed"][:] = np.frombuffer(packed, np.uint8)
 
         geometry = {"packed": ((len(packed),), np.dtype(np.uint8))}
-        owned, attachment = publish("what workers have in common", geometry, fill)
-        self.callback(owned.release)
-        return attachment.handle
+        owned, _ = publish("what workers have in common", geometry, fill)
+        # A thing of its own, that only items have: with the last of these what they had in common goes.
+        handle = replace(owned.handle)
+        self.callback(weakref.finalize(handle, owned.release))
+        return handle
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,5 +1,7 @@
 """What spaces have in common."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -26,3 +28,17 @@ def test_something_is_made_once_for_each_space():
     same = BrainModels(MODELS.structures, None, "another run")
     assert [once(space) for space in (GRID, MODELS, same, Grid((2, 2, 2), np.eye(4)))] == [8, 3, 3, 8]
     assert len(made) == 2
+
+
+def test_what_is_made_for_very_many_spaces_is_not_held():
+    """As where each subject of a study has a grid of its own."""
+    alive = weakref.WeakSet()
+
+    def make(space):
+        alive.add(made := Grid(space.shape, np.eye(4)))
+        return made
+
+    once = per_space(make)
+    for side in range(1, 100):
+        assert once(Grid((side, 2, 2), np.eye(4))) is once(Grid((side, 2, 2), np.eye(4)))
+    assert len(alive) < 20
