@@ -352,9 +352,13 @@ class _Run:
             return
         while len(self._whole) >= 2 * self.engine.at_once:
             self._collect()
-        one = Whole(self._gathered, self.apart.of(self._gathered))
-        self._gathered = []
-        self._whole[self.engine.executor.submit(Whole.run, one)] = one
+        one, self._gathered = Whole(self._gathered, self.apart.of(self._gathered)), []
+        try:
+            future = self.engine.executor.submit(Whole.run, one)
+        except Exception as error:  # as where no thread can be started: none of them is lost
+            future = Future()
+            future.set_exception(error)
+        self._whole[future] = one
 
     def _collect_whole(self, future: Future[Any]) -> None:
         one = self._whole.pop(future)
@@ -414,8 +418,8 @@ class _Run:
         patience = self.completion.patience
         self.engine.begin()
         done = wait([*self._running, *self._whole], patience, return_when=FIRST_COMPLETED).done
-        for future in [one for one in self._whole if one in done]:
-            self._collect_whole(future)
+        while (future := next((one for one in self._whole if one in done), None)) is not None:
+            self._collect_whole(future)  # who may wait for room, and collect others meanwhile
         for future in [one for one in self._running if one in done]:  # in the order in which they began
             task, seen, tries, start = self._running.pop(future)
             with self._failing(task.key):

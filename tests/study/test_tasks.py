@@ -10,7 +10,10 @@ from images import AFFINE, SHAPE, bold, niimg, save
 
 from sharedmask import Grid, Regions, extract_many
 from sharedmask.image.extraction import Extraction
-from sharedmask.study.tasks import Apart, Task
+from sharedmask.study import cohort
+from sharedmask.study.executors import Engine
+from sharedmask.study.tasks import Apart, Task, Whole
+from sharedmask.workers.executor import Processes
 from sharedmask.workers.sender import Sender
 
 REGIONS = Regions.from_labels(np.arange(210).reshape(SHAPE) % 60, Grid(SHAPE, AFFINE))
@@ -88,3 +91,23 @@ def test_small_images_that_workers_do_whole_end_as_they_would_alone(tmp_path, fa
     assert {f"{key} {'here' if key in here else 'elsewhere'}" for key in done.complete} <= {*os.listdir(out)}
     again = extract_many(runs, REGIONS, on_result=lambda *_: [], **asked)
     assert sorted(again.skipped) == sorted(done.complete)
+
+
+def test_images_that_no_worker_takes_together_are_each_done_here(tmp_path, monkeypatch):
+    """Two at a time, of which each waits for room: not one is lost, and none is collected twice."""
+    runs = {key: save(tmp_path / f"{key}.nii", bold(seed=number)) for number, key in enumerate("abcdefg")}
+    submit = Processes.submit
+
+    def refusing(self, function, *arguments):
+        if function is Whole.run:
+            raise RuntimeError("can't start new thread")
+        return submit(self, function, *arguments)
+
+    monkeypatch.setattr(Processes, "submit", refusing)
+    monkeypatch.setattr(Engine, "most", lambda *_: 1)
+    monkeypatch.setattr(cohort, "TOGETHER", (2, 2))
+    apart = Apart(lambda key: True, lambda keys: _whole(runs, tmp_path, "", keys))
+    keep = dict[str, np.ndarray]().__setitem__
+    asked = {"on_result": keep, "resume": tmp_path / "done", "apart": apart, "n_jobs": 2}
+    study = extract_many(runs, REGIONS, strategy="mean", **asked)
+    assert sorted(study.complete) == list(runs) and study.errors == {}
