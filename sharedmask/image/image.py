@@ -205,6 +205,7 @@ class SharedImage(Searchlights):
         SourceChangedError
             The file is not the one that was opened, or was written to while it was read.
         """
+        let_workers_go()
         self._loaded()
         return self
 
@@ -232,6 +233,8 @@ class SharedImage(Searchlights):
         if self._asked_store == rows.PRIVATE:
             knobs = replace(knobs, shared_memory=False)
         try:
+            if self._held is None:
+                let_workers_go()  # of an image that nobody closed, before memory is looked at
             before = self._bytes_in_memory
             budget = MemoryBudget.here(self._memory_limit, before, knobs)
             held = self._loaded(budget)
@@ -297,7 +300,6 @@ class SharedImage(Searchlights):
             let_workers_go()
             if self._lease is not None:
                 self._lease.close()
-                self._lease = None
 
     def __enter__(self) -> "SharedImage":
         return self

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import pickle
 import select
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
 from sharedmask.workers.threaded import OnDone, Options, checked, run_threads
-from sharedmask.workers.worker import PATIENCE, Answer, Item, Kernel, Said, resolved
+from sharedmask.workers.worker import LET_GO, PATIENCE, Answer, Item, Kernel, Said, resolved
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _MANY = 8  # items for each worker
 _LEAST_SECONDS = 0.0005  # of work, where there is so much left: a message has its own price
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
+_LET_GO_SECONDS = 1.0  # for workers to do so, which takes much less unless they are stopped
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 _END = pickle.dumps(("end", True))
 _LET_GO = pickle.dumps(("let go",))
@@ -78,10 +80,18 @@ class _Worker:
         if not self._knows_end:
             self.send(_END)
 
-    def let_go(self) -> None:
-        if self._may_hold:
-            self._may_hold = False
+    def let_go(self) -> bool:
+        """Have it hold no image; whether it had to be told."""
+        was_told, self._may_hold = self._may_hold, False
+        if was_told:
             self.send(_LET_GO)
+        return was_told
+
+    def has_let_go(self, seconds: float) -> None:
+        """Wait until it has, but no longer: what a stopped one says later is no answer to any item."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            if self.pipe.poll(seconds):
+                self.pipe.recv_bytes()
 
     def send(self, message: bytes) -> None:
         # A worker that died is noticed where its answer is awaited.
@@ -93,6 +103,8 @@ class _Worker:
             payload = self.pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise self.death() from None
+        if payload == LET_GO:
+            return []
         try:
             received = pickle.loads(payload)
             del payload  # it may be as large as what is in it
@@ -176,8 +188,10 @@ class _Pool:
 
     def let_go(self) -> None:
         with self._lock:
-            for worker in self._idle:
-                worker.let_go()
+            told = [worker for worker in self._idle if worker.let_go()]
+            end = time.monotonic() + _LET_GO_SECONDS
+            for worker in told:
+                worker.has_let_go(max(end - time.monotonic(), 0.0))
 
     def stop(self) -> None:
         """End those that are idle."""
@@ -252,7 +266,7 @@ def _pool(preload: Sequence[str]) -> _Pool:
 
 
 def let_go() -> None:
-    """Have idle workers hold no image any more, as the caller does not."""
+    """Have idle workers hold no image any more, as the caller does not: then its memory is free."""
     for pool in list(_pools.values()):
         pool.let_go()
 

@@ -48,6 +48,9 @@ _LARGE_BYTES = 64 * 1024  # of an answer that travels alone
 _REST_SECONDS = 0.05  # without a job, after which what was freed is given back
 _HOLD_SECONDS = 1.0  # without a job, after which an image is held no longer
 
+LET_GO = b""
+"""The answer of who was told to let go, which no item has."""
+
 Kernel = Callable[..., Any]
 Item = tuple[Any, ...]
 
@@ -114,17 +117,23 @@ def work(pipe: Connection, entered: Entered) -> None:
                 continue
             if kind == "let go":
                 worker.let_go()
+                pipe.send_bytes(LET_GO)
+                _rest(pipe, worker)
                 continue
             is_end = message.pop()
             if kind == "items":
                 worker.answer_all(pipe, message.pop())
             if is_end:
                 worker.end()
-                if is_readable(pipe, _REST_SECONDS):
-                    continue
-                platform.trim_heap()
-                if not is_readable(pipe, _HOLD_SECONDS):
-                    worker.let_go()
+                _rest(pipe, worker)
+
+
+def _rest(pipe: Connection, worker: "_Worker") -> None:
+    """Give back what is not needed, little by little, until somebody asks for something."""
+    if not is_readable(pipe, _REST_SECONDS):
+        platform.trim_heap()
+        if not is_readable(pipe, _HOLD_SECONDS):
+            worker.let_go()
 
 
 def _leave_with_caller(pipe: Connection) -> None:

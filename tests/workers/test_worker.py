@@ -7,12 +7,13 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import nibabel as nib
 import numpy as np
 import psutil
 import pytest
 from children import gone, kill_group, running
 
-from sharedmask import batch_process
+from sharedmask import SharedImage, batch_process
 from sharedmask.storage import segment
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
@@ -56,9 +57,47 @@ def test_shared_arguments_are_attached_read_only_and_let_go():
     (worker,) = pool._pools[()]._idle
     owned.release()
     pool.let_go()
-    deadline = time.monotonic() + 60
-    while handle.name in Path(f"/proc/{worker.process.pid}/maps").read_text():
-        assert time.monotonic() < deadline, "an idle worker holds the image"
+    assert handle.name not in Path(f"/proc/{worker.process.pid}/maps").read_text()
+
+
+@pytest.mark.shares
+def test_an_image_that_nobody_closed_is_let_go_before_the_next_is_loaded():
+    data = np.arange(64, dtype="i2").reshape(2, 2, 2, 8)
+    masks = [np.ones((2, 2, 2))] * 2
+    image = SharedImage(nib.Nifti1Image(data, np.eye(4)))
+    image.map(np.sum, masks, n_jobs=2)
+    name, pids = image.handle.name, [one.process.pid for one in pool._pools[()]._idle]
+    with pytest.warns(ResourceWarning, match="not closed"):
+        del image
+    with SharedImage(nib.Nifti1Image(data, np.eye(4))) as image:
+        image.load()
+        assert all(name not in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+
+
+def test_what_a_stopped_worker_says_late_is_no_answer(monkeypatch):
+    monkeypatch.setattr(pool, "_LET_GO_SECONDS", 0.0)
+    run_processes(abs, (), [(1,)], 1)
+    (idle,) = pool._pools[()]._idle
+    os.kill(idle.process.pid, signal.SIGSTOP)
+    try:
+        pool.let_go()
+    finally:
+        os.kill(idle.process.pid, signal.SIGCONT)
+    assert run_processes(abs, (), [(-n,) for n in range(20)], 1) == list(range(20))
+    assert pool._pools[()]._idle == [idle]
+
+
+def test_who_lets_go_gives_back_what_was_freed_too():
+    def take():
+        return len([np.ones(30_000) for _ in range(200)])  # as malloc takes them from the heap
+
+    run_processes(take, (), [()], 1)
+    pool.let_go()
+    (idle,) = pool._pools[()]._idle
+    process, deadline = psutil.Process(idle.process.pid), time.monotonic() + 60
+    while process.memory_full_info().uss > 30 * 2**20:
+        assert time.monotonic() < deadline, "an idle worker holds what its function freed"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "after another job"])
@@ -82,6 +121,7 @@ def test_who_is_told_to_let_go_is_told_once(monkeypatch):
     run_processes(abs, (), [(1,)], 1)
     (idle,) = pool._pools[()]._idle
     told = []
+    monkeypatch.setattr(pool, "_LET_GO_SECONDS", 0.0)
     monkeypatch.setattr(idle, "send", told.append)
     pool.let_go()
     pool.let_go()
