@@ -6,19 +6,28 @@ that list a folder. Does not cover: other protocols (``filesystems``), reading a
 """
 
 import contextlib
+import functools
 import os
 import socket
+import threading
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from threading import Event
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urljoin, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import (
+    AbstractHTTPHandler,
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    Request,
+    build_opener,
+)
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError, SourceChangedError
 from sharedmask.remote import retries
@@ -50,6 +59,7 @@ class HttpServer:
     def __init__(self, url: str) -> None:
         self.url, self.name = url, named(url)
         self._response: HTTPResponse | None = None
+        self._asked: HTTPConnection | None = None
         self._stopped = Event()
 
     def head(self, most: int) -> tuple[Version, bytes]:
@@ -89,10 +99,11 @@ class HttpServer:
     def interrupt(self) -> None:
         """Let another thread that waits for bytes come back at once."""
         self._stopped.set()
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            line = socket.socket(fileno=os.dup(self._response.fileno()))  # type: ignore[union-attr]
-            with line:
-                line.shutdown(socket.SHUT_RDWR)
+        for end in (self._response, getattr(self._asked, "sock", None)):  # that may not have answered yet
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                line = socket.socket(fileno=os.dup(end.fileno()))  # type: ignore[union-attr]
+                with line:
+                    line.shutdown(socket.SHUT_RDWR)
 
     def listed(self) -> list[str] | None:
         """Names in a folder, if the server has a page that lists them."""
@@ -100,8 +111,9 @@ class HttpServer:
             return self._page()
         except HTTPError as refusal:
             refusal.close()
-        except _BROKEN:
-            pass
+        except _BROKEN as failure:
+            if self._stopped.is_set():  # which says nothing of the server
+                raise self._passing(failure) from failure
         return None
 
     def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
@@ -136,7 +148,7 @@ class HttpServer:
             tries.wait(error, getattr(error, "after", 0.0))
 
     def _page(self) -> list[str] | None:
-        with _ask(self.url.rstrip("/") + "/", {}) as response:
+        with _ask(self.url.rstrip("/") + "/", {}, self) as response:
             if "text/html" not in response.headers.get("Content-Type", ""):
                 return None
             return _links(response.url, response.read(_PAGE).decode("utf-8", "replace"))
@@ -148,11 +160,11 @@ class HttpServer:
         """What answers now, and its bytes from ``place`` on; those before are passed over."""
         last = "" if most is None else place + most - 1
         try:
-            response = _ask(self.url, {"Range": f"bytes={place}-{last}"})
+            response = _ask(self.url, {"Range": f"bytes={place}-{last}"}, self)
         except HTTPError as error:
             with error:
                 if error.code == _NO_SUCH_RANGE and not place:  # of nothing there is no first byte
-                    response = _ask(self.url, {})
+                    response = _ask(self.url, {}, self)
                 elif error.code == _NO_SUCH_RANGE:
                     raise SourceChangedError(f"{self.name} is shorter now than {place} bytes") from error
                 else:
@@ -247,7 +259,35 @@ def _seconds(told: str) -> float:
     return 0.0
 
 
-def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
+class _Watched(AbstractHTTPHandler):
+    """Has who asks know the connection before the server has answered."""
+
+    def do_open(self, http_class: Any, req: Request, **options: Any) -> Any:
+        def connection(*place: Any, **more: Any) -> HTTPConnection:
+            made: HTTPConnection = http_class(*place, **more)
+            _asking.server._asked = made
+            return made
+
+        return super().do_open(connection, req, **options)
+
+
+class _Plain(_Watched, HTTPHandler):
+    pass
+
+
+class _Secure(_Watched, HTTPSHandler):
+    pass
+
+
+_asking = threading.local()
+
+
+@functools.cache
+def _opener() -> OpenerDirector:
+    return build_opener(_Plain, _Secure)
+
+
+def _ask(url: str, headers: dict[str, str], server: HttpServer) -> HTTPResponse:
     user, address = _written(url)
     request = Request(address, headers={"Accept-Encoding": "identity", "User-Agent": "sharedmask", **headers})
     if user:  # never sent on to where the server leads
@@ -255,7 +295,8 @@ def _ask(url: str, headers: dict[str, str]) -> HTTPResponse:
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     for name, value in _configured(request.type).items():
         request.add_unredirected_header(name, value)
-    response: HTTPResponse = urlopen(request, timeout=retries.TIMEOUT)
+    _asking.server = server
+    response: HTTPResponse = _opener().open(request, timeout=retries.TIMEOUT)
     return response
 
 

@@ -9,7 +9,6 @@ Each answer takes as long as the way there and back: what is known to be asked f
 """
 
 import contextlib
-import functools
 import io
 import queue
 import threading
@@ -28,6 +27,7 @@ from sharedmask.remote.version import Version
 
 _HEAD = 64 * 1024
 _KEPT = 16  # heads
+_KEPT_FOLDERS = 256
 _AT_ONCE = 16  # objects that are asked for together
 _AHEAD = 40  # pieces that wait to be decoded, of 256 KiB by HTTP: the last answer comes meanwhile
 _WAIT, _WAITS = 0.1, 20
@@ -59,6 +59,7 @@ class Head(NamedTuple):
 
 
 _heads: dict[str, Head] = {}
+_folders: dict[str, tuple[str, ...] | None] = {}
 _NONE: Mapping[str, "Future[Any]"] = MappingProxyType({})
 _together: ContextVar[Mapping[str, "Future[Any]"]] = ContextVar("_together", default=_NONE)
 
@@ -107,16 +108,17 @@ def together(urls: Iterable[str], folders: Iterable[str]) -> Iterator[None]:
         asked: dict[str, Future[Any]] = {
             url: threads.submit(_look, url, server) for url, server in servers.items()
         }
-        asked |= {url: threads.submit(_listed, url) for url in folders if not _is_walked(url)}
+        lists = {url: _server(url) for url in folders if not _is_walked(url)}
+        asked |= {url: threads.submit(_listed, url, server) for url, server in lists.items()}
         before = _together.set(asked)
         try:
             yield
         finally:
             _together.reset(before)
             threads.shutdown(wait=False, cancel_futures=True)
-            for url in servers:
+            for url, server in (servers | lists).items():
                 if not asked[url].done():  # nobody needed it
-                    servers[url].interrupt()
+                    server.interrupt()
 
 
 def _is_walked(folder: str) -> bool:
@@ -145,13 +147,17 @@ def listed(url: str) -> tuple[str, ...] | None:
     if known is not None:
         return tuple(known)
     asked = _together.get().get(url)
-    return _listed(url) if asked is None else asked.result()
+    return _listed(url, _server(url)) if asked is None else asked.result()
 
 
-@functools.lru_cache(maxsize=256)
-def _listed(url: str) -> tuple[str, ...] | None:
-    found = _server(url).listed()
-    return None if found is None else tuple(found)
+def _listed(url: str, server: Server) -> tuple[str, ...] | None:
+    if url in _folders:
+        return _folders[url]
+    found = server.listed()
+    names = None if found is None else tuple(found)
+    if len(_folders) < _KEPT_FOLDERS:
+        _folders[url] = names
+    return names
 
 
 def walk(url: str, goes_into: Callable[[str], bool], endings: tuple[str, ...]) -> trees.Tree:

@@ -28,7 +28,7 @@ LABELS = np.arange(np.prod(images.SHAPE)).reshape(images.SHAPE) % 4
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(retries, "PAUSE", 0.001)
-    objects._listed.cache_clear()
+    objects._folders.clear()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(retries, "PAUSE", 0.001)
     monkeypatch.setattr(retries, "TRIES", 2)
     yield
-    objects._listed.cache_clear()
+    objects._folders.clear()
     trees.forget()
 
 

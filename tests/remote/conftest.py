@@ -9,7 +9,7 @@ def quick(monkeypatch):
     """Pauses that tests can wait for, and nothing known of other servers."""
     monkeypatch.setattr(retries, "PAUSE", 0.001)
     objects._heads.clear()
-    objects._listed.cache_clear()
+    objects._folders.clear()
 
 
 @pytest.fixture

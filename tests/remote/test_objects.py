@@ -1,13 +1,15 @@
 """Bytes that are read ahead."""
 
+import contextlib
 import random
+import socket
 import threading
 from types import SimpleNamespace
 
 import pytest
 
 from sharedmask.errors import SourceChangedError
-from sharedmask.remote import objects
+from sharedmask.remote import objects, retries
 from sharedmask.remote.objects import RemoteFile, exists, listed, look, together
 
 CONTENT = random.Random(5).randbytes(500_000)
@@ -56,6 +58,27 @@ def test_who_is_not_needed_is_not_waited_for(server, url):
     with together([url], []):
         pass
     assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
+
+
+def test_who_interrupts_does_not_wait_for_servers_that_say_nothing(monkeypatch):
+    monkeypatch.setattr(retries, "TIMEOUT", 60)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        def interrupted():
+            with contextlib.suppress(KeyboardInterrupt), together([f"{url}/a.bin"], [url]):
+                lines.extend(silent.accept()[0] for _ in range(2))
+                assert all(line.recv(1) for line in lines)
+                raise KeyboardInterrupt
+
+        lines = []
+        caller = threading.Thread(target=interrupted, daemon=True)
+        caller.start()
+        caller.join(30)
+        for line in lines:
+            line.close()
+        assert not caller.is_alive()
+    assert not objects._folders, "that a folder was not listed is no answer"
 
 
 @pytest.mark.parametrize("whole", [True, False])
