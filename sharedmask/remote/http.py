@@ -296,7 +296,10 @@ def _ask(url: str, headers: dict[str, str], server: HttpServer) -> HTTPResponse:
     for name, value in _configured(request.type).items():
         request.add_unredirected_header(name, value)
     _asking.server = server
-    response: HTTPResponse = _opener().open(request, timeout=retries.TIMEOUT)
+    try:
+        response: HTTPResponse = _opener().open(request, timeout=retries.TIMEOUT)
+    finally:
+        del _asking.server  # which would be held for as long as the thread lives
     return response
 
 

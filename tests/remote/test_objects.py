@@ -1,6 +1,7 @@
 """Bytes that are read ahead."""
 
 import contextlib
+import gc
 import random
 import socket
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 from sharedmask.errors import SourceChangedError
 from sharedmask.remote import objects, retries
+from sharedmask.remote.http import HttpServer
 from sharedmask.remote.objects import RemoteFile, exists, listed, look, together
 
 CONTENT = random.Random(5).randbytes(500_000)
@@ -58,6 +60,14 @@ def test_who_is_not_needed_is_not_waited_for(server, url):
     with together([url], []):
         pass
     assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
+
+
+def test_nothing_is_held_of_who_asked(url):
+    with RemoteFile(url) as file:
+        file.readall()
+    del file
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, HttpServer)]
 
 
 def test_who_interrupts_does_not_wait_for_servers_that_say_nothing(monkeypatch):
