@@ -226,21 +226,7 @@ def _drafted(draft: "Draft") -> Iterator["Draft"]:
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """``facts`` as JSON, whole or not at all."""
-    write_text(path, [legible(indented(facts), r"\\x{:02x}"), "\n"])
-
-
-def indented(value: Any, before: str = "\n") -> str:
-    """What ``json.dumps`` writes with ``indent=2``, several times as fast: its own such way is in Python."""
-    deeper = before + "  "
-    if isinstance(value, dict) and value:
-        within = [f"{_dumps(str(name))}: {indented(one, deeper)}" for name, one in value.items()]
-        return f"{{{deeper}{f',{deeper}'.join(within)}{before}}}"
-    if isinstance(value, list | tuple) and value:
-        return f"[{deeper}{f',{deeper}'.join(indented(one, deeper) for one in value)}{before}]"
-    return _dumps(value)
-
-
-_dumps = json.JSONEncoder(ensure_ascii=False).encode
+    write_text(path, [legible(json.dumps(facts, indent=2, ensure_ascii=False), r"\\x{:02x}"), "\n"])
 
 
 def legible(text: str, other: str = r"\x{:02x}") -> str:

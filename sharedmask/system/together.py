@@ -20,7 +20,7 @@ _AT_ONCE = 16  # calls that wait for a disk, which answers many of them together
 
 
 class Together:
-    """Files that are written in the ``with`` block, and get their names when :func:`settle` is called.
+    """Files that are written in the ``with`` block, and get their names by :func:`settling`.
 
     All that :func:`atomic_write` promises of one holds then: a disk that is asked to keep many files at once
     takes little longer than for one. If the block fails none of them is there.
@@ -33,9 +33,11 @@ class Together:
     ...     with Together() as written, atomic_write(Path(folder, "out.tsv")) as temporary:
     ...         _ = temporary.write_text("a")
     ...     before = os.listdir(folder)
-    ...     errors = settle([written])
-    ...     before, errors, os.listdir(folder)
-    ([], [None], ['out.tsv'])
+    ...     with waiting() as threads:
+    ...         for calls in settling([written], threads):
+    ...             _ = calls.wait()
+    ...     before, os.listdir(folder)
+    ([], ['out.tsv'])
     """
 
     def __init__(self) -> None:
@@ -58,27 +60,15 @@ class Together:
             self.drafts.pop().close()
 
 
-def settle(written: Sequence[Together]) -> list[Exception | None]:
-    """Give files their names, once their bytes are on the disk; what went wrong with each group, if anything.
-
-    The names are on the disk, too, when this returns.
-    """
-    with waiting() as threads:
-        steps = settling(written, threads)
-        while True:
-            try:
-                next(steps).wait()
-            except StopIteration as end:
-                errors: list[Exception | None] = end.value
-                return errors
-
-
 Steps = Generator["Calls", None, T]
 """Work that waits for calls on other threads, which it gives, again and again; then its result."""
 
 
 def settling(written: Sequence[Together], threads: Threads) -> Steps[list[Exception | None]]:
-    """What :func:`settle` does, for who has something else to do while the disk is waited for."""
+    """Give files their names, once their bytes are on the disk; what went wrong with each group, if anything.
+
+    Who asks may do something else while the disk is waited for. The names are on it, too, at the end.
+    """
     drafts = [draft for group in written for draft in group.drafts]
     failed: dict[int, Exception] = {}
     folders: dict[str, Folder] = {}

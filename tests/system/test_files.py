@@ -454,21 +454,9 @@ def test_scratch_has_no_name(folder, tmpfile, monkeypatch):
             "h": (1, 2),
         },
         {"a": {1: 2, "b": 3}, "nan": float("nan"), "big": 10**30, "": [[], {}]},
+        {"ä": {"b": [1, 1e-05, 1e16, True, None, {}]}, "c": ((), ("x", [2.0]))},
     ],
 )
 def test_json_is_that_of_the_standard_library(tmp_path, facts):
     files.write_json(tmp_path / "a.json", facts)
     assert (tmp_path / "a.json").read_text() == json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {},
-        {"a": []},
-        {"ä": {"b": [1, 1e-05, 1e16, float("nan"), True, None, {}]}, "c": ((), ("x", [2.0]))},
-        {"of": {1: 2}},
-    ],
-)
-def test_json_is_indented_as_the_standard_library_does(facts):
-    assert files.indented(facts) == json.dumps(facts, indent=2, ensure_ascii=False)

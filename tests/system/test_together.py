@@ -5,7 +5,18 @@ import os
 import pytest
 
 from sharedmask.system import files
-from sharedmask.system.together import Together, at_once, settle
+from sharedmask.system.together import Together, at_once, settling, waiting
+
+
+def settle(groups):
+    """Without anything else to do meanwhile."""
+    with waiting() as threads:
+        steps = settling(groups, threads)
+        while True:
+            try:
+                next(steps).wait()
+            except StopIteration as end:
+                return end.value
 
 
 def written(folder, name):
