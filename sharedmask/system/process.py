@@ -131,8 +131,11 @@ def effective_n_jobs(n_jobs: int | None) -> int:
 
 def is_worker() -> bool:
     """Whether ``multiprocessing`` made this process, which it has then imported."""
-    module: Any = sys.modules.get("multiprocessing.process")
-    return module is not None and (module.current_process().daemon or module.parent_process() is not None)
+    if "multiprocessing.process" not in sys.modules:
+        return False
+    from multiprocessing import process  # waits for a thread that is importing it just now
+
+    return process.current_process().daemon or process.parent_process() is not None
 
 
 def shares_cpus() -> bool:

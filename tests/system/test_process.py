@@ -127,6 +127,33 @@ def test_a_child_can_import_what_a_thread_of_ours_is_importing(tmp_path):
     assert done.stdout == "0\n", done.stderr
 
 
+def test_a_thread_that_asks_while_another_imports_multiprocessing_waits_for_it():
+    """What tells whether this is a worker is in ``sys.modules`` before it can tell."""
+    script = """
+    import importlib.abc, importlib.machinery, sys, threading, time
+    from sharedmask.system import process
+
+    class Slow(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name != "multiprocessing.process":
+                return None
+            found = importlib.machinery.PathFinder.find_spec(name, path)
+            run = found.loader.exec_module
+            found.loader.exec_module = lambda module: (begun.set(), time.sleep(0.3), run(module))
+            return found
+
+    begun = threading.Event()
+    sys.meta_path.insert(0, Slow())
+    thread = threading.Thread(target=__import__, args=("multiprocessing",))
+    thread.start()
+    assert begun.wait(30)
+    print(process.is_worker())
+    thread.join()
+    """
+    done = python(script)
+    assert done.stdout == "False\n", done.stderr
+
+
 # --- calls that a fork cuts in two ---
 
 CUT = """
