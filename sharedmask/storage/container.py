@@ -95,14 +95,15 @@ def _digest(text: bytes) -> bytes:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def parse_header(buffer: mmap.mmap | bytes) -> tuple[dict[str, Any], int]:
+def parse_header(buffer: mmap.mmap | memoryview | bytes) -> tuple[dict[str, Any], int]:
     """The facts of a header, and its size: where arrays may begin.
 
     Raises AttachError: it is none of ours, or damaged.
     """
-    size = _header_bytes(buffer[: _PREFIX.size], len(buffer))
-    text = buffer[_PREFIX.size : size]
-    if _digest(text) != buffer[_PREFIX.size - 16 : _PREFIX.size]:
+    start = bytes(buffer[: _PREFIX.size])
+    size = _header_bytes(start, len(buffer))
+    text = bytes(buffer[_PREFIX.size : size])
+    if _digest(text) != start[-16:]:
         raise AttachError("the header is damaged")
     text = text[: text.rfind(b"}") + 1]  # without the spaces, a fourth of the time that stripping them takes
     return checked_json(text, "a header of ours"), size
@@ -124,7 +125,7 @@ def _header_bytes(start: bytes, nbytes: int) -> int:
     return size
 
 
-def arrays_in(buffer: mmap.mmap | bytearray | bytes, specs: Any, first: int) -> dict[str, Array]:
+def arrays_in(buffer: mmap.mmap | memoryview | bytearray | bytes, specs: Any, first: int) -> dict[str, Array]:
     """The arrays of a header, each of them behind the first ``first`` bytes of ``buffer`` and within it.
 
     Raises AttachError: they are not there.
@@ -148,7 +149,7 @@ def _checked(name: str, spec: Mapping[str, Any], first: int, end: int) -> Mappin
     return spec
 
 
-def array_at(buffer: mmap.mmap | bytearray | bytes | Array, spec: Mapping[str, Any]) -> Array:
+def array_at(buffer: mmap.mmap | memoryview | bytearray | bytes | Array, spec: Mapping[str, Any]) -> Array:
     # frombuffer keeps the map alive through the array; np.ndarray(buffer=map) would not,
     # and closing the map under such a view is a segmentation fault.
     count = math.prod(spec["shape"])

@@ -7,6 +7,7 @@ owns them and what happens when the owner dies (``registry``).
 
 import contextlib
 import errno
+import mmap
 import os
 import re
 import stat
@@ -14,7 +15,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sharedmask.errors import AttachError, SegmentError
+from sharedmask.storage import pages
 from sharedmask.system import locks, platform
 from sharedmask.system.limits import explained
 from sharedmask.system.platform import fcntl
@@ -23,7 +27,6 @@ from sharedmask.system.units import format_bytes
 SHM = Path(platform.SHM)
 NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
 
-_RESERVE_BYTES = 64 * 2**20
 _BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 _MFD_NOEXEC_SEAL = 0x8  # not in Python's os before 3.13
 _OPEN = platform.OPEN | platform.NOT_WAITING
@@ -57,7 +60,11 @@ class Store(ABC):
 
     @abstractmethod
     def seal(self) -> None:
-        """No process writes from here on; the owner has no writable map any more."""
+        """No process writes from here on; the owner has no map any more that could be written to."""
+
+    def protected(self, buffer: mmap.mmap) -> memoryview | None:
+        """The owner's map, from here on to read only; None if it has to go before this can be sealed."""
+        return None
 
     def release(self) -> None:
         """Give the memory back; it goes with the last map of it. Idempotent."""
@@ -103,6 +110,13 @@ class Named(Store):
 
     def seal(self) -> None:
         os.chmod(SHM / self.name, 0o400)
+
+    def protected(self, buffer: mmap.mmap) -> memoryview | None:
+        address = np.frombuffer(buffer, np.uint8).ctypes.data
+        if not platform.protect(address, self.nbytes):
+            return None
+        platform.advise(buffer, "MADV_DOFORK")
+        return memoryview(buffer).toreadonly()
 
     def release(self) -> None:
         # A name that somebody removed is no reason to fail, nor is a tracker that is gone; with an
@@ -189,12 +203,11 @@ KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}
 def _reserve(fd: int, nbytes: int, kind: str) -> None:
     """Take the pages now: a full file system is an error here and a bus error later."""
     try:
-        os.ftruncate(fd, nbytes)
-        for start in range(0, nbytes, _RESERVE_BYTES):
-            platform.reserve(fd, start, min(_RESERVE_BYTES, nbytes - start))
+        pages.reserve(fd, nbytes)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise SegmentError(f"{format_bytes(nbytes)} cannot be reserved: {explained(error)}") from error
+        os.ftruncate(fd, 0)  # what was taken already is free again
         where = f"{SHM} is too small" if kind == "shm" else "memory is short"
         free = f" and {format_bytes(free_bytes() or 0)} were free" if kind == "shm" else ""
         raise SegmentError(f"{where}: {format_bytes(nbytes)} are needed{free}") from error

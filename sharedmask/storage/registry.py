@@ -29,7 +29,6 @@ from sharedmask.storage.segment import (
     ExternalArrays,
     Handle,
     Segment,
-    attach,
     segment_name,
 )
 from sharedmask.system import files, locks, platform, process
@@ -187,6 +186,13 @@ class OwnedSegment:
         with _making:  # the descriptor of its map is closed
             return self._published(self.segment.share(self.label, meta, writable=writable))
 
+    def share_here(self, meta: Mapping[str, Any]) -> Attachment:
+        """The same, attached to by this process."""
+        with _making:
+            handle, attachment = self.segment.share_here(self.label, meta)
+            self._published(handle)
+        return attachment
+
     def seal(self) -> None:
         """Let nobody write any more to what was shared as writable."""
         with _making:
@@ -241,7 +247,7 @@ def publish(
     owned = OwnedSegment(label, geometry, store, meta=meta, elsewhere=elsewhere)
     try:
         learnt = fill({name: owned.segment.array(name) for name in geometry})
-        return owned, attach(owned.share(learnt or {}))
+        return owned, owned.share_here(learnt or {})
     except BaseException:
         owned.release()
         raise

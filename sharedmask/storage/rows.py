@@ -34,21 +34,18 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Span, Volumes
-from sharedmask.storage import container, disk, mapped_file, memory, segment
+from sharedmask.storage import container, disk, mapped_file, memory, pages, segment
 from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
-from sharedmask.system import platform, process, settings
+from sharedmask.system import platform, settings
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.threads import Threads
 from sharedmask.typing import Array, NDArray
 
 PRIVATE = segment.PRIVATE
 """Memory of this process, for its threads."""
 STORES = (*memory.KINDS, disk.KIND, "file", PRIVATE)
 _MOST_RUNS = 1000  # of rows that are asked for one by one
-_POPULATED_BYTES = 16 * 2**20  # at a time
-_POPULATING = 4  # threads, at most: more wait for each other
 _INSTEAD = "store='disk' takes little, and extract() holds the masks' voxels only"
 
 
@@ -281,22 +278,12 @@ def load(
     def fill_all(arrays: dict[str, Array]) -> Mapping[str, Any]:
         if voxels is not None:
             arrays["voxels"][:] = voxels
-        _populate(arrays["rows"])
+        pages.populate(arrays["rows"])
         return {"finite": fill(source, arrays["rows"], voxels, begun=begun)}
 
     with _begun(source, voxels) as begun:  # decodes while memory is reserved
         owned, attachment = publish(label, geometry, fill_all, store, meta={"facts": source.to_dict()})
     return owned, attached(attachment)
-
-
-def _populate(rows: Array) -> None:
-    """The first volumes that are written touch each page of memory: all at once it takes half as long."""
-    starts, address = range(0, rows.nbytes, _POPULATED_BYTES), rows.ctypes.data
-    if len(starts) < 2:  # a thread would take longer
-        return
-    with Threads(min(process.n_cpus(), _POPULATING), "sharedmask-populate") as threads:
-        for start in starts:
-            threads.submit(platform.populate, address + start, min(_POPULATED_BYTES, rows.nbytes - start))
 
 
 def _begun(source: Source, voxels: Voxels | None) -> AbstractContextManager[loader.Blocks | None]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from sharedmask.errors import AttachError, ParameterError, SegmentError
 from sharedmask.records import dataclass
-from sharedmask.storage import container, memory
+from sharedmask.storage import container, memory, pages
 from sharedmask.storage.container import Geometry, Specs
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
@@ -110,7 +110,7 @@ class Segment:
         self.store = memory.KINDS[store](segment_name(token), nbytes)
         try:
             with self.store.opened() as fd:
-                self._map = mmap.mmap(fd, nbytes)
+                self._map = pages.mapped(fd, nbytes)
             # A child forked while this is filled would hold the bytes and keep them from being sealed.
             platform.advise(self._map, "MADV_DONTFORK")
         except BaseException as error:
@@ -129,16 +129,32 @@ class Segment:
         Unless ``writable`` (outputs that workers fill), nobody can write from here on: views of
         :meth:`array` must be gone.
         """
-        facts = {"token": self.token, "nbytes": self.store.nbytes, **self._facts}
-        facts["meta"] = {**facts["meta"], **meta}
-        size = self._layout.header_bytes
-        self._map[:size] = container.header(facts, size)
+        self._write_header(meta)
         if writable:
             platform.advise(self._map, "MADV_DOFORK")  # a result is an array like any other
         else:
             del self._map
             self.store.seal()
         return self._handle(label)
+
+    def share_here(self, label: str, meta: Mapping[str, Any]) -> tuple[Handle, "Attachment"]:
+        """The same, attached to by this process; through the map it was filled by, where the store allows it.
+
+        To give back the pages of a map and find them again takes a tenth of the time of decoding what is
+        in them.
+        """
+        self._write_header(meta)
+        kept = self.store.protected(self._map)
+        del self._map
+        self.store.seal()
+        handle = self._handle(label)
+        return handle, attach(handle, kept=kept)
+
+    def _write_header(self, meta: Mapping[str, Any]) -> None:
+        facts = {"token": self.token, "nbytes": self.store.nbytes, **self._facts}
+        facts["meta"] = {**facts["meta"], **meta}
+        size = self._layout.header_bytes
+        self._map[:size] = container.header(facts, size)
 
     def seal(self, label: str) -> None:
         """Let nobody write any more to what was shared as ``writable``.
@@ -194,7 +210,7 @@ def _redirect_to_devnull(name: str) -> None:
 class Attachment(Origin):
     """The arrays of a segment in this process, read-only, and the facts of its header."""
 
-    def __init__(self, handle: Handle, buffer: mmap.mmap | bytes, writable: bool) -> None:
+    def __init__(self, handle: Handle, buffer: mmap.mmap | memoryview | bytes, writable: bool) -> None:
         facts, first = container.parse_header(buffer)
         self.file = FileIdentity.from_dict(facts["file"]) if "file" in facts else None
         """In which the arrays lie, if not in the segment."""
@@ -256,8 +272,10 @@ def output_of(
 _attached: "WeakValueDictionary[tuple[str, bool], Attachment]" = WeakValueDictionary()
 
 
-def attach(handle: Handle, *, writable: bool = False) -> Attachment:
+def attach(handle: Handle, *, writable: bool = False, kept: memoryview | None = None) -> Attachment:
     """Attach to a segment; only an output that its owner shares as such can be ``writable``.
+
+    ``kept`` is a map of it that this process has already.
 
     Raises AttachError: the handle is of another machine, boot or user, or does not lead to its segment.
     Raises ParameterError: it is no handle.
@@ -271,7 +289,8 @@ def attach(handle: Handle, *, writable: bool = False) -> Attachment:
             if not platform.can_share():
                 raise AttachError(platform.NOT_SHARED)
             _check_handle(handle)
-            found = _attached[key] = Attachment(handle, _map(handle, writable), writable)
+            buffer = _map(handle, writable) if kept is None else kept
+            found = _attached[key] = Attachment(handle, buffer, writable)
         except AttachError:
             raise
         except (OSError, ValueError) as error:  # of descriptors, maps or address space

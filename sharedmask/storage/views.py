@@ -24,7 +24,7 @@ DTYPE = re.compile(r"[<>|=][biufc]\d+")
 class Origin(ABC):
     """Bytes that this process maps read-only, and whose views travel as a text and a place in them."""
 
-    def __init__(self, buffer: mmap.mmap | bytes) -> None:
+    def __init__(self, buffer: mmap.mmap | memoryview | bytes) -> None:
         self._bytes = np.frombuffer(buffer, np.uint8)
         self._start: int = self._bytes.__array_interface__["data"][0]  # a fourth of what `ctypes.data` takes
 

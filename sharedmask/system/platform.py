@@ -51,7 +51,10 @@ NOT_WAITING = _flag("O_NONBLOCK", "O_NOCTTY")
 NOFOLLOW = _flag("O_NOFOLLOW")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_MADV_POPULATE_WRITE = 23  # of <asm/mman.h>
+_MADV_POPULATE_WRITE, _MADV_COLLAPSE = 23, 25  # of <asm/mman.h>
+_MAP_NOTHING = 0x4022  # private, anonymous, no memory reserved
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_LARGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 _HAS_DIR_FD = os.open in os.supports_dir_fd
 _HAS_UTIME_OF_FD = os.utime in os.supports_fd
 
@@ -331,6 +334,49 @@ def populate(address: int, nbytes: int) -> None:
     _tell_libc("madvise", ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_POPULATE_WRITE)
 
 
+def protect(address: int, nbytes: int) -> bool:
+    """Let nobody write through a map any more; whether that could be done."""
+    return _tell_libc("mprotect", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), mmap.PROT_READ) == 0
+
+
+@functools.cache
+def large_page() -> int:
+    """Bytes of a page that stands for many small ones; 0 where there are none that a program can ask for."""
+    with contextlib.suppress(OSError, ValueError), open(_LARGE_PAGE) as file:
+        return int(file.read())
+    return 0
+
+
+def make_large(address: int, nbytes: int) -> bool:
+    """Have memory of small pages made of large ones; Linux 6.1 can, where there are enough that are free."""
+    at, size = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
+    return _tell_libc("madvise", at, size, _MADV_COLLAPSE) == 0
+
+
+@contextlib.contextmanager
+def gap(nbytes: int, alignment: int) -> Iterator[None]:
+    """Have a map of so many bytes begin at a multiple of ``alignment``: it is laid into a gap that fits."""
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
+    libc.mmap.restype, size = ctypes.c_void_p, -(-nbytes // page) * page
+    whole = size + 3 * alignment
+    begin = libc.mmap(None, ctypes.c_size_t(whole), 0, _MAP_NOTHING, -1, ctypes.c_long(0))
+    if begin in (None, _MAP_FAILED):
+        yield
+        return
+    place = (begin // alignment + 2) * alignment
+    spans = [(begin, place), (place + size, begin + whole)]
+
+    def unmap(start: int, stop: int) -> None:
+        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(stop - start))
+
+    unmap(place, place + size)
+    try:
+        yield
+    finally:
+        for span in spans:
+            unmap(*span)
+
+
 def trim_heap() -> None:
     """Give back memory that was freed; with glibc only."""
     _tell_libc("malloc_trim", 0)
@@ -354,10 +400,12 @@ def keep_memory(nbytes: int) -> None:
     _tell_libc("mallopt", _MMAP_THRESHOLD, nbytes // 2)
 
 
-def _tell_libc(name: str, *arguments: Any) -> None:
+def _tell_libc(name: str, *arguments: Any) -> int | None:
+    """What it answers; None where it is not there."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
-            getattr(ctypes.CDLL(None), name)(*arguments)
+            return int(getattr(ctypes.CDLL(None), name)(*arguments))
+    return None
 
 
 def free_disk(path: str | os.PathLike[str]) -> int:

@@ -252,3 +252,33 @@ def test_an_unrelated_process_attaches_and_its_exit_harms_nothing(handle):
 def test_start_time_tells_processes_apart():
     assert process.start_time(os.getpid()) > 0
     assert process.start_time(2**22 + 1) == 0
+
+
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+@pytest.mark.parametrize("nbytes", [15, 17 * 2**20])
+def test_who_filled_a_segment_reads_it_and_cannot_write_any_more(store, nbytes):
+    """Not even by its address, where the map through which it was filled stays."""
+    made = Segment(TOKEN, {"bytes": ((nbytes,), np.dtype("u1"))}, store)
+    made.array("bytes")[:] = 7
+
+    handle, found = made.share_here("run", {})
+
+    array = found.arrays["bytes"]
+    assert array.min() == array.max() == 7
+    assert attach(handle) is found
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        array.flags.writeable = True
+    assert _protection(array.ctypes.data).startswith("r-")
+    if store == "memfd":
+        assert memory.is_sealed(made.store.fd)
+    made.store.release()
+
+
+def _protection(address):
+    with open("/proc/self/maps") as file:
+        lines = [line.split() for line in file]
+    for span, protection, *_ in lines:
+        begin, end = (int(part, 16) for part in span.split("-"))
+        if begin <= address < end:
+            return protection
+    raise AssertionError(f"nothing is mapped at {address:x}")

@@ -1,0 +1,86 @@
+"""The pages of shared memory: large ones where the kernel has them, at hand before anybody writes to them.
+
+Covers: taking them, mapping them for writing, having them at hand. Does not cover: where segments live and
+what to say where memory is short (``memory``), what is in them (``segment``).
+
+Large pages are given, cleared, read and given back several times as fast as the small ones in their place.
+Nobody has to set them up: they are asked for by ``MADV_COLLAPSE``, which makes one of what lies in its place.
+"""
+
+import contextlib
+import mmap
+import os
+import time
+
+import numpy as np
+
+from sharedmask.system import platform, process
+from sharedmask.system.threads import Threads
+from sharedmask.typing import Array
+
+_LARGE_FROM = 16 * 2**20  # bytes of a segment: each request waits for all processors
+_AT_ONCE = 64 * 2**20
+_LARGE_AT_ONCE = 4 * 2**20
+_SLOW = 1e-3  # seconds of a large page; the small ones in its place take about as much
+_POPULATED = 16 * 2**20  # bytes at a time
+_POPULATING = 4  # threads, at most: more wait for each other
+
+
+def reserve(fd: int, nbytes: int) -> None:
+    """Take the pages of a segment, all of them now.
+
+    Raises OSError: there are too few.
+    """
+    os.ftruncate(fd, nbytes)
+    if size := _large(nbytes):
+        _reserve_large(fd, nbytes, size)
+    for start in range(0, nbytes, _AT_ONCE):
+        platform.reserve(fd, start, min(_AT_ONCE, nbytes - start))
+
+
+def mapped(fd: int, nbytes: int) -> mmap.mmap:
+    """A segment to write to; large pages are mapped as such."""
+    if not (size := _large(nbytes)):
+        return mmap.mmap(fd, nbytes)
+    with platform.gap(nbytes, size):
+        return mmap.mmap(fd, nbytes)
+
+
+def populate(array: Array) -> None:
+    """The first values that are written touch each page of memory: all at once it takes half as long."""
+    starts, address = range(0, array.nbytes, _POPULATED), array.ctypes.data
+    if len(starts) < 2:  # a thread would take longer
+        return
+    with Threads(min(process.n_cpus(), _POPULATING), "sharedmask-populate") as threads:
+        for start in starts:
+            threads.submit(platform.populate, address + start, min(_POPULATED, array.nbytes - start))
+
+
+_are_quick = True
+"""Whether no large page was slow to be had, in this process."""
+
+
+def _large(nbytes: int) -> int:
+    """Bytes of a large page, if they are worth the while for so many."""
+    size = platform.large_page()
+    return size if _are_quick and 0 < size <= _LARGE_FROM <= nbytes else 0
+
+
+def _reserve_large(fd: int, nbytes: int, size: int) -> None:
+    """As far as they are to be had quickly: who has met a slow one asks for none again.
+
+    They are not where free memory is in pieces, which the kernel moves about to make room, nor in a virtual
+    machine whose host has taken back what was free.
+    """
+    global _are_quick
+    whole, step = nbytes // size * size, max(_LARGE_AT_ONCE, size)
+    with contextlib.closing(mapped(fd, nbytes)) as buffer:
+        address = np.frombuffer(buffer, np.uint8).ctypes.data
+        for start in range(0, whole, step):
+            stop, began = min(start + step, whole), time.thread_time()
+            for place in range(start, stop, size):  # of nothing no page is made
+                platform.reserve(fd, place, 1)
+            made = platform.make_large(address + start, stop - start)
+            _are_quick = made and time.thread_time() - began < _SLOW * (stop - start) / size
+            if not _are_quick:
+                return
