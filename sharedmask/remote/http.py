@@ -1,15 +1,17 @@
 """HTTP: objects by ``http://`` and ``https://``, read forward over one connection.
 
-Covers: requests by the standard library (proxies and certificates are those of the environment), byte
-ranges and servers without them, which answers pass by, going on at the byte where a connection broke, pages
-that list a folder. Does not cover: other protocols (``filesystems``), reading ahead (``objects``).
+Covers: requests by the standard library (proxies and certificates are those of the environment, or of the
+opener that the program has installed), byte ranges and servers without them, which answers pass by, going on
+at the byte where a connection broke, pages that list a folder. Does not cover: other protocols
+(``filesystems``), reading ahead (``objects``).
 """
 
 import contextlib
+import copy
 import functools
 import os
 import socket
-import threading
+import urllib.request
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,14 +22,7 @@ from threading import Event
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urljoin, urlsplit
-from urllib.request import (
-    AbstractHTTPHandler,
-    HTTPHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    Request,
-    build_opener,
-)
+from urllib.request import AbstractHTTPHandler, OpenerDirector, Request, build_opener
 
 from sharedmask.errors import MissingFileError, RemoteError, SharedMaskError, SourceChangedError
 from sharedmask.remote import retries
@@ -259,32 +254,36 @@ def _seconds(told: str) -> float:
     return 0.0
 
 
-class _Watched(AbstractHTTPHandler):
-    """Has who asks know the connection before the server has answered."""
+def _opener(server: HttpServer) -> Any:
+    """The program's opener, or that of the environment; one that tells the server of its connections.
 
-    def do_open(self, http_class: Any, req: Request, **options: Any) -> Any:
-        def connection(*place: Any, **more: Any) -> HTTPConnection:
-            made: HTTPConnection = http_class(*place, **more)
-            _asking.server._asked = made
-            return made
-
-        return super().do_open(connection, req, **options)
-
-
-class _Plain(_Watched, HTTPHandler):
-    pass
-
-
-class _Secure(_Watched, HTTPSHandler):
-    pass
-
-
-_asking = threading.local()
+    They are told of before the server has answered, as who interrupts waits for no answer.
+    """
+    # Whatever asked by urllib before has installed one: it is no reason to know of no connection.
+    installed: Any = getattr(urllib.request, "_opener", None) or _default()
+    if type(installed) is not OpenerDirector:  # it may do anything, and does it as it is
+        return installed
+    opener = OpenerDirector()
+    opener.addheaders = installed.addheaders
+    for handler in map(copy.copy, installed.handlers):  # type: ignore[attr-defined]
+        if isinstance(handler, AbstractHTTPHandler):
+            handler.do_open = functools.partial(_opened, server, handler.do_open)  # type: ignore[method-assign]
+        opener.add_handler(handler)
+    return opener
 
 
 @functools.cache
-def _opener() -> OpenerDirector:
-    return build_opener(_Plain, _Secure)
+def _default() -> OpenerDirector:
+    return build_opener()
+
+
+def _opened(server: HttpServer, do_open: Any, http_class: Any, request: Request, **options: Any) -> Any:
+    def connection(*place: Any, **more: Any) -> HTTPConnection:
+        made: HTTPConnection = http_class(*place, **more)
+        server._asked = made
+        return made
+
+    return do_open(connection, request, **options)
 
 
 def _ask(url: str, headers: dict[str, str], server: HttpServer) -> HTTPResponse:
@@ -295,11 +294,7 @@ def _ask(url: str, headers: dict[str, str], server: HttpServer) -> HTTPResponse:
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     for name, value in _configured(request.type).items():
         request.add_unredirected_header(name, value)
-    _asking.server = server
-    try:
-        response: HTTPResponse = _opener().open(request, timeout=retries.TIMEOUT)
-    finally:
-        del _asking.server  # which would be held for as long as the thread lives
+    response: HTTPResponse = _opener(server).open(request, timeout=retries.TIMEOUT)
     return response
 
 

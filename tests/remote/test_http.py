@@ -2,6 +2,7 @@
 
 import random
 import time
+import urllib.request
 
 import pytest
 
@@ -246,3 +247,65 @@ def test_a_page_that_lists(server, url):
     assert http.HttpServer(f"{server.url}/sub-01").listed() == ["b.bin", "func"]
     server.listing = False
     assert http.HttpServer(f"{server.url}/sub-01").listed() is None
+
+
+@pytest.fixture
+def of_the_environment(monkeypatch):
+    """Nothing is known of the environment as it was, and no opener is installed."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    http._default.cache_clear()
+    yield monkeypatch
+    http._default.cache_clear()
+
+
+@pytest.mark.parametrize("passed_over", ["", "elsewhere.invalid", "127.0.0.1"])
+def test_proxies_are_those_of_the_environment(server, url, of_the_environment, passed_over):
+    server.files["http://elsewhere.invalid/a.bin"] = CONTENT
+    of_the_environment.setenv("http_proxy", server.url)
+    of_the_environment.setenv("no_proxy", passed_over)
+    if passed_over == "elsewhere.invalid":
+        with pytest.raises(RemoteError, match="cannot be read"):
+            read("http://elsewhere.invalid/a.bin")
+        return
+    assert read("http://elsewhere.invalid/a.bin") == CONTENT
+    assert {path for path, _ in server.requests} == {"http://elsewhere.invalid/a.bin"}
+    server.requests.clear()
+    if passed_over:
+        assert read(url) == CONTENT
+        assert {path for path, _ in server.requests} == {"/a.bin"}
+
+
+def test_a_program_that_has_an_opener_asks_by_it(server, of_the_environment):
+    """Of a proxy that wants a password, say."""
+    server.files["http://elsewhere.invalid/a.bin"] = CONTENT
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, server.url, "me", "secret")
+    ours = urllib.request.build_opener(
+        urllib.request.ProxyHandler({"http": server.url}), urllib.request.ProxyBasicAuthHandler(passwords)
+    )
+    ours.addheaders = [("X-Program", "ours")]
+    urllib.request.install_opener(ours)
+    server.answers = [(407, {"Proxy-Authenticate": 'Basic realm="us"'})]
+    assert read("http://elsewhere.invalid/a.bin") == CONTENT
+    assert server.requests[1][1]["Proxy-Authorization"] == "Basic bWU6c2VjcmV0"
+    assert all(headers["X-Program"] == "ours" for _, headers in server.requests)
+    assert all(handler.parent is ours for handler in ours.handlers)
+
+
+def test_an_opener_of_another_kind_asks_as_it_is(server, url, of_the_environment):
+    class Double(urllib.request.OpenerDirector):
+        def open(self, request, data=None, timeout=None):
+            return urllib.request.build_opener().open(url, timeout=timeout)
+
+    urllib.request.install_opener(Double())
+    assert read("http://elsewhere.invalid/b.bin") == CONTENT
+    assert {path for path, _ in server.requests} == {"/a.bin"}
+
+
+def test_who_asked_by_urllib_before_can_be_interrupted(server, url, of_the_environment):
+    urllib.request.urlopen(url).close()
+    asked = http.HttpServer(url)
+    asked.head(9)
+    assert asked._asked is not None
