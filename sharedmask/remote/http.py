@@ -42,10 +42,12 @@ _BROKEN = (OSError, HTTPException)
 _PLAIN = "/%:@!$&'()*+,;=~"  # what addresses have besides letters and digits
 
 
-class _PassingError(RemoteError):
-    """An answer after which the same may be asked again, in so many seconds."""
+class _PassingError(OSError):
+    """After which the same may be asked again, in so many seconds; what to say if that is of no use."""
 
-    after = 0.0
+    def __init__(self, said: str, cause: BaseException | None = None, after: float = 0.0) -> None:
+        self.error, self.after = RemoteError(said), after
+        self.error.__cause__ = cause
 
 
 class HttpServer:
@@ -67,10 +69,10 @@ class HttpServer:
                     self._refuse_page(response, taken)
                 if len(taken) == min(most, version.nbytes or 0) or version.nbytes is None:
                     return version, taken
-                error: Exception = self._cut(len(taken), version)
+                passing = self._cut(len(taken), version)
             except _BROKEN as failure:
-                error = self._passing(failure)
-            tries.wait(error, getattr(error, "after", 0.0))
+                passing = self._passing(failure)
+            tries.wait(passing.error, passing.after)
 
     def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]:
         """The bytes of that version from ``place`` on, piece by piece, however often the line is cut."""
@@ -85,11 +87,11 @@ class HttpServer:
                         yield piece
                 if version.nbytes is None:
                     return
-                error: Exception = self._cut(place, version)
+                passing = self._cut(place, version)
             except _BROKEN as failure:
-                error = self._passing(failure)
+                passing = self._passing(failure)
             if version.nbytes is None or place < version.nbytes:
-                tries.wait(error, getattr(error, "after", 0.0))
+                tries.wait(passing.error, passing.after)
 
     def interrupt(self) -> None:
         """Let another thread that waits for bytes come back at once."""
@@ -108,7 +110,7 @@ class HttpServer:
             refusal.close()
         except _BROKEN as failure:
             if self._stopped.is_set():  # which says nothing of the server
-                raise self._passing(failure) from failure
+                raise self._passing(failure).error from failure
         return None
 
     def below(self, goes_into: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
@@ -137,10 +139,10 @@ class HttpServer:
                 raise RemoteError(f"{self.name} cannot be searched: its server has no page that lists it")
             except HTTPError as failure:
                 with failure:
-                    error = self._passing(self._refusal(failure))
+                    passing = self._passing(self._refusal(failure))
             except _BROKEN as failure:
-                error = self._passing(failure)
-            tries.wait(error, getattr(error, "after", 0.0))
+                passing = self._passing(failure)
+            tries.wait(passing.error, passing.after)
 
     def _page(self) -> list[str] | None:
         with _ask(self.url.rstrip("/") + "/", {}, self) as response:
@@ -213,11 +215,9 @@ class HttpServer:
             return MissingFileError(f"{self.name} does not exist: {error.code} {error.reason}")
         if error.code not in _PASSING:
             return RemoteError(said)
-        passing = _PassingError(said)
-        passing.after = _seconds(error.headers.get("Retry-After", ""))
-        return passing
+        return _PassingError(said, error, _seconds(error.headers.get("Retry-After", "")))
 
-    def _passing(self, failure: BaseException) -> RemoteError:
+    def _passing(self, failure: BaseException) -> _PassingError:
         """A failure that may pass by, in words; others are raised."""
         if isinstance(failure, _PassingError):
             return failure
@@ -226,11 +226,10 @@ class HttpServer:
         reason = failure.reason if isinstance(failure, URLError) else failure
         if isinstance(reason, TimeoutError):
             reason = f"nothing came for {retries.TIMEOUT:g} s"
-        error = RemoteError(f"{self.name} cannot be read: {reason or type(failure).__name__}")
+        passing = _PassingError(f"{self.name} cannot be read: {reason or type(failure).__name__}", failure)
         if _is_final(failure):
-            raise error from failure
-        error.__cause__ = failure
-        return error
+            raise passing.error
+        return passing
 
 
 def _is_final(failure: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import random
 import time
 import urllib.request
+from urllib.error import HTTPError
 
 import pytest
 
@@ -87,8 +88,9 @@ def test_line_cut_twenty_times(server, url, ranges, resets):
 def test_a_line_that_is_always_cut_is_given_up(server, url, monkeypatch):
     look(url)
     server.cuts = [0] * 50
-    with pytest.raises(RemoteError, match=r"a\.bin ended after 65536 of 1000000 bytes"):
+    with pytest.raises(RemoteError, match=r"a\.bin ended after 65536 of 1000000 bytes") as told:
         read(url)
+    assert told.type is RemoteError
     assert len(server.cuts) == 50 - retries.TRIES
 
 
@@ -109,8 +111,10 @@ def test_as_long_as_the_server_asks(server, url, monkeypatch):
 
 def test_one_that_stays_busy(server, url):
     server.answers = [(503, {})] * 50
-    with pytest.raises(RemoteError, match=r"a\.bin: the server answered 503"):
+    with pytest.raises(RemoteError, match=r"a\.bin: the server answered 503") as told:
         read(url)
+    assert told.type is RemoteError
+    assert isinstance(told.value.__cause__, HTTPError)
     assert len(server.requests) == retries.TRIES
 
 
@@ -172,8 +176,9 @@ def test_a_host_that_is_not_there():
 
 
 def test_a_server_that_is_not_there(server, url):
-    with pytest.raises(RemoteError, match="refused"):
+    with pytest.raises(RemoteError, match="refused") as told:
         read("http://127.0.0.1:1/a")
+    assert told.type is RemoteError
 
 
 def test_a_line_that_stalls(server, url, monkeypatch):
