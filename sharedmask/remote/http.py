@@ -48,13 +48,15 @@ class _PassingError(OSError):
     def __init__(self, said: str, cause: BaseException | None = None, after: float = 0.0) -> None:
         self.error, self.after = RemoteError(said), after
         self.error.__cause__ = cause
+        self.is_answer = cause is None or isinstance(cause, HTTPError)
 
 
 class HttpServer:
     """One object and the way to it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, is_needed: bool = True) -> None:
         self.url, self.name = url, named(url)
+        self._tries_unanswered = retries.TRIES if is_needed else retries.TRIES_OF_OPTIONAL
         self._response: HTTPResponse | None = None
         self._asked: HTTPConnection | None = None
         self._stopped = Event()
@@ -72,7 +74,7 @@ class HttpServer:
                 passing = self._cut(len(taken), version)
             except _BROKEN as failure:
                 passing = self._passing(failure)
-            tries.wait(passing.error, passing.after)
+            tries.wait(passing.error, passing.after, None if passing.is_answer else self._tries_unanswered)
 
     def blocks(self, place: int, version: Version) -> Generator[bytes, None, None]:
         """The bytes of that version from ``place`` on, piece by piece, however often the line is cut."""
@@ -260,13 +262,13 @@ def _opener(server: HttpServer) -> Any:
     """
     # Whatever asked by urllib before has installed one: it is no reason to know of no connection.
     installed: Any = getattr(urllib.request, "_opener", None) or _default()
-    if type(installed) is not OpenerDirector:  # it may do anything, and does it as it is
+    if type(installed) is not OpenerDirector:  # which may do anything, and does it as it is
         return installed
     opener = OpenerDirector()
     opener.addheaders = installed.addheaders
     for handler in map(copy.copy, installed.handlers):  # type: ignore[attr-defined]
         if isinstance(handler, AbstractHTTPHandler):
-            handler.do_open = functools.partial(_opened, server, handler.do_open)  # type: ignore[method-assign]
+            setattr(handler, "do_open", functools.partial(_opened, server, handler.do_open))  # noqa: B010
         opener.add_handler(handler)
     return opener
 

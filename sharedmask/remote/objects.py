@@ -64,12 +64,12 @@ _NONE: Mapping[str, "Future[Any]"] = MappingProxyType({})
 _together: ContextVar[Mapping[str, "Future[Any]"]] = ContextVar("_together", default=_NONE)
 
 
-def _server(url: str) -> Server:
+def _server(url: str, is_needed: bool = True) -> Server:
     # Here, because who reads files of this machine need not wait for them.
     if is_http(url):
         from sharedmask.remote.http import HttpServer
 
-        return HttpServer(url)
+        return HttpServer(url, is_needed)
     from sharedmask.remote.filesystems import FsspecServer
 
     return FsspecServer(url)
@@ -81,8 +81,12 @@ def look(url: str) -> Head:
     Raises MissingFileError: there is none.
     Raises RemoteError: the server refuses it, or cannot be reached.
     """
+    return _looked_at(url, is_needed=True)
+
+
+def _looked_at(url: str, is_needed: bool) -> Head:
     asked = _together.get().get(url)
-    return _look(url, _server(url)) if asked is None else asked.result()
+    return _look(url, _server(url, is_needed)) if asked is None else asked.result()
 
 
 def seen(url: str) -> Head:
@@ -101,9 +105,10 @@ def _look(url: str, server: Server) -> Head:
 
 
 @contextlib.contextmanager
-def together(urls: Iterable[str], folders: Iterable[str]) -> Iterator[None]:
+def together(needed: str, others: Iterable[str], folders: Iterable[str]) -> Iterator[None]:
     """In the block these are asked for once, beside each other; nobody waits for one until it is needed."""
-    servers = {url: _server(url) for url in urls if not _is_walked(url.rpartition("/")[0])}
+    urls = [url for url in (needed, *others) if not _is_walked(url.rpartition("/")[0])]
+    servers = {url: _server(url, url == needed) for url in urls}
     with Threads(_AT_ONCE, "sharedmask-remote") as threads:
         asked: dict[str, Future[Any]] = {
             url: threads.submit(_look, url, server) for url, server in servers.items()
@@ -130,7 +135,7 @@ def exists(url: str) -> bool:
     if trees.identity_of(url) is not None or trees.lacks(url):
         return not trees.lacks(url)
     try:
-        look(url)
+        _looked_at(url, is_needed=False)
     except (MissingFileError, RemoteError):
         return False
     return True

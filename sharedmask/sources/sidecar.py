@@ -194,7 +194,7 @@ def asked_together(url: str) -> AbstractContextManager[None]:
     # Other servers list their folders.
     likely = _likely(place.name) if place.name is not None and is_http(url) else ()
     beside = [f"{folder}/{entry}" for folder in place.folders for entry in likely]
-    return inputs.asked_together(dict.fromkeys([url, _own(place.path), *beside]), place.folders)
+    return inputs.asked_together(url, dict.fromkeys([_own(place.path), *beside]), place.folders)
 
 
 class _Place(NamedTuple):

@@ -87,9 +87,11 @@ def seen(url: str) -> Any:
     return _servers().seen(url)
 
 
-def asked_together(urls: Iterable[str], folders: Iterable[str]) -> AbstractContextManager[None]:
+def asked_together(
+    needed: str, others: Iterable[str], folders: Iterable[str]
+) -> AbstractContextManager[None]:
     """In the block servers are asked for all of these at once."""
-    found: AbstractContextManager[None] = _servers().together(urls, folders)
+    found: AbstractContextManager[None] = _servers().together(needed, others, folders)
     return found
 
 

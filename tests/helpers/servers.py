@@ -26,6 +26,7 @@ class Served:
         self.meeting = None  # a barrier: no request is answered before so many came
         self.answers = []  # (code, headers) of the next requests, before any that is answered as asked
         self.cuts = []  # bytes of a body after which the line is cut, one answer each
+        self.drops = False  # the line of who asks for what it lacks
         self.resets = False  # how: by a reset, or by an end
         self.stalls = []  # the same, where nothing comes any more
         self.after = lambda path, sent: None  # called when all but the last bytes of a body were sent
@@ -61,7 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._folder(name)
             return
         if name not in served.files:
-            self._short(404, {})
+            if not served.drops:
+                self._short(404, {})
             return
         self._body(served, name, served.files[name])
 

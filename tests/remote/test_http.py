@@ -103,7 +103,7 @@ def test_answers_that_pass_by(server, url, code):
 def test_as_long_as_the_server_asks(server, url, monkeypatch):
     pauses = []
     monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.002)
-    monkeypatch.setattr(http.Retries, "wait", lambda self, error, asked=0.0: pauses.append(asked))
+    monkeypatch.setattr(http.Retries, "wait", lambda self, error, asked=0.0, most=None: pauses.append(asked))
     server.answers = [(429, {"Retry-After": "7"}), (503, {})]
     assert read(url) == CONTENT
     assert pauses == [7.0, 0.0]

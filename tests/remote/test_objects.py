@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sharedmask.errors import SourceChangedError
+from sharedmask.errors import RemoteError, SourceChangedError
 from sharedmask.remote import objects, retries
 from sharedmask.remote.http import HttpServer
 from sharedmask.remote.objects import RemoteFile, exists, listed, look, together
@@ -44,7 +44,7 @@ def test_together(server, url):
     server.files["b.bin"], server.listing = b"two", True
     server.meeting = threading.Barrier(4, timeout=20)
     urls = [url, f"{server.url}/b.bin", f"{server.url}/none.bin"]
-    with together(urls, [server.url]):
+    with together(url, urls[1:], [server.url]):
         assert look(url).content == CONTENT[:65536]
         assert [exists(one) for one in urls] == [True, True, False]
         assert listed(server.url) == ("a.bin", "b.bin")
@@ -55,9 +55,28 @@ def test_together(server, url):
     assert look(url).content == b"another"
 
 
+def test_of_what_need_not_be_there_silence_is_an_answer_sooner(server, url):
+    """Some servers cut the line of who asks for what they lack."""
+    server.drops = True
+    others = [f"{server.url}/b.json", f"{server.url}/c.json"]
+    with together(url, others, []):
+        assert [exists(one) for one in (url, *others)] == [True, False, False]
+    assert not exists(f"{server.url}/d.json")
+    assert {server.count(name) for name in ("b.json", "c.json", "d.json")} == {retries.TRIES_OF_OPTIONAL}
+    assert server.count("a.bin") == 1
+    with pytest.raises(RemoteError, match="Remote end closed"):
+        look(f"{server.url}/none.bin")
+    assert server.count("none.bin") == retries.TRIES
+
+
+def test_a_busy_server_has_what_need_not_be_there(server, url):
+    server.answers = [(503, {})] * (retries.TRIES - 1)
+    assert exists(url)
+
+
 def test_who_is_not_needed_is_not_waited_for(server, url):
     server.stalls = [1000, 1000]
-    with together([url], []):
+    with together(url, [], []):
         pass
     assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
 
@@ -76,7 +95,7 @@ def test_who_interrupts_does_not_wait_for_servers_that_say_nothing(monkeypatch):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
         def interrupted():
-            with contextlib.suppress(KeyboardInterrupt), together([f"{url}/a.bin"], [url]):
+            with contextlib.suppress(KeyboardInterrupt), together(f"{url}/a.bin", [], [url]):
                 lines.extend(silent.accept()[0] for _ in range(2))
                 assert all(line.recv(1) for line in lines)
                 raise KeyboardInterrupt
