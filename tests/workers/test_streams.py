@@ -198,6 +198,28 @@ def test_callbacks_find_the_callers_generators(image, n_jobs):
     assert found == np.random.RandomState(0).rand(N_ITEMS).tolist()
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("draws", [0, 3])
+@pytest.mark.parametrize(
+    ("call", "told"), [(of_map, "on_result"), (of_frames, "on_result"), (of_batches, "on_batch")]
+)
+def test_a_callback_that_draws_changes_no_item(image, call, told, draws, n_jobs):
+    found = []
+
+    def take(*given):
+        found.extend(given[-1].values() if call is of_batches else given[-1:])
+        for _ in range(draws):
+            draw(None)
+
+    np.random.seed(7)
+    random.seed(7)
+    expected = call(image, draw, n_jobs=n_jobs)
+    np.random.seed(7)
+    random.seed(7)
+    call(image, draw, n_jobs=n_jobs, **{told: take})
+    assert set(found) >= set(expected)
+
+
 @calls
 def test_the_other_one_of_a_pair_of_normal_numbers_stays_with_its_item(image, call):
     """A generator draws two at once and keeps one, which the next item must not find."""
