@@ -11,6 +11,7 @@ memory or later, 1 anything else, or some of many items failed.
 
 import contextlib
 import functools
+import io
 import os
 import re
 import sys
@@ -197,7 +198,8 @@ def _debugs() -> bool:
 def _open_standard_streams() -> None:
     """Give what was closed when we were started an end, so that no file of ours becomes a standard stream.
 
-    Names of files are written as the bytes that they are, whatever the locale.
+    Names of files are written as the bytes that they are, whatever the locale. Without a buffer, as ``python
+    -u`` has it, nothing tells that an error is standard output's: it gets one, which each echo empties.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -210,6 +212,8 @@ def _open_standard_streams() -> None:
                 os.close(nothing)
             stream = open(fd, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115 - for good
             setattr(sys, name, stream)
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        sys.stdout = open(sys.stdout.fileno(), "w", closefd=False)  # noqa: SIM115 - for good
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
