@@ -16,7 +16,6 @@ other statistics                 groups of regions       one pass, volume by vol
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +42,7 @@ from sharedmask.storage.segment import Shared
 from sharedmask.system import monitor, process, settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.typing import Array, NDArray
+from sharedmask.workers import idle
 
 if TYPE_CHECKING:
     from sharedmask.workers.streams import Streams
@@ -79,7 +79,7 @@ def run(series: Series, plan: Plan, budget: MemoryBudget) -> Signals:
             with rows.load_union(series, union, plan.in_processes, budget) as held:
                 return _of_rows(held, plan)
         finally:
-            let_workers_go()
+            idle.let_go()
 
 
 def _of_volumes(source: Source, request: Request) -> Signals:
@@ -180,12 +180,6 @@ def begin_workers(asked: Mapping[str, Any]) -> None:
     unasked = prefer is None and many and pool.can_start_processes()
     if settings.current().shared_memory and (unasked or prefer == "processes"):
         pool.begin(CLEANING_MODULES if is_cleaning(asked) else ())
-
-
-def let_workers_go() -> None:
-    """Have those that are idle hold no image, as it is closed."""
-    if (pool := sys.modules.get("sharedmask.workers.pool")) is not None:  # else there are none
-        pool.let_go()
 
 
 def _for_workers(held: Rows, plan: Plan) -> Shared | None:

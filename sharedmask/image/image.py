@@ -17,7 +17,6 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.compute.request import Request
-from sharedmask.compute.signals import let_workers_go
 from sharedmask.errors import (
     AttachError,
     ClosedImageError,
@@ -48,6 +47,7 @@ from sharedmask.system.process import Lock
 from sharedmask.system.settings import Settings
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
+from sharedmask.workers import idle
 
 if TYPE_CHECKING:
     from sharedmask.image.niimg import SharedNifti
@@ -205,7 +205,7 @@ class SharedImage(Searchlights):
         SourceChangedError
             The file is not the one that was opened, or was written to while it was read.
         """
-        let_workers_go()
+        idle.let_go()
         self._loaded()
         return self
 
@@ -234,7 +234,7 @@ class SharedImage(Searchlights):
             knobs = replace(knobs, shared_memory=False)
         try:
             if self._held is None:
-                let_workers_go()  # of an image that nobody closed, before memory is looked at
+                idle.let_go()  # of an image that nobody closed, before memory is looked at
             before = self._bytes_in_memory
             budget = MemoryBudget.here(self._memory_limit, before, knobs)
             held = self._loaded(budget)
@@ -297,7 +297,7 @@ class SharedImage(Searchlights):
             self._closed, self._held = True, None
             rows.release(self._owned, file)
             self._owned = None
-            let_workers_go()
+            idle.let_go()
             if self._lease is not None:
                 self._lease.close()
 

@@ -6,5 +6,5 @@ Does not cover: what is computed (``compute``).
 From the bottom up::
 
     failure  modules  variables  generators  pure  packing
-    streams  surroundings  sender  worker  threaded  template  pool  executor
+    streams  surroundings  idle  worker  sender  threaded  template  pool  executor
 """

@@ -24,7 +24,7 @@ from sharedmask.errors import WorkerError
 from sharedmask.system import platform
 from sharedmask.system.platform import rights
 from sharedmask.system.process import Lock, at_fork
-from sharedmask.workers import modules
+from sharedmask.workers import idle, modules
 from sharedmask.workers.failure import dumps_by_value
 from sharedmask.workers.generators import Name, Root
 from sharedmask.workers.packing import dumps
@@ -266,9 +266,12 @@ def _pool(preload: Sequence[str]) -> _Pool:
 
 
 def let_go() -> None:
-    """Have idle workers hold no image any more, as the caller does not: then its memory is free."""
+    """Have idle workers hold no image any more."""
     for pool in list(_pools.values()):
         pool.let_go()
+
+
+idle.let_go_by(let_go)
 
 
 def shutdown() -> None:

@@ -16,6 +16,7 @@ from sharedmask.errors import SharedMaskError
 from sharedmask.storage.registry import publish
 from sharedmask.storage.segment import Handle, attach
 from sharedmask.typing import Array
+from sharedmask.workers import idle
 
 _FEW_BYTES = 64 * 1024  # which travel with each item
 
@@ -56,3 +57,6 @@ class Sender(contextlib.ExitStack):
 def received(handle: Handle) -> Any:
     """What was sent; for the next item it is the same object, with all that it has found out."""
     return pickle.loads(attach(handle).arrays["packed"].data)
+
+
+idle.let_go_by(received.cache_clear)

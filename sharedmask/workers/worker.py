@@ -35,7 +35,7 @@ from sharedmask.storage.segment import Attachment, Shared, attach
 from sharedmask.system import platform
 from sharedmask.system.platform import is_readable
 from sharedmask.system.process import boot_id
-from sharedmask.workers import generators, streams
+from sharedmask.workers import generators, idle, streams
 from sharedmask.workers.failure import Failure, dumps
 from sharedmask.workers.packing import loads
 from sharedmask.workers.surroundings import Entered
@@ -213,8 +213,9 @@ class _Worker:
         self._drop()
 
     def let_go(self) -> None:
-        """Hold no image any more."""
+        """Hold no image any more, and nothing of what many items had in common."""
         self._images = []
+        idle.let_go()
 
     def _drop(self) -> None:
         self._taken_over.close()
