@@ -185,6 +185,7 @@ def extract_many(
     each = _per_image(keyed, asked)
     chosen = shard_of(list(keyed), shard)
     completion = _completion(resume, on_result, overwrite)
+    completion.check_places(chosen)
     budget = MemoryBudget.here(memory_limit)
     recorded = None if resume is None else variant
     prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded)
@@ -493,8 +494,7 @@ def _order(found: dict[Key, Any], keys: Sequence[Key]) -> None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, _TRANSIENT):
-        return True
-    if isinstance(error, SharedMaskError):
-        return False
-    return isinstance(error, OSError) and error.errno in _TRANSIENT_CODES
+    code = getattr(error, "errno", None)
+    return isinstance(error, _TRANSIENT) or (
+        not isinstance(error, SharedMaskError) and code in _TRANSIENT_CODES
+    )

@@ -5,6 +5,8 @@ on the disk together. Does not cover: the journal's file (``journal``), what is 
 written (``output``, ``dataset``).
 """
 
+import contextlib
+import filecmp
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sharedmask.compute.journal import Entry, Inputs, Journal, sum_of
+from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.remote.objects import identity
@@ -46,12 +49,15 @@ class Resumption:
         and of their names, sizes and times may differ where nothing changed, never the other way.
     skipped : callable
         Called with the key of an image that is complete, whatever it is known by.
+    outputs : callable
+        Of a key: files that will be written; none if that is not known.
     """
 
     path: Path
     asked: str
     inputs: Callable[[Key], Inputs]
     skipped: Callable[[Key], object]
+    outputs: Callable[[Key], Sequence[Path]] = lambda _: ()
 
 
 class Seen(NamedTuple):
@@ -95,6 +101,12 @@ def _told(path: str, is_needed: bool) -> tuple[object, ...]:
     return path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
 
 
+def _is_copy(path: str, key: Key) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, key) or filecmp.cmp(path, key, shallow=False)
+    return False
+
+
 @dataclass
 class Completion:
     """What is done, and is recorded soon."""
@@ -117,6 +129,22 @@ class Completion:
         path = resume.path if isinstance(resume, Resumption) else Path(resume)
         journal = Journal(path.expanduser(), is_read=not overwrite)
         return cls(journal, resume if isinstance(resume, Resumption) else None)
+
+    def check_places(self, keys: Iterable[Key]) -> None:
+        """That no new image takes the place of another, that is there still.
+
+        Raises ParameterError, naming both.
+        """
+        if self.resumption is None or self.journal is None or not self.journal.is_read:
+            return
+        new = ((key, path) for key in keys if self.is_new(key) for path in self.resumption.outputs(key))
+        taken = {os.path.abspath(path): key for key, path in new if os.path.lexists(path)}
+        for entry in self.journal.entries if taken else ():
+            for path in filter(taken.__contains__, entry.outputs):
+                if not entry.is_file or not os.path.exists(entry.key) or _is_copy(entry.key, taken[path]):
+                    continue  # what moved is the same image
+                over = f"{path}, which holds those of {entry.key}: choose another folder, or overwrite"
+                raise ParameterError(f"signals of {taken[path]} would be written over {over}")
 
     def is_new(self, key: Key) -> bool:
         """Whether there is a journal that has nothing of this image, whatever its inputs are."""

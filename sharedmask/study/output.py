@@ -367,7 +367,9 @@ class OutputFolder:
             strategy=self.strategy,
             denoise=self.denoisings,
             on_result=self.keep,
-            resume=Resumption(self.private / JOURNAL, self.stamped(asked), self.inputs, self.skip),
+            resume=Resumption(
+                self.private / JOURNAL, self.stamped(asked), self.inputs, self.skip, self._outputs
+            ),
             variant=variant,
             **{"on_error": self.fail, **options},
         )
@@ -387,6 +389,9 @@ class OutputFolder:
             more = () if self.denoisings is None else self.denoisings.files(key)
             return Inputs((key, *beside, *more), folders)
         return Inputs()
+
+    def _outputs(self, key: str) -> list[Path]:
+        return self.parts.paths(self.paths[key])
 
     def skip(self, key: str) -> None:
         """There is nothing more to do for it."""

@@ -1,6 +1,8 @@
 """Many images to a folder: one file each, failures named, nothing done twice."""
 
 import json
+import os
+import shutil
 from functools import partial
 
 import numpy as np
@@ -85,6 +87,30 @@ def test_no_file_of_an_image_is_another_image_s(tmp_path):
         with pytest.raises(ParameterError, match=rf"{name}\.nii would be written over .*as those of x\.nii"):
             check_places(written, [])
     check_places({image: [path] for image, path in paths.items()}, [])
+
+
+def test_no_table_of_another_folders_image_is_written_over(runs, masks, tmp_path):
+    out, there = tmp_path / "out", tmp_path / "other"
+    extract_to(out, runs, masks)
+    table = (out / "sub-0_bold.tsv").read_text()
+    there.mkdir()
+    other, new = (str(save(there / f"sub-{n}_bold.nii.gz", bold(seed=7 + n))) for n in (0, 9))
+    with pytest.raises(ParameterError, match=rf"{other} would be written over .*0_bold\.tsv, .* {runs[0]}: "):
+        extract_to(out, [new, other], masks)
+    assert (out / "sub-0_bold.tsv").read_text() == table
+    assert not (out / "sub-9_bold.tsv").exists()
+    assert extract_to(out, [other], masks, overwrite=True).complete == [other]
+    assert (out / "sub-0_bold.tsv").read_text() != table
+
+
+def test_images_that_were_moved_or_copied_keep_their_tables(runs, masks, tmp_path):
+    there = tmp_path / "other"
+    there.mkdir()
+    extract_to(tmp_path / "out", runs, masks)
+    moved = [shutil.copy(runs[0], there), str(there / "sub-1_bold.nii.gz"), shutil.move(runs[2], there)]
+    os.link(runs[1], moved[1])
+    study = extract_to(tmp_path / "out", moved, masks)
+    assert (study.complete, study.skipped) == (moved[:2], moved[2:])
 
 
 def test_unknown_forms_are_refused_before_any_work(runs, masks, tmp_path):
