@@ -49,10 +49,7 @@ def read_confounds(given: Any, kept: Numbers | None = None) -> NDArray[np.float6
 
     The first row of a file may hold the columns' names: it does if there is text in it.
 
-    Raises
-    ------
-    ConfoundsError
-        If something that is kept is no finite number, naming the file and the column.
+    Raises ConfoundsError: something that is kept is no finite number, naming the file and the column.
     """
     where = _called(given)
     columns: Sequence[Any]
@@ -80,10 +77,7 @@ def read_confounds(given: Any, kept: Numbers | None = None) -> NDArray[np.float6
 def named_columns(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float64]]:
     """Names and (n_rows, n_columns) numbers of a table, NaN where there is none.
 
-    Raises
-    ------
-    ConfoundsError
-        If columns have no names, or something is no number.
+    Raises ConfoundsError: columns have no names, or something is no number.
     """
     names, table = _read_file(path, _called(path))
     if not names:

@@ -25,10 +25,7 @@ _ROUNDING = 1e-12  # of a mean: what is left of a constant series beside it
 def checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
     """The measures by nilearn's names, of None none; ``-`` and ``_`` may stand for the blank.
 
-    Raises
-    ------
-    ParameterError
-        Naming those that there are.
+    Raises ParameterError: naming those that there are.
 
     Examples
     --------
@@ -51,9 +48,7 @@ def checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
 def check_matrices(kinds: Iterable[str], fisher_z: bool, tables: bool = True) -> tuple[str, ...]:
     """The measures, which can be had of tables and, for Fisher's z, are correlations.
 
-    Raises
-    ------
-    ParameterError
+    Raises ParameterError.
     """
     found = checked_kinds(kinds)
     if found and not tables:

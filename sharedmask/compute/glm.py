@@ -275,9 +275,7 @@ class Contrast:
 def place_of(what: str, name: Any, names: Sequence[Any]) -> int:
     """Which regressor has a name.
 
-    Raises
-    ------
-    ParameterError
+    Raises ParameterError.
     """
     found = [place for place, one in enumerate(names) if one == name]
     if len(found) != 1:
@@ -289,9 +287,7 @@ def place_of(what: str, name: Any, names: Sequence[Any]) -> int:
 def contrast_matrix(given: Any, names: Sequence[Any]) -> Floats:
     """A contrast, (n, n_regressors), of a regressor's name, a vector or a matrix.
 
-    Raises
-    ------
-    ParameterError
+    Raises ParameterError.
 
     Examples
     --------

@@ -82,10 +82,7 @@ class _Work:
 def plan_for(series: Series, request: Request, budget: MemoryBudget) -> Plan:
     """What the request takes of rows that are held, or of volumes that pass by.
 
-    Raises
-    ------
-    MemoryLimitError
-        It is more than may be used; with what would fit.
+    Raises MemoryLimitError: it is more than may be used; with what would fit.
     """
     if isinstance(series, Source):
         return of_volumes(series, request, budget)
@@ -150,10 +147,7 @@ def runs_in_processes(request: Request, budget: MemoryBudget) -> bool:
     Copying rows is bound by memory, and numpy leaves the interpreter to other threads; so do the blocks that
     are cleaned, up to some at a time. Processes pay where work is heavy on the interpreter.
 
-    Raises
-    ------
-    ParameterError
-        Processes are asked for where nothing may be shared with them.
+    Raises ParameterError: processes are asked for where nothing may be shared with them.
     """
     from sharedmask.workers import pool
 
@@ -282,9 +276,7 @@ def _bounded(work: _Work, request: Request, in_processes: bool, budget: MemoryBu
 def check_bound(operation: str, least: int, bound: int | None) -> None:
     """Refuse what a process cannot do within the bound on its private memory, whatever its blocks.
 
-    Raises
-    ------
-    MemoryLimitError
+    Raises MemoryLimitError.
     """
     if bound is not None and least > bound:
         origin = settings.origins()["max_memory_per_process"]

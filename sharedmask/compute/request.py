@@ -276,10 +276,7 @@ def _check_dtype(dtype: "DTypeLike | None") -> None:
 def check_names(given: Iterable[str], *more: str) -> None:
     """Refuse names that are neither among :class:`Parameters` nor ``more``.
 
-    Raises
-    ------
-    TypeError
-        Naming those that there are.
+    Raises TypeError: naming those that there are.
     """
     known = {*Parameters.__annotations__, *more}
     for name in given:
@@ -295,10 +292,7 @@ def is_weighted(strategy: Strategy) -> bool:
 def checked_strategy(strategy: Strategy) -> str | tuple[str, ...]:
     """One way to reduce a region to one value, or several different ones.
 
-    Raises
-    ------
-    ParameterError
-        Naming the ways that there are.
+    Raises ParameterError: naming the ways that there are.
     """
     several = tuple(strategy) if isinstance(strategy, Iterable) and not isinstance(strategy, str) else ()
     for one in several or (strategy,):
@@ -347,9 +341,7 @@ def checked_cleaning(
 def check_length(facts: Facts, low_pass: float | None, high_pass: float | None) -> None:
     """Refuse a run that is too short for nilearn's filter, a Butterworth of order 5 that goes both ways.
 
-    Raises
-    ------
-    ParameterError
+    Raises ParameterError.
     """
     needed = _BOTH_FILTERS if low_pass is not None and high_pass is not None else _ONE_FILTER
     if facts.n_timepoints < needed:

@@ -60,9 +60,7 @@ class Members:
     def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
         """A piece, verified, in a buffer that has room for the largest.
 
-        Raises
-        ------
-        WrongPieceError
+        Raises WrongPieceError.
         """
         start, stop = self.starts[number : number + 2].tolist()
         out = memoryview(buffer)[start % ALIGNMENT :][: stop - start]

@@ -51,12 +51,8 @@ def found(path: str, name: str, nbytes: int) -> Points | None:
 
     None where the file is damaged, or is not one gzip member and nothing else.
 
-    Raises
-    ------
-    ParameterError
-        rapidgzip is not installed.
-    MemoryLimitError
-        Looking for them takes more than may be used.
+    Raises ParameterError: rapidgzip is not installed.
+    Raises MemoryLimitError: looking for them takes more than may be used.
     """
     try:
         import rapidgzip

@@ -104,9 +104,7 @@ class Points:
     def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
         """A piece, verified, in a buffer that has room for the largest.
 
-        Raises
-        ------
-        WrongPieceError
+        Raises WrongPieceError.
         """
         out, crc = self.decode_unverified(fd, number, buffer)
         if crc != self.crcs[number]:

@@ -44,10 +44,7 @@ class Metadata:
     ) -> "Metadata":
         """Fields of the frames of an image of that shape.
 
-        Raises
-        ------
-        ParameterError
-            Naming the field, the shape that it has and the one that it needs.
+        Raises ParameterError: naming the field, the shape that it has and the one that it needs.
         """
         n_frames = shape[3]
         return cls(

@@ -89,10 +89,7 @@ class Extraction:
     def needed(self, budget: MemoryBudget) -> int:
         """Bytes that it takes at its peak.
 
-        Raises
-        ------
-        MemoryLimitError
-            They are more than may be used.
+        Raises MemoryLimitError: they are more than may be used.
         """
         if self.store is None:
             return of_volumes(*self._in_passing(), budget).needed

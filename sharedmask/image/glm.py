@@ -166,9 +166,7 @@ class Question:
 def fit(held: Held, question: Question, request: Request, budget: MemoryBudget) -> FittedModel:
     """Fit the model to the voxels of the request's regions.
 
-    Raises
-    ------
-    MemoryLimitError
+    Raises MemoryLimitError.
     """
     from threadpoolctl import threadpool_limits
 

@@ -48,10 +48,7 @@ def send(connection: socket.socket, message: dict[str, Any]) -> None:
 def receive(connection: socket.socket, most: int = _REQUEST_BYTES) -> dict[str, Any] | None:
     """The next message; None when the other end has closed.
 
-    Raises
-    ------
-    AttachError
-        What came is no message of this version, or one of more than ``most`` bytes.
+    Raises AttachError: what came is no message of this version, or one of more than ``most`` bytes.
     """
     length = _read(connection, _LENGTH.size)
     if length is None:
@@ -106,10 +103,8 @@ process.at_fork(in_child=_after_fork_in_child)
 def connect(timeout: float | None = None) -> socket.socket | None:
     """A connection to this user's coordinator on this machine; None if there is none.
 
-    Raises
-    ------
-    AttachError
-        The coordinator does not take it in ``timeout`` seconds, by default ``ANSWER_SECONDS``.
+    Raises AttachError: the coordinator does not take it in ``timeout`` seconds, by default
+    ``ANSWER_SECONDS``.
     """
     if not platform.can_share():
         return None
@@ -137,10 +132,7 @@ def connect(timeout: float | None = None) -> socket.socket | None:
 def ask(connection: socket.socket, verb: str, **arguments: Any) -> dict[str, Any]:
     """Send a request and wait for the answer: to ``open``, for as long as the coordinator answers others.
 
-    Raises
-    ------
-    SharedMaskError
-        The coordinator's own error, or that it went away, or does not answer.
+    Raises SharedMaskError: the coordinator's own error, or that it went away, or does not answer.
     """
     timeout = connection.gettimeout() or ANSWER_SECONDS
     with _answering(timeout):
@@ -195,10 +187,7 @@ def _error(kind: str, message: str) -> SharedMaskError:
 def end() -> None:
     """End the coordinator, if there is one: by asking, and one that does not answer by force.
 
-    Raises
-    ------
-    AttachError
-        It is a process that cannot be seen from here, or does not end.
+    Raises AttachError: it is a process that cannot be seen from here, or does not end.
     """
     found = registry.claimed_by(ROLE)
     for number in platform.signals("SIGTERM", "SIGKILL"):
@@ -220,10 +209,7 @@ def end() -> None:
 def start(idle: float = 1800.0) -> None:
     """Start a coordinator, which ends after ``idle`` seconds alone, and wait until it answers.
 
-    Raises
-    ------
-    AttachError
-        It did not answer in time.
+    Raises AttachError: it did not answer in time.
     """
     command = [sys.executable, "-m", "sharedmask", "serve", "--idle", f"{idle:g}s"]
     # A process in between starts it and ends: then it is nobody's child, and no one's to wait for.

@@ -19,10 +19,7 @@ _OF_MEMBERS = ".npy"  # numpy reads an array by its name with or without it
 def columns(names: Iterable[str]) -> tuple[str, ...]:
     """The names as the header of a table of text has them, without tabs and ends of lines.
 
-    Raises
-    ------
-    ParameterError
-        If two would become one, naming both, or a name is blank.
+    Raises ParameterError: two would become one, naming both, or a name is blank.
 
     Examples
     --------

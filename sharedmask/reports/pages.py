@@ -243,10 +243,7 @@ def _write(path: str | Path, template: str, report: RunReport | StudyReport, con
 def check_installed() -> None:
     """Learn before the work that it cannot be shown.
 
-    Raises
-    ------
-    ParameterError
-        Naming the packages that pages need and that are not there.
+    Raises ParameterError: naming the packages that pages need and that are not there.
     """
     if lacking := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
         raise ParameterError(

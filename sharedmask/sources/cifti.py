@@ -73,12 +73,8 @@ def axes_text(image: Any) -> bytes | None:
 def read_axes(name: str, image: Any, text: bytes, dtype: np.dtype[Any]) -> Axes:
     """What the axes say, of which ``text`` is the XML; no value is read.
 
-    Raises
-    ------
-    DamagedImageError
-        The axes cannot be read, or are not those of the values.
-    ImageError
-        There are no elements with values, or no real numbers.
+    Raises DamagedImageError: the axes cannot be read, or are not those of the values.
+    Raises ImageError: there are no elements with values, or no real numbers.
     """
     if dtype.kind not in "iuf":
         raise ImageError(f"{name} holds {dtype} values; only real numbers can be served")

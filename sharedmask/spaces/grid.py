@@ -221,10 +221,7 @@ def _moved(own: Grid, target: Grid, turn: Array, start: Array) -> float:
 def box_of(space: Space, doing: str) -> Grid:
     """The space of a volume, for what needs one.
 
-    Raises
-    ------
-    GridMismatchError
-        Saying what: ``doing``.
+    Raises GridMismatchError: saying what: ``doing``.
     """
     if not isinstance(space, Grid):
         raise GridMismatchError(f"{doing} needs a volume, and {space.name or 'this image'} has {space}")

@@ -86,10 +86,7 @@ class Outputs:
     def check(self) -> None:
         """That they can be written.
 
-        Raises
-        ------
-        ParameterError
-            Naming what is wrong, or the package that is not installed.
+        Raises ParameterError: naming what is wrong, or the package that is not installed.
         """
         if self.statistics:
             checked_strategy(self.statistics)
@@ -199,12 +196,9 @@ class Analysis:
     def check(self) -> None:
         """That it can be asked of any run.
 
-        Raises
-        ------
-        ParameterError
-            If there is no atlas, outputs of two would go by one name, or outputs cannot be written.
-        ImageError
-            If a mesh cannot be read.
+        Raises ParameterError: there is no atlas, outputs of two would go by one name, or outputs cannot be
+        written.
+        Raises ImageError: a mesh cannot be read.
         """
         if not self.atlases:
             raise ParameterError("no atlas is given")

@@ -52,10 +52,7 @@ class Atlas:
     def nearest(self, space: Space) -> "Atlas":
         """The atlas in the resolution that is nearest to that of an image.
 
-        Raises
-        ------
-        MissingFileError
-            If that file is not there.
+        Raises MissingFileError: that file is not there.
         """
         if len(self.resolutions) < 2:
             return self
@@ -109,10 +106,7 @@ class Atlas:
     def check_space(self, run: Run) -> None:
         """That it is in the space of ``run``, as far as that can be known.
 
-        Raises
-        ------
-        GridMismatchError
-            If it is in another one, naming both.
+        Raises GridMismatchError: it is in another one, naming both.
         """
         if self.space is None:
             return
@@ -137,10 +131,7 @@ class Atlas:
 def distinct(atlases: Iterable[Atlas]) -> dict[str, Atlas]:
     """The atlases by what their outputs are called.
 
-    Raises
-    ------
-    ParameterError
-        If outputs of two would go by one name.
+    Raises ParameterError: outputs of two would go by one name.
     """
     found: dict[str, Atlas] = {}
     for atlas in atlases:

@@ -53,11 +53,8 @@ _LEADING = ("sub-", "ses-", "func")  # what names of folders begin with that may
 class Run:
     """One preprocessed run of the data set ``root``; what lies beside it is looked for when it is asked for.
 
-    Raises
-    ------
-    DatasetError, MissingFileError
-        By each of these: a file beside the run that is a link to nothing, that cannot be read, or one of
-        several that could be meant.
+    Raises DatasetError, MissingFileError: by each of these: a file beside the run that is a link to nothing,
+    that cannot be read, or one of several that could be meant.
     """
 
     root: Path
@@ -68,10 +65,7 @@ class Run:
     def of(cls, root: Path, bold: str | Path) -> "Run":
         """The run of this image.
 
-        Raises
-        ------
-        ParameterError
-            The image has no BIDS name.
+        Raises ParameterError: the image has no BIDS name.
         """
         return cls(root, Path(bold), Name.parse(bold))
 

@@ -62,10 +62,7 @@ class Derivatives:
     def create(cls, root: str | Path, source: str | Path) -> "Derivatives":
         """Make the folder and describe it; what is in it stays.
 
-        Raises
-        ------
-        DatasetError
-            If the folder is another program's data set.
+        Raises DatasetError: the folder is another program's data set.
         """
         derivatives = cls.at(root, source)
         derivatives._check_place()
@@ -80,9 +77,7 @@ class Derivatives:
     def check(root: Path) -> None:
         """That outputs of ours are there.
 
-        Raises
-        ------
-        DatasetError
+        Raises DatasetError.
         """
         if not _is_ours(root / DESCRIPTION):
             raise DatasetError(f"{root} has no outputs of sharedmask: run the participant level first")

@@ -116,10 +116,7 @@ def engine(executor: Any, n_jobs: int | None, preload: Sequence[str]) -> Iterato
 def _given(executor: Any) -> Executor:
     """What the caller gave; of a Dask client its executor.
 
-    Raises
-    ------
-    ParameterError
-        It is none.
+    Raises ParameterError: it is none.
     """
     if callable(get_executor := getattr(executor, "get_executor", None)):
         executor = get_executor()

@@ -36,10 +36,7 @@ def summarise_regions(output: str | Path) -> Path:
     Its columns are the entities of the run and of the table, ``region``, ``coverage``, ``n_timepoints``, and
     the ``mean`` and ``standard_deviation`` of the region's signal over time.
 
-    Raises
-    ------
-    NoInputError
-        If no run is complete.
+    Raises NoInputError: no run is complete.
     """
     root = Path(output).expanduser()
     path = root / REGIONS
@@ -87,10 +84,7 @@ def _coverage(path: Path) -> dict[str, str]:
 def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
     """The names and numbers, NaN for ``n/a``, of a table that a study wrote.
 
-    Raises
-    ------
-    DatasetError
-        It is not as it was written.
+    Raises DatasetError: it is not as it was written.
     """
     with reading(path):
         names, values = _read_table(path)
@@ -174,10 +168,7 @@ class Stack:
 
         Regions are those that every run has. The mean is that of the manifold of covariances.
 
-        Raises
-        ------
-        NoInputError
-            If there is one run only, or no region that all have.
+        Raises NoInputError: there is one run only, or no region that all have.
         """
         from nilearn.connectome import ConnectivityMeasure
 

@@ -59,10 +59,7 @@ _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, Path]:
     """Where each image's result goes: its name with another ending.
 
-    Raises
-    ------
-    ParameterError
-        Two images would go to one file.
+    Raises ParameterError: two images would go to one file.
 
     Examples
     --------
@@ -85,10 +82,7 @@ def outputs(images: Sequence[str], folder: str | Path, form: str) -> dict[str, P
 def check_places(written: Mapping[str, Sequence[Path]], read: Iterable[str | Path]) -> None:
     """That no file of an image goes where another's goes, or where an input lies.
 
-    Raises
-    ------
-    ParameterError
-        Naming the file, and what it would be written over.
+    Raises ParameterError: naming the file, and what it would be written over.
     """
     taken = {os.path.realpath(path): "which is read" for path in read}
     for image, paths in written.items():

@@ -216,10 +216,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Reading a table that we wrote and that others may have changed since.
 
-    Raises
-    ------
-    DatasetError
-        It is not as it was written, or gone.
+    Raises DatasetError: it is not as it was written, or gone.
     """
     try:
         yield
@@ -241,10 +238,7 @@ def write_series(path: str | os.PathLike[str], series: Mapping[str, Array]) -> N
 def series_writer(path: str | os.PathLike[str]) -> Callable[[Path, Mapping[str, Array]], None]:
     """The writer that the ending of ``path`` asks for.
 
-    Raises
-    ------
-    ParameterError
-        For any other ending than .npz, .h5 and .hdf5.
+    Raises ParameterError: for any other ending than .npz, .h5 and .hdf5.
     """
     writer = _SERIES_WRITERS.get(Path(path).suffix.lower())
     if writer is None:

@@ -51,12 +51,8 @@ def is_overlay(path: str) -> bool:
 def read_overlay(path: str) -> Surface:
     """The values of an overlay.
 
-    Raises
-    ------
-    DamagedImageError
-        It ends early, or is no MGH file.
-    ImageError
-        Its values are of a kind that is not known.
+    Raises DamagedImageError: it ends early, or is no MGH file.
+    Raises ImageError: its values are of a kind that is not known.
     """
     content = _content(path)
     header = MGHHeader(content[:_HEADER].ljust(_HEADER, b"\0"), check=False)

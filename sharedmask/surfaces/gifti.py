@@ -36,12 +36,8 @@ _LABEL, _SERIES = "NIFTI_INTENT_LABEL", "NIFTI_INTENT_TIME_SERIES"
 def read(path: str) -> Surface:
     """The values of a file.
 
-    Raises
-    ------
-    DamagedImageError
-        It is no GIFTI file, is not complete, or a file with its data is not.
-    ImageError
-        There are none: it is a mesh, or has arrays of other shapes.
+    Raises DamagedImageError: it is no GIFTI file, is not complete, or a file with its data is not.
+    Raises ImageError: there are none: it is a mesh, or has arrays of other shapes.
     """
     parser = _parsed(path)
     return replace(of_image(path, parser.img), files=tuple(parser.external.values()))
@@ -72,12 +68,8 @@ class Mesh:
 def read_mesh(path: str) -> Mesh:
     """The mesh in a ``.surf.gii``.
 
-    Raises
-    ------
-    MissingFileError, DamagedImageError
-        As for series.
-    ImageError
-        There is no mesh in it.
+    Raises MissingFileError, DamagedImageError: as for series.
+    Raises ImageError: there is no mesh in it.
     """
     image = _parsed(path).img
     found = [[one.data for one in image.darrays if one.intent == _MESH_CODES[intent]] for intent in _MESH]

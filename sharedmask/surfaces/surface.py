@@ -73,10 +73,7 @@ class Surface:
     def joined(cls, name: str, parts: Sequence[Surface]) -> Surface:
         """Hemispheres as one.
 
-        Raises
-        ------
-        ImageError
-            Two are of one structure, one has labels and another values, or not as many maps.
+        Raises ImageError: two are of one structure, one has labels and another values, or not as many maps.
         """
         structures = [one.name for part in parts for one in part.models.structures]
         if len(set(structures)) < len(structures):

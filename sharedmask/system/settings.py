@@ -178,10 +178,7 @@ def _from_text(name: str, text: str) -> Any:
 def from_texts(texts: Iterable[str]) -> dict[str, Any]:
     """Values of knobs written as ``NAME=VALUE``, by name.
 
-    Raises
-    ------
-    ParameterError
-        A text has no ``=``, or its name is that of no setting.
+    Raises ParameterError: a text has no ``=``, or its name is that of no setting.
     """
     found = {}
     for text in texts:
@@ -281,10 +278,7 @@ _known: set[str] = set()
 def current() -> Settings:
     """The settings that hold now.
 
-    Raises
-    ------
-    ParameterError
-        A name that is no setting, or a value that makes no sense; naming it and its place.
+    Raises ParameterError: a name that is no setting, or a value that makes no sense; naming it and its place.
     """
     return _current()[0]
 

@@ -30,10 +30,7 @@ def format_bytes(nbytes: float) -> str:
 def parse_bytes(amount: int | float | str, name: str = "memory_limit") -> int:
     """Bytes of ``8_000_000``, ``"8G"``, ``"512 MiB"``, or of ``0.5`` or ``"0.5"`` (of the RAM).
 
-    Raises
-    ------
-    ParameterError
-        Naming what was given as ``name``.
+    Raises ParameterError: naming what was given as ``name``.
 
     Examples
     --------

@@ -83,10 +83,7 @@ class Template:
 
         All are asked for before the first is waited for.
 
-        Raises
-        ------
-        WorkerError
-            One cannot be started; the next call begins anew.
+        Raises WorkerError: one cannot be started; the next call begins anew.
         """
         asked = deque[_Asked]()
         try:
