@@ -66,18 +66,10 @@ def measure(kind: str, fisher_z: bool) -> str:
 def connectivity(signals: Array, kind: str, *, fisher_z: bool = False) -> NDArray[np.float64]:
     """The matrix of ``signals`` by nilearn's ``ConnectivityMeasure``.
 
-    Parameters
-    ----------
-    signals : ndarray, (n_timepoints, n_regions)
-        Regions of NaN, which have no signal, have none in the matrix either.
-    kind : str
-        One of :data:`KINDS`.
-    fisher_z : bool
-        The inverse hyperbolic tangent of correlations; the diagonal, where it is infinite, is NaN.
-
-    Returns
-    -------
-    ndarray, (n_regions, n_regions)
+    ``signals``, (n_timepoints, n_regions): regions of NaN, which have no signal, have none in the matrix
+    either.
+    ``kind``: one of :data:`KINDS`.
+    ``fisher_z``: the inverse hyperbolic tangent of correlations; the diagonal, where it is infinite, is NaN.
     """
     (kind,) = check_matrices([kind], fisher_z)
     if np.ndim(signals) != 2 or len(signals) < 2:
@@ -133,10 +125,7 @@ def standardized(signals: Array) -> NDArray[np.float64]:
 class SeedCorrelation:
     """The correlation of voxels with seeds, for workers: a function of (n_timepoints, n_voxels) arrays.
 
-    Parameters
-    ----------
-    seeds : ndarray, (n_timepoints, n_seeds)
-        As :func:`standardized` gives them.
+    ``seeds``, (n_timepoints, n_seeds): as :func:`standardized` gives them.
     """
 
     seeds: NDArray[np.float64]

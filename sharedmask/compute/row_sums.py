@@ -106,10 +106,7 @@ class RowSums:
     def add(self, start: int, rows: Array) -> bool:
         """Add the wanted rows from ``start`` on, which come after ``ROWS_BEFORE`` others; changes them.
 
-        Returns
-        -------
-        bool
-            Whether all true values are finite.
+        Returns whether all true values are finite.
         """
         stop, finite = start + len(rows) - ROWS_BEFORE, True
         with arithmetic():

@@ -112,10 +112,7 @@ class Steps:
     def reduce(self, columns: Array, out: Array, conversion: Conversion, strategy: str) -> bool:
         """``out[v, i]`` = one value of region ``i`` in volume ``v``, from its values in :attr:`order`.
 
-        Returns
-        -------
-        bool
-            Whether all true values are finite.
+        Returns whether all true values are finite.
 
         Examples
         --------

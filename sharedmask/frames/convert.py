@@ -71,19 +71,12 @@ def convert(
 ) -> None:
     """Write the frames of a file to another one, holding one at a time.
 
-    Parameters
-    ----------
-    source : str or path
-        NIfTI, Analyze or NFDH5 (``.h5``).
-    target : str or path
-        ``.h5``, ``.nii`` or ``.nii.gz``.
-    compression, compression_opts, version
-        Of an ``.h5`` file, as in :meth:`FrameDataset.to_filename`.
+    ``source``: NIfTI, Analyze or NFDH5 (``.h5``).
+    ``target``: ``.h5``, ``.nii`` or ``.nii.gz``.
+    ``compression``, ``compression_opts``, ``version``: of an ``.h5`` file, as in
+    :meth:`FrameDataset.to_filename`.
 
-    Raises
-    ------
-    ImageError, ParameterError
-        Nothing is left behind, and an old target stays as it was.
+    Raises ImageError, ParameterError: nothing is left behind, and an old target stays as it was.
     """
     opened, path = open_frames(source), Path(target).expanduser()
     here = [file.path for file in opened.files if not file.is_remote]

@@ -225,12 +225,8 @@ class Cache:
     def of(cls, memory: Any, knobs: Settings | None = None) -> "Cache | None":
         """The cache that an argument ``memory`` means; None if results are not kept.
 
-        Parameters
-        ----------
-        memory : str, path, joblib.Memory, None or False
-            None: the setting ``cache_dir``. Of a joblib.Memory only the location is used.
-        knobs : Settings, optional
-            Where they have been read already.
+        ``memory``: None: the setting ``cache_dir``. Of a joblib.Memory only the location is used.
+        ``knobs``: where they have been read already.
         """
         if memory is None:
             memory = (knobs or settings.current()).cache_dir
@@ -248,14 +244,9 @@ class Cache:
 
         Of several processes and threads that ask at once, one computes.
 
-        Parameters
-        ----------
-        key : str
-            40 hexadecimal digits.
-        compute : callable
-            Its errors are the caller's; nothing is kept then.
-        is_valid : callable
-            Asked after the computation: whether its results may be kept.
+        ``key``: 40 hexadecimal digits.
+        ``compute``: its errors are the caller's; nothing is kept then.
+        ``is_valid``: asked after the computation: whether its results may be kept.
         """
         found = self._read(key)
         if found is None:

@@ -93,19 +93,12 @@ class Connectome:
     def open(cls, path: str | os.PathLike[str], *, coordinates_axis: int | None = None) -> "Connectome":
         """Read and compare the facts of all files; no series is read.
 
-        Parameters
-        ----------
-        path : str or path
-            A file, or a directory whose ``*.h5`` are the connectome.
-        coordinates_axis : {0, 1}, optional
-            Which axis of ``mask_indices`` has length 3, needed only where both have.
+        ``path``: a file, or a directory whose ``*.h5`` are the connectome.
+        ``coordinates_axis``, {0, 1}: which axis of ``mask_indices`` has length 3, needed only where both
+        have.
 
-        Raises
-        ------
-        MissingFileError
-            There is no such file, or the directory holds no .h5 file.
-        ConnectomeError
-            A file is no connectome, or differs from the first in mask, affine or length.
+        Raises MissingFileError: there is no such file, or the directory holds no .h5 file.
+        Raises ConnectomeError: a file is no connectome, or differs from the first in mask, affine or length.
         """
         opened = [_read_facts(file, coordinates_axis) for file in _files(Path(path).expanduser().absolute())]
         first = opened[0]

@@ -63,27 +63,13 @@ def map_to(
 ) -> MappingReport:
     """Write the maps of all lesions; each batch's as it ends.
 
-    Parameters
-    ----------
-    lesions : list, dict or glob pattern of paths
-    mapper : FunctionalNetworkMapper
-        Fitted.
-    out : str or path
-        A folder, made if it is not there.
-    batch_size : int, optional
-        Default: chosen by memory; with ``resume`` that of the run that was interrupted.
-    resume : bool
-        Leave out lesions whose maps are complete and whose file has not changed.
-    progress : bool or callable, optional
+    ``mapper``: fitted.
+    ``out``: a folder, made if it is not there.
+    ``batch_size``: by default chosen by memory; with ``resume`` that of the run that was interrupted.
+    ``resume``: leave out lesions whose maps are complete and whose file has not changed.
 
-    Returns
-    -------
-    MappingReport
-
-    Raises
-    ------
-    ParameterError
-        To resume, with other settings or another connectome than those of the run in ``out``.
+    Raises ParameterError: to resume, with other settings or another connectome than those of the run in
+    ``out``.
     """
     batches.check_size(batch_size)
     folder, named = Path(out).expanduser(), named_masks(lesions)

@@ -39,17 +39,11 @@ def lut_columns(lut: Any) -> dict[str, list[Any]]:
 
     A label without a name (nothing, or ``n/a``) goes by its number. Rows that say the same twice count once.
 
-    Parameters
-    ----------
-    lut : path, DataFrame or mapping
-        A file of text or a frame with the columns ``index`` and ``name``, in capitals or not, and ``label``
-        if there is no ``name``; a file without a header whose rows are a value and a name, or those of
-        FreeSurfer's colour tables; or ``{value: name}``.
+    ``lut``: a file of text or a frame with the columns ``index`` and ``name``, in capitals or not, and
+    ``label`` if there is no ``name``; a file without a header whose rows are a value and a name, or those of
+    FreeSurfer's colour tables; or ``{value: name}``.
 
-    Raises
-    ------
-    MissingFileError, MaskError
-        Naming the file and what is wrong with it.
+    Raises MissingFileError, MaskError: naming the file and what is wrong with it.
     """
     path = os.path.expanduser(os.fsdecode(lut)) if isinstance(lut, (str, os.PathLike)) else None
     where = f"look-up table {path}" if path else "look-up table"

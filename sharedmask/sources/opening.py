@@ -46,28 +46,16 @@ _OVERLAYS = (".mgh", ".mgz")
 def open_source(source: object, beside: Sequence[Path] | None = None) -> Source:
     """Learn what an image is, without reading its voxels.
 
-    Parameters
-    ----------
-    source : str, path, nibabel image, or list or tuple of 3D ones
-        A string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
-        series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
-    beside : sequence of Path, optional
-        Its sidecars, the nearest first, where they were looked for already.
+    ``source``: a string with ``*``, ``?`` or ``[`` that is no file is a pattern: its matches, sorted, are one
+    series. A loaded but unread nibabel image of a file is read from that file, and left untouched.
+    ``beside``: its sidecars, the nearest first, where they were looked for already.
 
-    Returns
-    -------
-    Source
-        A `Source` is returned as it is.
+    A `Source` is returned as it is.
 
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    DamagedImageError
-        If the file is empty, shorter than its header promises, or not what its name says.
-    ImageError
-        If the image cannot be served: neither NIfTI nor Analyze, complex or RGB values, no voxels, fewer
-        than 3 axes or two beyond the third; or if the images of a series do not fit together.
+    Raises MissingFileError: there is no such file.
+    Raises DamagedImageError: the file is empty, shorter than its header promises, or not what its name says.
+    Raises ImageError: the image cannot be served: neither NIfTI nor Analyze, complex or RGB values, no
+    voxels, fewer than 3 axes or two beyond the third; or if the images of a series do not fit together.
 
     Examples
     --------

@@ -152,22 +152,12 @@ class Smoothed(Step):
 def smoothed(source: Source, fwhm: float | None) -> Source:
     """The image smoothed by a Gaussian: the bits of :func:`nilearn.image.smooth_img`.
 
-    Parameters
-    ----------
-    source : Source
-    fwhm : float, optional
-        Full width at half maximum, in mm; None smooths nothing and gives ``source`` itself.
+    ``fwhm``: full width at half maximum, in mm; None smooths nothing and gives ``source`` itself.
 
-    Returns
-    -------
-    Source
-        Its values are float32, or float64 if those of ``source`` are float64, int64, uint64 or scaled to
-        float64. Values that are not finite count as 0.
+    Its values are float32, or float64 if those of ``source`` are float64, int64, uint64 or scaled to float64.
+    Values that are not finite count as 0.
 
-    Raises
-    ------
-    ParameterError
-        ``fwhm`` is no positive number, or the voxels have no size.
+    Raises ParameterError: ``fwhm`` is no positive number, or the voxels have no size.
 
     Examples
     --------
@@ -267,28 +257,17 @@ def _extrapolated(values: Array) -> Array:
 def resampled(source: Source, grid: Grid, interpolation: Interpolation = "continuous") -> Source:
     """The image on another grid: the bits of :func:`nilearn.image.resample_img`, as maskers call it.
 
-    Parameters
-    ----------
-    source : Source
-    grid : Grid
-        Where the values are wanted. On the image's own grid nothing is done: ``source`` itself is given.
-    interpolation : {"continuous", "linear", "nearest"}
-        Cubic spline, clipped to the range of the whole image (which is read once more to know it); linear;
-        or the nearest voxel's value.
+    ``grid``: where the values are wanted. On the image's own grid nothing is done: ``source`` itself is
+    given.
+    ``interpolation``, {"continuous", "linear", "nearest"}: cubic spline, clipped to the range of the whole
+    image (which is read once more to know it); linear; or the nearest voxel's value.
 
-    Returns
-    -------
-    Source
-        Signed integers become floats of the same width, at least float32, by the spline; other values keep
-        their dtype. Values are 0 beyond the image, and NaN where its nearest value is not finite, of
-        which a RuntimeWarning tells.
+    Signed integers become floats of the same width, at least float32, by the spline; other values keep their
+    dtype. Values are 0 beyond the image, and NaN where its nearest value is not finite, of which a
+    RuntimeWarning tells.
 
-    Raises
-    ------
-    ParameterError
-        There is no such interpolation.
-    GridMismatchError
-        The image's affine cannot be inverted.
+    Raises ParameterError: there is no such interpolation.
+    Raises GridMismatchError: the image's affine cannot be inverted.
 
     Examples
     --------

@@ -97,18 +97,12 @@ class VolumeReader(VolumesReader):
     def readinto(self, out: Array) -> None:
         """Fill `out` with the next volumes.
 
-        Parameters
-        ----------
-        out : array, shape (n_voxels,) or (k, n_voxels)
-            C-contiguous, of the source's stored dtype. Each row becomes one volume in on-disk order
-            (x fastest), unscaled, in native byte order.
+        ``out``, (n_voxels,) or (k, n_voxels): C-contiguous, of the source's stored dtype. Each row becomes one volume in
+        on-disk order (x fastest), unscaled, in native byte order.
 
-        Raises
-        ------
-        DamagedImageError
-            If the file ends early or a checksum is wrong; the latter at the last volume at the latest.
-        ParameterError
-            If `out` does not fit, or fewer volumes are left than it asks for.
+        Raises DamagedImageError: the file ends early or a checksum is wrong; the latter at the last volume at
+        the latest.
+        Raises ParameterError: `out` does not fit, or fewer volumes are left than it asks for.
         """
         name, dtype, n_voxels = self._source.name, self._source.dtype, self._source.n_voxels
         fits = out.ndim in (1, 2) and out.shape[-1] == n_voxels and out.dtype == dtype

@@ -40,26 +40,16 @@ _UNSAID = {"detrend", "high_pass", "low_pass", "standardize", "t_r", "dtype", "p
 class Outputs:
     """What is written for each run.
 
-    Parameters
-    ----------
-    statistic : str or sequence of str
-        As for :func:`sharedmask.extract`; several give a table each.
-    min_coverage : float
-        Regions with a smaller share of their voxels inside the brain mask get ``n/a``.
-    form : {"tsv", "parquet"}
-        Of the regions' signals.
-    voxels : bool
-        Write the series of all voxels of each region, as HDF5, instead of one value per region.
-    drop_empty : bool
-        Leave out the columns of regions that are not covered enough; the table of coverage has them.
-    reports : bool
-        Write a page per run.
-    connectivity : sequence of str
-        Matrices of regions' signals; see ``SharedImage.connectivity``.
-    fisher_z : bool
-        Of correlations the inverse hyperbolic tangent.
-    meshes : sequence of str
-        GIFTI meshes on which pages of dense series show the regions, one for each hemisphere.
+    ``statistic``: as for :func:`sharedmask.extract`; several give a table each.
+    ``min_coverage``: regions with a smaller share of their voxels inside the brain mask get ``n/a``.
+    ``form``, {"tsv", "parquet"}: of the regions' signals.
+    ``voxels``: write the series of all voxels of each region, as HDF5, instead of one value per region.
+    ``drop_empty``: leave out the columns of regions that are not covered enough; the table of coverage has
+    them.
+    ``reports``: write a page per run.
+    ``connectivity``: matrices of regions' signals; see ``SharedImage.connectivity``.
+    ``fisher_z``: of correlations the inverse hyperbolic tangent.
+    ``meshes``: GIFTI meshes on which pages of dense series show the regions, one for each hemisphere.
     """
 
     statistic: str | Sequence[str] = "mean"
@@ -103,14 +93,8 @@ class Outputs:
 class Analysis:
     """What is asked of every run.
 
-    Parameters
-    ----------
-    atlases : tuple of Atlas
-    outputs : Outputs, optional
-    denoise : Denoise, optional
-        What is taken for noise.
-    cleaning : mapping, optional
-        Parameters of :func:`sharedmask.extract`.
+    ``denoise``: what is taken for noise.
+    ``cleaning``: parameters of :func:`sharedmask.extract`.
 
     Examples
     --------
@@ -229,19 +213,11 @@ class Findings(NamedTuple):
 class Findable:
     """What is made of a run's signals where they are.
 
-    Parameters
-    ----------
-    kinds : tuple of str
-        Measures of connectivity.
-    fisher_z : bool
-    spans : sequence of (int, int)
-        Columns of each atlas.
-    kept : ndarray of int, optional
-        Numbers of the volumes that signals have, if not all.
-    confounds : Path, optional
-        The run's table.
-    shown : bool
-        Whether its quality is shown on a page.
+    ``kinds``: measures of connectivity.
+    ``spans``: columns of each atlas.
+    ``kept``: numbers of the volumes that signals have, if not all.
+    ``confounds``: the run's table.
+    ``shown``: whether its quality is shown on a page.
     """
 
     kinds: tuple[str, ...]

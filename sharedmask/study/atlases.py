@@ -153,30 +153,20 @@ def find_atlas(
 ) -> Atlas:
     """An atlas by its file, or by its name in one of ``folders`` or in TemplateFlow's.
 
-    Parameters
-    ----------
-    what : str or path
-        A label image, or the value of its ``atlas-`` (or older ``seg-``) entity; ``Schaefer2018:400,7`` for
-        the one whose ``desc-``, ``scale-`` or ``seg-`` has these numbers or words.
-    folders : sequence of str or path
-        Where names are looked for, subfolders included; then in ``TEMPLATEFLOW_HOME``, as far as files are
-        there.
-    space : str, optional
-        Which of several images of that name: its ``tpl-`` or ``space-`` entity.
-    voxel_size : float, optional
-        Of those that are left, the one whose resolution is nearest; mm. Without it those that differ in
-        nothing else go together, and each run takes its own.
-    download : bool
-        Have templateflow get what is not there of a name that no folder has. Else nothing is downloaded.
+    ``what``: a label image, or the value of its ``atlas-`` (or older ``seg-``) entity; ``Schaefer2018:400,7``
+    for the one whose ``desc-``, ``scale-`` or ``seg-`` has these numbers or words.
+    ``folders``: where names are looked for, subfolders included; then in ``TEMPLATEFLOW_HOME``, as far as
+    files are there.
+    ``space``: which of several images of that name: its ``tpl-`` or ``space-`` entity.
+    ``voxel_size``: of those that are left, the one whose resolution is nearest; mm. Without it those that
+    differ in nothing else go together, and each run takes its own.
+    ``download``: have templateflow get what is not there of a name that no folder has. Else nothing is
+    downloaded.
 
-    Raises
-    ------
-    NoInputError
-        If there is none, naming those that there are; or if several remain.
-    MissingFileError
-        If it, or its table of names, is a link to nothing, a file without content, or cannot be downloaded.
-    ParameterError
-        If it is to be downloaded and templateflow is not installed.
+    Raises NoInputError: there is none, naming those that there are; or if several remain.
+    Raises MissingFileError: it, or its table of names, is a link to nothing, a file without content, or
+    cannot be downloaded.
+    Raises ParameterError: it is to be downloaded and templateflow is not installed.
     """
     path = place_of(what)
     if url_of(path) or path.is_file() or dangling(path):

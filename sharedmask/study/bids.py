@@ -226,25 +226,17 @@ def reference_of(sidecar: Mapping[str, Any]) -> str | None:
 def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> list[Run]:
     """The preprocessed runs below ``root``, sorted by name.
 
-    Parameters
-    ----------
-    root : str or path
-        A derivatives folder with a ``dataset_description.json``; on a server, one that lists its folders.
-    filters : mapping, optional
-        Entity -> the values wanted, one or several, with or without ``sub-`` before them; ``session`` and
-        PyBIDS's other words stand for ``ses`` and others. None and ``"Query.NONE"`` are for runs without it,
-        ``"*"`` and ``"Query.ANY"`` for those with any. ``datatype``, ``suffix`` and ``extension`` are known
-        too. The default for ``desc`` is ``preproc``. ``file_format``, which is no entity, is one of
-        :data:`FILE_FORMATS`: dense series have no default for ``desc``.
+    ``root``: a derivatives folder with a ``dataset_description.json``; on a server, one that lists its
+    folders.
+    ``filters``: entity -> the values wanted, one or several, with or without ``sub-`` before them;
+    ``session`` and PyBIDS's other words stand for ``ses`` and others. None and ``"Query.NONE"`` are for runs
+    without it, ``"*"`` and ``"Query.ANY"`` for those with any. ``datatype``, ``suffix`` and ``extension`` are
+    known too. The default for ``desc`` is ``preproc``. ``file_format``, which is no entity, is one of
+    :data:`FILE_FORMATS`: dense series have no default for ``desc``.
 
-    Raises
-    ------
-    DatasetError
-        If ``root`` is no BIDS data set, naming what is missing.
-    NoInputError
-        If no run is left, telling the first filter that left none.
-    RemoteError
-        If its server refuses it, cannot be reached, or lists no folders.
+    Raises DatasetError: ``root`` is no BIDS data set, naming what is missing.
+    Raises NoInputError: no run is left, telling the first filter that left none.
+    Raises RemoteError: its server refuses it, cannot be reached, or lists no folders.
     """
     root = place_of(root)
     return [Run.of(root, path) for path in look_through(root, filters)[0]]

@@ -39,18 +39,11 @@ _FILES = 128
 class Resumption:
     """A journal, and how an image is known as complete before anything of it is opened.
 
-    Parameters
-    ----------
-    path : Path
-    asked : str
-        What is asked of all images; empty if that has no text.
-    inputs : callable
-        Of a key: the files that its outputs depend on; none if that is not known. A digest of what is asked
-        and of their names, sizes and times may differ where nothing changed, never the other way.
-    skipped : callable
-        Called with the key of an image that is complete, whatever it is known by.
-    outputs : callable
-        Of a key: files that will be written; none if that is not known.
+    ``asked``: what is asked of all images; empty if that has no text.
+    ``inputs``: of a key: the files that its outputs depend on; none if that is not known. A digest of what is
+    asked and of their names, sizes and times may differ where nothing changed, never the other way.
+    ``skipped``: called with the key of an image that is complete, whatever it is known by.
+    ``outputs``: of a key: files that will be written; none if that is not known.
     """
 
     path: Path

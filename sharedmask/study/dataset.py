@@ -74,28 +74,17 @@ def analyse(
 ) -> Study:
     """Extract the regions of all atlases from all runs of a data set.
 
-    Parameters
-    ----------
-    dataset, output : str or path
-        Derivatives of a preprocessing pipeline, and where ours go.
-    atlases : sequence of Atlas
-        All are taken in one pass over each run; resampled to it, nearest neighbour, if need be.
-    outputs : Outputs, optional
-    filters : mapping, optional
-        See :func:`sharedmask.study.bids.find_runs`.
-    denoise_strategy : str, sequence of str, or Denoise, optional
-        Regress out confounds and leave out volumes: the first parameter of :class:`Denoise`, or all of them.
-    overwrite : bool
-        Do runs again that are complete with the same inputs and parameters.
-    stop_on_first_crash : bool
-        Raise the first error; by default it ends its run only.
-    shard, executor, n_jobs, memory_limit, progress, **cleaning
-        See :func:`sharedmask.extract_many`.
+    ``dataset``, ``output``: derivatives of a preprocessing pipeline, and where ours go.
+    ``atlases``: all are taken in one pass over each run; resampled to it, nearest neighbour, if need be.
+    ``filters``: see :func:`sharedmask.study.bids.find_runs`.
+    ``denoise_strategy``: regress out confounds and leave out volumes: the first parameter of
+    :class:`Denoise`, or all of them.
+    ``overwrite``: do runs again that are complete with the same inputs and parameters.
+    ``stop_on_first_crash``: raise the first error; by default it ends its run only.
+    ``shard``, ``executor``, ``n_jobs``, ``memory_limit``, ``progress``, **cleaning: see
+    :func:`sharedmask.extract_many`.
 
-    Returns
-    -------
-    Study
-        Its ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
+    The study's ``errors`` hold the runs that failed; each also has a file in ``.sharedmask/failed``.
     """
     study = Survey.of(dataset, output, atlases, outputs, denoise_strategy, filters, cleaning)
     if shown := study.analysis.outputs.reports:

@@ -327,19 +327,11 @@ def _text(value: Any) -> str:
 class Denoising:
     """What a strategy takes out of one run.
 
-    Attributes
-    ----------
-    asked : Denoise
-    file : Path
-        The table of confounds.
-    columns : list of str
-        Names of the confounds.
-    kept : ndarray of int
-        Numbers of the volumes that stay.
-    n_timepoints : int
-        Of the run.
-    confounds : ndarray, (n_timepoints, n_columns), optional
-        None if there is no column.
+    ``file``: the table of confounds.
+    ``columns``: names of the confounds.
+    ``kept``: numbers of the volumes that stay.
+    ``n_timepoints``: of the run.
+    ``confounds``, (n_timepoints, n_columns): None if there is no column.
     """
 
     asked: Denoise
@@ -399,13 +391,8 @@ def _run_of(bold: str | Path) -> Run:
 class Denoisings:
     """What a strategy takes out of each image of a study, loaded when that is prepared.
 
-    Parameters
-    ----------
-    asked : Denoise
-    images : mapping
-        Key -> path.
-    kept : bool
-        Whether what was taken out of an image is asked for, by :meth:`pop`.
+    ``images``: key -> path.
+    ``kept``: whether what was taken out of an image is asked for, by :meth:`pop`.
     """
 
     asked: Denoise

@@ -40,12 +40,8 @@ _SOURCE = "preprocessed"
 class Derivatives:
     """A folder of outputs; :meth:`create` makes it.
 
-    Parameters
-    ----------
-    root : Path
-        The folder.
-    source : Path
-        The data set that the runs are of.
+    ``root``: the folder.
+    ``source``: the data set that the runs are of.
     """
 
     root: Path
@@ -202,27 +198,15 @@ class Derivatives:
     ) -> Path:
         """One column per region, its sidecar, and the table of coverage.
 
-        Parameters
-        ----------
-        run : Run
-        atlas : Atlas
-        statistic : str
-            As ``mean``; part of the name.
-        signals : ndarray, (n_timepoints, n_regions)
-        table : sequence of RegionRow
-            Of the columns; see ``Regions.table``.
-        desc : str, optional
-            What was done to the signals; part of the name.
-        facts : mapping, optional
-            Further fields of the sidecar.
-        form : {"tsv", "parquet"}
-        drop_empty : bool
-            Leave out the columns without a number.
+        ``statistic``: as ``mean``; part of the name.
+        ``signals``: (n_timepoints, n_regions).
+        ``table``: of the columns; see ``Regions.table``.
+        ``desc``: what was done to the signals; part of the name.
+        ``facts``: further fields of the sidecar.
+        ``form``: {"tsv", "parquet"}.
+        ``drop_empty``: leave out the columns without a number.
 
-        Returns
-        -------
-        Path
-            Of the signals, which are written last: where they are, the others are too.
+        Returns the path of the signals, which are written last: where they are, the others are too.
         """
         path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
         _make_folder(path)

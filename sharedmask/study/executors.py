@@ -137,16 +137,9 @@ def _ahead(executor: Executor) -> int:
 def on_dask(address: str, n_workers: int) -> Iterator[Executor]:
     """An executor on the Dask cluster at ``address``, or on one of ``n_workers`` processes here.
 
-    Parameters
-    ----------
-    address : str
-        Of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
-    n_workers : int
+    ``address``: of a scheduler, as ``tcp://10.0.0.1:8786``; ``"local"`` starts a cluster and ends it.
 
-    Raises
-    ------
-    ParameterError
-        Dask is not installed, or nobody answers at that address.
+    Raises ParameterError: Dask is not installed, or nobody answers at that address.
     """
     try:
         from distributed import Client, LocalCluster

@@ -114,12 +114,7 @@ def _read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
 class Stack:
     """Tables of one kind: of all runs, by one atlas, statistic, measure and way of cleaning.
 
-    Attributes
-    ----------
-    name : str
-        As ``group_atlas-A_stat-mean_meas-correlation``.
-    runs : tuple of str
-    paths : tuple of Path
+    ``name``: as ``group_atlas-A_stat-mean_meas-correlation``.
     """
 
     name: str
@@ -246,15 +241,7 @@ def summarise_group(output: str | Path, *, tangent: bool = False) -> list[Path]:
 
     With ``tangent`` also the tangent connectivity of all runs.
 
-    Returns
-    -------
-    list of Path
-        The files.
-
-    Raises
-    ------
-    DatasetError
-        If ``output`` is no data set of ours, or a table is not as it was written.
+    Raises DatasetError: ``output`` is no data set of ours, or a table is not as it was written.
     """
     root = Path(output).expanduser()
     Derivatives.check(root)

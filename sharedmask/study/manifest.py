@@ -50,14 +50,10 @@ Load = Callable[[Denoise, Run, int], Denoising]
 class Manifest:
     """What is known of a run before its voxels are read; :meth:`draw` finds it out.
 
-    Attributes
-    ----------
-    rows : dict
-        What is read, for people: file by file, with the repetition time, the space and where they are from.
-    notes : list of str
-        What was found missing and is no error.
-    problems : list of Exception
-        What ends this run.
+    ``rows``: what is read, for people: file by file, with the repetition time, the space and where they are
+    from.
+    ``notes``: what was found missing and is no error.
+    ``problems``: what ends this run.
     """
 
     run: Run

@@ -110,25 +110,15 @@ def extract_to(
 ) -> Study:
     """Extract ``masks`` from many images, one file each.
 
-    Parameters
-    ----------
-    folder : str or path
-        For the results; made if it is missing.
-    images : sequence of str
-        Paths.
-    masks : masks, a function of a Grid, or Parts
-        As for :func:`sharedmask.extract`; a function makes the regions on an image's grid.
-    form : {".tsv", ".ptseries.nii", ".pconn.nii", ".npz", ".h5"}
-        One value per region and volume, the regions' matrix, or the series of all voxels.
-    strategy : str
-        For tables.
-    **options
-        Those of :func:`sharedmask.extract_many`.
+    ``folder``: for the results; made if it is missing.
+    ``images``: paths.
+    ``masks``: as for :func:`sharedmask.extract`; a function makes the regions on an image's grid.
+    ``form``, {".tsv", ".ptseries.nii", ".pconn.nii", ".npz", ".h5"}: one value per region and volume, the
+    regions' matrix, or the series of all voxels.
+    ``strategy``: for tables.
+    **options: those of :func:`sharedmask.extract_many`.
 
-    Returns
-    -------
-    Study
-        Each failure also has a file in the folder's ``.sharedmask/failed``.
+    Each failure also has a file in the folder's ``.sharedmask/failed``.
     """
     work = OutputFolder.begin(folder, images, masks, form, strategy, denoise, options.get("t_r"))
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
@@ -172,15 +162,10 @@ def largest(
 class Parts:
     """What of an image is written: one file, or one for each of several atlases and statistics.
 
-    Parameters
-    ----------
-    atlases : mapping
-        What tells an atlas's files from those of others, as ``atlas-A`` -> a function that makes its
-        regions on a Grid. The name of a single one, which may be masks too, is not written.
-    strategy : str or tuple of str, optional
-        None: the series of all voxels.
-    connectivity, fisher_z
-        A matrix by each measure beside each table.
+    ``atlases``: what tells an atlas's files from those of others, as ``atlas-A`` -> a function that makes its
+    regions on a Grid. The name of a single one, which may be masks too, is not written.
+    ``strategy``: None: the series of all voxels.
+    ``connectivity``, ``fisher_z``: a matrix by each measure beside each table.
     """
 
     atlases: Mapping[str, Callable[[Space], Regions]]

@@ -41,10 +41,7 @@ def summarise(output: str | Path) -> Path:
 
     ``group_qc.tsv`` gets a row for each run with its quality.
 
-    Returns
-    -------
-    Path
-        Of ``study.html``.
+    Returns the path of ``study.html``.
     """
     root = Path(output).expanduser()
     failed = [RunRow(run, error) for run, error in Failures(root / PRIVATE / "failed").all().items()]
@@ -123,10 +120,7 @@ def _told(entry: Entry) -> dict[str, Any]:
 def write_quality(output: str | Path) -> Path:
     """Write ``group_qc.tsv`` alone: a row for each run, its entities and what its own table of quality has.
 
-    Returns
-    -------
-    Path
-        Of the table, which is not there if no run has one.
+    Returns the table's path, where nothing is if no run has one.
     """
     root = Path(output).expanduser()
     _gathered(root)

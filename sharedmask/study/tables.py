@@ -33,14 +33,9 @@ from sharedmask.typing import Array
 class Style:
     """How a table of signals is written.
 
-    Parameters
-    ----------
-    header : bool
-        Names; ``.txt``, as FSL writes it, never has them, ``.1D`` in a comment.
-    precision : int, optional
-        Significant digits. None: the fewest that read back as the same bits.
-    transpose : bool
-        A row per region, its name first, instead of a column.
+    ``header``: names; ``.txt``, as FSL writes it, never has them, ``.1D`` in a comment.
+    ``precision``: significant digits. None: the fewest that read back as the same bits.
+    ``transpose``: a row per region, its name first, instead of a column.
     """
 
     header: bool = True
@@ -108,14 +103,9 @@ def write_table(
 ) -> None:
     """One row per volume, one column per region, NaN as ``n/a``; ``-`` is stdout.
 
-    Parameters
-    ----------
-    path : str or path
-        Its ending tells what stands between cells, see :data:`TABLES`; else they are tabs.
-    signals : ndarray, (n_timepoints, n_regions) or (n_regions,)
-    names : sequence of str
-        Column names.
-    style : Style, optional
+    ``path``: its ending tells what stands between cells, see :data:`TABLES`; else they are tabs.
+    ``signals``: (n_timepoints, n_regions).
+    ``names``: column names.
     """
     style, ending = style or Style(), Path(path).suffix.lower()
     lines = style.lines(np.atleast_2d(signals), names, ending if ending in TABLES else ".tsv")
@@ -159,11 +149,7 @@ def _cell(name: str, separator: str = "\t") -> str:
 def write_matrix(path: str | os.PathLike[str], matrix: Array, names: Sequence[str]) -> None:
     """A row and a column for each region, tab-separated, NaN as ``n/a``; names go first.
 
-    Parameters
-    ----------
-    path : str or path
-    matrix : ndarray, (n_regions, n_regions)
-    names : sequence of str
+    ``matrix``: (n_regions, n_regions).
     """
     heads = list(map(_cell, columns(names)))
     rows = chain([["Node", *heads]], ([head, *row] for head, row in zip(heads, _cells(matrix), strict=True)))

@@ -163,12 +163,8 @@ class _Here(Executor):
 class Apart:
     """How small images of a study are done whole in a worker.
 
-    Parameters
-    ----------
-    takes : callable
-        Of a key: whether it is worth a try.
-    of : callable
-        Of several keys: what :class:`Whole` has of them, which travels.
+    ``takes``: of a key: whether it is worth a try.
+    ``of``: of several keys: what :class:`Whole` has of them, which travels.
     """
 
     takes: Callable[[Key], bool]

@@ -47,16 +47,10 @@ def read(path: str) -> Surface:
 class Mesh:
     """Where the vertices of a surface are.
 
-    Attributes
-    ----------
-    name : str
-        The file's.
-    structure : str
-        CIFTI's name of the surface.
-    points : (n_vertices, 3) float array
-        In mm.
-    triangles : (n_triangles, 3) int array
-        Numbers of vertices.
+    ``name``: the file's.
+    ``structure``: CIFTI's name of the surface.
+    ``points``, (n_vertices, 3): in mm.
+    ``triangles``, (n_triangles, 3): numbers of vertices.
     """
 
     name: str

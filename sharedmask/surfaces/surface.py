@@ -31,18 +31,11 @@ _HEMISPHERE = [  # the surest first: L and R may be names of other things
 class Surface:
     """What files of surfaces hold.
 
-    Attributes
-    ----------
-    models : BrainModels
-    values : (n_vertices, n_maps) array
-    is_series : bool
-        Whether maps follow each other in time.
-    labels : mapping of int to str, optional
-        Names of values that are labels.
-    t_r : float, optional
-        Seconds from one map to the next, if the file itself has them.
-    files : tuple of FileState
-        Others than the file itself that values were read from, as they were then.
+    ``values``: (n_vertices, n_maps).
+    ``is_series``: whether maps follow each other in time.
+    ``labels``: names of values that are labels.
+    ``t_r``: seconds from one map to the next, if the file itself has them.
+    ``files``: others than the file itself that values were read from, as they were then.
     """
 
     models: BrainModels

@@ -305,12 +305,8 @@ def adopt(values: Mapping[str, Any]) -> None:
 def using(*, config: str | os.PathLike[str] | None = None, **values: Any) -> Iterator[Settings]:
     """Set knobs for this process, as the command line does; None leaves one as it is.
 
-    Parameters
-    ----------
-    config : path, optional
-        A configuration file, instead of the usual one.
-    **values
-        Names and values of :class:`Settings`.
+    ``config``: a configuration file, instead of the usual one.
+    **values: names and values of :class:`Settings`.
     """
     global _given
     given = {name: value for name, value in {"config": config, **values}.items() if value is not None}

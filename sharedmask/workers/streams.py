@@ -63,17 +63,11 @@ class ItemStreams:
 class Streams:
     """Those of the items of one call, whose end closes them.
 
-    Parameters
-    ----------
-    function : callable
-        The user's.
-    random_state : int, sequence of int, SeedSequence, Generator, RandomState, optional
-        Default: the generators as they are.
-    watched : bool
-        Whether somebody is told of each value, who must find the generators as they were.
-    of_arrays : bool
-        Whether the function is given arrays of numbers and nothing else: none has streams for one that is
-        certain to draw nothing.
+    ``function``: the user's.
+    ``random_state``: default: the generators as they are.
+    ``watched``: whether somebody is told of each value, who must find the generators as they were.
+    ``of_arrays``: whether the function is given arrays of numbers and nothing else: none has streams for one
+    that is certain to draw nothing.
     """
 
     def __init__(

@@ -60,10 +60,7 @@ class CannotStartError(WorkerError):
 class Template:
     """Forks children; its process starts with the first of them at the latest, and again when it has died.
 
-    Parameters
-    ----------
-    preload : sequence of str
-        Modules that it imports once for all children.
+    ``preload``: modules that it imports once for all children.
     """
 
     def __init__(self, preload: Sequence[str]) -> None:

@@ -47,10 +47,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.gene
 class Reached:
     """What the code of functions and classes names.
 
-    Parameters
-    ----------
-    travels : callable
-        Whether a value can be sent; it may :meth:`meet` what is in it.
+    ``travels``: whether a value can be sent; it may :meth:`meet` what is in it.
     """
 
     def __init__(self, travels: Callable[[Any], bool]) -> None:
