@@ -26,7 +26,6 @@ from sharedmask.typing import Array, NDArray
 
 RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _WHAT = ("atlas", "seg", "scale", "stat", "desc")
-_STACKED = {*_WHAT, "space", "cohort", "res", "den", "meas"}
 REGIONS = "group_regions.tsv"
 
 
