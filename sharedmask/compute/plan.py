@@ -189,7 +189,7 @@ def _of_cleaning(
     facts: Facts, request: Request, fixed: int, in_processes: bool, budget: MemoryBudget
 ) -> _Work:
     n_union = len(request.regions.union)
-    fixed += _cleaning_import(request, in_processes)
+    fixed += _cleaning_import(in_processes)
     per_row = _CLEANING_COPIES * facts.n_timepoints * 8
     return _Work(
         fixed, 0, per_row, min(_CLEAN_COLUMNS, n_union), n_union, hint=_fewer(request, fixed, budget)
@@ -215,7 +215,7 @@ def _of_function(facts: Facts, request: Request, in_processes: bool) -> _Work:
     fixed = _INDEX_COPIES * request.regions.indices.nbytes
     if request.cleaning.needed:
         per_row += _CLEANING_COPIES * facts.n_timepoints * 8
-        fixed += _cleaning_import(request, in_processes)
+        fixed += _cleaning_import(in_processes)
     largest = max(1, int(sizes.max()))
     return _Work(fixed, _gathering(facts, largest), per_row, largest, len(sizes), divisible=False)
 
@@ -223,13 +223,13 @@ def _of_function(facts: Facts, request: Request, in_processes: bool) -> _Work:
 def _table_bytes(facts: Facts, request: Request) -> int:
     """Of one value per region, volume and strategy, and of what cleaning a table takes, in this process."""
     result = len(request.regions) * facts.n_timepoints * 8
-    cleaning = result * _CLEANING_COPIES + _cleaning_import(request, False) if request.cleaning.needed else 0
+    cleaning = result * _CLEANING_COPIES + _cleaning_import(False) if request.cleaning.needed else 0
     probed = 0 if request.probes is None else len(request.probes) * facts.n_timepoints * 16
     indices = _INDEX_COPIES * request.regions.indices.nbytes
     return result * 2 * len(request.strategies) + indices + cleaning + probed
 
 
-def _cleaning_import(request: Request, in_processes: bool) -> int:
+def _cleaning_import(in_processes: bool) -> int:
     """nilearn is imported once: here, or in the template of the workers."""
     return 0 if "nilearn.signal" in sys.modules and not in_processes else _CLEANING_IMPORT_BYTES
 

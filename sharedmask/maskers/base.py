@@ -80,10 +80,7 @@ def _sections(documented_class: type) -> dict[str, str]:
 def check_clean_args(given: dict[str, Any] | None) -> None:
     """Refuse what :func:`nilearn.signal.clean` would ignore.
 
-    Raises
-    ------
-    ParameterError
-        Naming the key.
+    Raises ParameterError: naming the key.
     """
     known = inspect.signature(clean).parameters
     for key in given or {}:

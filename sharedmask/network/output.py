@@ -33,7 +33,7 @@ from sharedmask.network.stat_maps import KEYS, NetworkMaps
 from sharedmask.records import dataclass
 from sharedmask.regions.masks import named_masks
 from sharedmask.regions.naming import members
-from sharedmask.system.files import atomic_write, file_name, readable, write_json
+from sharedmask.system.files import atomic_write, file_name, readable, write_json, write_text
 from sharedmask.system.inputs import opened_regular, read_json
 
 _SETTINGS = "run.json"
@@ -222,9 +222,7 @@ def _write_table(folder: Path, lesions: Mapping[str, Any]) -> None:
     ]
     header = list(rows[0]) if rows else ["lesion"]
     lines = [header, *([_cell(row[column]) for column in header] for row in rows)]
-    with atomic_write(folder / _TABLE) as temporary:
-        text = "".join("\t".join(line) + "\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / _TABLE, ("\t".join(line) + "\n" for line in lines))
 
 
 def _file(lesion: Any) -> str | None:

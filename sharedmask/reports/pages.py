@@ -25,7 +25,7 @@ from sharedmask.reports.quality import FD_THRESHOLD, Quality, as_texts
 from sharedmask.sources.source import Facts
 from sharedmask.spaces.brain_models import BrainModels
 from sharedmask.surfaces.gifti import Mesh
-from sharedmask.system.files import atomic_write, legible
+from sharedmask.system.files import legible, write_text
 from sharedmask.system.units import format_bytes
 from sharedmask.typing import Array
 
@@ -236,8 +236,7 @@ def _as_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
 def _write(path: str | Path, template: str, report: RunReport | StudyReport, context: dict[str, Any]) -> None:
     shared = {"title": report.title, "parameters": _as_texts(report.parameters), "versions": versions()}
     page = _templates().get_template(template).render(shared | context)
-    with atomic_write(path) as temporary:
-        temporary.write_text(legible(page), encoding="utf-8")
+    write_text(path, [legible(page)])
 
 
 def check_installed() -> None:

@@ -143,10 +143,9 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
     None if anything is wrong, for who reads it to say what.
     """
-    if url_of(path) is None:
-        with suppress(OSError, ValueError):
-            if (mark := settled_mark(name := os.fspath(path))) and mark[0] <= _FEW:
-                return dict(_parsed(name, mark))
+    with suppress(OSError, ValueError):
+        if url_of(path) is None and (mark := settled_mark(name := os.fspath(path))) and mark[0] <= _FEW:
+            return dict(_parsed(name, mark))
     return None
 
 

@@ -97,8 +97,8 @@ class VolumeReader(VolumesReader):
     def readinto(self, out: Array) -> None:
         """Fill `out` with the next volumes.
 
-        ``out``, (n_voxels,) or (k, n_voxels): C-contiguous, of the source's stored dtype. Each row becomes one
-        volume in on-disk order (x fastest), unscaled, in native byte order.
+        ``out``, (n_voxels,) or (k, n_voxels): C-contiguous, of the source's stored dtype. Each row becomes
+        one volume in on-disk order (x fastest), unscaled, in native byte order.
 
         Raises DamagedImageError: the file ends early or a checksum is wrong; the latter at the last volume at
         the latest.

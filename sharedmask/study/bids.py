@@ -243,9 +243,9 @@ def find_runs(root: str | Path, filters: Mapping[str, Any] | None = None) -> lis
 
 
 def look_through(root: Path, filters: Mapping[str, Any] | None) -> tuple[list[str], dict[Path, str]]:
-    """Images of the runs that :func:`find_runs` finds, and what :func:`find_strays` does, in one walk.
+    """Images of the runs that :func:`find_runs` finds; those left out, and links to nothing, with the reason.
 
-    Of very many runs nothing else is kept meanwhile.
+    One walk; of very many runs nothing else is kept meanwhile.
     """
     filters = dict(filters or {})
     extensions = FILE_FORMATS[file_format := filters.pop("file_format", "nifti")]
@@ -293,13 +293,6 @@ class _Filters:
         if wanted:
             said.insert(0, f"has {key}-{'|'.join(sorted(str(_without_key(key, one)) for one in wanted))}")
         return f"no run of {root} {' or '.join(said)}; there are: {there}"
-
-
-def find_strays(root: str | Path) -> dict[Path, str]:
-    """Images among the runs that are left out, and folders that are links to nothing; with the reason."""
-    closed = dict[Path, str]()
-    images = _images(place_of(root), closed)
-    return {Path(path): name for path, name in images if isinstance(name, str)} | closed
 
 
 def _is_on_the_way(folder: str) -> bool:

@@ -43,7 +43,7 @@ from sharedmask.study.summary import LAST, summarise, thumbnail_of, write_qualit
 from sharedmask.study.tasks import Apart, Study
 from sharedmask.system import usage
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import atomic_write, write_text
 from sharedmask.system.monitor import MemoryMonitor
 from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
@@ -175,8 +175,7 @@ class _Work:
     def begin(self) -> None:
         Derivatives.create(self.study.derivatives.root, self.study.derivatives.source)
         self.private.mkdir(exist_ok=True)
-        with atomic_write(self.study.derivatives.root / ".bidsignore") as temporary:
-            temporary.write_text(_IGNORED, encoding="utf-8")
+        write_text(self.study.derivatives.root / ".bidsignore", [_IGNORED])
 
     def extract(self, **how: Any) -> Study:
         """Have all runs worked on, and keep what comes of it."""
@@ -200,8 +199,7 @@ class _Work:
             "notes": self.study.notes,
             "timeline": asdict(self._timeline(self._started)),
         }
-        with atomic_write(self.private / LAST) as temporary:
-            temporary.write_text(json.dumps(said, default=str), encoding="utf-8")
+        write_text(self.private / LAST, [json.dumps(said, default=str)])
 
     def _timeline(self, begun: float) -> Timeline:
         """Memory since then; empty if it was not watched."""

@@ -210,10 +210,8 @@ class Derivatives:
         """
         path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
         _make_folder(path)
-        kept = np.ones(len(table), bool)
-        if drop_empty:
-            kept &= ~np.isnan(signals).all(axis=0)
-        names = [row.name for row, keep in zip(table, kept.tolist(), strict=True) if keep]
+        kept = _kept(signals, drop_empty)
+        names = [table[number].name for number in kept.tolist()]
         _write_coverage(self.path(run, atlas, "coverage", "bold", ".tsv", desc), table)
         sidecar = self._sidecar(run, atlas) | {"Statistic": statistic} | dict(facts or {})
         write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
@@ -246,7 +244,7 @@ class Derivatives:
         ``parcels``, regions that are covered and their matrix, are also written as CIFTI-2.
         """
         path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
-        kept = np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(len(table))
+        kept = _kept(signals, drop_empty)
         _make_folder(path)
         told = {
             "Statistic": statistic,
@@ -336,6 +334,11 @@ def _boldmap(relmat: Path) -> Path:
 
 def _sidecar_of(path: Path) -> Path:
     return path.with_name(f"{split(path)[0]}.json")
+
+
+def _kept(signals: Array, drop_empty: bool) -> NDArray[np.intp]:
+    """The columns that are written."""
+    return np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(signals.shape[1])
 
 
 def _make_folder(path: Path) -> None:

@@ -21,7 +21,7 @@ from sharedmask.errors import MemoryLimitError, SharedMaskWarning
 from sharedmask.records import dataclass
 from sharedmask.system import settings, usage
 from sharedmask.system.budget import MemoryBudget
-from sharedmask.system.files import atomic_write
+from sharedmask.system.files import atomic_write, write_text
 from sharedmask.system.process import Event, Lock
 from sharedmask.system.threads import start
 from sharedmask.system.units import format_bytes, parse_bytes
@@ -321,8 +321,7 @@ class MemoryMonitor:
         path : str or path
             A new file takes its place.
         """
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in self._lines()))
+        write_text(path, (f"{line}\n" for line in self._lines()))
 
     def _lines(self) -> Iterator[str]:
         yield "CMDLINE " + " ".join(argument.replace("\n", " ") for argument in sys.argv)

@@ -8,7 +8,7 @@ import pytest
 from datasets import MNI, mask_of, preprocessed, run_of
 
 from sharedmask.errors import DatasetError, MissingFileError, NoInputError, ParameterError
-from sharedmask.study.bids import NATIVE, find_runs, find_strays
+from sharedmask.study.bids import NATIVE, find_runs, look_through
 
 
 def test_a_run_comes_with_what_lies_beside_it(tmp_path):
@@ -187,7 +187,7 @@ def test_stray_images_are_left_out_and_named(tmp_path, name):
     (run,) = find_runs(root)
     run.bold.with_name(name).write_bytes(b"")
     assert [found.bold for found in find_runs(root)] == [run.bold]
-    ((path, why),) = find_strays(root).items()
+    ((path, why),) = look_through(root, None)[1].items()
     assert path.name == name and name in why
 
 
@@ -198,7 +198,7 @@ def test_folders_that_are_links_to_nothing_are_named(tmp_path, what, to):
     (root / what).parent.mkdir(exist_ok=True)
     (root / what).symlink_to("gone" if to == "nothing" else (root / what).name)
     assert len(find_runs(root)) == 1
-    ((path, why),) = find_strays(root).items()
+    ((path, why),) = look_through(root, None)[1].items()
     assert path == root / what and ("datalad get" if to == "nothing" else "leads back to itself") in why
 
 
@@ -206,7 +206,7 @@ def test_hidden_files_are_nobodys(tmp_path):
     root = preprocessed(tmp_path / "in", subjects=("01",))
     (run,) = find_runs(root)
     run.bold.with_name(f"._{run.bold.name}").write_bytes(b"")
-    assert len(find_runs(root)) == 1 and find_strays(root) == {}
+    assert len(find_runs(root)) == 1 and look_through(root, None)[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_folder_that_may_not_be_looked_into_is_left_out_and_said(tmp_path, clo
     (root / closed).chmod(0)
     os.seteuid(65534)
     try:
-        runs, strays = find_runs(root), find_strays(root)
+        runs, strays = find_runs(root), look_through(root, None)[1]
     finally:
         os.seteuid(0)
     assert [run.name.entities["sub"] for run in runs] == ["01"]
