@@ -6,12 +6,13 @@ confounds are used for (``cleaning``).
 
 import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import ConfoundsError, MissingFileError, ParameterError
+from sharedmask.errors import ConfoundsError, MissingFileError, ParameterError, SharedMaskWarning
 from sharedmask.sources.source import Facts
 from sharedmask.system.delimited import is_missing, number, read_cells
 from sharedmask.typing import NDArray, Numbers
@@ -25,6 +26,24 @@ def confounds_table(facts: Facts, confounds: Any, kept: Numbers | None = None) -
     many = isinstance(confounds, list | tuple) and bool(confounds)
     tables = confounds if many and not _is_rows(confounds) else [confounds]
     return np.hstack([_of_length(facts, table, kept) for table in tables])
+
+
+def warn_of_too_many(facts: Facts, table: NDArray[np.float64], kept: Numbers | None, detrend: bool) -> None:
+    """Warn of confounds that leave nothing of any signal but rounding errors; nilearn says nothing."""
+    table = table if kept is None else table[kept]
+    n_kept, n_columns = table.shape
+    if n_columns + 1 + detrend < n_kept:
+        return
+    spread = table.std(axis=0)
+    scaled = (table - table.mean(axis=0)) / np.where(spread, spread, 1)
+    trend = np.linspace(-1, 1, n_kept)[:, None][:, : int(detrend)]
+    if np.linalg.matrix_rank(np.hstack([np.ones((n_kept, 1)), trend, scaled])) == n_kept:
+        warnings.warn(
+            f"{facts.name}: {n_columns} confounds of {n_kept} volumes leave nothing of any signal "
+            "but rounding errors: give fewer",
+            SharedMaskWarning,
+            stacklevel=2,
+        )
 
 
 def _is_rows(confounds: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import numpy as np
 
 from sharedmask.compute.cleaning import Cleaning
-from sharedmask.compute.confounds import confounds_table, kept_volumes
+from sharedmask.compute.confounds import confounds_table, kept_volumes, warn_of_too_many
 from sharedmask.compute.progress import Progress
 from sharedmask.compute.strategies import BY_VOLUME, STRATEGIES, SUMS
 from sharedmask.errors import EmptyMaskError, ParameterError, SharedMaskWarning
@@ -335,6 +335,12 @@ def checked_cleaning(
     )
     if cleaning.filters and kept is not None and np.any(np.diff(kept) <= 0):
         raise ParameterError("sample_mask must ascend where a filter interpolates the volumes between")
+    if cleaning.filters and kept is not None and len(kept) == 1:
+        raise ParameterError(
+            f"sample_mask keeps one volume of {facts.name}: a filter interpolates between two"
+        )
+    if cleaning.confounds is not None:
+        warn_of_too_many(facts, cleaning.confounds, kept, cleaning.detrend)
     return cleaning
 
 

@@ -22,7 +22,7 @@ from sharedmask.errors import AttachError, ImageError, SegmentError
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
 from sharedmask.storage.cache import CacheFolder
-from sharedmask.system import files, locks, platform, settings
+from sharedmask.system import files, inputs, locks, platform, settings
 from sharedmask.typing import Array
 
 BESIDE = ".gzi"
@@ -63,6 +63,7 @@ def make(source: Source, *, beside: bool = False) -> Path:
     Raises DamagedImageError: what reading the image raises.
     Raises ParameterError: rapidgzip is not installed.
     Raises SegmentError: there is a file beside it that is no index of ours.
+    Raises OSError, MissingFileError: there is a pipe or a folder, or a link to nothing.
     """
     if not isinstance(source, FileSource) or codec_of(source.file) is not GZIP:
         raise ImageError(f"{source.name} needs no index: it is no gzip file")
@@ -109,8 +110,11 @@ def _write(path: Path, arrays: list[Array], key: str) -> None:
 
 
 def _check_ours(path: Path) -> None:
-    if path.exists() and not path.read_bytes()[: len(container.OURS)] == container.OURS:
-        raise SegmentError(f"{path} is no index of sharedmask: move it away")
+    if not os.path.lexists(path):
+        return
+    with inputs.opened_regular(path) as file:
+        if file.read(len(container.OURS)) != container.OURS:
+            raise SegmentError(f"{path} is no index of sharedmask: move it away")
 
 
 def _beside(file: FileIO) -> Points | None:

@@ -15,14 +15,15 @@ pytest.importorskip("rapidgzip")
 
 
 def test_an_index_of_each_file(tmp_path):
-    """What has none is an error that says why."""
-    plain = save(tmp_path / "run.nii", signal())
+    """What has none is an error that says why, and no end of the others."""
+    plain, none = save(tmp_path / "run.nii", signal()), tmp_path / "none.nii.gz"
     run = tmp_path / "run.nii.gz"
     run.write_bytes(gzip.compress(plain.read_bytes()))
-    done = sharedmask("index", "--beside", str(run), str(plain))
+    done = sharedmask("index", "--beside", str(none), str(plain), str(run))
     assert done.stdout == f"{run}.gzi\n" and (tmp_path / "run.nii.gz.gzi").exists()
     assert done.returncode == 65
-    assert done.stderr == f"sharedmask: {plain} needs no index: it is no gzip file\n"
+    said = f"{none} does not exist", f"{plain} needs no index: it is no gzip file"
+    assert done.stderr == "".join(f"sharedmask: {one}\n" for one in said)
 
 
 @pytest.mark.parametrize("verb", ["info", "extract"])

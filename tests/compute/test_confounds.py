@@ -17,7 +17,7 @@ from sharedmask import (
     extract_many,
 )
 from sharedmask.compute.confounds import named_columns, read_confounds
-from sharedmask.errors import ConfoundsError, MissingFileError
+from sharedmask.errors import ConfoundsError, MissingFileError, SharedMaskWarning
 
 N = 12
 TABLE = np.random.default_rng(0).normal(size=(N, 3))
@@ -194,6 +194,61 @@ def test_frames_of_confounds_that_are_not_plain_are_refused(frame, problem, mask
 def test_what_an_array_masks_is_no_number():
     with pytest.raises(ConfoundsError, match="no finite number in row 0, column 1"):
         read_confounds(np.ma.masked_equal([[1.0, 2.0], [3.0, 4.0]], 2.0))
+
+
+def by_call(name, *arguments):
+    def called(path, **how):
+        with SharedImage(path) as image:
+            return getattr(image, name)(*arguments, **how)
+
+    return called
+
+
+CLEANED = {
+    "extract": lambda path, **how: extract(path, INSIDE, **how),
+    "extract of means": lambda path, **how: extract(path, LABELS, strategy="mean", **how),
+    "extract_many": lambda path, **how: extract_many(
+        [path],
+        INSIDE,
+        n_jobs=1,
+        **{name: [given] if np.ndim(given) else given for name, given in how.items()},
+    ),
+    "mask": by_call("mask", INSIDE),
+    "map": by_call("map", np.mean, [INSIDE]),
+    "reduce": by_call("reduce", LABELS),
+    "connectivity": by_call("connectivity", LABELS),
+    "seed_maps": by_call("seed_maps", [INSIDE]),
+}
+TOO_MANY = {
+    "as many as volumes": (N, {}),
+    "one less, and the mean": (N - 1, {}),
+    "two less, and a trend": (N - 2, {"detrend": True}),
+    "as many as volumes that are kept": (5, {"sample_mask": np.arange(5)}),
+}
+
+
+@pytest.mark.some(8)
+@pytest.mark.parametrize("cleaned", CLEANED.values(), ids=CLEANED.keys())
+@pytest.mark.parametrize(("n_columns", "how"), TOO_MANY.values(), ids=TOO_MANY.keys())
+def test_confounds_that_leave_nothing_are_warned_of(n_columns, how, cleaned, path):
+    table = np.random.default_rng(2).normal(size=(N, n_columns)) * 10.0 ** np.arange(n_columns)
+    n_kept = len(how.get("sample_mask", range(N)))
+    said = f"sub-01_bold.nii.gz: {n_columns} confounds of {n_kept} volumes leave nothing"
+    with pytest.warns(SharedMaskWarning, match=said):
+        cleaned(path, confounds=table, **how)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.random.default_rng(2).normal(size=(N, N - 2)),
+        np.repeat(TABLE, 5, axis=1),
+        np.hstack([TABLE, np.ones((N, N))]),
+    ],
+    ids=["enough is left", "many times the same", "constant"],
+)
+def test_many_confounds_that_leave_something_are_none_to_warn_of(table, path):
+    assert extract(path, INSIDE, confounds=table).std() > 1e-3
 
 
 LONG = 40

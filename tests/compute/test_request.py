@@ -407,6 +407,11 @@ def test_refused_sample_masks(given, said, source):
     assert said in refused
 
 
+def test_a_filter_needs_two_volumes_to_interpolate_between():
+    source = of_dtype("int16", n_timepoints=40)
+    assert "keeps one volume of" in refusal(source, sample_mask=[3], low_pass=0.1)
+
+
 def test_a_refused_sample_mask_names_the_image(source):
     assert source.name in refusal(source, sample_mask=[99])
 

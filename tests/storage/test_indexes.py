@@ -11,7 +11,13 @@ from source_files import gz, read, save, signal, wrong_crc
 
 from sharedmask import SharedImage, extract
 from sharedmask.decoding.seek_points import to_arrays
-from sharedmask.errors import ClosedImageError, DamagedImageError, ImageError, SegmentError
+from sharedmask.errors import (
+    ClosedImageError,
+    DamagedImageError,
+    ImageError,
+    MissingFileError,
+    SegmentError,
+)
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
 from sharedmask.system import settings
@@ -123,6 +129,24 @@ def test_refusals(run, tmp_path):
         indexes.make(open_source(run), beside=True)
     assert points_of(run) is None
     assert (tmp_path / "run.nii.gz.gzi").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    ("put", "raised", "said"),
+    [
+        (os.mkfifo, OSError, "a pipe"),
+        (os.mkdir, OSError, "directory"),
+        (lambda path: os.symlink("../.git/annex/objects/x", path), MissingFileError, "is a link to"),
+    ],
+    ids=["pipe", "folder", "dangling link"],
+)
+def test_what_stands_beside_and_is_no_file_stays(put, raised, said, run):
+    put(path := f"{run}.gzi")
+    before = os.lstat(path)
+    with pytest.raises(raised, match=said) as caught:
+        indexes.make(open_source(run), beside=True)
+    assert path in str(caught.value)
+    assert os.lstat(path)[:2] == before[:2] and points_of(run) is None
 
 
 def test_what_has_no_index_says_why(run):
