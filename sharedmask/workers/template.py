@@ -170,16 +170,27 @@ def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen
     path += [] if _HOME in path else [_HOME]
     flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
-        return subprocess.Popen(
-            [_python(), *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
-            env={**os.environ, **ONE_THREAD},
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-        )
+        with _without_interrupts():
+            return subprocess.Popen(
+                [_python(), *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
+                env={**os.environ, **ONE_THREAD},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
     except OSError as error:
         raise CannotStartError(
             f"no worker process can be started with Python at {_python()!r}: {explained(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Who is started here holds Ctrl-C, which goes to all, back until it ignores it; so do we until then."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _python() -> str:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -56,6 +57,21 @@ def test_nothing_of_the_caller_changes_while_workers_start():
         own.end()
     assert len(seen) > 10
     assert all(now == before for now in seen)
+
+
+def test_an_interrupt_while_the_process_begins_is_the_callers_alone(monkeypatch):
+    """It imports for a while before it can ignore Ctrl-C, and would end in a traceback of its own."""
+    wait = "import signal, socket, sys; told = socket.socket(fileno=int(sys.argv[1])); told.send(b'1');"
+    monkeypatch.setattr(template, "_COMMAND", wait + "told.recv(1); signal.signal(signal.SIGINT, 1)")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = template._started(theirs, ())
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        assert ours.recv(1) == b"1"
+        process.send_signal(signal.SIGINT)
+        ours.send(b"2")
+        assert process.wait() == 0
 
 
 def test_workers_have_the_rights_that_the_caller_has_now(monkeypatch):
