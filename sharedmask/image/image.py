@@ -391,7 +391,7 @@ class SharedImage(Searchlights):
         path = absolute(source)
         asked = {"path": path} if inputs.exists(path) else {"name": os.fspath(source)}
         if "name" in asked and os.sep in asked["name"]:
-            raise MissingFileError(f"{asked['name']} does not exist")
+            raise MissingFileError(f"{asked['name']} {inputs.dangling(path) or 'does not exist'}")
         lease = protocol.connect()
         if lease is None and start:
             protocol.start()

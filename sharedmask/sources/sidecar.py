@@ -183,7 +183,10 @@ def sidecars_and_folders(image: str | Path) -> tuple[list[Path], dict[str, str]]
     places = _places(image)
     is_known = all(place.is_closed for place in places)
     folders = dict.fromkeys(folder for place in places for folder in place.folders) if is_known else ()
-    states = {folder: state_of(folder) for folder in folders}
+    try:
+        states = {folder: state_of(folder) for folder in folders}
+    except FileNotFoundError:  # a link to what git-annex has not got yet, for which it has no folder
+        states = {}
     return list(_told(places)), states
 
 

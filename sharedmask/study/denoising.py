@@ -281,7 +281,8 @@ class Denoise:
                     confounds, kept = load_confounds(image, components, **asked)
         except Exception as error:
             named_columns(file)  # which says what is no number, and where
-            text = " ".join(str(error).split())
+            lacks = "it has no column " if isinstance(error, KeyError) else ""
+            text = lacks + " ".join(str(error).split())
             raise ParameterError(f"{file} does not serve the denoising strategy {self}: {text}") from error
         return [confounds] if self.components else [], kept
 

@@ -8,6 +8,7 @@ import pytest
 from datasets import MNI, mask_of, preprocessed, run_of
 
 from sharedmask.errors import DatasetError, MissingFileError, NoInputError, ParameterError
+from sharedmask.sources.opening import open_source
 from sharedmask.study.bids import NATIVE, find_runs, look_through
 
 
@@ -148,6 +149,20 @@ def test_links_to_nothing_are_named_with_how_to_get_them(tmp_path, what):
     (run,) = find_runs(root)
     with pytest.raises(MissingFileError, match=rf"{path.name} is a link to .*gone, .*`datalad get "):
         getattr(run, what)
+
+
+@pytest.mark.parametrize("target", ["gone", "a/b/gone"])
+def test_an_image_that_is_a_link_to_nothing_is_named_with_how_to_get_it(tmp_path, target):
+    """git-annex has a folder for each content, which is not there either."""
+    root = preprocessed(tmp_path / "in", subjects=("01",))
+    (run,) = find_runs(root)
+    (root / ".git" / "annex" / "objects").mkdir(parents=True)
+    run.bold.unlink()
+    run.bold.symlink_to(f"../../.git/annex/objects/{target}")
+    (again,) = find_runs(root)
+    assert again.sidecars == run.sidecars
+    with pytest.raises(MissingFileError, match=rf"{run.bold.name} is a link to .*gone, .*`datalad get "):
+        open_source(str(again.bold), again.sidecars)
 
 
 @pytest.mark.parametrize(
