@@ -11,7 +11,7 @@ from sharedmask.study.analysis import Outputs
 SPACE = "space-MNI152NLin2009cAsym"
 
 
-def preprocessed(root, subjects=("01", "02"), tasks=("rest",), n_timepoints=24):
+def preprocessed(root, subjects=("01", "02"), tasks=("rest",), n_timepoints=40):
     """``root``, with a run per subject and task, its mask, reference, confounds and sidecar."""
     root.mkdir(parents=True)
     description = {"Name": "Preprocessed", "BIDSVersion": "1.10.0", "DatasetType": "derivative",

@@ -39,7 +39,7 @@ def test_a_row_for_each_region_of_each_table(done):
     for (sub, name, stat), rows in table[table["desc"].isna()].groupby(["sub", "atlas", "stat"]):
         (file,) = done.rglob(f"sub-{sub}_*_atlas-{name}_stat-{stat}_timeseries.tsv")
         signals = pd.read_csv(file, sep="\t")
-        assert rows["region"].tolist() == list(signals) and set(rows["n_timepoints"]) == {24}
+        assert rows["region"].tolist() == list(signals) and set(rows["n_timepoints"]) == {40}
         np.testing.assert_allclose(rows["mean"], signals.mean(), rtol=1e-12)
         np.testing.assert_allclose(rows["standard_deviation"], signals.std(ddof=0), rtol=1e-9)
         covered = pd.read_csv(next(done.rglob(f"sub-{sub}_*_atlas-{name}_stat-coverage_bold.tsv")), sep="\t")
@@ -87,7 +87,7 @@ def test_tables_are_read_as_they_were_written(dataset, toy, out, form):
         pytest.importorskip("pyarrow")
     analyse(dataset, out, [toy], Outputs(min_coverage=0.0, reports=False, form=form))
     names, signals = read_table(next(out.rglob(f"*_timeseries.{form}")))
-    assert names[0] == "region 1" and signals.shape == (24, 7) and np.isnan(signals[:, 6]).all()
+    assert names[0] == "region 1" and signals.shape == (40, 7) and np.isnan(signals[:, 6]).all()
     assert (out / REGIONS) in summarise_group(out)
 
 

@@ -43,10 +43,10 @@ def drawn(root, toy, strategy=None, **cleaning):
 def test_all_that_is_read_is_told_with_where_it_is_from(root, toy):
     rows = drawn(root, toy, "simple").rows
     func = f"sub-01/func/sub-01_task-rest_{SPACE}"
-    assert rows["bold"].startswith(f"{func}_desc-preproc_bold.nii.gz: 7 x 6 x 5 voxels, 24 volumes")
+    assert rows["bold"].startswith(f"{func}_desc-preproc_bold.nii.gz: 7 x 6 x 5 voxels, 40 volumes")
     assert rows["mask"] == f"{func}_desc-brain_mask.nii.gz"
     assert rows["repetition time"] == f"2 s, of {func}_desc-preproc_bold.json"
-    assert "26 columns of the strategy simple, 24 of 24 volumes kept" in rows["confounds"].replace("28", "26")
+    assert "26 columns of the strategy simple, 40 of 40 volumes kept" in rows["confounds"].replace("28", "26")
     assert rows["space"] == "MNI152NLin2009cAsym"
     assert str(toy.image) in rows["atlas Toy"] and str(toy.lut) in rows["atlas Toy"]
 

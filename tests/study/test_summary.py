@@ -23,7 +23,7 @@ from sharedmask.study.summary import QC, summarise
 def moving(dataset):
     """Two runs, the second of which moves."""
     for run, moves in zip(find_runs(dataset), ((), (3, 4, 9)), strict=True):
-        confounds_of(run.bold, run.bold.name.split("_space")[0], moves=moves)
+        confounds_of(run.bold, run.bold.name.split("_space")[0], n_timepoints=40, moves=moves)
     return dataset
 
 
@@ -38,11 +38,11 @@ def shown(monkeypatch):
 def test_the_quality_of_all_runs_is_that_of_their_voxels(moving, toy, out):
     analyse(moving, out, [toy], Outputs(min_coverage=0.0, reports=False), denoise_strategy=["scrub"])
     table = pd.read_csv(out / QC, sep="\t", dtype={"sub": str})
-    assert table["sub"].tolist() == ["01", "02"] and table["n_kept"].tolist()[0] == 24
+    assert table["sub"].tolist() == ["01", "02"] and table["n_kept"].tolist()[0] == 40
     for run, row in zip(find_runs(moving), table.itertuples(), strict=True):
-        voxels = truth(run.bold).reshape(-1, 24, order="F").T
+        voxels = truth(run.bold).reshape(-1, 40, order="F").T
         brain = np.flatnonzero(truth(run.mask).reshape(-1, order="F"))
-        expected = Quality.of(voxels[:, probes_of(brain)], kept_of(24, None), run.confounds).measures()
+        expected = Quality.of(voxels[:, probes_of(brain)], kept_of(40, None), run.confounds).measures()
         assert row.tsnr == pytest.approx(expected["tsnr"], rel=1e-3)
         assert row.mean_fd == pytest.approx(expected["mean_fd"], rel=1e-3)
         assert row.n_regions == 7 and row.n_left_out == 1
