@@ -4,6 +4,7 @@ Covers: the columns that are printed. Does not cover: what all verbs share (``ba
 themselves (``registry``, ``disk``).
 """
 
+import re
 import time
 
 import click
@@ -36,10 +37,15 @@ def list_images() -> None:
             except SharedMaskError:
                 facts = "output", format_bytes(entry.handle.nbytes), entry.handle.store
         age = f"{time.monotonic() - entry.created:.0f} s"
-        lines.append((entry.label, *facts, str(entry.pid), age, str(held.get(entry.token, ""))))
+        lines.append((_in_a_line(entry.label), *facts, str(entry.pid), age, str(held.get(entry.token, ""))))
     for kept in disk.entries():
         age = f"{time.time() - kept.used:.0f} s"
-        lines.append((kept.label, "kept", format_bytes(kept.nbytes), "disk", "", age, ""))
+        lines.append((_in_a_line(kept.label), "kept", format_bytes(kept.nbytes), "disk", "", age, ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _in_a_line(name: str) -> str:
+    """A name without what moves the cursor."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", name)

@@ -138,7 +138,7 @@ def ask(connection: socket.socket, verb: str, **arguments: Any) -> dict[str, Any
     with _answering(timeout):
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             send(connection, {"verb": verb, **arguments})
-        while verb == "open" and not platform.is_readable(connection, timeout):
+        while verb == "open" and not platform.is_readable(connection, timeout / 4):
             _ask_whether_it_answers(timeout)
         answer = receive(connection, _ANSWER_BYTES)
     if answer is None:

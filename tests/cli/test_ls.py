@@ -34,3 +34,11 @@ def test_ls_counts_clients_of_namesakes_apart(tmp_path):
     with serving(*paths), SharedImage.connect(paths[0]):
         lines = sharedmask("ls").stdout.splitlines()[1:]
         assert [line.split()[-1] for line in lines] == ["1", "0"]
+
+
+def test_ls_has_a_line_for_each_whatever_its_name(tmp_path):
+    path = save(tmp_path / "a\n\x1b[2Kb.nii.gz", bold())
+    with SharedImage(path) as image:
+        image.load()
+        _, line = sharedmask("ls").stdout.splitlines()
+    assert line.startswith(r"a\x0a\x1b[2Kb.nii.gz  ")
