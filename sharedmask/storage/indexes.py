@@ -9,6 +9,7 @@ it stays when the file is moved or copied. Each piece of the data has a checksum
 
 import contextlib
 import os
+import warnings
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from pathlib import Path
 from sharedmask.decoding import search
 from sharedmask.decoding.codecs import GZIP, codec_of, open_file
 from sharedmask.decoding.seek_points import Points, to_arrays
-from sharedmask.errors import AttachError, ImageError, SegmentError
+from sharedmask.errors import AttachError, ImageError, SegmentError, SharedMaskWarning
 from sharedmask.sources.source import FileSource, Source
 from sharedmask.storage import container
 from sharedmask.storage.cache import CacheFolder
@@ -34,7 +35,8 @@ _LIMIT = 2**30
 def indexed(source: Source, make_one: bool = False) -> Source:
     """The image, with its seek points where they are kept.
 
-    If ``make_one`` they are looked for where there are none; an image that can have none is as it was.
+    If ``make_one`` they are looked for where there are none; an image that can have none is as it was, as is
+    one whose points cannot be kept, which is warned of.
 
     Raises ParameterError: rapidgzip is not installed.
     """
@@ -43,7 +45,10 @@ def indexed(source: Source, make_one: bool = False) -> Source:
     found = replace(source, index=_Kept())
     if not make_one or codec_of(source.file) is not GZIP or found.points is not None:
         return found
-    _made(source, beside=False)
+    try:
+        _made(source, beside=False)
+    except (OSError, SegmentError) as error:
+        warnings.warn(f"the index of {source.name} is not kept: {error}", SharedMaskWarning, stacklevel=2)
     return replace(found)  # which looks again
 
 
@@ -87,13 +92,14 @@ def _made(source: FileSource, beside: bool) -> Path | None:
     path = Path(source.file + BESIDE) if beside else cache.path / cache.name(key)
     if beside:
         _check_ours(path)
+    else:  # before the work
+        cache.path.parent.mkdir(parents=True, exist_ok=True)
     with source.unchanged():
         points = search.found(source.file, source.name, source.offset + source.nbytes)
     if points is None:
         return None
     arrays = to_arrays(points)
     if not beside:
-        cache.path.parent.mkdir(parents=True, exist_ok=True)
         with cache.turn(key):
             needed = container.projected(container.geometry_of(arrays))
             cache.make_room(lambda held: held + needed <= _LIMIT)
@@ -145,7 +151,8 @@ def _points(key: str, fd: int) -> Points:
 
 
 def _folder() -> CacheFolder:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.cache")  # relative ones count for nothing
     path = settings.current().cache_dir or Path(home)
     return CacheFolder(path / "sharedmask-indexes", "folder of indexes", "", 40, "index")
 

@@ -356,7 +356,8 @@ def _environ() -> tuple[Mapping[str, str], str]:
     if now is None or now != _variables_seen[0]:
         every = os.environb if hasattr(os, "environb") else map(os.fsencode, os.environ)
         names = [os.fsdecode(name) for name in every if name.startswith(_ASKED)]
-        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        home = os.environ.get("XDG_CONFIG_HOME", "")
+        home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
         usual = os.path.join(home, "sharedmask", "config.toml")
         _variables_seen = dict(now or ()), {name: os.environ[name] for name in names}, usual
     return _variables_seen[1:]

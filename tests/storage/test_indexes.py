@@ -17,6 +17,7 @@ from sharedmask.errors import (
     ImageError,
     MissingFileError,
     SegmentError,
+    SharedMaskWarning,
 )
 from sharedmask.sources.opening import open_source
 from sharedmask.storage import indexes
@@ -147,6 +148,42 @@ def test_what_stands_beside_and_is_no_file_stays(put, raised, said, run):
         indexes.make(open_source(run), beside=True)
     assert path in str(caught.value)
     assert os.lstat(path)[:2] == before[:2] and points_of(run) is None
+
+
+NO_FOLDER = {
+    "no folder can be made": lambda home: home.write_text(""),
+    "a folder that others may write to": lambda home: open_to_all(home / "sharedmask-indexes"),
+}
+INSIDE = np.ones((20, 21, 22), bool)
+
+
+def by_image(run):
+    with SharedImage(run, index=True) as image:
+        return image.mask(INSIDE)
+
+
+MADE = {"extract": lambda run: extract(run, INSIDE, index=True), "SharedImage": by_image}
+
+
+def open_to_all(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize("put", NO_FOLDER.values(), ids=NO_FOLDER.keys())
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE.keys())
+def test_an_index_that_cannot_be_kept_is_no_end_of_the_work(made, put, run, tmp_path):
+    put(tmp_path / "home")
+    with pytest.warns(SharedMaskWarning, match=r"the index of .*run.nii.gz is not kept: .*home"):
+        signals = made(run)
+    np.testing.assert_array_equal(signals, signal((*INSIDE.shape, 40))[INSIDE].T)
+
+
+def test_a_relative_cache_home_counts_for_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert indexes.make(open_source(run)).is_relative_to(tmp_path / "me" / ".cache")
 
 
 def test_what_has_no_index_says_why(run):
