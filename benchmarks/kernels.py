@@ -140,8 +140,10 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
         if strategy == "weighted_mean":  # has no region without its weights
             continue
 
-        def reduce(strategy: str = strategy) -> None:
-            reduction.reduce_regions(rows, True, out, conversion, strategy, index, whole, 0)
+        (part,) = reduction.parts(rows, True, conversion, strategy, index, whole, None, 1)
+
+        def reduce(strategy: str = strategy, part: Any = part) -> None:
+            reduction.reduce_part(rows, True, out, conversion, strategy, 0, *part)
 
         yield _Kernel(f"reduce, {strategy}", reduce, rows[: len(index)])
 

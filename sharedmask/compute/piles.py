@@ -8,6 +8,7 @@ region two of them are hardly faster than one.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +51,44 @@ class Pile(NamedTuple):
             np.add.reduce(rows, axis=1, out=out)
 
 
-def piles(offsets: NDArray[np.intp], most: int) -> Iterator[Pile]:
+class Stack(NamedTuple):
+    """Piles as they travel: what each has, one after the other."""
+
+    regions: NDArray[np.intp]
+    """Numbers of all regions, the largest first, (n_regions,)."""
+    sizes: NDArray[np.intp]
+    places: NDArray[np.intp]
+    left: NDArray[np.bool_]
+    counts: NDArray[np.intp]
+    """How many regions each pile has, (n_piles,)."""
+
+    def piles(self) -> Iterator[Pile]:
+        sizes, region, place = self.sizes.tolist(), 0, 0
+        for n_regions in self.counts.tolist():
+            mine = slice(region, region + n_regions)
+            span = slice(place, place + n_regions * sizes[region])
+            yield Pile(self.regions[mine], self.sizes[mine, None], self.places[span], self.left[span])
+            region, place = mine.stop, span.stop
+
+    def parts(self, n_parts: int) -> "Iterator[Stack]":
+        """So many at most, of whole piles and about as many places each."""
+        regions = np.append(0, np.cumsum(self.counts))
+        heights = self.sizes[regions[:-1]]
+        places = np.append(0, np.cumsum(heights * self.counts))
+        cuts = np.arange(1, n_parts) * places[-1] // max(1, n_parts)
+        bounds = np.unique([0, *np.searchsorted(places, cuts), len(self.counts)])
+        for first, last in pairwise(bounds.tolist()):
+            mine, span = slice(*regions[[first, last]]), slice(*places[[first, last]])
+            counts = self.counts[first:last]
+            yield Stack(self.regions[mine], self.sizes[mine], self.places[span], self.left[span], counts)
+
+
+def stacked(offsets: NDArray[np.intp], most: int) -> Stack:
     """All regions, ``offsets[i]:offsets[i + 1]`` each, in piles of so many voxels; larger ones alone.
 
     Examples
     --------
-    >>> for pile in piles(np.array([0, 2, 3, 7]), 4):
+    >>> for pile in stacked(np.array([0, 2, 3, 7]), 4).piles():
     ...     print(pile.regions, pile.places, pile.left.sum())
     [2] [3 4 5 6] 0
     [0 1] [0 1 2 2] 1
@@ -63,16 +96,12 @@ def piles(offsets: NDArray[np.intp], most: int) -> Iterator[Pile]:
     sizes = np.diff(offsets)
     order = np.argsort(-sizes, kind="stable")
     sizes = sizes[order]
-    cut = _cut(sizes.tolist(), most)
-    heights = np.repeat(*np.array(cut).T)
+    tall, counts = np.array(_cut(sizes.tolist(), most), np.intp).reshape(-1, 2).T
+    heights = np.repeat(tall, counts)
     ends = np.cumsum(heights)
-    steps, last = np.arange(ends[-1]) - np.repeat(ends - heights, heights), np.repeat(sizes - 1, heights)
+    steps, last = np.arange(heights.sum()) - np.repeat(ends - heights, heights), np.repeat(sizes - 1, heights)
     places, left = np.repeat(offsets[order], heights) + np.minimum(steps, last), steps > last
-    region = place = 0
-    for height, n_regions in cut:
-        mine, span = slice(region, region + n_regions), slice(place, place + height * n_regions)
-        yield Pile(order[mine], sizes[mine, None], places[span], left[span])
-        region, place = mine.stop, span.stop
+    return Stack(order, sizes, places, left, counts)
 
 
 def _cut(sizes: list[int], most: int) -> list[tuple[int, int]]:

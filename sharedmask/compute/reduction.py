@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharedmask.compute.piles import piles
+from sharedmask.compute.piles import Stack, stacked
 from sharedmask.compute.strategies import EXTREMES, SQUARES, STRATEGIES, SUMS, Values, added, squares_of
 from sharedmask.records import dataclass
 from sharedmask.sources.values import (
@@ -37,7 +37,7 @@ _PILED = SUMS | SQUARES | EXTREMES.keys()
 _AS_STORED = _PILED - SQUARES
 """Strategies that need no float64 of plain values."""
 _PILE_BYTES = 2**20
-"""Of rows side by side, which stay in a core's cache with what they are copied from."""
+"""Of rows side by side as they are stored: they stay in a core's cache with what they are copied from."""
 _LEAST_VALUES = 2**14
 """Of a region that is reduced where it lies: a call has its own price, and threads wait for each other."""
 _CONVERTED = 1024
@@ -46,33 +46,73 @@ _CONVERTED = 1024
 # --- rows that are held --------------------------------------------------------------------------
 
 
-def reduce_regions(
+def parts(
+    rows: Array,
+    finite: bool,
+    conversion: Conversion,
+    strategy: str,
+    index: NDArray[np.intp],
+    offsets: NDArray[np.intp],
+    weights: Array | None,
+    n_parts: int,
+) -> Iterator[tuple[Any, ...]]:
+    """All regions, ``index[offsets[i]:offsets[i + 1]]`` each, in about so many parts of like size.
+
+    What threads would do in the interpreter, where each waits for the others, is done here once for all.
+    """
+    held = _Held.of(rows, finite, conversion, strategy, len(index))
+    regions = _Regions(np.arange(len(offsets) - 1), index, offsets, weights)
+    if held.piles(strategy):
+        apart = np.zeros(len(regions.numbers), bool)
+        if held.unseen(strategy) and strategy in _AS_STORED:
+            apart = _lie_together(rows, regions)
+        yield from _stacked(regions.only(~apart), held.most, n_parts)
+        regions = regions.only(apart)
+    n_voxels = len(regions.voxels)
+    cuts = np.arange(1, n_parts) * n_voxels // max(1, n_parts)
+    bounds = np.unique([0, *np.searchsorted(regions.offsets, cuts), len(regions.numbers)])
+    for first, last in pairwise(bounds.tolist()):
+        own = regions.offsets[first : last + 1]
+        span = slice(own[0], own[-1])
+        some = None if regions.weights is None else regions.weights[span]
+        yield regions.numbers[first:last], regions.voxels[span], own - own[0], some
+
+
+def _stacked(regions: "_Regions", most: int, n_parts: int) -> Iterator[tuple[Any, ...]]:
+    """Regions side by side, in piles of so many voxels."""
+    for stack in stacked(regions.offsets, most).parts(n_parts):
+        numbers, voxels = regions.numbers[stack.regions], regions.voxels[stack.places]
+        yield numbers, voxels, stack.sizes, stack.left, stack.counts
+
+
+def reduce_part(
     rows: Array,
     finite: bool,
     out: Array,
     conversion: Conversion,
     strategy: str,
-    index: NDArray[np.intp],
-    offsets: NDArray[np.intp],
     first: int,
-    weights: Array | None = None,
+    numbers: NDArray[np.intp],
+    voxels: NDArray[np.intp],
+    *given: Any,
 ) -> None:
-    """``out[first + i]`` = one value per volume over the rows ``index[offsets[i]:offsets[i + 1]]``.
-
-    ``weights`` are those of the rows at ``index``, for ``weighted_mean``.
-    """
-    held = _Held.of(rows, finite, conversion, strategy, len(index))
-    left = _Regions(np.arange(first, first + len(offsets) - 1), index, offsets, weights)
-    several, policy = rows.shape[1] > 1, conversion.nan_policy  # numpy adds one column in another order
+    """One of :func:`parts`: ``out[first + numbers[i]]`` = one value per volume over the rows of a region."""
+    held = _Held.of(rows, finite, conversion, strategy, len(voxels))
+    unseen, numbers = held.unseen(strategy), numbers + first
     with arithmetic():
-        if several and held.plain and (strategy in SUMS | SQUARES or (held.exact and strategy in EXTREMES)):
-            if strategy in _AS_STORED:
-                left = left.only(_reduced_in_place(held, left, strategy, out))
-            left = left.only(_reduced_in_piles(held, left, strategy, out, unseen=True))
-        if several and strategy in _PILED and (held.exact or policy in ("propagate", "zero")):
-            _reduced_in_piles(held, left, strategy, out)
+        if len(given) > 2:
+            sizes, padded, counts = given
+            stack = Stack(numbers, sizes, voxels, padded, counts)
+            left = _reduced_in_piles(held, stack, strategy, out, unseen)
         else:
+            left = _Regions(numbers, voxels, *given)
+            if unseen and strategy in _AS_STORED:
+                left = left.only(_reduced_in_place(held, left, strategy, out))
+        if not held.piles(strategy, unseen=False):
             _reduced_in_turn(held, left, strategy, out)
+        elif len(left.numbers):
+            for own, places, sizes, padded, counts in _stacked(left, held.most, 1):
+                _reduced_in_piles(held, Stack(own, sizes, places, padded, counts), strategy, out, False)
 
 
 @contextmanager
@@ -139,43 +179,34 @@ def _lie_together(rows: Array, regions: _Regions) -> NDArray[np.bool_]:
     return found
 
 
-def _reduced_in_piles(
-    held: "_Held", regions: _Regions, strategy: str, out: Array, unseen: bool = False
-) -> NDArray[np.bool_]:
-    """Values of regions side by side; which are left, because of values that are not finite."""
-    left = np.zeros(len(regions.numbers), bool)
-    for span in pieces(len(left), 1, held.most):
-        edges = regions.offsets[span.start : span.stop + 1]
-        ranks, values = _piled(held, regions.voxels[edges[0] : edges[-1]], edges - edges[0], strategy, unseen)
-        out[regions.numbers[span][ranks]] = values
-        if unseen and not held.exact:
-            left[span.start + ranks] = ~np.isfinite(values).all(axis=1)
-    return left
+def _reduced_in_piles(held: "_Held", stack: Stack, strategy: str, out: Array, unseen: bool) -> _Regions:
+    """Values of regions side by side; those that are left, because of values that are not finite.
 
-
-def _piled(
-    held: "_Held", voxels: NDArray[np.intp], offsets: NDArray[np.intp], strategy: str, unseen: bool
-) -> tuple[NDArray[np.intp], Array]:
-    """Numbers of the regions, the largest first, and their values, (n_regions, n_volumes)."""
-    sizes, as_stored = np.diff(offsets), unseen and strategy in _AS_STORED
+    The places of ``stack`` are voxels already.
+    """
+    as_stored = unseen and strategy in _AS_STORED
     dtype = held.rows.dtype if as_stored and strategy in EXTREMES else np.dtype(float)
-    totals = np.empty((len(sizes), held.rows.shape[1]), dtype)
+    totals = np.empty((len(stack.sizes), held.rows.shape[1]), dtype)
+    n_large = stop = 0
     # A thread that comes back while another is in the interpreter sleeps, for 50 microseconds and more: all
     # that can be is done before and after.
-    made = [(pile, voxels[pile.places]) for pile in piles(offsets, held.most)]
-    order, stop = np.concatenate([pile.regions for pile, _ in made]), 0
-    n_large = sum(len(index) > held.most for _, index in made)
-    for pile, index in made:
+    for pile in list(stack.piles()):
         start, stop = stop, stop + len(pile.regions)
-        if len(index) > held.most:
-            totals[start] = STRATEGIES[strategy](held.region(index, None, unseen, as_stored))
+        if len(pile.places) > held.most:
+            n_large = stop
+            totals[start] = STRATEGIES[strategy](held.region(pile.places, None, unseen, as_stored))
             continue
-        values = held.taken_of(index)
+        values = held.taken_of(pile.places)
         if not as_stored:
             values = held.converted(values, unseen)
         pile.reduce(values, strategy, totals[start:stop])
-    _finished(totals[n_large:], sizes[order[n_large:], None], strategy)
-    return order, totals
+    _finished(totals[n_large:], stack.sizes[n_large:, None], strategy)
+    out[stack.regions] = totals
+    left = np.zeros(len(totals), bool)
+    if unseen and not held.exact:
+        left[:] = ~np.isfinite(totals).all(axis=1)
+    offsets = np.append(0, np.cumsum(stack.sizes))
+    return _Regions(stack.regions, stack.places[~stack.left], offsets, None).only(left)
 
 
 def _reduced_in_turn(held: "_Held", regions: _Regions, strategy: str, out: Array) -> None:
@@ -337,11 +368,11 @@ class _Held:
     def of(cls, rows: Array, finite: bool, conversion: Conversion, strategy: str, n_voxels: int) -> "_Held":
         plain = is_plain(rows.dtype, conversion)
         exact = plain and (finite or rows.dtype.kind in "iu" or conversion.nan_policy == "propagate")
-        nbytes, itemsize = _PILE_BYTES if strategy in _PILED else REGION_BYTES, 8
+        nbytes, itemsize = REGION_BYTES, 8
         if strategy == "pc1":
             nbytes = PIECE_BYTES  # pieces show in its bits
         elif plain and strategy in _AS_STORED:
-            itemsize = rows.itemsize
+            nbytes, itemsize = _PILE_BYTES, rows.itemsize
         most = max(1, min(n_voxels, nbytes // (rows.shape[1] * itemsize)))
         # Buffers that stay in a core's cache: threads that allocate wait for each other.
         taken, scratch = np.empty((most, rows.shape[1]), rows.dtype), np.empty((most, rows.shape[1]))
@@ -352,6 +383,21 @@ class _Held:
     def most(self) -> int:
         """Rows at a time."""
         return len(self.taken)
+
+    def unseen(self, strategy: str) -> bool:
+        """Whether values are reduced without a look at them, which what they come to shows."""
+        summed = strategy in SUMS | SQUARES
+        return self.several and self.plain and (summed or (self.exact and strategy in EXTREMES))
+
+    def piles(self, strategy: str, unseen: bool = True) -> bool:
+        """Whether regions are reduced side by side, perhaps unseen."""
+        seen = self.exact or self.conversion.nan_policy in ("propagate", "zero")
+        return self.several and strategy in _PILED and (seen or (unseen and self.unseen(strategy)))
+
+    @property
+    def several(self) -> bool:
+        """Of one volume numpy adds a column in another order."""
+        return len(self.scratch[0]) > 1
 
     def taken_of(self, index: NDArray[np.intp]) -> Array:
         """At most so many, as they are stored; until others are taken."""

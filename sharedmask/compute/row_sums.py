@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sharedmask.compute.piles import piles
+from sharedmask.compute.piles import stacked
 from sharedmask.compute.reduction import arithmetic, is_plain
 from sharedmask.compute.strategies import added
 from sharedmask.records import dataclass
@@ -146,7 +146,7 @@ class RowSums:
         at, owners = at[order], owners[order]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         most, finite = max(1, _PILE_BYTES // (8 * rows.shape[1])), True
-        for pile in piles(np.append(starts, len(at)), most) if len(at) else ():
+        for pile in stacked(np.append(starts, len(at)), most).piles() if len(at) else ():
             numbers, shape = owners[starts[pile.regions]], (len(pile.regions), -1)
             places, left = at[pile.places].reshape(shape).T, pile.left.reshape(shape).T
             for span in pieces(len(places), len(numbers), most):

@@ -17,7 +17,6 @@ other statistics                 groups of regions       one pass, volume by vol
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
     from sharedmask.workers.threaded import Options
     from sharedmask.workers.worker import Item, Kernel
 
-_GROUP_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
-_GROUPS = 4  # of regions for each worker
+_PART_BYTES = 4 * 2**20  # of regions that are reduced as one piece of work, at least
+_PARTS = 4  # of regions for each worker
 _SENT_BYTES = 512 * 1024  # at most, to each worker: a segment has its own price
 
 
@@ -304,34 +303,24 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     conversion, regions, n_timepoints = request.reduction(held.facts), request.regions, held.array.shape[1]
     count, strategies = len(regions), request.strategies
     nbytes = len(positions) * n_timepoints * held.array.itemsize
-    items = list(_grouped(positions, regions, min(_GROUPS * request.n_jobs, nbytes // _GROUP_BYTES)))
+    n_parts = max(1, min(_PARTS * request.n_jobs, nbytes // _PART_BYTES))
     with (
         _output((len(strategies) * count, n_timepoints), conversion.result, shared) as (array, out),
         counted(request.progress, len(strategies) * count, "region") as tell,
     ):
-
-        def on_done(number: int, _: object) -> None:
-            held.let_go()
-            for _ in items[number][1][1:]:
-                tell()
-
         for place, strategy in enumerate(strategies):
-            mine = [(index, own, place * count + first, *rest) for index, own, first, *rest in items]
-            arguments = (shared or held.array, held.finite, out, conversion, strategy)
-            _run(request, reduction.reduce_regions, arguments, mine, on_done)
+            asked = (held.array, held.finite, conversion, strategy, positions, regions.offsets)
+            items = list(reduction.parts(*asked, regions.weights, n_parts))
+
+            def on_done(number: int, _: object, items: list["Item"] = items) -> None:
+                held.let_go()
+                for _ in items[number][0]:
+                    tell()
+
+            arguments = (shared or held.array, held.finite, out, conversion, strategy, place * count)
+            _run(request, reduction.reduce_part, arguments, items, on_done)
     tables = [array[start : start + count].T for start in range(0, len(array), count)]
     return _tables(tables, held.facts, request)
-
-
-def _grouped(positions: NDArray[np.intp], regions: Regions, n_groups: int) -> Iterator["Item"]:
-    """Regions that follow each other, about as many voxels each time, in so many groups at most."""
-    weights, n_voxels = regions.weights, len(positions)
-    cuts = np.arange(1, n_groups) * n_voxels // max(1, n_groups)
-    bounds = np.unique([0, *np.searchsorted(regions.offsets, cuts), len(regions)])
-    for first, last in pairwise(bounds.tolist()):
-        own = regions.offsets[first : last + 1]
-        span = slice(own[0], own[-1])
-        yield positions[span], own - own[0], first, None if weights is None else weights[span]
 
 
 def _reduced_in_passing(source: Source, request: Request, tell: Callable[[int], None]) -> Signals:

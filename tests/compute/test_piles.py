@@ -4,10 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from stored import conversion, random_rows
+from stored import conversion, random_rows, reduce_regions
 
-from sharedmask.compute import reduction
-from sharedmask.compute.piles import piles
+from sharedmask.compute.piles import stacked
 from sharedmask.compute.strategies import STRATEGIES
 from sharedmask.sources.values import REGION_BYTES
 
@@ -17,7 +16,7 @@ def test_every_voxel_has_a_place_in_a_pile(most):
     sizes = np.random.default_rng(0).integers(1, 40, 60)
     offsets, seen = np.append(0, np.cumsum(sizes)), np.zeros(sizes.sum(), int)
     regions = []
-    for pile in piles(offsets, most):
+    for pile in stacked(offsets, most).piles():
         assert len(pile.places) <= most or len(pile.regions) == 1
         np.testing.assert_array_equal(pile.sizes[:, 0], sizes[pile.regions])
         regions += pile.regions.tolist()
@@ -48,9 +47,23 @@ def test_regions_together_have_the_bits_of_each_alone(strategy, stored, n_timepo
         rows[3, 0] = np.nan
     finite, how = stored == "i2" or policy == "raise", conversion(stored, "f8", nan_policy=policy)
     together = np.empty((len(sizes), n_timepoints))
-    reduction.reduce_regions(rows, finite, together, how, strategy, index, offsets, 0)
+    reduce_regions(rows, finite, together, how, strategy, index, offsets, 0, n_parts=3)
     for number, (start, stop) in enumerate(pairwise(offsets)):
         alone = np.empty((1, n_timepoints))
         own = np.array([0, stop - start])
-        reduction.reduce_regions(rows, finite, alone, how, strategy, index[start:stop], own, 0)
+        reduce_regions(rows, finite, alone, how, strategy, index[start:stop], own, 0)
         assert together[number].tobytes() == alone[0].tobytes()
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 5, 1000])
+def test_parts_are_whole_piles_and_all_of_them(n_parts):
+    sizes = np.random.default_rng(2).integers(1, 40, 60)
+    whole = stacked(np.append(0, np.cumsum(sizes)), 100)
+    parts = list(whole.parts(n_parts))
+    assert 1 <= len(parts) <= n_parts
+    for field in whole._fields:
+        together = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_array_equal(together, getattr(whole, field))
+    assert [len(part.places) for part in parts] == [
+        sum(len(pile.places) for pile in part.piles()) for part in parts
+    ]

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy import ndimage
-from stored import INDEX, conversion, random_rows
+from stored import INDEX, conversion, random_rows, reduce_regions
 
 from sharedmask.compute import reduction
 from sharedmask.compute.strategies import STRATEGIES
@@ -28,7 +28,7 @@ def weights_of(n_voxels):
 def reduced(strategy, rows, index, how, finite=False):
     out = np.full((3, rows.shape[1]), -1.0)
     offsets = np.array([0, len(index)])
-    reduction.reduce_regions(rows, finite, out, how, strategy, index, offsets, 1, weights_of(len(index)))
+    reduce_regions(rows, finite, out, how, strategy, index, offsets, 1, weights_of(len(index)))
     np.testing.assert_array_equal(out[[0, 2]], -1)
     return out[1]
 
@@ -112,9 +112,9 @@ def test_rows_have_the_same_bits_wherever_they_lie(strategy, policy, bad, stored
     apart[order] = rows
     by_volume = np.asfortranarray(rows)  # as an image is mapped that lies volume by volume
     together, picked, across, passing = np.empty((4, len(sizes), 700))
-    reduction.reduce_regions(rows, False, together, how, strategy, np.arange(1200), offsets, 0)
-    reduction.reduce_regions(apart, False, picked, how, strategy, order, offsets, 0)
-    reduction.reduce_regions(by_volume, False, across, how, strategy, np.arange(1200), offsets, 0)
+    reduce_regions(rows, False, together, how, strategy, np.arange(1200), offsets, 0)
+    reduce_regions(apart, False, picked, how, strategy, order, offsets, 0)
+    reduce_regions(by_volume, False, across, how, strategy, np.arange(1200), offsets, 0)
     reduction.reduce_volumes(rows.T, passing.T, how, strategy, offsets)
     for other in (picked, across, passing):
         np.testing.assert_array_equal(together, other)

@@ -3,9 +3,8 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored import conversion, random_rows
+from stored import conversion, random_rows, reduce_regions
 
-from sharedmask.compute import reduction
 from sharedmask.compute.steps import Reducer
 from sharedmask.compute.strategies import BY_VOLUME
 
@@ -36,7 +35,7 @@ def test_they_have_the_bits_of_rows(sizes, n_volumes, strategies, policy, stored
     volumes = np.ascontiguousarray(rows[reducer.order].T)
     for strategy in strategies:
         expected, got = np.empty((len(sizes), n_volumes)), np.empty((n_volumes, len(sizes)))
-        reduction.reduce_regions(rows, False, expected, how, strategy, index, offsets, 0, weights)
+        reduce_regions(rows, False, expected, how, strategy, index, offsets, 0, weights)
         assert reducer.reduce(volumes, got, strategy) == bool(np.isfinite(rows).all())
         np.testing.assert_array_equal(got, expected.T)
         assert (np.signbit(got) == np.signbit(expected.T))[~np.isnan(got)].all()

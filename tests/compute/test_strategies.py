@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from stored import INDEX, conversion, random_rows
+from stored import INDEX, conversion, random_rows, reduce_regions
 
-from sharedmask.compute.reduction import reduce_regions
 from sharedmask.compute.strategies import BY_VOLUME, EXTREMES, SQUARES, STRATEGIES, SUMS
 from sharedmask.errors import ParameterError
 from sharedmask.sources import values
