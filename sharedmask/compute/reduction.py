@@ -251,7 +251,7 @@ def reduce_volumes(
     conversion : Conversion
         How stored values become true ones, in float64.
     strategy : str
-        One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_regions`, to the bit.
+        One of :data:`BY_VOLUME`. The numbers are those of :func:`reduce_part`, to the bit.
     offsets : (n_regions + 1,) array of int
         Region ``i`` is ``offsets[i]:offsets[i + 1]``.
     weights : (n_voxels,) array, optional
@@ -361,6 +361,8 @@ class _Held:
     """Whether stored values that are finite are the true ones, and float64 holds them."""
     exact: bool
     """Whether all are, as they are stored."""
+    alone: int
+    """Rows at a time of a larger region, each time with what it came to so far: a copy, which is to be small."""
     taken: Array
     scratch: Array
 
@@ -368,16 +370,17 @@ class _Held:
     def of(cls, rows: Array, finite: bool, conversion: Conversion, strategy: str, n_voxels: int) -> "_Held":
         plain = is_plain(rows.dtype, conversion)
         exact = plain and (finite or rows.dtype.kind in "iu" or conversion.nan_policy == "propagate")
-        nbytes, itemsize = REGION_BYTES, 8
+        nbytes, itemsize, squared = REGION_BYTES, 8, plain and strategy in SQUARES
         if strategy == "pc1":
             nbytes = PIECE_BYTES  # pieces show in its bits
-        elif plain and strategy in _AS_STORED:
-            nbytes, itemsize = _PILE_BYTES, rows.itemsize
+        elif strategy in _PILED and not squared:
+            nbytes, itemsize = _PILE_BYTES, rows.itemsize if plain else 8
         most = max(1, min(n_voxels, nbytes // (rows.shape[1] * itemsize)))
+        alone = max(1, min(most, _PILE_BYTES // (rows.shape[1] * 8))) if squared else most
         # Buffers that stay in a core's cache: threads that allocate wait for each other.
         taken, scratch = np.empty((most, rows.shape[1]), rows.dtype), np.empty((most, rows.shape[1]))
         # Parts of plain arrays are made quicker than of a subclass.
-        return cls(np.asarray(rows), conversion, plain, exact, taken, scratch)
+        return cls(np.asarray(rows), conversion, plain, exact, alone, taken, scratch)
 
     @property
     def most(self) -> int:
@@ -434,8 +437,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Array]:
         held = self.held
-        for start in range(0, self.n_voxels, held.most):
-            index = self.index[start : start + held.most]
+        for start in range(0, self.n_voxels, held.alone):
+            index = self.index[start : start + held.alone]
             stored = held.taken_of(index)
             yield stored if self.as_stored else held.converted(stored, self.unseen)
 
