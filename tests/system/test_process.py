@@ -142,6 +142,8 @@ def test_a_thread_that_asks_while_another_imports_multiprocessing_waits_for_it()
             found.loader.exec_module = lambda module: (begun.set(), time.sleep(0.3), run(module))
             return found
 
+    for name in [name for name in sys.modules if name.startswith("multiprocessing")]:
+        del sys.modules[name]
     begun = threading.Event()
     sys.meta_path.insert(0, Slow())
     thread = threading.Thread(target=__import__, args=("multiprocessing",))
