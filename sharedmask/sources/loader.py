@@ -64,8 +64,14 @@ def buffer_bytes(source: Volumes, n_selected: int | None, n_threads: int = 1) ->
         n_values = _N_BLOCKS * k * n_selected + min(k, _fitting(source, _READ_BYTES)) * source.n_voxels
     elif n_selected is not None:
         n_values = k * n_selected + _N_BLOCKS * min(k, _ahead_volumes(source)) * source.n_voxels
-    n_tiles = max(1, min(n_threads, -(-(n_selected or source.n_voxels) // _TILE_VOXELS)))
-    return (n_values + n_tiles * k * _TILE_VOXELS) * source.dtype.itemsize + source.reading_bytes
+    tile = _tile(n_selected or source.n_voxels)
+    n_tiles = max(1, min(n_threads, -(-(n_selected or source.n_voxels) // tile)))
+    return (n_values + n_tiles * k * tile) * source.dtype.itemsize + source.reading_bytes
+
+
+def _tile(n_voxels: int) -> int:
+    """Voxels that are transposed at a time."""
+    return max(1, min(_TILE_VOXELS, n_voxels))
 
 
 def _ahead_volumes(source: Volumes) -> int:
@@ -129,9 +135,10 @@ def _write(conversion: Conversion | None, block: Array, target: Array, share: sl
     finite, together = True, _WORD // block.itemsize
     if conversion is None:  # whole volumes are looked at in a third of the time that tiles take
         finite = block.dtype.kind != "f" or all_finite(block[share])
-    room = np.empty((len(block) // max(together, 1), _TILE_VOXELS, together), block.dtype)
-    for first in range(0, block.shape[1], _TILE_VOXELS)[share]:
-        tile, fine = slice(first, first + _TILE_VOXELS), True
+    n_voxels = block.shape[1]
+    room = np.empty((len(block) // max(together, 1), size := _tile(n_voxels), together), block.dtype)
+    for first in range(0, n_voxels, size)[share]:
+        tile, fine = slice(first, first + size), True
         values = block[:, tile]
         if conversion is not None:
             values, fine = true_values(values, conversion)

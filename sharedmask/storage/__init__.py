@@ -5,5 +5,6 @@ Covers: segments, shared arrays, kept files, the registry and its reaper. Does n
 
 From the bottom up::
 
-    views  container  memory  mapped_file  segment  registry  arrays  cache  disk  spill  indexes  rows
+    views  container  memory_pages  memory  mapped_file  segment  registry  arrays  cache  disk  spill
+    indexes  rows
 """

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sharedmask.errors import AttachError, SegmentError
-from sharedmask.storage import pages
+from sharedmask.storage import memory_pages
 from sharedmask.system import locks, platform
 from sharedmask.system.limits import explained
 from sharedmask.system.platform import fcntl
@@ -203,7 +203,7 @@ KINDS: dict[str, type[Store]] = {store.kind: store for store in (Named, Memfd)}
 def _reserve(fd: int, nbytes: int, kind: str) -> None:
     """Take the pages now: a full file system is an error here and a bus error later."""
     try:
-        pages.reserve(fd, nbytes)
+        memory_pages.reserve(fd, nbytes)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise SegmentError(f"{format_bytes(nbytes)} cannot be reserved: {explained(error)}") from error

@@ -34,7 +34,7 @@ from sharedmask.sources.layout import FileLayout
 from sharedmask.sources.source import ArraySource, Facts, Source
 from sharedmask.sources.values import Conversion
 from sharedmask.sources.volumes import Span, Volumes
-from sharedmask.storage import container, disk, mapped_file, memory, pages, segment
+from sharedmask.storage import container, disk, mapped_file, memory, memory_pages, segment
 from sharedmask.storage.mapped_file import FileIdentity, map_users_file
 from sharedmask.storage.registry import OwnedSegment, publish
 from sharedmask.storage.segment import Attachment, ExternalArrays, Shared
@@ -278,7 +278,7 @@ def load(
     def fill_all(arrays: dict[str, Array]) -> Mapping[str, Any]:
         if voxels is not None:
             arrays["voxels"][:] = voxels
-        pages.populate(arrays["rows"])
+        memory_pages.populate(arrays["rows"])
         return {"finite": fill(source, arrays["rows"], voxels, begun=begun)}
 
     with _begun(source, voxels) as begun:  # decodes while memory is reserved

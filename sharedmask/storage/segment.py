@@ -24,7 +24,7 @@ import numpy as np
 
 from sharedmask.errors import AttachError, ParameterError, SegmentError
 from sharedmask.records import dataclass
-from sharedmask.storage import container, memory, pages
+from sharedmask.storage import container, memory, memory_pages
 from sharedmask.storage.container import Geometry, Specs
 from sharedmask.storage.mapped_file import FileIdentity, map_file
 from sharedmask.storage.views import Origin, SharedArray
@@ -110,7 +110,7 @@ class Segment:
         self.store = memory.KINDS[store](segment_name(token), nbytes)
         try:
             with self.store.opened() as fd:
-                self._map = pages.mapped(fd, nbytes)
+                self._map = memory_pages.mapped(fd, nbytes)
             # A child forked while this is filled would hold the bytes and keep them from being sealed.
             platform.advise(self._map, "MADV_DONTFORK")
         except BaseException as error:

@@ -15,7 +15,7 @@ from owners import STORES
 
 from sharedmask import SharedImage
 from sharedmask.errors import SegmentError
-from sharedmask.storage import pages
+from sharedmask.storage import memory_pages
 from sharedmask.storage.registry import OwnedSegment
 
 
@@ -143,7 +143,7 @@ def test_space_of_a_full_shm_is_no_matter_for_anonymous_memory(tmp_path):
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_dir, segments_of_this_test):
-    monkeypatch.setattr(pages, "_AT_ONCE", 2**20)
+    monkeypatch.setattr(memory_pages, "_AT_ONCE", 2**20)
     full = pytest.raises(SegmentError, match=r"(too small|short): 4 MiB")
     with recorded("sharedmask-") as calls, failing("posix_fallocate", "ENOSPC", number=k), full:
         OwnedSegment("run", {"rows": ((2**21,), np.dtype("i2"))}, store)

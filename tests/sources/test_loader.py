@@ -353,15 +353,16 @@ def test_blocks_have_bounds(n_selected, itemsize, n):
     assert min(LEAST, n) <= k <= min(MOST, n)
 
 
-@pytest.mark.parametrize("n_selected", [None, 600, 10, 5000])
+@pytest.mark.parametrize("n_selected", [None, 600, 10, 20_000])
 def test_bytes_of_buffers(n_selected, monkeypatch):
     source = random_volumes(200, dtype="f4")
     k = loader.block_volumes(n_selected or 600, source.dtype, 200)
     monkeypatch.setattr(loader, "_AHEAD_BYTES", 5 * 4 * 600)
     blocks = 2 * k * 600 if n_selected is None else k * n_selected + 2 * 5 * 600
-    assert loader.buffer_bytes(source, n_selected) == 4 * (blocks + k * loader._TILE_VOXELS)
-    tiles = 3 if n_selected == 5000 else 1  # which no more threads than these have to do with
-    assert loader.buffer_bytes(source, n_selected, 16) == 4 * (blocks + tiles * k * loader._TILE_VOXELS)
+    tile = min(n_selected or 600, loader._TILE_VOXELS)
+    assert loader.buffer_bytes(source, n_selected) == 4 * (blocks + k * tile)
+    tiles = 3 if n_selected == 20_000 else 1  # which no more threads than these have to do with
+    assert loader.buffer_bytes(source, n_selected, 16) == 4 * (blocks + tiles * k * tile)
 
 
 @pytest.mark.parametrize("reads_ahead", [True, False])

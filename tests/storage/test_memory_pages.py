@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharedmask.storage import pages
+from sharedmask.storage import memory_pages
 from sharedmask.system import platform
 
 SIZES = (1, 4096, 2 * 2**20, 16 * 2**20, 17 * 2**20 + 5)
@@ -35,7 +35,7 @@ def made():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(pages, "_are_quick", True)
+    monkeypatch.setattr(memory_pages, "_are_quick", True)
 
 
 @pytest.mark.parametrize("nbytes", SIZES)
@@ -43,7 +43,7 @@ def quick(monkeypatch):
 def test_all_pages_are_taken_before_anybody_writes(made, monkeypatch, nbytes, make_large):
     monkeypatch.setattr(platform, "make_large", make_large)
 
-    pages.reserve(made, nbytes)
+    memory_pages.reserve(made, nbytes)
 
     facts = os.fstat(made)
     assert facts.st_size == nbytes
@@ -58,7 +58,7 @@ def test_who_got_no_large_page_quickly_asks_for_none_again(made, monkeypatch, ma
     monkeypatch.setattr(platform, "large_page", lambda: 2 * 2**20)
 
     for _ in range(2):
-        pages.reserve(made, 16 * 2**20)
+        memory_pages.reserve(made, 16 * 2**20)
 
     assert len(asked) == 1
 
@@ -67,9 +67,9 @@ def test_a_large_page_is_mapped_where_one_can_begin(made):
     size = platform.large_page()
     if not size or size > 16 * 2**20:
         pytest.skip("this kernel has no large pages that a segment of 17 MiB could have")
-    pages.reserve(made, 17 * 2**20)
+    memory_pages.reserve(made, 17 * 2**20)
 
-    mapped = pages.mapped(made, 17 * 2**20)
+    mapped = memory_pages.mapped(made, 17 * 2**20)
 
     assert np.frombuffer(mapped, np.uint8).ctypes.data % size == 0
     mapped[-1] = 7
@@ -77,11 +77,11 @@ def test_a_large_page_is_mapped_where_one_can_begin(made):
 
 
 def test_what_lay_between_maps_is_given_back(made):
-    pages.reserve(made, 17 * 2**20)
-    pages.mapped(made, 17 * 2**20).close()
+    memory_pages.reserve(made, 17 * 2**20)
+    memory_pages.mapped(made, 17 * 2**20).close()
     before = len(_maps())
     for _ in range(20):
-        pages.mapped(made, 17 * 2**20).close()
+        memory_pages.mapped(made, 17 * 2**20).close()
 
     assert len(_maps()) <= before
 
@@ -89,10 +89,10 @@ def test_what_lay_between_maps_is_given_back(made):
 def test_without_room_for_a_gap_the_map_is_laid_anywhere(made):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages.reserve(made, 17 * 2**20)
+    memory_pages.reserve(made, 17 * 2**20)
     resource.setrlimit(resource.RLIMIT_AS, (used + 18 * 2**20, hard))
     try:
-        mapped = pages.mapped(made, 17 * 2**20)
+        mapped = memory_pages.mapped(made, 17 * 2**20)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert len(mapped) == 17 * 2**20
@@ -100,11 +100,11 @@ def test_without_room_for_a_gap_the_map_is_laid_anywhere(made):
 
 @pytest.mark.parametrize("n", [10, 5 * 2**20])
 def test_what_is_populated_keeps_its_values(made, n):
-    pages.reserve(made, n * 8)
-    array = np.frombuffer(pages.mapped(made, n * 8), np.float64)
+    memory_pages.reserve(made, n * 8)
+    array = np.frombuffer(memory_pages.mapped(made, n * 8), np.float64)
     array[:] = 3
 
-    pages.populate(array)
+    memory_pages.populate(array)
 
     assert (array == 3).all()
 
