@@ -362,7 +362,7 @@ class _Held:
     exact: bool
     """Whether all are, as they are stored."""
     alone: int
-    """Rows at a time of a larger region, each time with what it came to so far: a copy, which is to be small."""
+    """Rows at a time of a larger region: what it came to so far is copied with them."""
     taken: Array
     scratch: Array
 
@@ -437,8 +437,9 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Array]:
         held = self.held
-        for start in range(0, self.n_voxels, held.alone):
-            index = self.index[start : start + held.alone]
+        step = held.alone if self.n_voxels > held.most else held.most
+        for start in range(0, self.n_voxels, step):
+            index = self.index[start : start + step]
             stored = held.taken_of(index)
             yield stored if self.as_stored else held.converted(stored, self.unseen)
 
