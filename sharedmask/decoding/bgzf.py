@@ -53,19 +53,19 @@ class Members:
         """The number of the piece with that byte of the data."""
         return int(np.searchsorted(self.starts, place, "right")) - 1
 
-    def buffer(self) -> bytearray:
-        """Room for any piece."""
-        return bytearray(self.largest)
+    def buffer(self) -> memoryview:
+        """Room for any piece, not cleared: a thread would wait for that."""
+        return np.empty(self.largest, np.uint8).data
 
-    def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+    def decode(self, fd: int, number: int, buffer: memoryview) -> memoryview:
         """A piece, verified, in a buffer that has room for the largest.
 
         Raises WrongPieceError.
         """
         start, stop = self.starts[number : number + 2].tolist()
-        out = memoryview(buffer)[start % ALIGNMENT :][: stop - start]
+        out = buffer[start % ALIGNMENT :][: stop - start]
         first, last = self.places[self.firsts[number : number + 2]].tolist()
-        packed = memoryview(buffer)[len(buffer) - (last - first) :]
+        packed = buffer[len(buffer) - (last - first) :]
         if platform.pread_into(fd, packed, first) < len(packed) or not decode_into(packed, out):
             raise WrongPieceError
         return out

@@ -46,9 +46,8 @@ def n_decoders(points: Pieces) -> int:
     return max(1, min(wanted, room))
 
 
-def reading_bytes(points: Pieces) -> int:
+def reading_bytes(points: Pieces, n_threads: int) -> int:
     """Memory that a pass takes."""
-    n_threads = n_decoders(points)
     return 0 if n_threads == 1 else (n_threads + _AHEAD) * points.largest
 
 
@@ -65,8 +64,8 @@ class IndexedStream(Stream):
         super().__init__(file)
         self._points, self._name, self._place = points, name, place
         self._next = points.at(place)
-        self._ahead: deque[tuple[bytearray, Future[memoryview]]] = deque()
-        self._buffer, self._spare = points.buffer(), deque[bytearray]()
+        self._ahead: deque[tuple[memoryview, Future[memoryview]]] = deque()
+        self._buffer, self._spare = points.buffer(), deque[memoryview]()
         self._threads = Threads(n_threads, "sharedmask-decode") if n_threads > 1 else None
         self._n_ahead = n_threads + _AHEAD - 1
         self._piece = memoryview(b"")

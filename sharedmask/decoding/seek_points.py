@@ -101,7 +101,7 @@ class Points:
             self.nbytes % 2**32,
         )
 
-    def decode(self, fd: int, number: int, buffer: bytearray) -> memoryview:
+    def decode(self, fd: int, number: int, buffer: memoryview) -> memoryview:
         """A piece, verified, in a buffer that has room for the largest.
 
         Raises WrongPieceError.
@@ -111,16 +111,16 @@ class Points:
             raise WrongPieceError
         return out
 
-    def buffer(self) -> bytearray:
-        """Room for any piece."""
-        return bytearray(self.largest)
+    def buffer(self) -> memoryview:
+        """Room for any piece, not cleared: a thread would wait for that."""
+        return np.empty(self.largest, np.uint8).data
 
-    def decode_unverified(self, fd: int, number: int, buffer: bytearray) -> tuple[memoryview, int]:
+    def decode_unverified(self, fd: int, number: int, buffer: memoryview) -> tuple[memoryview, int]:
         """A piece and its checksum; numbers that are aligned in the data are so in the buffer."""
         start, stop = self.starts[number : number + 2].tolist()
         window, begin = self._window(number), _WINDOW_BYTES + start % ALIGNMENT
-        out = memoryview(buffer)[begin - len(window) : begin + stop - start]
-        if not begin_into(self._given(fd, number, window, memoryview(buffer)[begin + stop - start :]), out):
+        out = buffer[begin - len(window) : begin + stop - start]
+        if not begin_into(self._given(fd, number, window, buffer[begin + stop - start :]), out):
             raise WrongPieceError
         piece = out[len(window) :]
         return piece, isal_zlib.crc32(piece)

@@ -290,10 +290,12 @@ class FileSource(Source):
 
     @property
     def reading_bytes(self) -> int:
-        return 0 if self._is_small or self.points is None else parallel.reading_bytes(self.points)
+        points = None if self._is_small else self.points
+        return 0 if points is None else parallel.reading_bytes(points, self.n_decoders)
 
-    @property
+    @cached_property
     def n_decoders(self) -> int:
+        """Decided once, as what may be used is looked at for it."""
         return 1 if self._is_small or self.points is None else parallel.n_decoders(self.points)
 
     def volume(self, number: int) -> Array | None:
@@ -330,8 +332,8 @@ class FileSource(Source):
     @contextmanager
     def _opened(self) -> Iterator[Stream]:
         """From the first volume on."""
-        if (self.n_decoders > 1 or self.whole) and self.points is not None:
-            points, n_threads = self.points, self.n_decoders
+        points, n_threads = self.points, self.n_decoders
+        if points is not None and (n_threads > 1 or self.whole):
             with parallel.open_indexed(self.file, self.name, points, self.offset, n_threads) as stream:
                 yield stream
             return
