@@ -87,7 +87,7 @@ def test_how_many_cores(run, monkeypatch):
     for room, found in ((1, 1), (6, 2), (8, 4)):
         with settings.using(memory_limit=8 * room * points.largest):
             assert parallel.n_decoders(points) == found
-            assert source.reading_bytes == (found > 1) * (found + 4) * points.largest
+            assert replace(source).reading_bytes == (found > 1) * (found + 4) * points.largest
     monkeypatch.setattr(parallel, "shares_cpus", lambda: True)
     assert parallel.n_decoders(points) == 1
     monkeypatch.setattr(parallel, "_SMALL_BYTES", 2**30)
