@@ -19,7 +19,7 @@ from typing import Any
 from sharedmask.compute.journal import Inputs
 from sharedmask.errors import DatasetError, NoInputError, ParameterError
 from sharedmask.records import dataclass
-from sharedmask.remote.addresses import absolute, place_of, url_of
+from sharedmask.remote.addresses import absolute, place_of, url_of, without_query
 from sharedmask.remote.objects import walk
 from sharedmask.remote.trees import folders_of
 from sharedmask.sources.names import BESIDE, ENTITIES, IMAGE_EXTENSIONS, Name, names_in, same
@@ -219,7 +219,7 @@ def reference_of(sidecar: Mapping[str, Any]) -> str | None:
     if not isinstance(told, str):
         return None
     with suppress(ParameterError):
-        return space_of(Name.parse(told)) or told
+        return space_of(Name.parse(without_query(told).rpartition(":")[2])) or told  # bids:DATASET:PATH
     return told
 
 

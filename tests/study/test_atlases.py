@@ -86,6 +86,7 @@ def test_links_to_nothing_are_named(tmp_path, which, by):
         ("MNI152NLin6Asym/deep/a.nii.gz", None, "MNI152NLin6Asym"),
         ("Schaefer_100_MNI152NLin6Asym_2mm.nii.gz", None, "MNI152NLin6Asym"),
         ("a.nii.gz", {"SpatialReference": "MNI305"}, "MNI305"),
+        ("a.nii.gz", {"SpatialReference": "bids:mni:tpl-MNI305_T1w.nii.gz"}, "MNI305"),
         ("a.nii.gz", {"Name": "A"}, None),
         ("a.nii.gz", None, None),
     ],

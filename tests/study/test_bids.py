@@ -237,6 +237,20 @@ def test_hidden_files_are_nobodys(tmp_path):
             "MNI152NLin6Asym",
         ),
         ("acq-x", {"SpatialReference": {"VolumeReference": "MNI305"}}, "MNI305"),
+        *(
+            ("acq-x", {"SpatialReference": f"{place}tpl-MNIInfant_cohort-2_T1w.nii.gz{query}"}, "MNIInfant+2")
+            for place, query in [
+                ("bids:mni:", ""),
+                ("bids::", ""),
+                ("bids:tpl:tpl-MNIInfant/cohort-2/", ""),
+                ("sourcedata/", ""),
+                ("file:///data/", ""),
+                ("https://x.org/", "?download=1"),
+                ("s3://bucket/", ""),
+            ]
+        ),
+        ("acq-x", {"SpatialReference": {"VolumeReference": "bids:mni:tpl-MNI305_T1w.nii.gz"}}, "MNI305"),
+        ("acq-x", {"SpatialReference": "bids::sub-01/anat/T1w.nii.gz"}, "bids::sub-01/anat/T1w.nii.gz"),
     ],
 )
 def test_a_run_has_a_space(tmp_path, space, sidecar, expected):
