@@ -6,7 +6,8 @@ Does not cover: many images (``study``), volumes as a data set (``frames``).
 
 From the bottom up::
 
-    facts  results  niimg  protocol  glm  operations  relations  searchlight  image  extraction  coordinator
+    facts  results  niimg  naming  protocol  glm  operations  relations  searchlight  image
+    extraction  coordinator
 """
 
 import lazy_loader

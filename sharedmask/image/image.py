@@ -25,7 +25,7 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
-from sharedmask.image import protocol
+from sharedmask.image import naming, protocol
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions.alignment import brain_voxels
@@ -35,7 +35,7 @@ from sharedmask.sources.excerpt import excerpt
 from sharedmask.sources.opening import check_signals, open_source, warn_of_time
 from sharedmask.sources.source import Facts, FileSource, Source
 from sharedmask.spaces.grid import Grid, box_of
-from sharedmask.storage import container, registry, rows, segment
+from sharedmask.storage import container, rows, segment
 from sharedmask.storage.indexes import indexed
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.rows import Held, geometry_of
@@ -325,7 +325,7 @@ class SharedImage(Searchlights):
         Parameters
         ----------
         name : str
-            What can be printed; not empty, and not beginning with ``{``, as a handle does.
+            What can be printed and does not begin with ``{``, as a handle does; no other image has it.
 
         Returns
         -------
@@ -338,6 +338,7 @@ class SharedImage(Searchlights):
                 return self.handle  # which says why there is none
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
+            naming.check_free(name, held.shared.handle.token)
             self._name, held.attachment.handle = name, self._owned.rename(name)  # with which views travel
             return held.attachment.handle
 
@@ -348,16 +349,14 @@ class SharedImage(Searchlights):
         Parameters
         ----------
         handle : Handle or str
-            Its :attr:`handle`, the handle as JSON, or the name under which it is published.
+            Its :attr:`handle`, the handle as JSON, or its :attr:`name`; of several the newest, and a warning.
 
         Raises
         ------
         AttachError
             There is no such image, or the handle is of another machine, boot or user.
         """
-        if isinstance(handle, str):
-            handle = Handle.from_json(handle) if handle.lstrip().startswith("{") else registry.find(handle)
-        attachment = segment.attach(handle)
+        attachment = segment.attach(handle := naming.meant(handle))
         held = rows.attached(attachment)
         image = cls.__new__(cls)
         image._source = None

@@ -380,9 +380,8 @@ def test_a_name_that_no_record_holds_is_refused_and_nothing_is_left(how, tmp_pat
 
 def test_the_newest_image_of_a_name_is_found_though_the_clock_was_set_back(tmp_path, monkeypatch):
     paths = [save(tmp_path / f"run-{i}.nii.gz", bold(seed=i)) for i in range(2)]
-    with SharedImage(paths[0]) as older, SharedImage(paths[1]) as newer:
-        older.publish("run")
+    with SharedImage(paths[0], name="run") as older, SharedImage(paths[1], name="run") as newer:
+        older.load()
         monkeypatch.setattr(time, "time", lambda: 0.0)
-        newer.publish("run")
-        with SharedImage.attach("run") as found:
-            assert found.handle.token == newer.handle.token
+        newer.load()
+        assert find("run").token == newer.handle.token

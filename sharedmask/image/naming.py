@@ -1,0 +1,48 @@
+"""Names of shared images: whose they are.
+
+Covers: finding an image by a name that several may have, whether one is free to be given. Does not cover:
+the records that hold them (``registry``), names that the coordinator knows (``coordinator``).
+"""
+
+import warnings
+
+from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.storage import registry
+from sharedmask.storage.segment import Handle
+
+
+def meant(name: Handle | str) -> Handle:
+    """The handle of the newest image of that name, of which others are told; or what is one already."""
+    if not isinstance(name, str):
+        return name
+    if name.lstrip().startswith("{"):
+        return Handle.from_json(name)
+    handle = registry.find(name)
+    if len(owners := _owners(name)) > 1:
+        warnings.warn(
+            f"{len(owners)} images are shared under the name {name!r}, by processes "
+            f"{', '.join(map(str, owners.values()))}: the newest is taken; handles, or names of their own "
+            "(publish), find the others",
+            SharedMaskWarning,
+            stacklevel=3,
+        )
+    return handle
+
+
+def check_free(name: str, token: str) -> None:
+    """That no living image but the one of this token has the name.
+
+    Raises ParameterError: it would be found by the name of another, or that one by its own.
+    """
+    owners = _owners(name)
+    owners.pop(token, None)
+    for pid in owners.values():
+        raise ParameterError(
+            f"another image is shared under the name {name!r}, by process {pid}: publish this one under a "
+            "name of its own, or close that one first"
+        )
+
+
+def _owners(name: str) -> dict[str, int]:
+    """The processes of living images of that name, by the images' tokens, the oldest first."""
+    return {entry.token: entry.pid for entry in registry.entries() if entry.label == name}
