@@ -191,7 +191,7 @@ def _small(stack: ExitStack) -> list[Contender]:
     return [
         _many("attach", partial(segment.attach, handle)),
         _many("open and mmap", partial(_open_and_map, handle)),
-        _many("publish", partial(image.publish, "benchmark")),
+        _many("publish", partial(image.publish, f"benchmark-{os.getpid()}")),
         _many("write and rename", partial(_write_and_rename, Path(folder), image.handle.to_json())),
         _many("pool", partial(pool.run_processes, os.getpid, (), [()], 1)),
         _many("pipe", echo),

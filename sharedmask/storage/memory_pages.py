@@ -18,9 +18,8 @@ from sharedmask.system import platform, process
 from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
-_LARGE_FROM = 16 * 2**20  # bytes of a segment: each request waits for all processors
+_LARGE_FROM = 16 * 2**20  # bytes of a segment
 _AT_ONCE = 64 * 2**20
-_LARGE_AT_ONCE = 4 * 2**20
 _SLOW = 1e-3  # seconds of a large page; the small ones in its place take about as much
 _POPULATED = 16 * 2**20  # bytes at a time
 _POPULATING = 4  # threads, at most: more wait for each other
@@ -73,14 +72,12 @@ def _reserve_large(fd: int, nbytes: int, size: int) -> None:
     machine whose host has taken back what was free.
     """
     global _are_quick
-    whole, step = nbytes // size * size, max(_LARGE_AT_ONCE, size)
     with contextlib.closing(mapped(fd, nbytes)) as buffer:
         address = np.frombuffer(buffer, np.uint8).ctypes.data
-        for start in range(0, whole, step):
-            stop, began = min(start + step, whole), time.thread_time()
-            for place in range(start, stop, size):  # of nothing no page is made
-                platform.reserve(fd, place, 1)
-            made = platform.make_large(address + start, stop - start)
-            _are_quick = made and time.thread_time() - began < _SLOW * (stop - start) / size
+        for place in range(0, nbytes - size + 1, size):
+            began = time.thread_time()
+            platform.reserve(fd, place, 1)  # of nothing no page is made
+            made = platform.make_large(address + place, size)
+            _are_quick = made and time.thread_time() - began < _SLOW
             if not _are_quick:
                 return
