@@ -226,13 +226,7 @@ class Operations(Described):
         .. [1] K. J. Friston et al. (2006). A critique of functional localisers. NeuroImage 30, 1077-1087; the
            computation is that of ``spm_regions``.
         """
-        with within(self._memory_limit):
-            regions = Regions.from_atlas_or_masks(
-                labels_img,
-                self._grid,
-                weighted=is_weighted(checked_strategy(strategy)),
-                resampling_target=resampling_target,
-            )
+        regions = self._reducible(labels_img, strategy, resampling_target)
         operation = f"reducing {self._name} to {len(regions)} regions"
         request = self._request(regions, "reduce", operation, strategy=strategy, **parameters)
         return request.pack(self._results(request, memory))
@@ -429,6 +423,13 @@ class Operations(Described):
     def _regions(self, masks: Any, resampling_target: ResamplingTarget) -> Regions:
         with within(self._memory_limit):
             return Regions.from_any(masks, self._grid, resampling_target=resampling_target)
+
+    def _reducible(self, labels_img: Any, strategy: Any, target: ResamplingTarget) -> Regions:
+        weighted = is_weighted(checked_strategy(strategy))
+        with within(self._memory_limit):
+            return Regions.from_atlas_or_masks(
+                labels_img, self._grid, weighted=weighted, resampling_target=target
+            )
 
     def _request(self, regions: Regions, label: str, operation: str, **asked: Any) -> Request:
         return Request.checked(self._facts, regions, label=label, operation=operation, **asked)

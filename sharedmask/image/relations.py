@@ -105,7 +105,7 @@ class Relations(Operations):
         -------
         nibabel.Nifti1Image, (x, y, z, n_seeds), or of elements nibabel.Cifti2Image, (n_seeds, n_elements)
             In float32; 0 outside of the mask and where a voxel never changes. The latter is saved as
-            ``.dscalar.nii`` or ``.pscalar.nii``.
+            ``.dscalar.nii`` or ``.pscalar.nii``; its maps have the names of the regions.
 
         Examples
         --------
@@ -120,27 +120,30 @@ class Relations(Operations):
         if (kept := self._n_kept(parameters)) < 2:
             raise ParameterError(f"maps of seeds need several volumes: of {self._name} {kept} is kept")
         blocks = self._blocks(mask_img, resampling_target)
-        series = self._seeds(seeds, strategy, resampling_target, parameters)
+        series, names = self._seeds(seeds, strategy, resampling_target, parameters)
         with self._in_use(settings.current()) as (_, budget):
             nbytes = 4 * series.shape[1] * (2 * len(blocks.indices) + self._grid.n_voxels)
             budget.require(
                 f"making {series.shape[1]} maps of seeds of {self._name}", nbytes, "give fewer seeds"
             )
         found = self.map(SeedCorrelation(standardized(series), fisher_z), blocks, **parameters)
-        return parcels.maps(self._grid, blocks.indices, np.concatenate(found))
+        return parcels.maps(self._grid, blocks.indices, np.concatenate(found), names)
 
-    def _seeds(self, seeds: Any, strategy: str, target: ResamplingTarget, parameters: Parameters) -> Array:
+    def _seeds(
+        self, seeds: Any, strategy: str, target: ResamplingTarget, parameters: Parameters
+    ) -> tuple[Array, tuple[str, ...]]:
+        """Their series, and their names where they are regions."""
         if not (isinstance(seeds, np.ndarray) and seeds.ndim <= 2):
             asked: Parameters = {**parameters, "progress": None, "on_result": None}
-            signals: Array = self.reduce(seeds, strategy, resampling_target=target, **asked)
-            return np.atleast_2d(signals)
+            regions = self._reducible(seeds, strategy, target)
+            return np.atleast_2d(self.reduce(regions, strategy, **asked)), regions.names
         series = seeds[:, None] if seeds.ndim == 1 else seeds
         n_timepoints = self._n_kept(parameters)
         if len(series) != n_timepoints or not np.isfinite(series).all():
             raise ParameterError(
                 f"seeds of shape {seeds.shape}: finite series of {n_timepoints} volumes are needed"
             )
-        return series
+        return series, ()
 
     def _blocks(self, mask_img: Any, target: ResamplingTarget) -> Regions:
         """The voxels, some thousands a region."""

@@ -63,7 +63,8 @@ def parcellated(
     parcels = _parcels(space, names, list(parts))
     if kind == "matrix":
         return _image(values, (parcels, parcels), kind)
-    return _image(values, (_along(len(values), kind == "series", t_r), parcels), kind)
+    along = _in_time(len(values), t_r) if kind == "series" else _scalars(len(values))
+    return _image(values, (along, parcels), kind)
 
 
 def content(regions: Sets, values: Array, kind: Kind, t_r: float | None) -> bytes:
@@ -82,23 +83,31 @@ def content(regions: Sets, values: Array, kind: Kind, t_r: float | None) -> byte
     return head + values.T.tobytes()  # the first axis is the fastest
 
 
-def dense(space: Elements, values: Array, t_r: float | None = None, series: bool = True) -> Cifti2Image:
-    """``values`` of all elements or parcels, (n_timepoints, n_elements), as a series, or as maps."""
-    if isinstance(space, Parcellation):
-        each = np.arange(space.n_voxels)[:, None]
-        return parcellated(space, space.names, each, values, "series" if series else "scalars", t_r)
-    axes = _along(len(values), series, t_r), elements(space)
-    return _image(values, axes, "dense" if series else "maps")
+def dense(space: Elements, values: Array, t_r: float | None = None) -> Cifti2Image:
+    """``values`` of all elements or parcels, (n_timepoints, n_elements), as a series."""
+    axes = _in_time(len(values), t_r), _all(space)
+    return _image(values, axes, "series" if isinstance(space, Parcellation) else "dense")
 
 
-def maps(space: Space, places: Numbers, values: Array) -> Any:
-    """Maps of ``values``, (n_places,) or (n_places, n_maps): NIfTI of voxels, CIFTI-2 of elements; else 0."""
+def maps(space: Space, places: Numbers, values: Array, names: Sequence[str] = ()) -> Any:
+    """Maps of ``values``, (n_places,) or (n_places, n_maps): NIfTI of voxels, CIFTI-2 of elements; else 0.
+
+    ``names``: of the maps of elements, if they have any.
+    """
     if isinstance(space, Grid):
         return space.to_nifti(places, values)
     columns = values.reshape(len(values), -1)
     spread = np.zeros((columns.shape[1], space.n_voxels), values.dtype)
     spread[:, places] = columns.T
-    return dense(cast(Elements, space), spread, series=False)
+    axes = _scalars(len(spread), names), _all(cast(Elements, space))
+    return _image(spread, axes, "scalars" if isinstance(space, Parcellation) else "maps")
+
+
+def _all(space: Elements) -> BrainModelAxis | ParcelsAxis:
+    """The axis of all elements or parcels."""
+    if isinstance(space, Parcellation):
+        return _parcels(space, space.names, list(np.arange(space.n_voxels)[:, None]))
+    return elements(space)
 
 
 def elements(models: BrainModels) -> BrainModelAxis:
@@ -158,10 +167,12 @@ def _box(space: Space) -> dict[str, Any]:
     return {"affine": grid.affine, "volume_shape": grid.shape} if isinstance(grid, Grid) else {}
 
 
-def _along(length: int, series: bool, t_r: float | None) -> Any:
-    if series:
-        return SeriesAxis(0, t_r or 0.0, length, "SECOND")  # 0: not known
-    return ScalarAxis([f"map {number}" for number in range(1, length + 1)])
+def _in_time(length: int, t_r: float | None) -> SeriesAxis:
+    return SeriesAxis(0, t_r or 0.0, length, "SECOND")  # 0: not known
+
+
+def _scalars(length: int, names: Sequence[str] = ()) -> ScalarAxis:
+    return ScalarAxis(names or [f"map {number}" for number in range(1, length + 1)])
 
 
 def _image(values: Array, axes: Any, kind: str) -> Cifti2Image:

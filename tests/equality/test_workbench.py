@@ -55,6 +55,7 @@ def outputs(run, atlas):
         )
         yield "pscalar", regions.to_cifti(signals[:2], "scalars"), ["Parcel Scalar", "Number of Maps: 2"]
         yield "dscalar", image.seed_maps(signals[:, 0]), ["Dense Scalar", "CortexLeft: 7 out of 12 vertices"]
+        yield "dscalar", image.seed_maps(atlas), ["Number of Maps: 3", " 0 V1 2 ", " 0 A1 3 ", " 0 M1 "]
         yield (
             "dscalar",
             model.to_cifti(model.contrasts["slope"].effect),

@@ -1,5 +1,6 @@
 """Matrices and seed maps of a shared image, against nilearn."""
 
+import cifti_files as files
 import nibabel as nib
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from nilearn.connectome import ConnectivityMeasure
 from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 from small_runs import every_worker
 
-from sharedmask import SharedImage
+from sharedmask import Regions, SharedImage
 from sharedmask.errors import ParameterError
+from sharedmask.sources.opening import open_source
 
 CLEANING = {"standardize": "zscore_sample", "detrend": True, "low_pass": 0.1, "t_r": 2.0}
 
@@ -72,3 +74,21 @@ def test_seeds_are_looked_at_before_the_work(run, atlas):
         kept = np.arange(5, 60)
         maps = image.seed_maps(np.random.default_rng(0).normal(size=55), sample_mask=kept, fisher_z=True)
         assert maps.shape == (*SHAPE, 1)
+
+
+@pytest.mark.parametrize("of", ["elements", "parcels"])
+def test_maps_of_seeds_have_the_names_of_their_regions(of, tmp_path):
+    run = files.dtseries(tmp_path / "run.dtseries.nii", 20)
+    numbers = (np.arange(15) % 4)[None].astype("f4")
+    labels = files.save(tmp_path / "x.dlabel.nii", numbers, files.labels(), files.models())
+    with SharedImage(run) as image:
+        regions = Regions.from_labels(labels, image.space)
+        parcellated = regions.to_cifti(image.reduce(regions), t_r=2.0)
+        image_of = {"elements": run, "parcels": parcellated}
+    with SharedImage(image_of[of]) as image:
+        seeds = {"first": image.space.names[0]} if of == "parcels" else regions
+        maps = image.seed_maps(seeds)
+        assert image.seed_maps(np.arange(20.0)).header.get_axis(0).name.tolist() == ["map 1"]
+    expected = ["first"] if of == "parcels" else ["V1", "A1", "M1"]
+    assert maps.header.get_axis(0).name.tolist() == expected
+    assert open_source(maps).shape[-1] == len(expected)
