@@ -25,7 +25,6 @@ from sharedmask.compute.journal import JOURNAL, PRIVATE, Failures
 from sharedmask.compute.progress import Progress
 from sharedmask.errors import SharedMaskWarning
 from sharedmask.records import dataclass
-from sharedmask.regions.coverage import Coverage
 from sharedmask.regions.regions import Regions
 from sharedmask.reports import carpet, figures, pages
 from sharedmask.reports.pages import Parcels, RunReport, Timeline
@@ -212,18 +211,11 @@ class _Work:
 
     def regions(self, key: str) -> Regions:
         """What is extracted from a run, after all that can be known of it before is known."""
-        return self._covered(key).regions
-
-    def _covered(self, key: str) -> Coverage:
-        coverage = self._known(key).coverage
-        assert coverage is not None
-        return coverage
+        return self._known(key).coverage.regions
 
     def source(self, key: str) -> Source:
         """A run's image, opened when its manifest was drawn."""
-        source = self._known(key).source
-        assert source is not None
-        return source
+        return self._known(key).image
 
     def _known(self, key: str) -> Manifest:
         """A run's manifest, drawn when it is first asked for, and again when it is prepared again.
@@ -263,7 +255,7 @@ class _Work:
     def _findable(self, key: str) -> Findable:
         known, outputs = self._known(key), self.study.analysis.outputs
         kept = None if known.denoising is None else known.denoising.kept
-        of_run = self._covered(key).spans, kept, known.run.confounds
+        of_run = known.coverage.spans, kept, known.run.confounds
         return Findable(outputs.kinds, outputs.fisher_z, *of_run, outputs.reports)
 
     def _denoising(self, key: str) -> Denoising:
@@ -293,7 +285,6 @@ class _Work:
     def _write_tables(self, key: str, manifest: Manifest, found: Findings, begun: float) -> list[Path]:
         """Signals, matrices, quality and the page."""
         run, coverage = manifest.run, manifest.coverage
-        assert coverage is not None
         matrices = {of: coverage.spread(several) for of, several in found.related.items()}
         written = self._write_signals(manifest, found.signals, matrices, found.related)
         measures, desc = as_texts({**found.measures, **manifest.covered()}), self.study.analysis.desc(run)
@@ -315,7 +306,6 @@ class _Work:
     ) -> list[Path]:
         """The tables of each atlas; of grayordinates also CIFTI-2 files of what is ``related`` of it."""
         run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
-        assert coverage is not None
         outputs, write, written = analysis.outputs, self.study.derivatives, list[Path]()
         told: dict[str, Any] = {
             "desc": analysis.desc(run), "facts": manifest.facts(), "drop_empty": outputs.drop_empty
@@ -341,7 +331,6 @@ class _Work:
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
         run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
-        assert coverage is not None
         parts = coverage.share([np.atleast_2d(series) for series in signals])
         desc, facts = analysis.desc(run), manifest.facts()
         return [
@@ -358,15 +347,14 @@ class _Work:
         matrices: Matrices,
         begun: float,
     ) -> Path:
-        source, coverage = manifest.source, manifest.coverage
-        assert source is not None and coverage is not None
+        coverage = manifest.coverage
         path = self.study.derivatives.page(manifest.run, self.study.analysis)
         names = [atlas.entities["atlas"] for atlas in self.study.analysis.atlases]
         parcels = [Parcels(*one) for one in zip(names, coverage.parts, coverage.tables, strict=True)]
         order, groups = _ordered(manifest, names[0], coverage.parts[0])
         RunReport(
             key,
-            replace(source, t_r=manifest.t_r),
+            replace(manifest.image, t_r=manifest.t_r),
             parcels,
             signals,
             manifest.picture(),

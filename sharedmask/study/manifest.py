@@ -69,7 +69,7 @@ class Manifest:
     origin: str = ""
     """Of the repetition time."""
     denoising: Denoising | None = field(default=None, repr=False)
-    coverage: Coverage | None = field(default=None, repr=False)
+    _coverage: Coverage | None = field(default=None, repr=False)
     probes: Numbers = field(default_factory=lambda: np.empty(0, np.intp), repr=False)
     """Voxels that stand for the brain."""
     _brain: Array | None = field(default=None, repr=False)
@@ -94,6 +94,18 @@ class Manifest:
         """Tables and pages that will be written."""
         return self.derivatives.planned(self.run, self.analysis)
 
+    @property
+    def image(self) -> Source:
+        """The run's image, opened; of a manifest that was checked."""
+        assert self.source is not None
+        return self.source
+
+    @property
+    def coverage(self) -> Coverage:
+        """The regions as far as they are covered; of a manifest that was checked and is not slim."""
+        assert self._coverage is not None
+        return self._coverage
+
     def check(self) -> None:
         """Raise the first of its problems."""
         if self.problems:
@@ -102,11 +114,11 @@ class Manifest:
     def slim(self, whole: bool) -> "Manifest":
         """Without what it takes memory to keep until the run is done; ``whole``: but with its coverage."""
         denoising = None if self.denoising is None else self.denoising.slim()
-        return replace(self, coverage=self.coverage if whole else None, _brain=None, denoising=denoising)
+        return replace(self, _coverage=self._coverage if whole else None, _brain=None, denoising=denoising)
 
     def with_coverage(self) -> "Manifest":
         """With it again."""
-        if self.coverage is not None:
+        if self._coverage is not None:
             return self
         again = replace(self, problems=[], rows=dict(self.rows), notes=[])
         again._mask()
@@ -115,7 +127,6 @@ class Manifest:
 
     def covered(self) -> dict[str, float]:
         """The regions of all atlases, and how many of them have no signals."""
-        assert self.coverage is not None
         shares = [row.coverage for table in self.coverage.tables for row in table]
         left_out = len(shares) - len(self.coverage.regions)
         return {"median_coverage": float(np.median(shares)), "n_regions": len(shares), "n_left_out": left_out}
@@ -164,8 +175,7 @@ class Manifest:
 
         Without values for a dense series.
         """
-        assert self.source is not None
-        source = self.source
+        source = self.image
         if source.models is not None:
             return np.empty(0)  # nothing is drawn on it
         if self.run.reference is not None:
@@ -182,11 +192,10 @@ class Manifest:
 
     def tissues(self) -> list[str] | None:
         """Which tissue each probe is; None without a segmentation in the run's space that can be read."""
-        assert self.source is not None
         with contextlib.suppress(SharedMaskError, OSError, ValueError):
             if (found := self.run.segmentation) is not None:
                 structures = "desc" in Name.parse(found).entities
-                tissues = tissues_of(found, structures, box_of(self.source.grid, "tissues"), self.probes)
+                tissues = tissues_of(found, structures, box_of(self.image.grid, "tissues"), self.probes)
                 self.rows["tissues"] = self._name(found)
                 return tissues
         return None
@@ -284,9 +293,11 @@ class Manifest:
     def _regions(self) -> None:
         if self.source is not None:
             atlases = self.analysis.regions_on(self.source.grid)
-            self.coverage = Coverage.from_atlases(atlases, self._brain, self.analysis.outputs.min_coverage)
+            self._coverage = covered = Coverage.from_atlases(
+                atlases, self._brain, self.analysis.outputs.min_coverage
+            )
             inside = None if self.source.models is not None else self._brain
-            self.probes = probes_of(self.coverage.regions.union if inside is None else inside)
+            self.probes = probes_of(covered.regions.union if inside is None else inside)
 
 
 @dataclass(frozen=True)
