@@ -6,7 +6,7 @@ Does not cover: many images (``study``), volumes as a data set (``frames``).
 
 From the bottom up::
 
-    facts  results  niimg  naming  protocol  glm  operations  relations  searchlight  image
+    facts  results  niimg  owners  protocol  glm  operations  relations  searchlight  image
     extraction  coordinator
 """
 

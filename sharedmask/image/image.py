@@ -25,7 +25,7 @@ from sharedmask.errors import (
     OutsideImageError,
     ParameterError,
 )
-from sharedmask.image import naming, protocol
+from sharedmask.image import owners, protocol
 from sharedmask.image.results import Lookup, is_settled
 from sharedmask.image.searchlight import Searchlights
 from sharedmask.regions.alignment import brain_voxels
@@ -338,7 +338,7 @@ class SharedImage(Searchlights):
                 return self.handle  # which says why there is none
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
-            naming.check_free(name, held.shared.handle.token)
+            owners.check_free(name, held.shared.handle.token)
             self._name, held.attachment.handle = name, self._owned.rename(name)  # with which views travel
             return held.attachment.handle
 
@@ -356,7 +356,7 @@ class SharedImage(Searchlights):
         AttachError
             There is no such image, or the handle is of another machine, boot or user.
         """
-        attachment = segment.attach(handle := naming.meant(handle))
+        attachment = segment.attach(handle := owners.meant(handle))
         held = rows.attached(attachment)
         image = cls.__new__(cls)
         image._source = None

@@ -1,4 +1,4 @@
-"""Names of shared images: whose they are.
+"""Whose a name of a shared image is.
 
 Covers: finding an image by a name that several may have, whether one is free to be given. Does not cover:
 the records that hold them (``registry``), names that the coordinator knows (``coordinator``).
@@ -18,10 +18,10 @@ def meant(name: Handle | str) -> Handle:
     if name.lstrip().startswith("{"):
         return Handle.from_json(name)
     handle = registry.find(name)
-    if len(owners := _owners(name)) > 1:
+    if len(several := _owners(name)) > 1:
         warnings.warn(
-            f"{len(owners)} images are shared under the name {name!r}, by processes "
-            f"{', '.join(map(str, owners.values()))}: the newest is taken; handles, or names of their own "
+            f"{len(several)} images are shared under the name {name!r}, by processes "
+            f"{', '.join(map(str, several.values()))}: the newest is taken; handles, or names of their own "
             "(publish), find the others",
             SharedMaskWarning,
             stacklevel=3,
@@ -34,9 +34,9 @@ def check_free(name: str, token: str) -> None:
 
     Raises ParameterError: it would be found by the name of another, or that one by its own.
     """
-    owners = _owners(name)
-    owners.pop(token, None)
-    for pid in owners.values():
+    others = _owners(name)
+    others.pop(token, None)
+    for pid in others.values():
         raise ParameterError(
             f"another image is shared under the name {name!r}, by process {pid}: publish this one under a "
             "name of its own, or close that one first"
