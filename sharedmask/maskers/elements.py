@@ -58,6 +58,9 @@ there are then those that need no mesh, and no pictures in reports."""
     _reads: bool
     """Whether it was fitted to what is read here."""
 
+    _step: float | None
+    """The repetition time of what it makes of signals: that given, else of the image it was fitted to."""
+
     def fit(self, imgs: Any = None, y: Any = None) -> Any:
         """Prepare the mask or the regions.
 
@@ -82,8 +85,12 @@ there are then those that need no mesh, and no pictures in reports."""
         given = getattr(self, self._given)
         told = (given, self.mask_img, imgs)
         self._reads = any(map(_is_read, told[: 3 if given is None else 2]))
+        self._step = self.t_r
         if self._reads:
-            self._fit_to_space([found for one in told if (found := _space_of(one)) is not None])
+            found = [facts for one in told if (facts := _facts_of(one)) is not None]
+            self._fit_to_space([space for space, _ in found])
+            if self.t_r is None and found and imgs is not None:
+                self._step = found[-1][1]
         else:
             super().fit(None if _is_read(imgs) else imgs, y)
             self.space_ = cast(Elements, open_source(getattr(self, f"{self._given}_")).grid)
@@ -192,7 +199,7 @@ there are then those that need no mesh, and no pictures in reports."""
         check_is_fitted(self)
         if not self._reads:
             return super().inverse_transform(signals)
-        return parcels.dense(self.space_, self._spread(self._check_array(signals)), self.t_r)
+        return parcels.dense(self.space_, self._spread(self._check_array(signals)), self._step)
 
     def _spread(self, signals: Array) -> Array:
         """The values of all elements, (n_timepoints, n_elements)."""
@@ -236,15 +243,15 @@ def _opened(imgs: Any) -> Iterator[tuple[Any, Space]]:
         yield source, source.grid
 
 
-def _space_of(thing: Any) -> Space | None:
-    """Of what has one: arrays and names of structures have none."""
+def _facts_of(thing: Any) -> tuple[Space, float | None] | None:
+    """Space and repetition time of what has them: arrays and names of structures have none."""
     if isinstance(thing, Regions):
-        return thing.grid
+        return thing.grid, None
     if thing is None or isinstance(thing, np.ndarray):
         return None
     try:
-        with _opened(thing) as (_, space):
-            return space
+        with _opened(thing) as (image, space):
+            return space, image.t_r
     except FileNotFoundError:
         if not isinstance(thing, str) or "." in thing:
             raise

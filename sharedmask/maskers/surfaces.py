@@ -160,7 +160,7 @@ class SharedSurfaceLabelsMasker(ElementsMasker, SurfaceLabelsMasker):
             To be saved.
         """
         check_is_fitted(self, "space_")
-        return self._regions_on(self.space_).to_cifti(signals, kind, t_r=self.t_r)
+        return self._regions_on(self.space_).to_cifti(signals, kind, t_r=self._step)
 
     def _regions_on(self, space: Space) -> Regions:
         if self.labels_img is None:

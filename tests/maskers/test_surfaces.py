@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from sharedmask import (
     SharedCiftiLabelsMasker,
+    SharedCiftiMasker,
     SharedImage,
     SharedSurfaceLabelsMasker,
     SharedSurfaceMapsMasker,
@@ -101,6 +102,20 @@ def test_parcels_of_grayordinates(tmp_path, path):
     assert list(masker.to_cifti(signals).header.get_axis(1).name) == ["V1", "A1", "M1"]
     cut = SharedCiftiLabelsMasker(atlas, mask_img="CortexLeft", standardize=None).fit(path)
     assert cut.region_names_ == {0: "V1", 1: "A1"}
+
+
+@pytest.mark.parametrize(("t_r", "fitted", "step"), [(None, True, 0.8), (2.0, True, 2.0), (None, False, 0.0)])
+def test_what_is_made_of_signals_has_the_repetition_time_of_the_image(t_r, fitted, step, path, tmp_path):
+    numbers = (np.arange(15) % 4)[None].astype("f4")
+    atlas = files.save(tmp_path / "a.dlabel.nii", numbers, files.labels(), files.models())
+    masker = SharedCiftiLabelsMasker(atlas, standardize=None, t_r=t_r).fit(path if fitted else None)
+    signals = masker.transform(path)
+    for image in (masker.inverse_transform(signals), masker.to_cifti(signals)):
+        assert image.header.get_axis(0).step == step
+    if fitted:
+        masker = SharedCiftiMasker("CortexLeft", standardize=None, t_r=t_r).fit(path)
+        image = masker.inverse_transform(masker.transform(path))
+        assert image.header.get_axis(0).step == step
 
 
 @pytest.mark.parametrize(("ours", "theirs", "given"), PAIRS)
