@@ -228,7 +228,7 @@ def series_writer(path: str | os.PathLike[str]) -> Callable[[Path, Mapping[str, 
     """
     writer = _SERIES_WRITERS.get(Path(path).suffix.lower())
     if writer is None:
-        forms = f"{', '.join(_SERIES_WRITERS)}, regions' statistics to {', '.join(TABLES)}"
+        forms = f"{', '.join(_SERIES_WRITERS)}, regions' statistics to {', '.join((*TABLES, *PARCELLATED))}"
         raise ParameterError(f"{path}: the series of voxels go to {forms}")
     return writer
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sharedmask.errors import ParameterError
-from sharedmask.study.tables import write_series, write_table
+from sharedmask.study.tables import series_writer, write_series, write_table
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -110,3 +110,9 @@ def test_numbers_are_written_as_python_writes_them(tmp_path):
     assert (tmp_path / "out.tsv").read_text().split("\n")[1:-1] == expected
     write_table(tmp_path / "wide.tsv", values[::-1].reshape(1, -1), list(map(str, range(len(values)))))
     assert (tmp_path / "wide.tsv").read_text().split("\n")[1].split("\t") == expected[::-1]
+
+
+@pytest.mark.parametrize("name", ["a.dtseries.nii", "a.func.gii", "a.ptseries.nii.gz"])
+def test_an_ending_that_is_not_written_is_refused_with_all_that_are(name):
+    with pytest.raises(ParameterError, match=rf"{name}: .*\.h5.*\.tsv.*\.ptseries\.nii, \.pconn\.nii"):
+        series_writer(name)
