@@ -189,21 +189,35 @@ def _number(cell: str) -> float | None:
 
 def kept_volumes(facts: Facts, sample_mask: Any) -> NDArray[np.intp]:
     """Numbers of the volumes to keep, of an index array, a boolean one or a list of one such."""
-    kept = np.asarray(_of_one_run(sample_mask))
-    n_timepoints = facts.n_timepoints
-    if kept.ndim != 1 or kept.dtype.kind not in "iub" or (kept.dtype == bool and len(kept) != n_timepoints):
+    try:
+        kept = np.asarray(_of_one_run(sample_mask))
+    except ValueError as error:
         raise ParameterError(
-            f"sample_mask must hold volume numbers, or one boolean for each of {n_timepoints}"
+            f"sample_mask has parts of several lengths for the one run {facts.name}"
+        ) from error
+    n_timepoints = facts.n_timepoints
+    of_image = f"the {n_timepoints} volumes of {facts.name}"
+    if kept.ndim != 1 or (kept.dtype.kind not in "iub" and len(kept)):
+        given = repr(sample_mask) if kept.ndim == 0 else f"of shape {kept.shape} and {kept.dtype}"
+        raise ParameterError(
+            f"sample_mask {given} is neither numbers of some of {of_image} nor a boolean for each"
         )
+    if kept.dtype == bool and len(kept) != n_timepoints:
+        raise ParameterError(f"sample_mask has {len(kept)} booleans for {of_image}")
     kept = np.flatnonzero(kept) if kept.dtype == bool else kept.astype(np.intp)
     if not len(kept):
-        raise ParameterError("sample_mask keeps no volume")
+        raise ParameterError(f"sample_mask keeps none of {of_image}")
     if kept.min() < 0 or kept.max() >= n_timepoints:
         wrong = kept.min() if kept.min() < 0 else kept.max()
         raise ParameterError(f"sample_mask asks for volume {wrong} of {facts.name}, which has {n_timepoints}")
     if len(kept) > n_timepoints:
-        raise ParameterError(
-            f"sample_mask asks for {len(kept)} volumes of {facts.name}, which has {n_timepoints}"
+        raise ParameterError(f"sample_mask asks for {len(kept)} of {of_image}")
+    if len(kept) == n_timepoints > 2 and kept.max() <= 1:
+        warnings.warn(
+            f"sample_mask has a 0 or a 1 for each of {of_image}: these are taken for numbers of volumes; "
+            "give booleans to keep those that have a 1",
+            SharedMaskWarning,
+            stacklevel=2,
         )
     return kept
 

@@ -389,22 +389,27 @@ def test_sample_mask(given, source):
         ([0, N], f"asks for volume {N} of"),
         ([0, 40], "asks for volume 40 of"),
         ([-1, 3], "asks for volume -1 of"),
-        (np.zeros(N, bool), "keeps no volume"),
-        (np.array([], int), "keeps no volume"),
-        (np.ones(N - 1, bool), f"one boolean for each of {N}"),
-        (np.ones(N + 1, bool), f"one boolean for each of {N}"),
-        ([0.0, 1.0], "must hold volume numbers"),
-        (["a"], "must hold volume numbers"),
-        ([0, 1] * N, f"asks for {2 * N} volumes of"),
-        (3, "must hold volume numbers"),
-        ([[1, 2], [3, 4]], "must hold volume numbers"),
+        (np.zeros(N, bool), f"keeps none of the {N} volumes of"),
+        (np.array([], int), f"keeps none of the {N} volumes of"),
+        ([], f"keeps none of the {N} volumes of"),
+        (np.ones(N - 1, bool), f"has {N - 1} booleans for the {N} volumes of"),
+        (np.ones(N + 1, bool), f"has {N + 1} booleans for the {N} volumes of"),
+        ([0.0, 1.0], "of shape (2,) and float64 is neither"),
+        ([True, None], "of shape (2,) and object is neither"),
+        (["a"], "of shape (1,) and <U1 is neither"),
+        ([0, 1] * N, f"asks for {2 * N} of the {N} volumes of"),
+        (3, "sample_mask 3 is neither"),
+        ("kept.tsv", "sample_mask 'kept.tsv' is neither"),
+        (np.ones((N, 1), bool), f"of shape ({N}, 1) and bool is neither"),
+        ([np.arange(3), np.arange(4)], "has parts of several lengths for the one run"),
+        ([[1, 2], [3, 4]], "of shape (2, 2) and int64 is neither"),
     ],
     ids=str,
 )
 def test_refused_sample_masks(given, said, source):
     refused = refusal(source, sample_mask=given)
     assert refused.startswith("sample_mask")
-    assert said in refused
+    assert said in refused and source.name in refused
 
 
 def test_a_filter_needs_two_volumes_to_interpolate_between():
@@ -412,8 +417,11 @@ def test_a_filter_needs_two_volumes_to_interpolate_between():
     assert "keeps one volume of" in refusal(source, sample_mask=[3], low_pass=0.1)
 
 
-def test_a_refused_sample_mask_names_the_image(source):
-    assert source.name in refusal(source, sample_mask=[99])
+def test_zeros_and_ones_are_numbers_of_volumes_as_in_nilearn_and_said_to_be(source):
+    each = np.arange(N) % 2
+    with pytest.warns(SharedMaskWarning, match=rf"a 0 or a 1 for each of the {N} volumes .* give booleans"):
+        kept = cleaning(source, sample_mask=each).sample_mask
+    np.testing.assert_array_equal(kept, each)
 
 
 # ---- repetition time

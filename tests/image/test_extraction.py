@@ -97,7 +97,7 @@ def test_a_mask_img_on_another_grid_is_refused(path, masks):
         ({"dtype": "float33"}, "float33"),
         ({"sample_mask": [0, 12]}, "volume 12"),
         ({"sample_mask": []}, "sample_mask"),
-        ({"sample_mask": np.ones(13, bool)}, "each of 12"),
+        ({"sample_mask": np.ones(13, bool)}, "13 booleans for the 12 volumes"),
         ({"confounds": np.zeros((13, 2))}, "13 rows for the 12 volumes"),
         ({"confounds": np.full((12, 2), np.nan)}, "row 0, column 0"),
     ],
