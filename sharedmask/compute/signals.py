@@ -171,6 +171,11 @@ def _sent(array: Array, shared: Shared | None) -> Iterator[Any]:
         yield out
 
 
+def _narrow(positions: NDArray[np.intp], n_rows: int) -> NDArray[Any]:
+    """As they travel: one worker waits while those of another are sent."""
+    return positions.astype(np.min_scalar_type(n_rows))
+
+
 def begin_workers(asked: Mapping[str, Any]) -> None:
     """Start what the workers of a function come from, by the parameters of its call, while masks are read."""
     from sharedmask.workers import pool
@@ -379,7 +384,7 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
     given = request.given or [()] * len(request.regions)
     items = [(*span, *more) for span, more in zip(_spans(request.regions), given, strict=True)]
     with (
-        _sent(positions, shared) as sent,
+        _sent(positions if shared is None else _narrow(positions, len(held.array)), shared) as sent,
         counted(request.progress, len(items), "mask") as tell,
     ):
 
@@ -392,7 +397,8 @@ def _mapped(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Any]:
         series = (shared or held.array, held.finite, conversion)
         arguments = (*series, request.cleaning, request.function, sent)
         watched = callable(request.progress) or request.on_result is not None
+        told = on_done if watched or request.progress else None
         of_arrays = not request.given and not request.cleaning.needed
         with Streams(request.function, request.random_state, watched, of_arrays) as streams:
-            answers: list[Any] = _run(request, kernels.apply, arguments, items, on_done, streams)
+            answers: list[Any] = _run(request, kernels.apply, arguments, items, told, streams)
     return answers

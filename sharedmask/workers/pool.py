@@ -32,12 +32,14 @@ from sharedmask.workers.streams import Streams
 from sharedmask.workers.surroundings import Surroundings
 from sharedmask.workers.template import CannotStartError, Child, Template, ended
 from sharedmask.workers.threaded import OnDone, Options, checked, run_threads
-from sharedmask.workers.worker import LET_GO, PATIENCE, Answer, Item, Kernel, Said, resolved
+from sharedmask.workers.worker import LET_GO, PATIENCE, Answer, Item, Kernel, Said, received, resolved
 
 _log = logging.getLogger(__name__)
 
 _PRELOAD = ("numpy", "cloudpickle", "sharedmask.compute.kernels", "sharedmask.compute.reduction")
 _MANY = 8  # items for each worker
+_FIRST = 32  # part of a worker's share that goes first, when nobody knows how long items take
+_FIRST_MOST = 8  # items
 _LEAST_SECONDS = 0.0005  # of work, where there is so much left: a message has its own price
 _MESSAGE_BYTES = 16 * 1024  # of items that go together: what waits in a pipe keeps nobody from answering
 _LOOK_SECONDS = 1.0  # between looks at workers that say nothing
@@ -106,10 +108,7 @@ class _Worker:
         if payload == LET_GO:
             return []
         try:
-            received = pickle.loads(payload)
-            del payload  # it may be as large as what is in it
-            several = map(pickle.loads, received) if isinstance(received, list) else [received]
-            return list(map(Answer._make, several))
+            return received(payload)
         except Exception as error:
             raise WorkerError(f"the answer cannot be received: {error}") from error
 
@@ -348,7 +347,7 @@ class _Dispatch:
     ) -> None:
         self._workers = workers
         self._items, self._pack = items, pack
-        self._on_done = checked(on_done)
+        self._on_done = None if on_done is None else checked(on_done)
         self._drawn: set[Name] = set() if streams is None else streams.drawn
         self._numbers = range(len(items)) if streams is None else streams.numbers(len(items))
         self._next = 0
@@ -358,7 +357,10 @@ class _Dispatch:
         for number in self._busy:
             self._poll.register(number, select.POLLIN)
         self._are_many = len(items) > _MANY * len(workers)
-        self._seconds, self._bytes = PATIENCE, float(_MESSAGE_BYTES)  # of an item, as far as is known
+        self._seconds: float | None = None
+        """Of an item, as far as is known."""
+        self._bytes = _MESSAGE_BYTES / _FIRST_MOST
+        """Of an item."""
         self._answers: list[Any] = [None] * len(items)
         self._said: set[Said] = set()
 
@@ -368,8 +370,10 @@ class _Dispatch:
         while self._busy:
             for number, _ in self._ready():
                 worker, given = self._busy[number]
-                for answer in worker.receive():
+                answers = worker.receive()
+                for answer in answers:
                     self._take(given.popleft(), answer)
+                self._learn(answers)
                 self._give(worker, given)
                 if not given:
                     del self._busy[number]
@@ -403,9 +407,13 @@ class _Dispatch:
         left = len(self._items) - self._next
         if not left:
             return None
-        quick, small = PATIENCE / max(self._seconds, 1e-6), _MESSAGE_BYTES / self._bytes
-        part = max(left // (2 * len(self._workers)), _LEAST_SECONDS * quick / PATIENCE)
-        together = int(min(quick, small, part)) if self._are_many else 1
+        share = left / len(self._workers)
+        if self._seconds is None:
+            together = share / _FIRST
+        else:
+            quick = PATIENCE / max(self._seconds, 1e-6)
+            together = min(quick, max(share / 2, _LEAST_SECONDS * quick / PATIENCE))
+        together = int(min(together, _MESSAGE_BYTES / self._bytes)) if self._are_many else 1
         numbers = range(self._next, self._next + min(left, max(1, together)))
         items = [(self._items[n], self._numbers[n]) for n in numbers]
         try:
@@ -418,13 +426,21 @@ class _Dispatch:
         return numbers, message
 
     def _take(self, number: int, answer: Answer) -> None:
-        for said in answer.said:
-            if said not in self._said:
-                self._said.add(said)
-                warnings.warn_explicit(said.text, said.category, said.filename, said.lineno)
-        self._drawn |= answer.drawn
-        self._seconds = (self._seconds + answer.seconds) / 2
-        if answer.failure is not None:
-            raise answer.failure.error
-        self._answers[number] = answer.value
-        self._on_done(number, answer.value)
+        value, _, failure, said, drawn = answer
+        for one in said:
+            if one not in self._said:
+                self._said.add(one)
+                warnings.warn_explicit(one.text, one.category, one.filename, one.lineno)
+        if drawn:
+            self._drawn |= drawn
+        if failure is not None:
+            raise failure.error
+        self._answers[number] = value
+        if self._on_done is not None:
+            self._on_done(number, value)
+
+    def _learn(self, answers: list[Answer]) -> None:
+        """How long items take."""
+        if answers:
+            mean = sum(answer.seconds for answer in answers) / len(answers)
+            self._seconds = mean if self._seconds is None else (self._seconds + mean) / 2

@@ -121,3 +121,11 @@ def test_no_more_memory_is_taken_than_asked_for(call, cleaning, tmp_path, monkey
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak <= 1.1 * sum(asked) + 2 * 2**20
+
+
+@pytest.mark.parametrize(("n_rows", "dtype"), [(200, "u1"), (256, "u2"), (70_000, "u4")])
+def test_numbers_of_rows_travel_in_few_bytes(n_rows, dtype):
+    positions = np.array([0, n_rows - 1])
+    sent = signals._narrow(positions, n_rows)
+    assert sent.dtype == dtype
+    assert np.array_equal(sent, positions)

@@ -2,17 +2,19 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
 from sharedmask.errors import ParameterError, WorkerError
 from sharedmask.system.process import effective_n_jobs
-from sharedmask.workers import pool
+from sharedmask.workers import pool, worker
 from sharedmask.workers.pool import run_processes
 from sharedmask.workers.threaded import run_threads
 
@@ -50,6 +52,25 @@ def test_items_before_one_that_fails_are_told():
 def test_an_answer_that_fills_pipes_goes_between_quick_ones():
     sizes = [2_000_000 if n % 50 == 7 else 1 for n in range(200)]
     assert list(map(len, run_processes(bytes, (), [(n,) for n in sizes], 2))) == sizes
+
+
+@pytest.mark.parametrize(("n_items", "first"), [(16, 1), (40, 1), (200, 3), (4000, 8)])
+def test_messages_grow_only_while_items_are_known_to_be_quick(n_items, first):
+    ours, theirs = multiprocessing.Pipe()
+    other, its = multiprocessing.Pipe()
+    with ours, theirs, other, its:
+        workers = [mock.Mock(pipe=ours), mock.Mock(pipe=other)]
+        dispatch = pool._Dispatch(workers, [(n,) for n in range(n_items)], pickle.dumps, None, None)
+
+        def next_after(seconds):
+            dispatch._seconds = None
+            dispatch._learn([worker.Answer(seconds=seconds)] * 2)
+            return len(dispatch._next_packed()[0])
+
+        assert len(dispatch._next_packed()[0]) == first
+        assert next_after(0.1) == 1
+        assert next_after(0.0005) <= (10 if n_items > 16 else 1)
+        assert (next_after(0.0005) > 1) == (n_items > 16)
 
 
 def test_closures_and_lambdas_travel():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from children import gone, kill_group, running
 
 from sharedmask import SharedImage, batch_process
+from sharedmask.errors import WorkerError
 from sharedmask.storage import segment
 from sharedmask.storage.registry import OwnedSegment
 from sharedmask.storage.segment import Shared
@@ -208,3 +210,54 @@ def test_what_a_librarys_function_changes_is_undone_too(warm, tmp_path):
     before = os.getcwd()
     batch_process({"a": str(tmp_path), "b": str(tmp_path)}, os.chdir, n_jobs=2)
     assert run_processes(os.getcwd, (), [()] * 2, 2) == [before] * 2
+
+
+VALUES = {
+    "number": 2.5,
+    "nothing": None,
+    "NumPy's number": np.float32(3),
+    "array": np.arange(6, dtype="f4").reshape(2, 3),
+    "of no dimension": np.array(4.5),
+    "empty": np.zeros((0, 3)),
+    "in Fortran's order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "every other": np.arange(6)[::2],
+    "of other bytes": np.arange(3, dtype=">i4"),
+    "of records": np.zeros(2, [("a", "i4"), ("b", "f8")]),
+    "of objects": np.array([None, "a"]),
+    "masked": np.ma.masked_equal([1, 2], 2),
+    "large": np.ones(100_000),
+}
+
+
+@pytest.mark.parametrize("together", [1, 40])
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
+def test_values_arrive_as_they_are(value, together):
+    for found in run_processes(lambda _: value, (), [(n,) for n in range(together)], 1):
+        assert type(found) is type(value)
+        np.testing.assert_array_equal(found, value, strict=True)
+        if isinstance(value, np.ndarray):
+            assert found.flags.writeable
+
+
+def test_an_array_that_a_function_uses_again_arrives_as_it_was():
+    buffer = np.zeros(3)
+
+    def fill(number):
+        buffer[:] = number
+        return buffer
+
+    answers = run_processes(fill, (), [(n,) for n in range(100)], 1)
+    assert [answer.tolist() for answer in answers] == [[n] * 3 for n in range(100)]
+
+
+def test_answers_that_travel_together_fail_and_warn_one_by_one():
+    def kernel(number):
+        if number % 10 == 3:
+            warnings.warn(f"mind {number}", UserWarning, stacklevel=1)
+        return threading.Lock() if number == 95 else float(number)
+
+    told = []
+    with pytest.warns(UserWarning) as caught, pytest.raises(WorkerError, match="cannot be sent back"):
+        run_processes(kernel, (), [(n,) for n in range(100)], 1, on_done=lambda n, _: told.append(n))
+    assert [str(one.message) for one in caught] == [f"mind {n}" for n in range(3, 100, 10)]
+    assert told == list(range(95))
