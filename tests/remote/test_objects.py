@@ -5,6 +5,7 @@ import gc
 import random
 import socket
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -155,7 +156,8 @@ def test_no_thread_stays(url):
             file.read(65536)
             file.read(10)
     assert not [one for one in threading.enumerate() if one.name.startswith("sharedmask-remote")]
-    assert threading.active_count() <= before + 1  # the server's
+    while threading.active_count() > before + 1:  # the server's end when they see that the lines have
+        time.sleep(0.01)
 
 
 def test_without_another_thread(url, monkeypatch):
