@@ -143,7 +143,7 @@ def _reductions(rows: Array, rng: np.random.Generator) -> Iterator[_Kernel]:
         (part,) = reduction.parts(rows, True, conversion, strategy, index, whole, None, 1)
 
         def reduce(strategy: str = strategy, part: Any = part) -> None:
-            reduction.reduce_part(rows, True, out, conversion, strategy, 0, *part)
+            reduction.reduce_part(rows, True, out, conversion, strategy, 0, part)
 
         yield _Kernel(f"reduce, {strategy}", reduce, rows[: len(index)])
 

@@ -54,8 +54,8 @@ class Pile(NamedTuple):
 class Stack(NamedTuple):
     """Piles as they travel: what each has, one after the other."""
 
-    regions: NDArray[np.intp]
-    """Numbers of all regions, the largest first, (n_regions,)."""
+    numbers: NDArray[np.intp]
+    """Of all regions, the largest first, (n_regions,)."""
     sizes: NDArray[np.intp]
     places: NDArray[np.intp]
     left: NDArray[np.bool_]
@@ -67,7 +67,7 @@ class Stack(NamedTuple):
         for n_regions in self.counts.tolist():
             mine = slice(region, region + n_regions)
             span = slice(place, place + n_regions * sizes[region])
-            yield Pile(self.regions[mine], self.sizes[mine, None], self.places[span], self.left[span])
+            yield Pile(self.numbers[mine], self.sizes[mine, None], self.places[span], self.left[span])
             region, place = mine.stop, span.stop
 
     def parts(self, n_parts: int) -> "Iterator[Stack]":
@@ -80,7 +80,7 @@ class Stack(NamedTuple):
         for first, last in pairwise(bounds.tolist()):
             mine, span = slice(*regions[[first, last]]), slice(*places[[first, last]])
             counts = self.counts[first:last]
-            yield Stack(self.regions[mine], self.sizes[mine], self.places[span], self.left[span], counts)
+            yield Stack(self.numbers[mine], self.sizes[mine], self.places[span], self.left[span], counts)
 
 
 def stacked(offsets: NDArray[np.intp], most: int) -> Stack:

@@ -55,7 +55,7 @@ def parts(
     offsets: NDArray[np.intp],
     weights: Array | None,
     n_parts: int,
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator["Stack | _Regions"]:
     """All regions, ``index[offsets[i]:offsets[i + 1]]`` each, in about so many parts of like size.
 
     What threads would do in the interpreter, where each waits for the others, is done here once for all.
@@ -75,14 +75,13 @@ def parts(
         own = regions.offsets[first : last + 1]
         span = slice(own[0], own[-1])
         some = None if regions.weights is None else regions.weights[span]
-        yield regions.numbers[first:last], regions.voxels[span], own - own[0], some
+        yield _Regions(regions.numbers[first:last], regions.voxels[span], own - own[0], some)
 
 
-def _stacked(regions: "_Regions", most: int, n_parts: int) -> Iterator[tuple[Any, ...]]:
-    """Regions side by side, in piles of so many voxels."""
+def _stacked(regions: "_Regions", most: int, n_parts: int) -> Iterator[Stack]:
+    """Regions side by side, in piles of so many voxels, which are their places."""
     for stack in stacked(regions.offsets, most).parts(n_parts):
-        numbers, voxels = regions.numbers[stack.regions], regions.voxels[stack.places]
-        yield numbers, voxels, stack.sizes, stack.left, stack.counts
+        yield stack._replace(numbers=regions.numbers[stack.numbers], places=regions.voxels[stack.places])
 
 
 def reduce_part(
@@ -92,27 +91,24 @@ def reduce_part(
     conversion: Conversion,
     strategy: str,
     first: int,
-    numbers: NDArray[np.intp],
-    voxels: NDArray[np.intp],
-    *given: Any,
+    part: "Stack | _Regions",
 ) -> None:
     """One of :func:`parts`: ``out[first + numbers[i]]`` = one value per volume over the rows of a region."""
-    held = _Held.of(rows, finite, conversion, strategy, len(voxels))
-    unseen, numbers = held.unseen(strategy), numbers + first
+    n_voxels = len(part.places if isinstance(part, Stack) else part.voxels)
+    held = _Held.of(rows, finite, conversion, strategy, n_voxels)
+    unseen, part = held.unseen(strategy), part._replace(numbers=part.numbers + first)
     with arithmetic():
-        if len(given) > 2:
-            sizes, padded, counts = given
-            stack = Stack(numbers, sizes, voxels, padded, counts)
-            left = _reduced_in_piles(held, stack, strategy, out, unseen)
+        if isinstance(part, Stack):
+            left = _reduced_in_piles(held, part, strategy, out, unseen)
         else:
-            left = _Regions(numbers, voxels, *given)
+            left = part
             if unseen and strategy in _AS_STORED:
                 left = left.only(_reduced_in_place(held, left, strategy, out))
         if not held.piles(strategy, unseen=False):
             _reduced_in_turn(held, left, strategy, out)
         elif len(left.numbers):
-            for own, places, sizes, padded, counts in _stacked(left, held.most, 1):
-                _reduced_in_piles(held, Stack(own, sizes, places, padded, counts), strategy, out, False)
+            for stack in _stacked(left, held.most, 1):
+                _reduced_in_piles(held, stack, strategy, out, False)
 
 
 @contextmanager
@@ -201,12 +197,12 @@ def _reduced_in_piles(held: "_Held", stack: Stack, strategy: str, out: Array, un
             values = held.converted(values, unseen)
         pile.reduce(values, strategy, totals[start:stop])
     _finished(totals[n_large:], stack.sizes[n_large:, None], strategy)
-    out[stack.regions] = totals
+    out[stack.numbers] = totals
     left = np.zeros(len(totals), bool)
     if unseen and not held.exact:
         left[:] = ~np.isfinite(totals).all(axis=1)
     offsets = np.append(0, np.cumsum(stack.sizes))
-    return _Regions(stack.regions, stack.places[~stack.left], offsets, None).only(left)
+    return _Regions(stack.numbers, stack.places[~stack.left], offsets, None).only(left)
 
 
 def _reduced_in_turn(held: "_Held", regions: _Regions, strategy: str, out: Array) -> None:

@@ -315,15 +315,15 @@ def _reduced(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
     ):
         for place, strategy in enumerate(strategies):
             asked = (held.array, held.finite, conversion, strategy, positions, regions.offsets)
-            items = list(reduction.parts(*asked, regions.weights, n_parts))
+            parts = list(reduction.parts(*asked, regions.weights, n_parts))
 
-            def on_done(number: int, _: object, items: list["Item"] = items) -> None:
+            def on_done(number: int, _: object, parts: list[Any] = parts) -> None:
                 held.let_go()
-                for _ in items[number][0]:
+                for _ in parts[number].numbers:
                     tell()
 
             arguments = (shared or held.array, held.finite, out, conversion, strategy, place * count)
-            _run(request, reduction.reduce_part, arguments, items, on_done)
+            _run(request, reduction.reduce_part, arguments, [(part,) for part in parts], on_done)
     tables = [array[start : start + count].T for start in range(0, len(array), count)]
     return _tables(tables, held.facts, request)
 

@@ -135,9 +135,9 @@ def _write(conversion: Conversion | None, block: Array, target: Array, share: sl
     finite, together = True, _WORD // block.itemsize
     if conversion is None:  # whole volumes are looked at in a third of the time that tiles take
         finite = block.dtype.kind != "f" or all_finite(block[share])
-    n_voxels = block.shape[1]
-    room = np.empty((len(block) // max(together, 1), size := _tile(n_voxels), together), block.dtype)
-    for first in range(0, n_voxels, size)[share]:
+    size = _tile(block.shape[1])
+    room = np.empty((len(block) // max(together, 1), size, together), block.dtype)
+    for first in range(0, block.shape[1], size)[share]:
         tile, fine = slice(first, first + size), True
         values = block[:, tile]
         if conversion is not None:

@@ -22,7 +22,7 @@ def reduce_regions(rows, finite, out, how, strategy, index, offsets, first, weig
     """``out[first + i]`` = one value per volume over the rows ``index[offsets[i]:offsets[i + 1]]``."""
     asked = (rows, finite, how, strategy, index, offsets, weights, n_parts)
     for part in reduction.parts(*asked):
-        reduction.reduce_part(rows, finite, out, how, strategy, first, *part)
+        reduction.reduce_part(rows, finite, out, how, strategy, first, part)
 
 
 INDEX = np.array([3, 49, 0, 3, 17])
