@@ -20,7 +20,8 @@ from sharedmask.typing import Array
 
 _LARGE_FROM = 16 * 2**20  # bytes of a segment
 _AT_ONCE = 64 * 2**20
-_SLOW = 1e-3  # seconds of a large page; the small ones in its place take about as much
+_QUICK = 0.25e-3  # seconds that large pages take, each, on average; the small ones in its place take 1e-3
+_TRIED = 4e-3  # seconds more, after which it is clear that they take longer
 _POPULATED = 16 * 2**20  # bytes at a time
 _POPULATING = 4  # threads, at most: more wait for each other
 
@@ -55,29 +56,26 @@ def populate(array: Array) -> None:
             threads.submit(platform.populate, address + start, min(_POPULATED, array.nbytes - start))
 
 
-_are_quick = True
-"""Whether no large page was slow to be had, in this process."""
-
-
 def _large(nbytes: int) -> int:
     """Bytes of a large page, if they are worth the while for so many."""
     size = platform.large_page()
-    return size if _are_quick and 0 < size <= _LARGE_FROM <= nbytes else 0
+    return size if 0 < size <= _LARGE_FROM <= nbytes else 0
 
 
 def _reserve_large(fd: int, nbytes: int, size: int) -> None:
-    """As far as they are to be had quickly: who has met a slow one asks for none again.
+    """As far as they are to be had quickly.
 
     They are not where free memory is in pieces, which the kernel moves about to make room, nor in a virtual
     machine whose host has taken back what was free.
     """
-    global _are_quick
+    spent = -_TRIED
     with contextlib.closing(mapped(fd, nbytes)) as buffer:
         address = np.frombuffer(buffer, np.uint8).ctypes.data
         for place in range(0, nbytes - size + 1, size):
             began = time.thread_time()
             platform.reserve(fd, place, 1)  # of nothing no page is made
             made = platform.make_large(address + place, size)
-            _are_quick = made and time.thread_time() - began < _SLOW
-            if not _are_quick:
+            platform.advise(buffer, "MADV_DONTNEED", place, size)  # taken, but not this process's own yet
+            spent += time.thread_time() - began - _QUICK
+            if not made or spent > 0:
                 return
