@@ -28,7 +28,7 @@ from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
 _BLOCK_BYTES = 8 * 2**20
-_CLEAN_COLUMNS = 512
+_CLEAN_COLUMNS = 480  # whole cache lines; columns that are 2 KiB apart have the same place in a cache
 _CLEANING_THREADS = 4  # that clean at a time, and are faster than processes with their outputs
 _FEW_ROWS = 64  # of a region: of each of very many, blocks of rows that pass by have hardly any
 _FEWER = "extract fewer masks at a time"
