@@ -38,12 +38,11 @@ def reserve(fd: int, nbytes: int) -> None:
         platform.reserve(fd, start, min(_AT_ONCE, nbytes - start))
 
 
-def mapped(fd: int, nbytes: int) -> mmap.mmap:
-    """A segment to write to; large pages are mapped as such."""
-    if not (size := _large(nbytes)):
-        return mmap.mmap(fd, nbytes)
-    with platform.gap(nbytes, size):
-        return mmap.mmap(fd, nbytes)
+def mapped(fd: int, nbytes: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
+    """A segment, to write to or not; a large page is met as one, and not as the small ones in it."""
+    size = _large(nbytes)
+    with platform.gap(nbytes, size) if size else contextlib.nullcontext():
+        return mmap.mmap(fd, nbytes, access=access)
 
 
 def populate(array: Array) -> None:

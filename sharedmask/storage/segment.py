@@ -328,7 +328,8 @@ def _map(handle: Handle, writable: bool) -> mmap.mmap:
         fd = memory.open_memfd(handle.name, handle.pid, handle.fd, handle.label, writable)
     try:
         _check_file(handle, fd, writable)
-        return mmap.mmap(fd, handle.nbytes, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return memory_pages.mapped(fd, handle.nbytes, access)
     finally:
         locks.close(fd)
 

@@ -17,7 +17,7 @@ from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import container, memory
 from sharedmask.storage import segment as segments
 from sharedmask.storage.segment import Handle, Segment, attach
-from sharedmask.system import process
+from sharedmask.system import platform, process
 
 
 def path_of(segment):
@@ -36,6 +36,23 @@ def test_attached_arrays_are_the_written_ones(handle):
 def test_arrays_start_at_multiples_of_64_bytes(handle):
     for array in attach(handle).arrays.values():
         assert array.ctypes.data % 64 == 0
+
+
+@pytest.mark.shares
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+@pytest.mark.parametrize("writable", [False, True])
+def test_who_attaches_meets_large_pages_as_such(store, writable):
+    size = platform.large_page()
+    if not size:
+        pytest.skip("this kernel has no large pages")
+    segment = Segment(TOKEN, {"rows": ((17 * 2**20,), np.dtype("u1"))}, store)
+    try:
+        found = attach(segment.share("large", {}, writable=writable), writable=writable)
+        rows = found.arrays["rows"]
+        assert (rows.ctypes.data - segment._layout.header_bytes) % size == 0
+        del found, rows
+    finally:
+        segment.store.release()
 
 
 def test_attached_arrays_cannot_be_made_writable(handle):
