@@ -456,8 +456,11 @@ def strategy_of(stat: str | Sequence[str] | None) -> str | tuple[str, ...]:
 _IN_FLAGS = {
     r", as with iter_masks\(\.\.\., batch_size=(\d+)\)": r": \1",
     r"\bneeds t_r\b": "needs --t-r",
-    r"\b(resampling_target|low_pass|high_pass|t_r|n_jobs|nan_policy|smoothing_fwhm|standardize|batch_size)"
-    r"=([\"']?)([\w.+-]+)\2": r"--\1 \3",
+    r"\bstrategy=(?=['\"])": "stat=",
+    r"\b(resampling_target|low_pass|high_pass|t_r|n_jobs|nan_policy|smoothing_fwhm|standardize|batch_size|stat"
+    r"|min_coverage|motion|wm_csf|global_signal|n_compcor|compcor|ica_aroma|scrub|dummy_scans|shard"
+    r"|(?:fd|std_dvars)_threshold)"
+    r"=([\"']?)([\w.+/-]+)\2": r"--\1 \3",
 }
 
 

@@ -30,7 +30,7 @@ from sharedmask.cli.base import (
     t_r_option,
 )
 from sharedmask.cli.extract import check_folder
-from sharedmask.errors import ParameterError, SharedMaskError
+from sharedmask.errors import ParameterError
 from sharedmask.remote.addresses import url_of
 from sharedmask.system.inputs import read_json
 
@@ -201,12 +201,13 @@ def _is_file(atlas: str) -> bool:
 
 
 def _space_of_runs(dataset: str, filters: dict[str, Any]) -> str | None:
-    """Their space, if they have one."""
+    """Their space, if they have one.
+
+    Raises DatasetError, NoInputError: see ``find_runs``; this comes before what is wrong with an atlas.
+    """
     from sharedmask.study.bids import find_runs, space_of
 
-    spaces = set[str | None]()
-    with suppress(SharedMaskError, OSError):  # which the study will say itself
-        spaces = {space_of(run.name) for run in find_runs(dataset, filters)}
+    spaces = {space_of(run.name) for run in find_runs(dataset, filters)}
     return spaces.pop() if len(spaces) == 1 else None
 
 

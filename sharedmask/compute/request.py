@@ -6,7 +6,7 @@ repetition time), jobs. Does not cover: which voxels a mask has (``regions``), w
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # an import of its own
 WEIGHTED = "weighted_mean"
 _ONE_FILTER, _BOTH_FILTERS = 19, 34
 _FLAGS = bool, np.bool_
+_ALLOWED = {"prefer": ("threads", "processes"), "nan_policy": ("zero", "propagate", "raise", "omit")}
 
 Strategy = str | Sequence[str] | None
 Prefer = Literal["threads", "processes"] | None
@@ -109,13 +110,9 @@ class Request:
         on_result: OnResult = None,
         **cleaning: Any,
     ) -> "Request":
-        """Refuse what makes no sense for this image; ``cleaning`` goes to :func:`checked_cleaning`."""
-        if prefer not in (None, "threads", "processes"):
-            raise ParameterError(f"prefer={prefer!r} is none of 'threads', 'processes' and None")
-        if nan_policy not in (None, "zero", "propagate", "raise", "omit"):
-            raise ParameterError(f"nan_policy={nan_policy!r} is none of 'zero', 'propagate', 'raise', 'omit'")
+        """Refuse what makes no sense for any image or for this; ``cleaning`` is as in :class:`Parameters`."""
         check_names(cleaning)
-        _check_dtype(dtype)
+        check_for_all({"prefer": prefer, "nan_policy": nan_policy, "dtype": dtype, **cleaning})
         for name, given in (("func", function), ("on_result", on_result)):
             if given is not None and not callable(given):
                 raise ParameterError(f"{name}={given!r} is no function")
@@ -127,7 +124,7 @@ class Request:
             regions=regions,
             dtype=dtype,
             nan_policy=nan_policy,
-            cleaning=checked_cleaning(facts, **cleaning),
+            cleaning=_checked_cleaning(facts, **cleaning),
             strategy=chosen,
             function=function,
             random_state=random_state,
@@ -284,6 +281,26 @@ def check_names(given: Iterable[str], *more: str) -> None:
             raise TypeError(f"there is no parameter {name!r}; there are {', '.join(sorted(known))}")
 
 
+def check_for_all(asked: Mapping[str, Any]) -> None:
+    """Refuse what makes no sense for any image; each may be left out, or be a function of the image's key.
+
+    Raises ParameterError.
+    """
+    for name, allowed in _ALLOWED.items():
+        given = asked.get(name)
+        if given is not None and not (isinstance(given, str) and given in allowed):
+            raise ParameterError(f"{name}={given!r} is none of {', '.join(map(repr, allowed))} and None")
+    _check_dtype(asked.get("dtype"))
+    standardize, detrend = asked.get("standardize"), asked.get("detrend")
+    if not isinstance(standardize, _FLAGS) and standardize not in (None, "zscore_sample", "psc"):
+        raise ParameterError(f"standardize={standardize!r} is none of 'zscore_sample', 'psc' and None")
+    if detrend is not None and not isinstance(detrend, _FLAGS):
+        raise ParameterError(f"detrend={detrend!r} is neither True nor False")
+    low_pass, high_pass, t_r = (asked.get(name) for name in ("low_pass", "high_pass", "t_r"))
+    if low_pass is not None or high_pass is not None:
+        _check_filter(low_pass, high_pass, None if callable(t_r) else t_r)
+
+
 def is_weighted(strategy: Strategy) -> bool:
     """Whether regions need weights for it."""
     return strategy == WEIGHTED or (not isinstance(strategy, str) and WEIGHTED in (strategy or ()))
@@ -303,7 +320,7 @@ def checked_strategy(strategy: Strategy) -> str | tuple[str, ...]:
     return several or str(strategy)
 
 
-def checked_cleaning(
+def _checked_cleaning(
     facts: Facts,
     *,
     standardize: str | bool | None = None,
@@ -314,14 +331,9 @@ def checked_cleaning(
     high_pass: float | None = None,
     t_r: float | None = None,
 ) -> Cleaning:
-    """The cleaning asked for, with everything that can be refused beforehand refused."""
-    if not isinstance(standardize, _FLAGS) and standardize not in (None, "zscore_sample", "psc"):
-        raise ParameterError(f"standardize={standardize!r} is none of 'zscore_sample', 'psc' and None")
-    if detrend is not None and not isinstance(detrend, _FLAGS):
-        raise ParameterError(f"detrend={detrend!r} is neither True nor False")
+    """The cleaning asked for, with what does not suit this image refused."""
     if low_pass is not None or high_pass is not None:
         t_r = _repetition_time(facts) if t_r is None else t_r
-        _check_filter(low_pass, high_pass, t_r)
         check_length(facts, low_pass, high_pass)
     kept = None if sample_mask is None else kept_volumes(facts, sample_mask)
     cleaning = Cleaning(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sharedmask.compute.connectivity import check_matrices, checked_kinds, connectivity
-from sharedmask.compute.request import Probed, checked_strategy, is_weighted
+from sharedmask.compute.request import Probed, check_for_all, checked_strategy, is_weighted
 from sharedmask.errors import ParameterError
 from sharedmask.records import dataclass
 from sharedmask.regions.coverage import check_share
@@ -180,13 +180,14 @@ class Analysis:
     def check(self) -> None:
         """That it can be asked of any run.
 
-        Raises ParameterError: there is no atlas, outputs of two would go by one name, or outputs cannot be
-        written.
+        Raises ParameterError: there is no atlas, outputs of two would go by one name, outputs cannot be
+        written, or parameters make no sense.
         Raises ImageError: a mesh cannot be read.
         """
         if not self.atlases:
             raise ParameterError("no atlas is given")
         self.outputs.check()
+        check_for_all(self.cleaning)
         distinct(self.atlases)
         _ = self.meshes
 

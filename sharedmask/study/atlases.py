@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -172,23 +173,57 @@ def find_atlas(
     if url_of(path) or path.is_file() or dangling(path):
         return Atlas(fetched(path), _name(path), _lut(path))
     name, _, words = str(what).partition(":")
-    there = set[str]()
+    there = list[Path]()
     for of_templateflow in (False, True):
         places = _templateflow(space) if of_templateflow else folders
         images, matching = _matching(places, name, words, space)
         if of_templateflow and download and not (matching and all(map(_is_complete, matching))):
             images, matching = _downloaded(name, words, space)
-        there |= {_name(image) for image in images}
         if voxel_size is not None and len(matching) > 1:
             matching = _nearest(matching, voxel_size)
         if len(matching) > 1 and voxel_size is None and len(set(map(_without_resolution, matching))) == 1:
             return Atlas(matching[0], _name(matching[0]), _lut(matching[0]), tuple(matching))
         if len(matching) > 1:
-            raise NoInputError(f"atlas {what} is in several files: {', '.join(map(str, matching))}; give one")
+            raise NoInputError(f"atlas {what} is in several files{_unlike(matching)}")
         for image in matching:
             return Atlas(_with_content(fetched(image)), _name(image), _lut(image))
+        there += images
+    raise NoInputError(_no_such(str(what), folders, there, space))
+
+
+def _unlike(images: Sequence[Path]) -> str:
+    """What several atlases of one name differ in, and what to do; their paths, if in nothing that is told."""
+    names = [Name.parse(image).entities for image in images]
+    values = {key: {name.get(key, "none") for name in names} for key in dict.fromkeys(chain(*names))}
+    values = {"space": {str(Atlas(image, "", None).space) for image in images}} | values
+    told = ("space", "desc", "scale", "seg")
+    found = {key: values[key] for key in told if len(values.get(key, ())) > 1}
+    if not found:
+        return f": {', '.join(map(str, images))}; give one"
+    ways = {"space": "choose runs by --space"}
+    word = next((min(found[key]) for key in found if key not in ways), "")
+    advice = dict.fromkeys(ways.get(key, f"add a word to its name, as :{word}") for key in found)
+    differ = " and in ".join(f"{key} ({joined(those)})" for key, those in found.items())
+    return f" that differ in {differ}: {', and '.join(advice)}, or give a path"
+
+
+def _no_such(what: str, folders: Sequence[str | Path], there: Sequence[Path], space: str | None) -> str:
+    """Why there is no atlas of this name, and what there is."""
+    name, _, words = what.partition(":")
+    if os.sep in what or what.endswith((*IMAGE_EXTENSIONS, ".dlabel.nii")):
+        return f"{what} is no file"
     where = ", ".join(map(str, folders)) or "any folder"
-    raise NoInputError(f"{what} is neither a file nor an atlas of {where}; there are: {joined(there)}")
+    none = f"{what} is neither a file nor an atlas of {where}"
+    if called := [image for image in there if _is_called(image, name, words)]:
+        spaces = joined({str(Atlas(image, name, None).space) for image in called})
+        return f"atlas {what} is in {spaces}, the runs in {space}: choose runs by --space, or another atlas"
+    if called := [image for image in there if _is_called(image, name, "")]:
+        names = (Name.parse(image).entities for image in called)
+        parts = {f"{key}-{own[key]}" for own in names for key in ("desc", "scale", "seg") if key in own}
+        return f"{none}: of {name} there are {joined(parts)}"
+    if not (there or folders):
+        return f"{none}: name the folder of atlases (--atlases-dir), or have them downloaded (--download)"
+    return f"{none}; there are: {joined(set(map(_name, there)))}"
 
 
 def _matching(

@@ -31,7 +31,7 @@ from sharedmask.compute.cleaning import is_cleaning
 from sharedmask.compute.connectivity import Related, check_matrices
 from sharedmask.compute.journal import Entry
 from sharedmask.compute.progress import Progress, progress_to
-from sharedmask.compute.request import Strategy, check_names, checked_strategy
+from sharedmask.compute.request import Strategy, check_for_all, check_names, checked_strategy
 from sharedmask.errors import (
     ParameterError,
     SharedMaskError,
@@ -59,8 +59,7 @@ Key = Any
 OnResult = Callable[[Key, Any], Any] | None
 OnError = Callable[[Key, Exception], None] | None
 
-# What may go well the next time: a worker that was killed, a file server that did not answer, an image that
-# was being written.
+# What may go well next time: a worker was killed, a file server did not answer, an image was being written.
 _TRANSIENT = (WorkerError, SourceChangedError, BrokenExecutor, CancelledError, TimeoutError, ConnectionError)
 _TRANSIENT_CODES = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETUNREACH}
 _ROUNDS = 4  # of images that are done whole, which each worker has at least
@@ -164,6 +163,7 @@ def extract_many(
     (5, 8)
     """
     check_names(parameters, "smoothing_fwhm", "memory", "probes", "finish", "preload", "apart")
+    check_for_all(parameters)
     if not isinstance(retries, int) or retries < 0:
         raise ParameterError(f"retries={retries!r} is no number of times")
     kinds = check_matrices(connectivity, fisher_z)

@@ -128,7 +128,8 @@ class Denoise:
         if isinstance(self.strategy, str) and self.strategy not in STRATEGIES:
             raise ParameterError(f"denoising strategy {self.strategy!r} is none of {', '.join(STRATEGIES)}")
         if unknown := [one for one in self.components if one not in COMPONENTS]:
-            raise ParameterError(f"denoising by {unknown[0]!r}: it is none of {', '.join(COMPONENTS)}")
+            known = f"a strategy ({', '.join(STRATEGIES)}) nor components ({', '.join(COMPONENTS)})"
+            raise ParameterError(f"denoising by {unknown[0]!r}: it is neither {known}")
         for name, value in self.parameters.items():
             if value not in _ALLOWED.get(name, (value,)):
                 raise ParameterError(f"{name}={value!r} is none of {', '.join(_ALLOWED[name])}")

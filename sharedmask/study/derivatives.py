@@ -65,7 +65,8 @@ class Derivatives:
         derivatives.root.mkdir(parents=True, exist_ok=True)
         description = derivatives.root / DESCRIPTION
         if description.exists() and not _is_ours(description):
-            raise DatasetError(f"{root} is another data set: {description} does not name sharedmask")
+            what = f"{root} is another data set: {description} does not name sharedmask"
+            raise DatasetError(f"{what}; choose another folder for the outputs")
         write_json(description, derivatives._description())
         return derivatives
 

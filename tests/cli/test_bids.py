@@ -115,8 +115,11 @@ def test_a_dry_run_prints_and_writes_nothing(dataset, toy, out, capsys):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--stat", "mean", "modus"], "strategy='modus' is none of mean, median"),
-        (["--min-coverage", "5"], "min_coverage=5.0 is no share"),
+        (["--stat", "mean", "modus"], "--stat modus is none of mean, median"),
+        (["--min-coverage", "5"], "--min-coverage 5.0 is no share"),
+        (["--low-pass", "0.01", "--high-pass", "0.1"], "--low-pass 0.01 must be above --high-pass 0.1"),
+        (["--low-pass", "0.1", "--t-r", "-2"], "--t-r -2.0 must be above 0"),
+        (["--denoise-strategy", "simpel"], "neither a strategy (simple, scrubbing,"),
         (["--format", "parquet"], "writing .parquet needs pyarrow"),
         (["--voxels"], "writing .h5 needs h5py"),
     ],
@@ -129,6 +132,24 @@ def test_what_no_run_can_do_is_refused_before_the_first(
         monkeypatch.setitem(sys.modules, package, None)
     assert app(dataset, out, "participant", "--atlases", toy.image, *wrong, *dry) == 64
     assert said in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        (["--participant-label", "1"], 18, "has sub-1; there are: 01, 02"),
+        (["--space", "MNI"], 18, "has space-MNI; there are: MNI152NLin2009cAsym"),
+    ],
+)
+def test_what_is_wrong_with_the_data_set_is_told_before_what_is_wrong_with_atlases(
+    wrong, code, said, dataset, toy, out, capsys
+):
+    given = ("participant", "--atlases", "Nobodys", "--atlases-dir", toy.image.parent)
+    assert app(dataset, out, *given, *wrong) == code
+    assert said in capsys.readouterr().err
+    for folder, why in ((dataset / "sub-01", "has no dataset_description.json"), (out, "is no folder")):
+        assert app(folder, out, *given) == 16
+        assert why in capsys.readouterr().err
 
 
 def test_a_repetition_time_that_is_given(dataset, toy, out):

@@ -117,7 +117,7 @@ def test_cleaning_options_and_underscores(study):
         (["bold.nii.gz", "--masks", "r*", "--atlas", "a", "-o", "o.tsv"], 64, "give one of"),
         (["bold.nii.gz", "--masks", "roi*", "--lut", "a.tsv", "-o", "o.npz"], 64, "--lut"),
         (["bold.nii.gz", "--masks", "roi*", "-o", "o.mat"], 64, r".npz, .h5"),
-        (["bold.nii.gz", "--atlas", "atlas.nii.gz", "--stat", "mode", "-o", "o.tsv"], 64, "strategy='mode'"),
+        (["bold.nii.gz", "--atlas", "atlas.nii.gz", "--stat", "mode", "-o", "o.tsv"], 64, "--stat mode"),
         (["bold.nii.gz", "--masks", "roi*", "-j", "0", "-o", "o.npz"], 64, "--n-jobs 0"),
         (["absent.nii", "--masks", "roi*", "-o", "o.npz"], 66, "absent.nii does not exist"),
         (["bold.nii.gz", "--masks", "none*.nii", "-o", "o.npz"], 66, "none*.nii"),

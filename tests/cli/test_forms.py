@@ -64,7 +64,7 @@ def test_of_an_option_given_twice_none_wins_in_silence(arguments, tmp_path):
 
 SAME = {
     "atlas": (["--atlas", "a.nii.gz", "b/a.nii.gz"], "would both be written to ..._atlas-a_...: rename"),
-    "statistic": ([*ATLAS, "--stat", "mean", "--stat=mean"], "strategy='mean' is asked for twice"),
+    "statistic": ([*ATLAS, "--stat", "mean", "--stat=mean"], "--stat mean is asked for twice"),
     "output": ([*ATLAS, "--stat", "mean", "sum"], "-o - has room for one table, and 2 are asked for"),
     "tables": ([*ATLAS, "c.nii.gz", "--lut", "a.tsv"], "1 of 2 are given"),
 }

@@ -174,9 +174,48 @@ def test_what_could_be_several_atlases_is_refused(templateflow):
     for name in ("Schaefer2018", "Schaefer2018:400", "Schaefer2018:7"):
         with pytest.raises(NoInputError, match=r"in several files"):
             find_atlas(name, (), "MNI152NLin6Asym", 2.0)
-    for name in ("Schaefer2018:40", "Schaefer2018:400,8", "AAL"):
-        with pytest.raises(NoInputError, match=r"there are: Schaefer2018"):
+    for name in ("Schaefer2018:40", "Schaefer2018:400,8"):
+        with pytest.raises(NoInputError, match=r": of Schaefer2018 there are desc-\S*, desc-"):
             find_atlas(name, (), "MNI152NLin6Asym", 2.0)
+    with pytest.raises(NoInputError, match=r"there are: Schaefer2018"):
+        find_atlas("AAL", (), "MNI152NLin6Asym", 2.0)
+
+
+def several(folder):
+    for space in ("MNI152NLin2009cAsym", "MNI152NLin6Asym"):
+        for number in (20, 40):
+            atlas(folder, f"A_desc-{number}Parcels").rename(
+                folder / f"tpl-{space}_res-2_atlas-A_desc-{number}Parcels_dseg.nii.gz"
+            )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "space", "said"),
+    [
+        ("A", None, r"differ in space \(MNI152NLin2009cAsym, MNI152NLin6Asym\) and in desc \(20Parcels, 40"),
+        ("A:20", None, r"files that differ in space \(.*Asym\): choose runs by --space, or give a path$"),
+        (
+            "A",
+            "MNI152NLin6Asym",
+            r"in desc \(20Parcels, 40Parcels\): add a word to its name, as :20P",
+        ),
+        ("A:30", None, r": of A there are desc-20Parcels, desc-40Parcels$"),
+        ("A:20", "T1w", r"A:20 is in MNI152NLin2009cAsym, MNI152NLin6Asym, the runs in T1w: choose runs by"),
+        ("B", None, r"; there are: A$"),
+        ("b/B_dseg.nii.gz", None, r"^b/B_dseg.nii.gz is no file$"),
+        ("B.dlabel.nii", None, r"^B.dlabel.nii is no file$"),
+    ],
+)
+def test_an_atlas_that_is_not_found_is_told_with_what_there_is(what, space, said, tmp_path):
+    with pytest.raises(NoInputError, match=said):
+        find_atlas(what, [several(tmp_path / "atlases")], space)
+
+
+def test_without_a_folder_of_atlases_its_option_is_told(templateflow, monkeypatch, tmp_path):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "none"))
+    with pytest.raises(NoInputError, match=r"--atlases-dir\), or have them downloaded \(--download\)$"):
+        find_atlas("Schaefer2018:400")
 
 
 def test_an_atlas_that_is_not_fetched_is_named(templateflow):

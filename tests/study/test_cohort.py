@@ -199,6 +199,10 @@ def test_failures_are_their_images_own(runs, masks, tmp_path, n_jobs):
     [
         ({"standardise": True}, TypeError, "there is no parameter 'standardise'"),
         ({"strategy": "men"}, ParameterError, "strategy='men' is none of mean, median"),
+        ({"low_pass": 0.01, "high_pass": 0.1}, ParameterError, "low_pass=0.01 must be above high_pass=0.1"),
+        ({"low_pass": 0.1, "t_r": -2.0}, ParameterError, "t_r=-2.0 must be above 0"),
+        ({"standardize": "zscore"}, ParameterError, "standardize='zscore' is none of"),
+        ({"nan_policy": "skip"}, ParameterError, "nan_policy='skip' is none of"),
     ],
 )
 def test_what_no_image_can_take_is_refused_before_the_first(runs, masks, parameters, error, message):

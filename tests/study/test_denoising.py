@@ -146,7 +146,10 @@ def test_volumes_at_the_beginning_go(run, dummies, first):
     ("wrong", "said"),
     [
         ({"strategy": "simpel"}, "'simpel' is none of simple, scrubbing"),
-        ({"strategy": ["motion", "scrubs"]}, "'scrubs': it is none of high_pass, motion"),
+        (
+            {"strategy": ["motion", "scrubs"]},
+            "'scrubs': it is neither a strategy .simple, .* nor .*high_pass, m",
+        ),
         (
             {"strategy": "simple", "fd_threshold": 0.2},
             "fd_threshold does nothing in .* simple .*: its components",
