@@ -95,19 +95,28 @@ def brain(quality: Quality, groups: Sequence[tuple[str, int]], t_r: float | None
     _course(middle, volumes, quality.std_dvars, "DVARS", None)
     for axes in (top, middle):
         _mark_dropped(axes, quality.kept, t_r or 1)
-    _show_carpet(bottom, quality.values, t_r)
+    _show_carpet(bottom, quality.values, t_r, np.ones(len(quality.values), bool))
     bottom.set_yticks([])
     _mark_groups(figure, bottom, groups)
     bottom.set_xlim(0, len(quality.values) * (t_r or 1))
     return as_data_url(figure)
 
 
-def _show_carpet(axes: Any, values: Array, t_r: float | None) -> None:
-    """Columns of (n_timepoints, n_columns) values from top to bottom, each standardized."""
-    shown = _steady(values[:, :: -(-values.shape[1] // _MOST_ROWS)]).T
-    extent = (0, len(values) * (t_r or 1), values.shape[1], 0)
-    axes.imshow(shown, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
+def _show_carpet(axes: Any, values: Array, t_r: float | None, kept: Array) -> None:
+    """Columns of (n_kept, n_columns) values from top to bottom, each standardized, where they were kept."""
+    columns = values[:, :: -(-values.shape[1] // _MOST_ROWS)]
+    shown = np.full((len(kept), columns.shape[1]), np.nan)
+    shown[kept] = _steady(columns)
+    extent = (0, len(kept) * (t_r or 1), values.shape[1], 0)
+    axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
     axes.set_xlabel("time (s)" if t_r else "volume")
+    _count(axes.yaxis)
+
+
+def _count(*axes: Any) -> None:
+    """Have axes that count things show whole numbers."""
+    for axis in axes:
+        axis.get_major_locator().set_params(integer=True)
 
 
 def _mark_groups(figure: Any, axes: Any, groups: Sequence[tuple[str, int]]) -> None:
@@ -184,7 +193,7 @@ def distribution(values: Sequence[float], label: str, threshold: float | None = 
         axes.axvline(threshold, color=_ORANGE, linestyle="--")
     axes.set_xlabel(label)
     axes.set_ylabel("runs")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _count(axes.yaxis)
     return as_data_url(figure)
 
 
@@ -195,17 +204,20 @@ def coverage_of_runs(shares: Array) -> str:
     shown = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel("run, in the order of the table by name")
     axes.set_ylabel("region")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+    _count(axes.xaxis, axes.yaxis)
     figure.colorbar(shown, label="coverage")
     return as_data_url(figure)
 
 
-def carpet(signals: Array, t_r: float | None) -> str:
-    """Regions' signals, (n_timepoints, n_regions), from top to bottom, time from left to right."""
+def carpet(signals: Array, t_r: float | None, kept: Array) -> str:
+    """Regions' signals, (n_kept, n_regions), from top to bottom, time from left to right.
+
+    ``kept``: which volumes of the run they have, (n_timepoints,); the others are shaded.
+    """
     figure = _figure(_WIDTH, 3)
     axes = figure.subplots()
-    _show_carpet(axes, signals, t_r)
+    _show_carpet(axes, signals, t_r, kept)
+    _mark_dropped(axes, kept, t_r or 1)
     axes.set_ylabel("region")
     return as_data_url(figure)
 
@@ -217,6 +229,7 @@ def coverage(shares: Sequence[float]) -> str:
     axes.hist(shares, bins=np.linspace(0, 1, 21), color=_BLUE)
     axes.set_xlabel("share of a region's voxels inside the mask")
     axes.set_ylabel("regions")
+    _count(axes.yaxis)
     axes.set_xlim(0, 1)
     return as_data_url(figure)
 
@@ -250,6 +263,7 @@ def matrix(values: Array, title: str) -> bytes:
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
     axes.set_title(title, fontsize=8, wrap=True)
     axes.set_xlabel("region")
+    _count(axes.xaxis, axes.yaxis)
     figure.colorbar(shown, shrink=0.7)
     return _png(figure)
 

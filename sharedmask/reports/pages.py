@@ -115,7 +115,9 @@ class RunReport:
         if self.quality is not None:
             said = "The brain before anything was taken out; volumes that signals lack are shaded"
             yield said, figures.brain(self.quality, self.groups, self.facts.t_r)
-        yield "Signals, each standardized", figures.carpet(np.atleast_2d(self.signals), self.facts.t_r)
+        signals = np.atleast_2d(self.signals)
+        kept = np.ones(len(signals), bool) if self.quality is None else self.quality.kept
+        yield "Signals, each standardized", figures.carpet(signals, self.facts.t_r, kept)
         for atlas in self.atlases:
             if len(atlas.regions) and self.meshes:
                 space = cast(BrainModels, self.facts.models)

@@ -81,9 +81,9 @@ class RepetitionTime:
 
     def checked(self, name: str) -> "RepetitionTime":
         """With a doubt if it is longer than those of any scan."""
-        if self.seconds is None or self.seconds < _LONG or self.doubt:
+        if self.seconds is None or self.seconds < _LONG:
             return self
-        said = f"{name} has a repetition time of {self.seconds:g} s, of {self.origin}"
+        said = self.doubt or f"{name} has a repetition time of {self.seconds:g} s, of {self.origin}"
         return replace(self, doubt=f"{said}: it may be in milliseconds, t_r gives another")
 
 

@@ -53,7 +53,7 @@ def run(tmp_path):
         "sub-01 rest",
         source,
         [Parcels("Toy", regions, regions.table(regions[0]))],
-        signals,
+        signals[np.arange(12) != 3],
         values.mean(-1),
         {"strategy": "mean", "detrend": False},
         Timeline([0.0, 0.5, 1.0], [1e6, 3 * 2**20, 2e6], 2**22),

@@ -198,6 +198,7 @@ def test_two_that_agree_or_of_which_one_is_none(tmp_path, header, sidecar):
     [
         ({"VolumeTiming": [0, 2.5, 5, 7.5]}, 2.5, ""),
         ({"VolumeTiming": [1, 4.0, 7.0005]}, 3.00025, "two repetition times: 2.5 s in its header, 3.00025 s"),
+        ({"RepetitionTime": 2500}, 2500, "sidecar's is taken: it may be in milliseconds, t_r gives another"),
         ({"VolumeTiming": [0, 2.5], "RepetitionTime": 2.5}, 2.5, ""),
         ({"VolumeTiming": [0, 2.5, 5, 9]}, None, "VolumeTiming, by which its volumes are not evenly spaced"),
         ({"VolumeTiming": [0]}, None, "not evenly spaced"),
