@@ -353,7 +353,7 @@ class _Run:
             return
         while len(self._whole) >= 2 * self.engine.at_once:
             self._collect()
-        one, self._gathered = Whole(self._gathered, self.apart.of(self._gathered)), []
+        one, self._gathered = self.apart.whole(self._gathered), []
         try:
             future = self.engine.executor.submit(Whole.run, one)
         except Exception as error:  # as where no thread can be started: none of them is lost
@@ -367,9 +367,9 @@ class _Run:
         try:
             failed = future.result()
         except Exception as error:  # what killed a worker may have been done by then
-            _log.info("%d images are each done again: %s", len(one.keys), error)
-            failed = dict.fromkeys(one.keys, NotDoneHereError())
-        for key in one.keys:
+            _log.info("%d images are each done again: %s", len(one.images), error)
+            failed = dict.fromkeys(one.images, NotDoneHereError())
+        for key in one.images:
             with self._failing(key):
                 if isinstance(why := failed.get(key), NotDoneHereError):
                     self._begin(key)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
 from sharedmask.typing import Array, Numbers
 from sharedmask.workers import pool
-from sharedmask.workers.failure import dumps_by_value, loaded_once
 
 _IGNORED = "*.html\ngroup_*\n*_timeseries.*\n*_relmat.*\n*_outliers.*\n*_stat-coverage_*\n*_qc.*\n"
 _SECONDS = 0.5  # from one look at the memory of all processes to the next
@@ -98,7 +98,9 @@ def analyse(
     work.begin()
     # A page shows the memory of all processes, which workers do not see.
     alone = study.travels and not (shown or executor)
-    apart = Apart(study.is_alone, _Packed.of(study, memory_limit).some) if alone else None
+    bare = replace(study, analysis=replace(study.analysis), paths={}, clashes={}, notes=())
+    some = partial(_extract_some, bare, memory_limit)
+    apart = Apart.of(study.is_alone, study.paths, some) if alone else None
     with watch or contextlib.nullcontext():
         done = work.extract(
             on_error=work.fail,
@@ -394,23 +396,7 @@ def _ordered(manifest: Manifest, name: str, regions: Regions) -> tuple[Numbers, 
     return carpet.ordered(manifest.tissues() or carpet.groups_of(owner, regions, name, lut), owner)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A study without its runs as workers get it, who have it made once."""
-
-    study: bytes
-    paths: Mapping[str, str]
-
-    @classmethod
-    def of(cls, study: Survey, memory_limit: Any) -> "_Packed":
-        bare = replace(study, analysis=replace(study.analysis), paths={}, clashes={}, notes=())
-        return cls(dumps_by_value((bare, memory_limit)), study.paths)
-
-    def some(self, keys: Sequence[str]) -> Callable[..., Study]:
-        """These of its runs."""
-        return replace(self, paths={key: self.paths[key] for key in keys}).extract
-
-    def extract(self, **how: Any) -> Study:
-        study, memory_limit = loaded_once(self.study)
-        work = _Work(replace(study, paths=self.paths), False, None, 0, Denoise.load, is_apart=True)
-        return work.extract(memory_limit=memory_limit, **how)
+def _extract_some(bare: Survey, memory_limit: Any, paths: Mapping[str, str], **how: Any) -> Study:
+    """In a worker, which has the study without its runs: these of them."""
+    work = _Work(replace(bare, paths=paths), False, None, 0, Denoise.load, is_apart=True)
+    return work.extract(memory_limit=memory_limit, **how)

@@ -51,7 +51,6 @@ from sharedmask.system.files import write_json
 from sharedmask.system.process import cached_property
 from sharedmask.system.together import Together
 from sharedmask.typing import Array
-from sharedmask.workers.failure import dumps_by_value, loaded_once
 
 _EXTENSIONS = (".nii.gz", ".nii", ".nii.bz2", ".img", ".hdr", ".img.gz")
 
@@ -123,9 +122,10 @@ def extract_to(
     work = OutputFolder.begin(folder, images, masks, form, strategy, denoise, options.get("t_r"))
     variant = "".join([form, *work.parts.names, *work.parts.measures, *work.parts.style.words])
     asked = _told({"variant": variant, "strategy": work.strategy, "denoise": repr(denoise), **options})
-    apart = (
-        Apart(may_be_small, _Packed.of(work, asked, variant, options).some) if work.stamped(asked) else None
-    )
+    bare = replace(work, paths={}, parts=replace(work.parts), denoisings=None)
+    said = {name: value for name, value in options.items() if name not in _HERE}
+    some = partial(_extract_some, bare, denoise, asked, variant, said)
+    apart = Apart.of(may_be_small, work.paths, some) if work.stamped(asked) else None
     return work.extract(asked, variant, apart=apart, **options)
 
 
@@ -392,31 +392,19 @@ class OutputFolder:
         self.failures.add(named(absolute(key)), error)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A folder without its images as workers get it, who have it made once."""
-
-    folder: bytes
-    paths: Mapping[str, Path]
-
-    @classmethod
-    def of(cls, work: OutputFolder, asked: str, variant: str, options: Mapping[str, Any]) -> "_Packed":
-        denoise = None if work.denoisings is None else work.denoisings.asked
-        bare = replace(work, paths={}, parts=replace(work.parts), denoisings=None)
-        said = {name: value for name, value in options.items() if name not in _HERE}
-        return cls(dumps_by_value((bare, denoise, asked, variant, said)), work.paths)
-
-    def some(self, images: Sequence[str]) -> Callable[..., Study]:
-        """These of its images."""
-        return replace(self, paths={image: self.paths[image] for image in images}).extract
-
-    def extract(self, **how: Any) -> Study:
-        bare, denoise, asked, variant, said = loaded_once(self.folder)
-        denoisings = (
-            None if denoise is None else Denoisings(denoise, dict(zip(self.paths, self.paths, strict=True)))
-        )
-        work: OutputFolder = replace(bare, paths=self.paths, denoisings=denoisings)
-        return work.extract(asked, variant, **said, **how)
+def _extract_some(
+    bare: OutputFolder,
+    denoise: Denoise | None,
+    asked: str,
+    variant: str,
+    options: Mapping[str, Any],
+    paths: Mapping[str, Path],
+    **how: Any,
+) -> Study:
+    """In a worker, which has the folder without its images: these of them."""
+    denoisings = None if denoise is None else Denoisings(denoise, dict(zip(paths, paths, strict=True)))
+    work = replace(bare, paths=paths, denoisings=denoisings)
+    return work.extract(asked, variant, **options, **how)
 
 
 def write_denoising(path: str | Path, denoising: Denoising) -> None:

@@ -18,7 +18,7 @@ from sharedmask.remote.addresses import absolute, named
 from sharedmask.storage.segment import Handle
 from sharedmask.system import limits, platform, settings
 from sharedmask.system.process import cached_property
-from sharedmask.workers.failure import Failure
+from sharedmask.workers.failure import Failure, dumps_by_value, loaded_once
 from sharedmask.workers.sender import received
 
 Key = Any
@@ -109,9 +109,9 @@ def work(task: Task) -> tuple[str, str, Any]:
 class Whole:
     """Small images that a worker does whole: it prepares them, keeps their signals, records them."""
 
-    keys: Sequence[Key]
-    extract: Callable[..., "Study"]
-    """:func:`sharedmask.extract_many` of these images, but for what is given by keyword here."""
+    images: Mapping[Key, Any]
+    packed: bytes
+    """See :class:`Apart`."""
     knobs: Mapping[str, Any] = field(default_factory=settings.given)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,14 +123,15 @@ class Whole:
     @property
     def operation(self) -> tuple[str, str, int]:
         """As monitors are told of it."""
-        return "extract", f"extracting from {len(self.keys)} small images", _SMALL
+        return "extract", f"extracting from {len(self.images)} small images", _SMALL
 
     def run(self) -> "Errors":
         """What went wrong with which."""
         errors = Errors()
         platform.keep_memory(_FREED)
         with settings.looked_up(), limits.looked_up(), _Here() as here:
-            self.extract(executor=here, n_jobs=1, on_error=errors.__setitem__, overwrite=True)
+            extract = loaded_once(self.packed)
+            extract(self.images, executor=here, n_jobs=1, on_error=errors.__setitem__, overwrite=True)
         return errors
 
 
@@ -164,11 +165,23 @@ class Apart:
     """How small images of a study are done whole in a worker.
 
     ``takes``: of a key: whether it is worth a try.
-    ``of``: of several keys: what :class:`Whole` has of them, which travels.
+    ``images``: by key, what a worker is told of an image.
+    ``packed``: a function of some of these, :func:`sharedmask.extract_many` of them but for what is given by
+    keyword there; each worker makes it once.
     """
 
     takes: Callable[[Key], bool]
-    of: Callable[[Sequence[Key]], Callable[..., "Study"]]
+    images: Mapping[Key, Any]
+    packed: bytes
+
+    @classmethod
+    def of(
+        cls, takes: Callable[[Key], bool], images: Mapping[Key, Any], extract: Callable[..., "Study"]
+    ) -> "Apart":
+        return cls(takes, images, dumps_by_value(extract))
+
+    def whole(self, keys: Sequence[Key]) -> Whole:
+        return Whole({key: self.images[key] for key in keys}, self.packed)
 
 
 class NotDoneHereError(Exception):

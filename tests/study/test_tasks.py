@@ -46,8 +46,8 @@ def test_regions_that_many_images_have_are_read_once_where_tasks_arrive(tmp_path
 FAILS = {"a": "raises", "b": "kills", "c": "is large"}
 
 
-def _whole(runs, folder, fails, keys):
-    """As it travels: a worker does these images."""
+def _extracting(folder, fails=""):
+    """As it travels: a worker does some images."""
 
     def keep(key, signals):
         if key == fails == "b":
@@ -56,9 +56,8 @@ def _whole(runs, folder, fails, keys):
             raise ValueError("its own")
         return _kept(folder / f"{key} elsewhere", signals)
 
-    some = {key: runs[key] for key in keys}
     asked = {"strategy": "mean", "on_result": keep, "resume": folder / "done"}
-    return lambda **how: extract_many(some, REGIONS, **asked, **how)
+    return lambda some, **how: extract_many(some, REGIONS, **asked, **how)
 
 
 def _kept(path, signals):
@@ -81,7 +80,7 @@ def test_small_images_that_workers_do_whole_end_as_they_would_alone(tmp_path, fa
         REGIONS,
         on_result=lambda key, signals: _kept(out / f"{key} here", signals),
         on_error=errors.__setitem__,
-        apart=Apart(lambda key: key != "d", lambda keys: _whole(runs, out, fails, keys)),
+        apart=Apart.of(lambda key: key != "d", runs, _extracting(out, fails)),
         **asked,
     )
     assert [(key, repr(error)) for key, error in errors.items()] == [("a", "ValueError('its own')")][
@@ -106,7 +105,7 @@ def test_images_that_no_worker_takes_together_are_each_done_here(tmp_path, monke
     monkeypatch.setattr(Processes, "submit", refusing)
     monkeypatch.setattr(Engine, "most", lambda *_: 1)
     monkeypatch.setattr(cohort, "TOGETHER", (2, 2))
-    apart = Apart(lambda key: True, lambda keys: _whole(runs, tmp_path, "", keys))
+    apart = Apart.of(lambda key: True, runs, _extracting(tmp_path))
     keep = dict[str, np.ndarray]().__setitem__
     asked = {"on_result": keep, "resume": tmp_path / "done", "apart": apart, "n_jobs": 2}
     study = extract_many(runs, REGIONS, strategy="mean", **asked)
