@@ -276,7 +276,9 @@ class _Work:
         self.skip(key)  # nobody asks again
         manifest = known.with_coverage()
         with Together() as written:
-            written.paths += self._write_outliers(manifest)
+            if (denoising := manifest.denoising) is not None:
+                outliers = manifest.outputs.write_outliers(denoising.kept, denoising.n_timepoints)
+                written.paths.append(outliers)
             if self.study.analysis.outputs.voxels:
                 written.paths += self._write_voxels(manifest, signals)
             else:
@@ -286,59 +288,42 @@ class _Work:
 
     def _write_tables(self, key: str, manifest: Manifest, found: Findings, begun: float) -> list[Path]:
         """Signals, matrices, quality and the page."""
-        run, coverage = manifest.run, manifest.coverage
+        coverage = manifest.coverage
         matrices = {of: coverage.spread(several) for of, several in found.related.items()}
         written = self._write_signals(manifest, found.signals, matrices, found.related)
-        measures, desc = as_texts({**found.measures, **manifest.covered()}), self.study.analysis.desc(run)
-        written.append(self.study.derivatives.write_quality(run, measures, desc=desc))
+        measures = as_texts({**found.measures, **manifest.covered()})
+        written.append(manifest.outputs.write_quality(measures))
         if found.quality is not None:
             first = next(iter(found.signals.values()))
             written.append(self._report(key, manifest, first, found.quality, matrices, begun))
         return written
 
-    def _write_outliers(self, manifest: Manifest) -> list[Path]:
-        if (denoising := manifest.denoising) is None:
-            return []
-        run, desc = manifest.run, self.study.analysis.desc(manifest.run)
-        kept, n_timepoints = denoising.kept, denoising.n_timepoints
-        return [self.study.derivatives.write_outliers(run, kept, n_timepoints, desc=desc)]
-
     def _write_signals(
         self, manifest: Manifest, signals: Mapping[str, Array], matrices: Matrices, related: Matrices
     ) -> list[Path]:
         """The tables of each atlas; of grayordinates also CIFTI-2 files of what is ``related`` of it."""
-        run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
-        outputs, write, written = analysis.outputs, self.study.derivatives, list[Path]()
-        told: dict[str, Any] = {
-            "desc": analysis.desc(run), "facts": manifest.facts(), "drop_empty": outputs.drop_empty
-        }  # fmt: skip
+        analysis, coverage, facts = manifest.analysis, manifest.coverage, manifest.facts()
+        write, written = manifest.outputs, list[Path]()
         for statistic, values in signals.items():
             values = np.atleast_2d(values)
             parts = coverage.split(values)
             for number, (atlas, table) in enumerate(zip(analysis.atlases, coverage.tables, strict=True)):
-                of = run, atlas, statistic, parts[number], table
-                regions = None if run.is_volume else coverage.parts[number]
-                for kind in outputs.kinds:
-                    one = matrices[statistic, kind][number]
-                    how = {"fisher_z": outputs.fisher_z, **told}
-                    if regions:
-                        how["parcels"] = regions, related[statistic, kind][number]
-                    written += write.write_matrix(*of, kind, one, **how)
+                of = atlas, statistic, parts[number], table, facts
+                regions = None if manifest.run.is_volume else coverage.parts[number]
+                for kind in analysis.outputs.kinds:
+                    parcels = (regions, related[statistic, kind][number]) if regions else None
+                    written += write.write_matrix(*of, kind, matrices[statistic, kind][number], parcels)
                 if regions:
                     own = values[:, slice(*coverage.spans[number])]
-                    how = {"t_r": manifest.t_r, "desc": told["desc"]}
-                    written += write.write_parcels(run, atlas, statistic, own, regions, table, **how)
-                written.append(write.write_signals(*of, form=outputs.form, **told))
+                    written += write.write_parcels(atlas, statistic, own, table, regions, manifest.t_r)
+                written.append(write.write_signals(*of))
         return written
 
     def _write_voxels(self, manifest: Manifest, signals: Sequence[Array]) -> list[Path]:
-        run, analysis, coverage = manifest.run, manifest.analysis, manifest.coverage
+        coverage, facts, write = manifest.coverage, manifest.facts(), manifest.outputs
         parts = coverage.share([np.atleast_2d(series) for series in signals])
-        desc, facts = analysis.desc(run), manifest.facts()
-        return [
-            self.study.derivatives.write_voxels(run, atlas, series, desc=desc, facts=facts)
-            for atlas, series in zip(analysis.atlases, parts, strict=True)
-        ]
+        pairs = zip(manifest.analysis.atlases, parts, strict=True)
+        return [write.write_voxels(atlas, series, facts) for atlas, series in pairs]
 
     def _report(
         self,
@@ -350,7 +335,7 @@ class _Work:
         begun: float,
     ) -> Path:
         coverage = manifest.coverage
-        path = self.study.derivatives.page(manifest.run, self.study.analysis)
+        path = manifest.outputs.page
         names = [atlas.entities["atlas"] for atlas in self.study.analysis.atlases]
         parcels = [Parcels(*one) for one in zip(names, coverage.parts, coverage.tables, strict=True)]
         order, groups = _ordered(manifest, names[0], coverage.parts[0])

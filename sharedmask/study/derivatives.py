@@ -24,16 +24,23 @@ from sharedmask.remote.addresses import named, place_of, url_of
 from sharedmask.reports.quality import DESCRIBED
 from sharedmask.sources.names import Name, camel
 from sharedmask.sources.sidecar import DESCRIPTION
-from sharedmask.study.analysis import Analysis, Outputs
+from sharedmask.study.analysis import Analysis
 from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import Run
 from sharedmask.study.tables import split, write_matrix, write_parcels, write_series, write_table
 from sharedmask.system.files import atomic_write, write_json, write_text
 from sharedmask.system.inputs import read_json
+from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, NDArray
 
 _BIDS_VERSION = "1.11.1"
 _SOURCE = "preprocessed"
+_OUTLIERS = {
+    "outlier": {
+        "Description": "1: this volume was left out of the signals",
+        "Levels": {"0": "kept", "1": "left out"},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -104,71 +111,93 @@ class Derivatives:
         """Of the data set, without who asks for it."""
         return named(self.source) if url_of(self.source) else self.source.absolute().as_uri()
 
-    def path(
-        self,
-        run: Run,
-        atlas: Atlas | None,
-        statistic: str | None,
-        suffix: str,
-        extension: str,
-        desc: str | None = None,
-    ) -> Path:
-        """Where an output of ``run`` belongs; one that is of no atlas tells of the run itself."""
+    def of(self, run: Run, analysis: Analysis) -> "RunDerivatives":
+        """Those of one run."""
+        return RunDerivatives(self, run, analysis)
+
+    def uri(self, path: Path) -> str:
+        """A file of the data set, by the name that the data set has for it."""
+        text, root = os.fspath(path), os.path.join(self.source, "")
+        within = text[len(root) :] if text.startswith(root) else os.fspath(path.relative_to(self.source))
+        return f"bids:{_SOURCE}:{within.replace(os.sep, '/')}"
+
+    def told(self, path: Path) -> str:
+        """A file that may be of another place: where that is on this machine says nothing on others."""
+        if url_of(path):
+            return named(path)
+        return self.uri(path) if path.is_relative_to(self.source) else Path(named(path)).name
+
+
+@dataclass(frozen=True)
+class RunDerivatives:
+    """The outputs of one run: what :meth:`Derivatives.of` gives."""
+
+    derivatives: Derivatives
+    run: Run
+    analysis: Analysis
+
+    @cached_property
+    def _desc(self) -> str | None:
+        """Which of the run's images they are of and what was done; part of their names."""
+        return self.analysis.desc(self.run)
+
+    def _path(self, atlas: Atlas | None, statistic: str | None, suffix: str, extension: str) -> Path:
+        """Where an output belongs; one that is of no atlas tells of the run itself."""
         entities: dict[str, str] = {} if atlas is None else atlas.entities
-        name = run.name.replace(**entities, stat=statistic, desc=desc, suffix=suffix, extension=extension)
-        return self.root / run.folder / str(name)
+        told = {**entities, "stat": statistic and camel(statistic), "desc": self._desc}
+        name = self.run.name.replace(**told, suffix=suffix, extension=extension)
+        return self.derivatives.root / self.run.folder / str(name)
 
-    def page(self, run: Run, analysis: Analysis) -> Path:
-        """Where the page of ``run`` belongs."""
-        return self.root / f"{analysis.key(run)}.html"
+    def _relmat(self, atlas: Atlas, statistic: str, kind: str) -> Path:
+        """Where a matrix of regions belongs."""
+        table = self._path(atlas, statistic, "relmat", ".tsv")
+        meas = measure(kind, self.analysis.outputs.fisher_z)
+        return table.with_name(str(Name.parse(table).replace(meas=meas)))
 
-    def planned(self, run: Run, analysis: Analysis) -> list[Path]:
-        """All that will be written of ``run``, without the sidecars beside it."""
-        outputs, desc, paths = analysis.outputs, analysis.desc(run), []
-        for atlas in analysis.atlases:
+    @property
+    def page(self) -> Path:
+        """Where the run's page belongs."""
+        return self.derivatives.root / f"{self.analysis.key(self.run)}.html"
+
+    @property
+    def planned(self) -> list[Path]:
+        """All that will be written, without the sidecars beside it."""
+        outputs, paths = self.analysis.outputs, list[Path]()
+        for atlas in self.analysis.atlases:
             if outputs.voxels:
-                paths.append(self.path(run, atlas, None, "timeseries", ".h5", desc))
+                paths.append(self._path(atlas, None, "timeseries", ".h5"))
                 continue
+            several = [(statistic, kind) for statistic in outputs.statistics for kind in outputs.kinds]
             form = f".{outputs.form}"
-            paths += [
-                self.path(run, atlas, camel(statistic), "timeseries", form, desc)
-                for statistic in outputs.statistics
-            ]
-            paths += [
-                self.relmat(run, atlas, statistic, measure(kind, outputs.fisher_z), desc)
-                for statistic in outputs.statistics
-                for kind in outputs.kinds
-            ]
-            paths.append(self.path(run, atlas, "coverage", "bold", ".tsv", desc))
-            paths += self._planned_parcels(run, atlas, outputs, desc)
+            paths += [self._path(atlas, statistic, "timeseries", form) for statistic in outputs.statistics]
+            paths += [self._relmat(atlas, *one) for one in several]
+            paths.append(self._path(atlas, "coverage", "bold", ".tsv"))
+            paths += self._planned_parcels(atlas)
         if not outputs.voxels:
-            paths.append(self.path(run, None, None, "qc", ".tsv", desc))
-        if analysis.denoise is not None:
-            paths.append(self.path(run, None, None, "outliers", ".tsv", desc))
+            paths.append(self._path(None, None, "qc", ".tsv"))
+        if self.analysis.denoise is not None:
+            paths.append(self._path(None, None, "outliers", ".tsv"))
         if outputs.reports and not outputs.voxels:
-            paths.append(self.page(run, analysis))
+            paths.append(self.page)
         return paths
 
-    def _planned_parcels(self, run: Run, atlas: Atlas, outputs: Outputs, desc: str | None) -> Iterator[Path]:
-        if run.is_volume:
+    def _planned_parcels(self, atlas: Atlas) -> Iterator[Path]:
+        if self.run.is_volume:
             return
-        yield self.path(run, atlas, "coverage", "boldmap", ".pscalar.nii", desc)
-        for statistic in outputs.statistics:
-            yield self.path(run, atlas, camel(statistic), "timeseries", ".ptseries.nii", desc)
-            for kind in outputs.kinds:
-                yield _boldmap(self.relmat(run, atlas, statistic, measure(kind, outputs.fisher_z), desc))
+        yield self._path(atlas, "coverage", "boldmap", ".pscalar.nii")
+        for statistic in self.analysis.outputs.statistics:
+            yield self._path(atlas, statistic, "timeseries", ".ptseries.nii")
+            for kind in self.analysis.outputs.kinds:
+                yield _boldmap(self._relmat(atlas, statistic, kind))
 
     def write_parcels(
         self,
-        run: Run,
         atlas: Atlas,
         statistic: str,
         signals: Array,
-        regions: Regions,
         table: Sequence[RegionRow],
-        *,
+        regions: Regions,
         t_r: float | None,
-        desc: str | None = None,
     ) -> list[Path]:
         """The signals of ``regions`` and their coverage as CIFTI-2, whose sidecars those of the tables are.
 
@@ -176,76 +205,58 @@ class Derivatives:
         """
         shares = {row.name: row.coverage for row in table}
         covered = np.array([[shares[name] for name in regions.names]])
-        series = self.path(run, atlas, camel(statistic), "timeseries", ".ptseries.nii", desc)
-        shown = self.path(run, atlas, "coverage", "boldmap", ".pscalar.nii", desc)
+        series = self._path(atlas, statistic, "timeseries", ".ptseries.nii")
+        shown = self._path(atlas, "coverage", "boldmap", ".pscalar.nii")
         _make_folder(shown)
-        write_json(_sidecar_of(shown), self._sidecar(run, atlas) | {"Statistic": "coverage"})
+        write_json(_sidecar_of(shown), self._sidecar(atlas) | {"Statistic": "coverage"})
         write_parcels(shown, covered, regions)
         write_parcels(series, signals, regions, t_r)
         return [shown, series]
 
     def write_signals(
         self,
-        run: Run,
         atlas: Atlas,
         statistic: str,
         signals: Array,
         table: Sequence[RegionRow],
-        *,
-        desc: str | None = None,
-        facts: Mapping[str, Any] | None = None,
-        form: str = "tsv",
-        drop_empty: bool = False,
+        facts: Mapping[str, Any],
     ) -> Path:
         """One column per region, its sidecar, and the table of coverage.
 
-        ``statistic``: as ``mean``; part of the name.
         ``signals``: (n_timepoints, n_regions).
         ``table``: of the columns; see ``Regions.table``.
-        ``desc``: what was done to the signals; part of the name.
         ``facts``: further fields of the sidecar.
-        ``form``: {"tsv", "parquet"}.
-        ``drop_empty``: leave out the columns without a number.
 
         Returns the path of the signals, which are written last: where they are, the others are too.
         """
-        path = self.path(run, atlas, camel(statistic), "timeseries", f".{form}", desc)
+        form = self.analysis.outputs.form
+        path = self._path(atlas, statistic, "timeseries", f".{form}")
         _make_folder(path)
-        kept = _kept(signals, drop_empty)
-        names = [table[number].name for number in kept.tolist()]
-        _write_coverage(self.path(run, atlas, "coverage", "bold", ".tsv", desc), table)
-        sidecar = self._sidecar(run, atlas) | {"Statistic": statistic} | dict(facts or {})
+        kept, names = self._columns(signals, table)
+        _write_coverage(self._path(atlas, "coverage", "bold", ".tsv"), table)
+        sidecar = self._sidecar(atlas) | {"Statistic": statistic} | dict(facts)
         write_json(path.with_name(path.name.removesuffix(f".{form}") + ".json"), sidecar)
         (write_table if form == "tsv" else _write_parquet)(path, signals[:, kept], names)
         return path
 
-    def relmat(self, run: Run, atlas: Atlas, statistic: str, meas: str, desc: str | None) -> Path:
-        """Where a matrix of regions belongs."""
-        table = self.path(run, atlas, camel(statistic), "relmat", ".tsv", desc)
-        return table.with_name(str(Name.parse(table).replace(meas=meas)))
-
     def write_matrix(
         self,
-        run: Run,
         atlas: Atlas,
         statistic: str,
         signals: Array,
         table: Sequence[RegionRow],
+        facts: Mapping[str, Any],
         kind: str,
         matrix: Array,
-        *,
-        fisher_z: bool = False,
-        desc: str | None = None,
-        facts: Mapping[str, Any] | None = None,
-        drop_empty: bool = False,
-        parcels: tuple[Regions, Array] | None = None,
+        parcels: tuple[Regions, Array] | None,
     ) -> list[Path]:
         """The matrix of regions' signals by a measure, and its sidecar; else as :meth:`write_signals`.
 
         ``parcels``, regions that are covered and their matrix, are also written as CIFTI-2.
         """
-        path = self.relmat(run, atlas, statistic, measure(kind, fisher_z), desc)
-        kept = _kept(signals, drop_empty)
+        fisher_z = self.analysis.outputs.fisher_z
+        path = self._relmat(atlas, statistic, kind)
+        kept, names = self._columns(signals, table)
         _make_folder(path)
         told = {
             "Statistic": statistic,
@@ -262,67 +273,53 @@ class Derivatives:
             written.append(_boldmap(path))
             write_parcels(written[-1], parcels[1], parcels[0])
         for one in written:
-            write_json(_sidecar_of(one), self._sidecar(run, atlas) | told | dict(facts or {}))
-        names = [table[number].name for number in kept.tolist()]
-        write_matrix(path, matrix[np.ix_(kept, kept)] if drop_empty else matrix, names)
+            write_json(_sidecar_of(one), self._sidecar(atlas) | told | dict(facts))
+        write_matrix(path, matrix[np.ix_(kept, kept)], names)
         return written
 
-    def write_voxels(
-        self,
-        run: Run,
-        atlas: Atlas,
-        series: Mapping[str, Array],
-        *,
-        desc: str | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ) -> Path:
+    def _columns(self, signals: Array, table: Sequence[RegionRow]) -> tuple[NDArray[np.intp], list[str]]:
+        """Those that are written, and their names."""
+        kept = np.arange(len(table))
+        if self.analysis.outputs.drop_empty:
+            kept = np.flatnonzero(~np.isnan(signals).all(axis=0))
+        return kept, [table[number].name for number in kept.tolist()]
+
+    def write_voxels(self, atlas: Atlas, series: Mapping[str, Array], facts: Mapping[str, Any]) -> Path:
         """The (n_timepoints, n_voxels) series of each region, as HDF5, with their sidecar."""
-        path = self.path(run, atlas, None, "timeseries", ".h5", desc)
+        path = self._path(atlas, None, "timeseries", ".h5")
         _make_folder(path)
-        write_json(path.with_suffix(".json"), self._sidecar(run, atlas) | dict(facts or {}))
+        write_json(path.with_suffix(".json"), self._sidecar(atlas) | dict(facts))
         write_series(path, series)
         return path
 
-    def write_outliers(
-        self, run: Run, kept: NDArray[np.intp], n_timepoints: int, *, desc: str | None
-    ) -> Path:
+    def write_outliers(self, kept: NDArray[np.intp], n_timepoints: int) -> Path:
         """One row per volume of the run: 1 for those that the signals lack, 0 for those they have."""
-        path = self.path(run, None, None, "outliers", ".tsv", desc)
-        _make_folder(path)
         dropped = np.ones(n_timepoints, int)
         dropped[kept] = 0
-        described = {"outlier": {"Description": "1: this volume was left out of the signals", "Levels": {
-            "0": "kept", "1": "left out"}}}  # fmt: skip
-        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **described})
+        path = self._beside_sidecar("outliers", _OUTLIERS)
         write_table(path, dropped[:, None], ["outlier"])
         return path
 
-    def write_quality(self, run: Run, measures: Mapping[str, str], *, desc: str | None) -> Path:
+    def write_quality(self, measures: Mapping[str, str]) -> Path:
         """One row: what the run is like, before anything is taken out of it."""
-        path = self.path(run, None, None, "qc", ".tsv", desc)
-        _make_folder(path)
-        write_json(path.with_suffix(".json"), {"Sources": [self.uri(run.bold)], **DESCRIBED})
+        path = self._beside_sidecar("qc", DESCRIBED)
         write_text(path, ["\t".join(measures), "\n", "\t".join(measures.values()), "\n"])
         return path
 
-    def uri(self, path: Path) -> str:
-        """A file of the data set, by the name that the data set has for it."""
-        text, root = os.fspath(path), os.path.join(self.source, "")
-        within = text[len(root) :] if text.startswith(root) else os.fspath(path.relative_to(self.source))
-        return f"bids:{_SOURCE}:{within.replace(os.sep, '/')}"
+    def _beside_sidecar(self, suffix: str, described: Mapping[str, Any]) -> Path:
+        """Where a table of the run itself goes, whose columns its sidecar, written now, describes."""
+        path = self._path(None, None, suffix, ".tsv")
+        _make_folder(path)
+        write_json(path.with_suffix(".json"), {"Sources": [self.derivatives.uri(self.run.bold)], **described})
+        return path
 
-    def _told(self, path: Path) -> str:
-        """A file that may be of another place: where that is on this machine says nothing on others."""
-        if url_of(path):
-            return named(path)
-        return self.uri(path) if path.is_relative_to(self.source) else Path(named(path)).name
-
-    def _sidecar(self, run: Run, atlas: Atlas) -> dict[str, Any]:
+    def _sidecar(self, atlas: Atlas) -> dict[str, Any]:
+        told = self.derivatives.told
         return {
-            "Sources": [self.uri(run.bold)],
-            "AtlasFile": self._told(atlas.image),
+            "Sources": [self.derivatives.uri(self.run.bold)],
+            "AtlasFile": told(atlas.image),
             "AtlasDigest": atlas.digest,
-            "AtlasLabels": None if atlas.lut is None else self._told(atlas.lut),
+            "AtlasLabels": None if atlas.lut is None else told(atlas.lut),
             "AtlasSpace": atlas.space,
             "GeneratedBy": [{"Name": "sharedmask", "Version": __version__}],
         }
@@ -335,11 +332,6 @@ def _boldmap(relmat: Path) -> Path:
 
 def _sidecar_of(path: Path) -> Path:
     return path.with_name(f"{split(path)[0]}.json")
-
-
-def _kept(signals: Array, drop_empty: bool) -> NDArray[np.intp]:
-    """The columns that are written."""
-    return np.flatnonzero(~np.isnan(signals).all(axis=0)) if drop_empty else np.arange(signals.shape[1])
 
 
 def _make_folder(path: Path) -> None:

@@ -36,7 +36,7 @@ from sharedmask.study.atlases import Atlas
 from sharedmask.study.bids import NATIVE, Run, look_through
 from sharedmask.study.completion import stamp_of
 from sharedmask.study.denoising import SMOOTH_AROMA, Denoise, Denoising
-from sharedmask.study.derivatives import Derivatives
+from sharedmask.study.derivatives import Derivatives, RunDerivatives
 from sharedmask.study.tasks import may_be_small
 from sharedmask.system.process import cached_property
 from sharedmask.typing import Array, Numbers
@@ -90,9 +90,14 @@ class Manifest:
         return drawn
 
     @property
+    def outputs(self) -> RunDerivatives:
+        """Where they go, and how they are written."""
+        return self.derivatives.of(self.run, self.analysis)
+
+    @property
     def written(self) -> list[Path]:
         """Tables and pages that will be written."""
-        return self.derivatives.planned(self.run, self.analysis)
+        return self.outputs.planned
 
     @property
     def image(self) -> Source:
@@ -336,7 +341,7 @@ class Survey:
         found, keys = dict[Path, str](), dict[str, str]()
         for _, beside in groupby(paths, key=os.path.dirname):  # others have folders of their own
             if len(several := list(map(run_of, beside))) > 1:
-                found |= clashes({run.bold: derivatives.planned(run, analysis) for run in several})
+                found |= clashes({run.bold: derivatives.of(run, analysis).planned for run in several})
             for run in several:
                 # Of two that would be written to the same files neither is; each goes by its file's name.
                 key = run.bold.name if run.bold in found else analysis.key(run)
