@@ -133,9 +133,9 @@ class Comparison:
         return bool(self.done.signals) and all(np.array_equal(*pair) for pair in both)
 
 
-def make_run(path: Path, n_volumes: int, seed: int = 0) -> None:
+def make_run(path: Path, n_volumes: int) -> None:
     """Write a run with a head, voxel means around 1000, drifts and noise; volume by volume."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     head = _ball(_SHAPE, np.array(_SHAPE) / 2, np.array(_SHAPE) * 0.38)
     mean = np.where(head, rng.normal(1000, 120, _SHAPE), 0).astype(np.float32)
 
@@ -149,7 +149,7 @@ def make_run(path: Path, n_volumes: int, seed: int = 0) -> None:
     nifti.write(path, header, map(volume, range(n_volumes)), compress=True)
 
 
-def make_regions(source: Source, folder: Path, count: int = N_REGIONS, seed: int = 1) -> list[Path]:
+def make_regions(source: Source, folder: Path) -> list[Path]:
     """Balls of about 1500 voxels, or a hundredth of the head, that may overlap, as mask files."""
     first = np.empty(source.n_voxels, source.dtype)
     with source.volumes() as reader:
@@ -159,8 +159,8 @@ def make_regions(source: Source, folder: Path, count: int = N_REGIONS, seed: int
     centres = np.argwhere(head)
     n_voxels = min(_REGION_VOXELS, max(1, len(centres) // 100))
     radius = np.full(3, (n_voxels * 3 / (4 * np.pi)) ** (1 / 3))
-    chosen = np.random.default_rng(seed).choice(len(centres), count, replace=len(centres) < count)
-    paths = [folder / f"roi-{number:02d}_mask.nii.gz" for number in range(1, count + 1)]
+    chosen = np.random.default_rng(1).choice(len(centres), N_REGIONS, replace=len(centres) < N_REGIONS)
+    paths = [folder / f"roi-{number:02d}_mask.nii.gz" for number in range(1, N_REGIONS + 1)]
     for path, centre in zip(paths, centres[chosen], strict=True):
         ball = _ball(source.shape[:3], centre, radius) & head
         nib.save(nib.Nifti1Image(ball.astype(np.uint8), source.affine), path)

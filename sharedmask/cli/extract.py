@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -47,7 +47,8 @@ style_options = options(
 def check_output(output: str) -> None:
     """Learn before the work that its result has no place."""
     if output == "-":
-        _refuse("" if sys.__stdout__ else "-o -: standard output is closed")
+        if not sys.__stdout__:
+            _refuse("-o -: standard output is closed")
     elif not _is_writable(folder := os.path.dirname(output) or "."):
         _refuse(f"{output} cannot be created: no folder {folder} to write to")
 
@@ -65,10 +66,9 @@ def _is_writable(folder: str) -> bool:
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
-def _refuse(said: str) -> None:
-    if said:
-        click.echo(f"sharedmask: {said}", err=True)
-        raise click.exceptions.Exit(CANNOT_CREATE)
+def _refuse(said: str) -> NoReturn:
+    click.echo(f"sharedmask: {said}", err=True)
+    raise click.exceptions.Exit(CANNOT_CREATE)
 
 
 @contextlib.contextmanager

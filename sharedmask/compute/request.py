@@ -27,8 +27,8 @@ from sharedmask.typing import NDArray, Numbers
 if TYPE_CHECKING:  # an import of its own
     from numpy.typing import DTypeLike
 
-# Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 WEIGHTED = "weighted_mean"
+# Volumes that scipy needs to begin with: three times the coefficients of its second-order sections, and one.
 _ONE_FILTER, _BOTH_FILTERS = 19, 34
 _FLAGS = bool, np.bool_
 _ALLOWED = {"prefer": ("threads", "processes"), "nan_policy": ("zero", "propagate", "raise", "omit")}

@@ -52,7 +52,7 @@ def _after_fork_in_child() -> None:
         coordinator.forget()
 
 
-process.at_fork(in_child=_after_fork_in_child)
+process.at_fork(after_in_child=_after_fork_in_child)
 
 
 @dataclass(eq=False)

@@ -97,7 +97,7 @@ def _after_fork_in_child() -> None:
         connection.close()
 
 
-process.at_fork(in_child=_after_fork_in_child)
+process.at_fork(after_in_child=_after_fork_in_child)
 
 
 def connect(timeout: float | None = None) -> socket.socket | None:

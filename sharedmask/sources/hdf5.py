@@ -58,7 +58,7 @@ def _h5py() -> Any:
         from h5py._objects import phil
 
         # A child forked while another thread reads would wait for that thread, which it does not have.
-        at_fork(before=phil.acquire, in_parent=phil.release, in_child=phil.release)
+        at_fork(before=phil.acquire, after_in_parent=phil.release, after_in_child=phil.release)
     return h5py
 
 

@@ -278,7 +278,9 @@ def _after_fork_in_child() -> None:
     _making.__exit__()
 
 
-process.at_fork(before=_making.__enter__, in_parent=_making.__exit__, in_child=_after_fork_in_child)
+process.at_fork(
+    before=_making.__enter__, after_in_parent=_making.__exit__, after_in_child=_after_fork_in_child
+)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,6 @@ from sharedmask.typing import Array
 DTYPE = re.compile(r"[<>|=][biufc]\d+")
 
 
-# --- attaching -----------------------------------------------------------------------------------
-
-
 class Origin(ABC):
     """Bytes that this process maps read-only, and whose views travel as a text and a place in them."""
 

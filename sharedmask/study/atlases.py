@@ -57,7 +57,7 @@ class Atlas:
         """
         if len(self.resolutions) < 2:
             return self
-        image = _nearest(self.resolutions, size_of(space))[0]
+        image = _nearest(self.resolutions, size_of(space))
         return Atlas(_with_content(fetched(image)), self.name, _lut(image))
 
     @classmethod
@@ -148,7 +148,6 @@ def find_atlas(
     what: str | Path,
     folders: Sequence[str | Path] = (),
     space: str | None = None,
-    voxel_size: float | None = None,
     *,
     download: bool = False,
 ) -> Atlas:
@@ -158,9 +157,8 @@ def find_atlas(
     for the one whose ``desc-``, ``scale-`` or ``seg-`` has these numbers or words.
     ``folders``: where names are looked for, subfolders included; then in ``TEMPLATEFLOW_HOME``, as far as
     files are there.
-    ``space``: which of several images of that name: its ``tpl-`` or ``space-`` entity.
-    ``voxel_size``: of those that are left, the one whose resolution is nearest; mm. Without it those that
-    differ in nothing else go together, and each run takes its own.
+    ``space``: which of several images of that name: its ``tpl-`` or ``space-`` entity. Those that differ in
+    nothing but their resolution go together, and each run takes its own.
     ``download``: have templateflow get what is not there of a name that no folder has. Else nothing is
     downloaded.
 
@@ -179,9 +177,7 @@ def find_atlas(
         images, matching = _matching(places, name, words, space)
         if of_templateflow and download and not (matching and all(map(_is_complete, matching))):
             images, matching = _downloaded(name, words, space)
-        if voxel_size is not None and len(matching) > 1:
-            matching = _nearest(matching, voxel_size)
-        if len(matching) > 1 and voxel_size is None and len(set(map(_without_resolution, matching))) == 1:
+        if len(matching) > 1 and len(set(map(_without_resolution, matching))) == 1:
             return Atlas(matching[0], _name(matching[0]), _lut(matching[0]), tuple(matching))
         if len(matching) > 1:
             raise NoInputError(f"atlas {what} is in several files{_unlike(matching)}")
@@ -300,7 +296,8 @@ def _without_resolution(image: Path) -> tuple[Path, str]:
 
 def _is_called(image: Path, name: str, words: str) -> bool:
     """Whether an atlas has this name and, in its entities, each word or whole number."""
-    if name not in (_name(image), _full_name(image, _name(image))):
+    atlas = Atlas(image, _name(image), None)
+    if name not in (atlas.name, atlas.entities["atlas"]):
         return False
     entities = Name.parse(image).entities
     texts = [entities[key] for key in ("desc", "scale", "seg") if key in entities]
@@ -310,13 +307,13 @@ def _is_called(image: Path, name: str, words: str) -> bool:
     )
 
 
-def _nearest(images: Sequence[Path], voxel_size: float) -> list[Path]:
-    """Those with the resolution that is nearest; links to nothing and empty files have none."""
+def _nearest(images: Sequence[Path], voxel_size: float) -> Path:
+    """The first with the resolution that is nearest; links to nothing and empty files have none."""
     whole = [image for image in images if _has_content(image)] or list(images[:1])
     if len(whole) < 2:
-        return whole
+        return whole[0]
     off = {image: abs(size_of(open_source(str(image)).grid) - voxel_size) for image in whole}
-    return [image for image in whole if off[image] <= min(off.values()) + 1e-3]
+    return next(image for image in whole if off[image] <= min(off.values()) + 1e-3)
 
 
 def size_of(space: Space) -> float:
@@ -332,10 +329,6 @@ def _with_content(image: Path) -> Path:
             "on a machine that has a network)"
         )
     return image
-
-
-def _full_name(image: Path, name: str) -> str:
-    return Atlas(image, name, None).entities["atlas"]
 
 
 def _name(path: Path) -> str:

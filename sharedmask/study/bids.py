@@ -9,7 +9,7 @@ one that the data set gives it, wherever links lead.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import field
 from operator import attrgetter
@@ -43,6 +43,7 @@ NATIVE = "native"
 """The space of a run whose name and sidecar tell none: that of its scanner."""
 # Masks and confounds are of the head in the scanner, whichever of its images was preprocessed.
 _SAME_HEAD = {"echo", "part"}
+_IN_PLACE = {"space", "cohort"}  # what only a file with these entities is in the place of
 # What a segmentation into tissues has in its name; without a space it is of the T1-weighted image.
 _OF_HEAD = {"sub", "ses", "acq", "ce", "rec", "run", "space", "cohort", "res"}
 _ANATOMICAL = {"T1w", "anat"}
@@ -88,22 +89,14 @@ class Run:
     @cached_property
     def mask(self) -> Path | None:
         """Its brain mask, on its grid; of another echo or part if it has none of its own."""
-        for key in ("desc", "label"):
-            found = self._beside(
-                Name({key: "brain"}, "mask", ""), IMAGE_EXTENSIONS, exact={"space", "cohort"}
-            )
-            if found is not None:
-                return found
-        return None
+        wanted = (Name({key: "brain"}, "mask", "") for key in ("desc", "label"))
+        return self._first_beside(wanted, IMAGE_EXTENSIONS, exact=_IN_PLACE)
 
     @cached_property
     def confounds(self) -> Path | None:
         """Its table of confounds, whatever space its images were resampled to."""
-        for suffix in ("timeseries", "regressors"):
-            found = self._beside(Name({"desc": "confounds"}, suffix, ""), (".tsv",))
-            if found is not None:
-                return found
-        return None
+        wanted = (Name({"desc": "confounds"}, suffix, "") for suffix in ("timeseries", "regressors"))
+        return self._first_beside(wanted, (".tsv",))
 
     @property
     def _reference(self) -> Path:
@@ -117,12 +110,8 @@ class Run:
     @cached_property
     def segmentation(self) -> Path | None:
         """Structures (``desc-aseg``) or tissues in its space: beside it, else among its head's images."""
-        for desc in ("aseg", "aparcaseg", None):
-            wanted = Name({"desc": desc} if desc else {}, "dseg", "")
-            found = self._beside(wanted, IMAGE_EXTENSIONS, exact={"space", "cohort"})
-            if found is not None:
-                return found
-        return self._of_head()
+        wanted = (Name({"desc": desc} if desc else {}, "dseg", "") for desc in ("aseg", "aparcaseg", None))
+        return self._first_beside(wanted, IMAGE_EXTENSIONS, exact=_IN_PLACE) or self._of_head()
 
     def _of_head(self) -> Path | None:
         own = self.name.entities
@@ -173,7 +162,13 @@ class Run:
         """Seconds from the first volume's begin to where the series stands, of the sidecar."""
         return finite(self.sidecar.get("StartTime"))
 
-    def _beside(self, wanted: Name, extensions: Sequence[str], exact: Set[str] = frozenset()) -> Path | None:
+    def _first_beside(
+        self, wanted: Iterable[Name], extensions: Sequence[str], exact: Set[str] = frozenset()
+    ) -> Path | None:
+        found = (self._beside(one, extensions, exact) for one in wanted)
+        return next((path for path in found if path is not None), None)
+
+    def _beside(self, wanted: Name, extensions: Sequence[str], exact: Set[str]) -> Path | None:
         """The file of this run with these entities and this suffix that is nearest by its other ones."""
         ranked: dict[tuple[int, ...], list[Path]] = {}
         for entry, name in names_in(os.path.dirname(self.bold)):

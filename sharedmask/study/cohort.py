@@ -188,10 +188,10 @@ def extract_many(
     completion.check_places(chosen)
     budget = MemoryBudget.here(memory_limit)
     recorded = None if resume is None else variant
-    prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded)
     reports = progress_to(progress, len(chosen), "image")
     with Sender() as sender, engine(executor, n_jobs, preload) as works, reports as tell:
-        apart, prepare.sender = (apart, sender) if works.in_processes else (None, None)
+        apart, sent_by = (apart, sender) if works.in_processes else (None, None)
+        prepare = _Preparer(keyed, each, masks, asked, budget, memory_limit, recorded, sent_by)
         return _Run(prepare, works, budget, completion, apart, on_result, on_error, retries, tell).all(chosen)
 
 
@@ -257,8 +257,6 @@ def _completion(resume: str | Path | Resumption | None, on_result: OnResult, ove
 class _Preparer:
     """Makes the tasks, each once: regions are made once per grid, here, and travel to the workers."""
 
-    sender: Sender | None = None
-
     def __init__(
         self,
         keyed: Mapping[Key, Any],
@@ -268,6 +266,7 @@ class _Preparer:
         budget: MemoryBudget,
         memory_limit: Any,
         variant: str | Callable[[Key], str] | None,
+        sender: Sender | None,
     ) -> None:
         self._keyed, self._each, self._asked = keyed, each, dict(asked)
         self._memory = self._asked.pop("memory", None)
@@ -275,6 +274,7 @@ class _Preparer:
         self._masks = masks
         self._shared = per_space(lambda grid: self._regions_of(masks, grid))
         self._budget, self._memory_limit, self._variant = budget, memory_limit, variant
+        self._sender = sender
 
     def __call__(self, key: Key) -> Task:
         def regions_on(grid: Space) -> Regions:
@@ -287,7 +287,7 @@ class _Preparer:
             asked = Extraction.prepared(opened, regions_on, **{**self._asked, **own})
         variant = self._variant(key) if callable(self._variant) else self._variant
         regions = asked.request.regions
-        sent = None if self.sender is None else self.sender.sent(regions, regions.indices.nbytes)
+        sent = None if self._sender is None else self._sender.sent(regions, regions.indices.nbytes)
         told = {"variant": variant, "needed": asked.needed(self._budget), "finish": finish, "sent": sent}
         return Task(key, asked, self._memory, self._memory_limit, **told)
 
@@ -386,7 +386,7 @@ class _Run:
             self._skip(key)
             return
         task = self.prepare(key)
-        if self.completion.may_have(task.name) and self.completion.has(task.name, task.digest, task.content):
+        if self.completion.has(task):
             self._skip(key)
             return
         if not self.engine.local:

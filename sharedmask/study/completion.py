@@ -23,6 +23,7 @@ from sharedmask.remote.addresses import absolute, named, url_of
 from sharedmask.remote.objects import identity
 from sharedmask.sources.names import is_as
 from sharedmask.sources.nifti import files_of
+from sharedmask.study.tasks import Task
 from sharedmask.system import settings
 from sharedmask.system.inputs import exists
 from sharedmask.system.threads import Threads
@@ -141,9 +142,9 @@ class Completion:
 
     def is_new(self, key: Key) -> bool:
         """Whether there is a journal that has nothing of this image, whatever its inputs are."""
-        if self.journal is None or self.may_have(named(str(key))):
+        if self.journal is None or self.journal.may_have(named(str(key))):
             return False
-        return not (isinstance(key, str | Path) and self.may_have(absolute(key)))
+        return not (isinstance(key, str | Path) and self.journal.may_have(absolute(key)))
 
     def look(self, key: Key) -> tuple[Seen, bool]:
         """What its inputs are, and whether it was complete with these and its outputs are as they were.
@@ -175,13 +176,11 @@ class Completion:
         if self.resumption is not None:
             self.resumption.skipped(key)
 
-    def may_have(self, name: str) -> bool:
-        """See :meth:`Journal.may_have`."""
-        return self.journal is not None and self.journal.may_have(name)
-
-    def has(self, name: str, digest: str, content: Callable[[], str]) -> bool:
-        """See :meth:`Journal.has`."""
-        return self.journal is not None and self.journal.has(name, digest, content)
+    def has(self, task: Task) -> bool:
+        """Whether it was complete; what the task is made of is looked at if it may have been."""
+        if self.journal is None or not self.journal.may_have(task.name):
+            return False
+        return self.journal.has(task.name, task.digest, task.content)
 
     def add(self, key: Key, entry: Entry, outputs: Any) -> None:
         """It is done; its outputs are a path, several, or files that have no names yet."""

@@ -238,7 +238,7 @@ def _remove(path: Path, owner: int) -> None:
         path.unlink(missing_ok=True)
 
 
-process.at_fork(in_child=_held.clear)
+process.at_fork(after_in_child=_held.clear)
 
 
 # --- files that are locked -----------------------------------------------------------------------

@@ -251,17 +251,10 @@ class Caller:
             )
 
 
-Hook = Callable[[], object]
-
-
-def _nothing() -> None:
-    """What a fork needs not have done."""
-
-
-def at_fork(*, before: Hook = _nothing, in_parent: Hook = _nothing, in_child: Hook = _nothing) -> None:
-    """Have these called at every fork of this process; in the child when locks can be used again."""
+def at_fork(**hooks: Callable[[], object]) -> None:
+    """As :func:`os.register_at_fork`, where processes fork; in the child locks can be used again by then."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+        os.register_at_fork(**hooks)
 
 
 def _begin_anew() -> None:
@@ -289,4 +282,4 @@ def _we_import(frame: FrameType | None) -> bool:
     return False
 
 
-at_fork(before=_wait_for_imports, in_child=_begin_anew)
+at_fork(before=_wait_for_imports, after_in_child=_begin_anew)

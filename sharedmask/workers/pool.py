@@ -250,7 +250,7 @@ def _end_pools() -> None:
         pool.end()
 
 
-at_fork(in_child=_abandon_pools)
+at_fork(after_in_child=_abandon_pools)
 
 
 def begin(preload: Sequence[str]) -> None:

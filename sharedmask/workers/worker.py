@@ -211,7 +211,8 @@ class _Worker:
             # Without its type, which would be looked up each time.
             return dumps(tuple(Answer(value, seconds, failure, said, drawn)))
         except Exception as error:
-            return dumps(tuple(Answer(failure=_unsent(error))))
+            unsent = WorkerError(f"the answer cannot be sent back: {error}")
+            return dumps(tuple(Answer(failure=Failure(unsent))))
 
     def _call(self, item: Item, number: int) -> Any:
         if self._streams is None:
@@ -234,10 +235,6 @@ class _Worker:
         self._taken_over.close()
         self._kernel, self._arguments, self._is_users = len, (), False
         self._streams, self._drawn = None, set()
-
-
-def _unsent(error: Exception) -> Failure:
-    return Failure(WorkerError(f"the answer cannot be sent back: {error}"))
 
 
 def _plain(value: Any, seconds: float) -> Plain | None:

@@ -11,6 +11,7 @@ import pytest
 from datasets import SPACE, atlas, parcellations, preprocessed
 from images import niimg
 
+from sharedmask import Grid
 from sharedmask.errors import GridMismatchError, MissingFileError, NoInputError, ParameterError
 from sharedmask.study.atlases import Atlas, find_atlas
 from sharedmask.study.bids import find_runs
@@ -155,6 +156,10 @@ def templateflow(tmp_path, monkeypatch):
     return home
 
 
+def voxels_of(size):
+    return Grid((2, 2, 2), np.diag([size, size, size, 1]))
+
+
 @pytest.mark.parametrize(
     ("name", "space", "size", "found"),
     [
@@ -165,7 +170,7 @@ def templateflow(tmp_path, monkeypatch):
     ],
 )
 def test_an_atlas_of_templateflow_by_its_name(templateflow, name, space, size, found):
-    atlas = find_atlas(name, (), space, size)
+    atlas = find_atlas(name, (), space).nearest(voxels_of(size))
     assert re.search(found, atlas.image.name) and atlas.space == space
     assert atlas.lut.name == re.sub(r"_res-\d+", "", atlas.image.name).replace(".nii.gz", ".tsv")
 
@@ -173,12 +178,12 @@ def test_an_atlas_of_templateflow_by_its_name(templateflow, name, space, size, f
 def test_what_could_be_several_atlases_is_refused(templateflow):
     for name in ("Schaefer2018", "Schaefer2018:400", "Schaefer2018:7"):
         with pytest.raises(NoInputError, match=r"in several files"):
-            find_atlas(name, (), "MNI152NLin6Asym", 2.0)
+            find_atlas(name, (), "MNI152NLin6Asym")
     for name in ("Schaefer2018:40", "Schaefer2018:400,8"):
         with pytest.raises(NoInputError, match=r": of Schaefer2018 there are desc-\S*, desc-"):
-            find_atlas(name, (), "MNI152NLin6Asym", 2.0)
+            find_atlas(name, (), "MNI152NLin6Asym")
     with pytest.raises(NoInputError, match=r"there are: Schaefer2018"):
-        find_atlas("AAL", (), "MNI152NLin6Asym", 2.0)
+        find_atlas("AAL", (), "MNI152NLin6Asym")
 
 
 def several(folder):
@@ -221,20 +226,21 @@ def test_without_a_folder_of_atlases_its_option_is_told(templateflow, monkeypatc
 def test_an_atlas_that_is_not_fetched_is_named(templateflow):
     for path in templateflow.rglob("*_res-0[23]_*400Parcels7*.nii.gz"):
         path.write_bytes(b"")
-    assert "_res-01_" in find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym", 3.4).image.name
+    found = find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym").nearest(voxels_of(3.4))
+    assert "_res-01_" in found.image.name
     for path in templateflow.rglob("*_res-01_*400Parcels7*.nii.gz"):
         path.unlink()
     for path in templateflow.rglob("*_res-03_*400Parcels7*.nii.gz"):
         path.unlink()
     with pytest.raises(MissingFileError, match=r"has no content: get it .*templateflow"):
-        find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym", 3.4)
+        find_atlas("Schaefer2018:400,7", (), "MNI152NLin6Asym")
 
 
 def test_ones_own_folders_come_before_templateflow(templateflow, tmp_path):
     (tmp_path / "own").mkdir()
     own = next(templateflow.rglob("tpl-MNI152NLin6Asym_res-01_*400Parcels7*.nii.gz"))
     own = own.rename(tmp_path / "own" / own.name)
-    assert find_atlas("Schaefer2018:400,7", [tmp_path / "own"], "MNI152NLin6Asym", 3.4).image == own
+    assert find_atlas("Schaefer2018:400,7", [tmp_path / "own"], "MNI152NLin6Asym").image == own
 
 
 @pytest.fixture
@@ -294,7 +300,7 @@ def test_an_atlas_is_downloaded_if_that_is_asked_for(client, tmp_path):
     ):
         find_atlas("B", (), space, download=True)
     with pytest.raises(MissingFileError, match=r"has no content: get it .*--download"):
-        find_atlas("A:17n", (), space, 1.0)
+        find_atlas("A:17n", (), space).nearest(voxels_of(1.0))
 
 
 def test_what_a_folder_has_is_not_downloaded(client, tmp_path):
