@@ -34,6 +34,20 @@ def read_lut(lut: Any) -> dict[int, str]:
     return dict(zip(columns["index"], columns["name"], strict=True))
 
 
+def image_and_lut(atlas: Any, lut: Any = None) -> tuple[Any, Any]:
+    """The image of an atlas and its table: of a ``Bunch``, as nilearn's fetchers give, its own.
+
+    Examples
+    --------
+    >>> from sklearn.utils import Bunch
+    >>> image_and_lut(Bunch(maps="atlas.nii.gz", labels=["pons"], lut={1: "pons"}))
+    ('atlas.nii.gz', {1: 'pons'})
+    """
+    if type(atlas).__name__ != "Bunch" or "maps" not in atlas:
+        return atlas, lut
+    return atlas["maps"], atlas.get("lut") if lut is None else lut
+
+
 def lut_columns(lut: Any) -> dict[str, list[Any]]:
     """The columns of a look-up table: ``index``, integers, each once; ``name``, text; and what else it has.
 
@@ -54,7 +68,8 @@ def lut_columns(lut: Any) -> dict[str, list[Any]]:
     elif isinstance(lut, Mapping):
         columns = {"index": list(lut), "name": list(lut.values())}
     else:
-        raise MaskError(f"{where}: not a path, a DataFrame or a mapping but a {type(lut).__name__}")
+        what = f"not a path, a DataFrame or a mapping but a {type(lut).__name__}"
+        raise MaskError(f"{where}: {what}: give {{value: name}}")
     return _each_label_once(_standard(columns, where), where)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -48,6 +47,7 @@ ResamplingTarget = Literal["data", "mask", "labels"] | None
 _FEW = 16  # voxels of each of so many
 _LABEL_ROUNDING = 0.01  # what scaling in float32 does to labels of five digits, ten times
 _MOST_COUNTED = 2**20  # from the least label to the greatest
+_GRID = "give a nibabel image, or grid=, the image's grid"
 _SMALL_BYTES = 16 * 2**20  # what is read without asking whether there is room
 
 
@@ -184,7 +184,7 @@ def target_grid(volume: _Volume, grid: Space | None, own: bool = False) -> Space
     if volume.grid is not None:
         return volume.grid if own or grid is None else grid
     if grid is None:
-        raise MaskError(f"{volume.where} is an array and has no affine: give grid=, the image's grid")
+        raise MaskError(f"{volume.where} is an array and has no affine: {_GRID}")
     if shape != grid.shape:
         shapes = f"{times(shape)}, the image {times(grid.shape)}"
         raise GridMismatchError(f"{volume.where} is an array of {shapes}")
@@ -239,9 +239,11 @@ def read_volume(
 
 def _shown(thing: Any) -> str:
     """What is none of these; points are what many programs take as seeds."""
-    is_point = isinstance(thing, (list, tuple)) and len(thing) in (3, 4)
-    if is_point and all(isinstance(one, int | float) for one in thing):
-        return f"the numbers {thing}: SharedSpheresMasker and --sphere make spheres around points"
+    points = thing if isinstance(thing, (list, tuple)) else []
+    for point in (points, *points[:1]):
+        is_point = isinstance(point, (list, tuple)) and len(point) in (3, 4)
+        if is_point and all(isinstance(one, int | float) for one in point):
+            return f"the numbers {point}: SharedSpheresMasker and --sphere make spheres around points"
     return f"a {type(thing).__name__}"
 
 
@@ -290,7 +292,7 @@ def open_maps(
     where = f"maps {file_stem(maps) or 'maps'!r}"
     if isinstance(maps, np.ndarray):
         if grid is None:
-            raise MaskError(f"{where} are an array and have no affine: give grid=, the image's grid")
+            raise MaskError(f"{where} are an array and have no affine: {_GRID}")
         if maps.shape[:-1] == grid.shape and maps.shape[-1] > 1:
             flat = _filled(maps).reshape(-1, maps.shape[-1], order="F").T
             return iter((f"{where}, volume {i}", one) for i, one in enumerate(flat)), grid
@@ -355,16 +357,15 @@ def _dimensions(where: str, shape: tuple[int, ...], needed: int) -> str:
     return f"{where} has {len(shape)} dimensions ({times(shape)}); {needed} are needed"
 
 
-def voxels_inside(volume: _Volume) -> NDArray[np.bool_]:
-    """Nonzero and finite, with a warning if the mask may be none."""
+def voxels_inside(volume: _Volume) -> tuple[NDArray[np.bool_], str]:
+    """Nonzero and finite; and what is to be said of a mask that may be none."""
     if volume.data.dtype.kind == "b":
-        return volume.data
+        return volume.data, ""
     inside: NDArray[np.bool_] = volume.data != 0
     if volume.data.dtype.kind == "f":
         inside &= np.isfinite(volume.data)
-    if said := _doubt(volume.data[inside], has_outside=not inside.all()):
-        warnings.warn(f"{volume.where} {said}", errors.SharedMaskWarning, stacklevel=3)
-    return inside
+    said = _doubt(volume.data[inside], has_outside=not inside.all())
+    return inside, said and f"{volume.where} {said}"
 
 
 def _doubt(inside: Array, has_outside: bool) -> str:
@@ -378,7 +379,8 @@ def _doubt(inside: Array, has_outside: bool) -> str:
         return ""
     span = f"{low:g} to {high:g}"
     if not np.all(values == np.rint(values)):
-        return f"holds {span}, as of probabilities; all but 0 are inside: put a threshold to it first"
+        what = "as of probabilities" if low > 0 and high <= 1 else "no whole numbers"
+        return f"holds {span}, {what}; all but 0 are inside: put a threshold to it first"
     if not has_outside and np.all((values == low) | (values == high)):
         return f"holds {low:g} and {high:g} and no 0: all its voxels are inside"
     atlas = "For one region per value use Regions.from_labels, or --atlas on the command line"

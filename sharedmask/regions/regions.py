@@ -7,6 +7,7 @@ cover: the sets themselves (``sets``), comparing grids, and a voxel's number (``
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import compress
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from sharedmask.errors import EmptyMaskError, MaskError
+from sharedmask.errors import EmptyMaskError, MaskError, SharedMaskWarning
 from sharedmask.regions import parcels
-from sharedmask.regions.lut import read_lut
+from sharedmask.regions.lut import image_and_lut, read_lut
 from sharedmask.regions.masks import (
     Opened,
     ResamplingTarget,
@@ -230,6 +231,7 @@ class Regions(Sets):
         array([64, 16])
         """
         to_masks = moves_the_image(resampling_target)
+        masks, _ = image_and_lut(masks)
         if isinstance(masks, Regions):
             return masks if grid is None or to_masks else masks.on(grid)
         if is_label_pair(masks):
@@ -238,12 +240,17 @@ class Regions(Sets):
         container, keys, items = unpack(masks, on, grid)
         if container == "single" and items[0].names is not None:
             return cls.from_labels(items[0], grid, resampling_target=resampling_target)
-        names, parts = unique_names(str(key) for key in keys), list[Numbers]()
+        names, parts, doubts = unique_names(str(key) for key in keys), list[Numbers](), list[str]()
         for name, item in zip(names, items, strict=True):
             volume = read_volume(item, name, on=on, space=grid)
             grid = target_grid(volume, grid, own=to_masks and not parts)
-            parts.append(place_on(volume, voxels_inside(volume), grid, resampling_target)[0])
-            del volume  # before the next is read
+            inside, doubt = voxels_inside(volume)
+            doubts += filter(None, [doubt])
+            parts.append(place_on(volume, inside, grid, resampling_target)[0])
+            del volume, inside  # before the next is read
+        if doubts:
+            more = f". So it is with {len(doubts) - 1} more" if len(doubts) > 1 else ""
+            warnings.warn(f"{doubts[0]}{more}", SharedMaskWarning, stacklevel=2)
         assert grid is not None  # there is at least one item
         offsets = np.cumsum([0, *map(len, parts)])
         given = tuple(keys) if isinstance(masks, Mapping) else names
@@ -265,8 +272,8 @@ class Regions(Sets):
 
         Parameters
         ----------
-        labels_img : path, nibabel image or 3D array
-            Integers of any size and sign, also as floats; not finite is background.
+        labels_img : path, nibabel image, 3D array, or Bunch of nilearn's fetchers
+            Integers of any size and sign, also as floats; not finite is background. A Bunch has its names.
         grid : Grid or BrainModels, optional
             As in :meth:`from_any`.
         lut : path of a TSV or CSV file, DataFrame or mapping, optional
@@ -291,6 +298,7 @@ class Regions(Sets):
         ('1', 'insula', '3')
         """
         to_masks = moves_the_image(resampling_target)
+        labels_img, lut = image_and_lut(labels_img, lut)
         stem, on = file_stem(labels_img) or "labels", None if resampling_target else grid
         volume = read_volume(labels_img, stem, "label image", on, grid)
         grid = target_grid(volume, grid, own=to_masks)
@@ -324,7 +332,7 @@ class Regions(Sets):
 
         Parameters
         ----------
-        maps_img : path, nibabel image or 4D array
+        maps_img : path, nibabel image, 4D array, or Bunch of nilearn's fetchers
             Where a map is 0, or not finite, is outside of its region.
         grid, lut, resampling_target : optional
             As in :meth:`from_labels`, errors as well; maps are resampled linearly. Maps count from 1.
@@ -337,6 +345,7 @@ class Regions(Sets):
         >>> Regions.from_maps(maps, Grid((3, 1, 1), np.eye(4)), lut={1: "insula"}).weights
         array([0.5, 1. ])
         """
+        maps_img, lut = image_and_lut(maps_img, lut)
         names, numbers, weights = read_lut(lut), list[Numbers](), list[Array]()
         to_maps = moves_the_image(resampling_target)
         opened, own = open_maps(maps_img, grid, resampling_target)
@@ -382,10 +391,11 @@ class Regions(Sets):
         """
         if weighted and not isinstance(given, Regions):
             return cls.from_maps(given, grid, resampling_target=resampling_target)
+        given, lut = image_and_lut(given)
         many = not is_label_pair(given) and (
             isinstance(given, (list, tuple, Mapping, Regions)) or bool(matching(given))
         )
         once = given if many else Opened.of(given)
-        several = many or (isinstance(once, Opened) and once.is_several)
-        make = cls.from_any if several else cls.from_labels
-        return make(once, grid, resampling_target=resampling_target)
+        if many or (isinstance(once, Opened) and once.is_several):
+            return cls.from_any(once, grid, resampling_target=resampling_target)
+        return cls.from_labels(once, grid, lut=lut, resampling_target=resampling_target)

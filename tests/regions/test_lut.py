@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +12,9 @@ from images import bold, save
 from nilearn.maskers import NiftiLabelsMasker
 from oblique import OBLIQUE, SHAPE
 from programs import sharedmask, sharedmask_bids
+from sklearn.utils import Bunch
 
-from sharedmask import SharedLabelsMasker, errors
+from sharedmask import SharedImage, SharedLabelsMasker, errors, extract, extract_many
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
 from sharedmask.spaces.grid import Grid
@@ -91,7 +93,9 @@ def test_look_up_tables_missing_or_of_another_kind(tmp_path, grid):
     (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(errors.MaskError, match=r"binary\.tsv cannot be read"):
         Regions.from_labels(np.ones(SHAPE), grid, lut=tmp_path / "binary.tsv")
-    with pytest.raises(errors.MaskError, match="not a path, a DataFrame or a mapping but a list"):
+    with pytest.raises(
+        errors.MaskError, match=r"not a path, a DataFrame .* but a list: give \{value: name\}"
+    ):
         Regions.from_labels(np.ones(SHAPE), grid, lut=["a"])
 
 
@@ -293,3 +297,79 @@ def test_a_masker_keeps_the_other_columns(atlas, tmp_path):
     masker = SharedLabelsMasker(atlas, lut=lut, reports=False, standardize=None).fit()
     assert masker.lut_.set_index("index")["color"].loc[[2, 17]].tolist() == ["#fff", "#ff0"]
     assert masker.lut == lut
+
+
+# ---- atlases as nilearn's fetchers give them
+
+
+@pytest.fixture
+def fetched(tmp_path):
+    """A run, and a Bunch of each kind that ``fetch_atlas_...`` give."""
+    names = [f"7Networks_LH_Vis_{number}" for number in (1, 2, 3)]
+    table = pd.DataFrame({"index": range(4), "name": ["Background", *names], "color": ["#000000"] * 4})
+    numbers = np.arange(np.prod(RUN_SHAPE)).reshape(RUN_SHAPE) % 4
+    path = save(tmp_path / "atlas.nii.gz", numbers.astype("i2"))
+    maps = np.stack([(numbers == number) * 0.5 for number in (1, 2, 3)], -1).astype("f4")
+    facts = {"description": "An atlas.", "template": "MNI152NLin6Asym", "networks": None}
+    labels = {"labels": ["Background", *names], "lut": table, **facts, "atlas_type": "deterministic"}
+    return save(tmp_path / "bold.nii.gz", bold(seed=3), t_r=2.0), {
+        "a path": Bunch(maps=str(path), **labels),
+        "an image": Bunch(maps=nib.load(path), filename=str(path), **labels),
+        "no table": Bunch(maps=str(path), labels=labels["labels"]),
+        "maps": Bunch(maps=str(save(tmp_path / "maps.nii.gz", maps)), labels=names, lut=None, **facts),
+    }
+
+
+def held(call):
+    def calling(run, atlas):
+        with SharedImage(run) as image:
+            return call(image, atlas)
+
+    return calling
+
+
+OF_ATLASES = {
+    "from_labels": lambda run, atlas: Regions.from_labels(atlas).indices,
+    "extract": lambda run, atlas: extract(run, atlas, strategy="mean"),
+    "extract_many": lambda run, atlas: extract_many([run], atlas, strategy="sum").results[str(run)],
+    "reduce": held(lambda image, atlas: image.reduce(atlas, "median")),
+    "connectivity": held(lambda image, atlas: image.connectivity(atlas)),
+    "seed_maps": held(lambda image, atlas: image.seed_maps(atlas).get_fdata()),
+}
+OF_MAPS = {
+    "from_maps": lambda run, atlas: Regions.from_maps(atlas).weights,
+    "extract": lambda run, atlas: extract(run, atlas, strategy="weighted_mean"),
+    "reduce": held(lambda image, atlas: image.reduce(atlas, "weighted_mean")),
+}
+
+
+@pytest.mark.parametrize("kind", ["a path", "an image", "no table"])
+@pytest.mark.parametrize("entry", OF_ATLASES)
+def test_a_fetched_atlas_is_the_image_in_it(fetched, kind, entry):
+    run, atlases = fetched
+    of = OF_ATLASES[entry]
+    np.testing.assert_array_equal(of(run, atlases[kind]), of(run, atlases["a path"].maps))
+
+
+@pytest.mark.parametrize("entry", OF_MAPS)
+def test_fetched_maps_are_the_image_in_them(fetched, entry):
+    run, atlases = fetched
+    of = OF_MAPS[entry]
+    np.testing.assert_array_equal(of(run, atlases["maps"]), of(run, atlases["maps"].maps))
+
+
+def test_a_fetched_atlas_has_its_names(fetched):
+    _, atlases = fetched
+    names = tuple(atlases["a path"].lut["name"][1:])
+    assert Regions.from_labels(atlases["a path"]).names == names
+    assert Regions.from_labels(atlases["an image"], lut={1: "own"}).names == ("own", "2", "3")
+    assert Regions.from_labels(atlases["no table"]).names == ("1", "2", "3")
+    assert Regions.from_atlas_or_masks(atlases["a path"]).names == names
+    with pytest.warns(errors.SharedMaskWarning, match="more than two values"):
+        assert len(Regions.from_any(atlases["a path"])) == 1
+
+
+def test_a_dict_with_a_mask_called_maps_is_one_of_masks(fetched):
+    run, atlases = fetched
+    with pytest.warns(errors.SharedMaskWarning, match="more than two values"):
+        assert list(extract(run, {"maps": atlases["a path"].maps})) == ["maps"]

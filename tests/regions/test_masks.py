@@ -236,6 +236,7 @@ def test_nonzero_and_finite_is_inside(values, inside):
 ODD = {
     "{1, 2}": ([1, 2, 1, 2], "holds 1 and 2 and no 0: all its voxels are inside"),
     "probabilities": ([0, 0.2, 0.5, 1], "holds 0.2 to 1, as of probabilities; all but 0 are inside"),
+    "a run": ([0, 940.5, 1000.25, 1], "holds 1 to 1000.25, no whole numbers; all but 0 are inside"),
 }
 
 
@@ -268,6 +269,18 @@ def test_a_mask_that_may_be_none_is_said(entry, kind):
         warnings.simplefilter("always")
         MASKED[entry](image, mask)
     assert [said in str(one.message) for one in caught] == [True]
+
+
+@pytest.mark.parametrize("entry", ["extract", "extract_many", "Regions"])
+@pytest.mark.parametrize("stack", [lambda one: nib.concat_images([one] * 3), lambda one: [one] * 3])
+def test_many_that_may_be_none_are_said_once(entry, stack):
+    image = nib.Nifti1Image(np.arange(12, dtype="f4").reshape(4, 1, 1, 3), np.eye(4))
+    mask = nib.Nifti1Image(np.reshape(np.array([0, 0.2, 0.5, 1], "f4"), (4, 1, 1)), np.eye(4))
+    with pytest.warns(
+        errors.SharedMaskWarning, match=r"as of probabilities; .* So it is with 2 more$"
+    ) as caught:
+        MASKED[entry](image, stack(mask))
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("values", [[0, 1.0000000591, 1, 0], [3, 3, 3, 3], [0, 0.3, 0, 0.3], [0, 1, 1, 0]])
@@ -392,6 +405,7 @@ def test_empty_masks_are_named(tmp_path, grid, mask):
             [(2, 0, 5.5)],
             r"an array but the numbers \(2, 0, 5.5\): SharedSpheresMasker and --sphere make spheres",
         ),
+        ([[(2, 0, 5.5), (1, 1, 1)]], r"an array but the numbers \(2, 0, 5.5\): SharedSpheresMasker"),
         ([None], "but a NoneType"),
         ([[1, 2]], "but a list"),
     ],
@@ -402,7 +416,9 @@ def test_things_that_are_no_masks(grid, masks, problem):
 
 
 def test_arrays_need_a_grid_of_their_shape(grid, mask):
-    with pytest.raises(errors.MaskError, match="'mask_000' is an array and has no affine: give grid="):
+    with pytest.raises(
+        errors.MaskError, match="'mask_000' is an array and has no affine: give a nibabel image, or grid="
+    ):
         Regions.from_any(mask)
     for target in (None, "data"):
         for make in (Regions.from_any, Regions.from_labels):
