@@ -467,6 +467,8 @@ _IN_FLAGS = {
 def in_flags(error: Exception) -> str:
     """What an error says, with the flags of a command line in the place of parameters."""
     said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{os.fsdecode(error.filename)}: {error.strerror}"  # without Python's number
     for pattern, flags in _IN_FLAGS.items():
         said = re.sub(pattern, flags, said)
     return re.sub(r"(?<!\S)--\w+", lambda found: found[0].replace("_", "-"), said)

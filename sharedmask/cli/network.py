@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sharedmask.cli.base import Verb, commands, echo, echo_failures, is_given, with_settings
+from sharedmask.cli.base import Verb, commands, echo_study, is_given, with_settings
 from sharedmask.cli.extract import check_folder
 
 
@@ -43,7 +43,4 @@ def network(
     mapper = FunctionalNetworkMapper(**settings).fit(connectome)
     given = lesions[0] if len(lesions) == 1 else list(lesions)
     report = map_to(given, mapper, out, batch_size=batch_size, resume=resume, progress=sys.stderr.isatty())
-    echo_failures(report.errors)
-    echo(f"{len(report.done)} lesions mapped, {len(report.skipped)} done before, {len(report.errors)} failed")
-    if report.errors:
-        raise click.exceptions.Exit(1)
+    echo_study(report, "lesions")

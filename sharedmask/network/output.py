@@ -45,9 +45,9 @@ _LEVEL = 1  # of the compression: maps are floats, which hardly compress
 
 @dataclass(frozen=True)
 class MappingReport:
-    """Names of the lesions done now and before, and what was wrong with the others."""
+    """Names of the lesions mapped now and before, and what was wrong with the others."""
 
-    done: tuple[str, ...]
+    complete: tuple[str, ...]
     skipped: tuple[str, ...]
     errors: Mapping[str, Exception]
 

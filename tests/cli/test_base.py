@@ -14,7 +14,7 @@ import click
 import pytest
 from command import called, sharedmask
 
-from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options, run_program
+from sharedmask.cli.base import CONTEXT, Verb, denoise_of, denoise_options, in_flags, run_program
 from sharedmask.errors import SharedMaskWarning
 from sharedmask.study.denoising import Denoise
 
@@ -23,6 +23,22 @@ def test_debug_shows_the_traceback(study):
     wrong = ["extract", "absent.nii", "--masks", "roi*", "-o", "o.npz"]
     for args in (["--debug", *wrong], [*wrong, "--debug"]):
         assert "Traceback" in sharedmask(*args, cwd=study).stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/proc/out"),
+            "/proc/out: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied", b"a.nii"), "a.nii: Permission denied"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError("a.nii is cut"), "a.nii is cut"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file_first(error, said):
+    assert in_flags(error) == said
 
 
 def _all_of(terminal):

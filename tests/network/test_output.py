@@ -40,7 +40,7 @@ def test_resuming_does_what_is_missing_changed_or_failed_before(study, mapper):
     nib.save(lesion(77)[0], study / "lesions/sub-0.nii.gz")
     (study / "out/sub-8_summary.json").unlink()
     again = output.map_to(lesions_of(study), mapper, study / "out", resume=True)
-    assert again.done == ("sub-0", "sub-5", "sub-8")
+    assert again.complete == ("sub-0", "sub-5", "sub-8")
     assert len(again.skipped) == 6
     assert again.errors == Failures(study / "out/.sharedmask/failed").all() == {}
     chosen = lesion(77)[1]
@@ -59,7 +59,7 @@ def test_lesions_whose_maps_are_gone_are_done_again(study, mapper):
     (study / "out").rename(study / "moved")
     (study / "moved/sub-4_zmap.nii.gz").unlink()
     again = output.map_to(lesions_of(study), mapper, study / "moved", resume=True)
-    assert again.done == ("sub-4",)
+    assert again.complete == ("sub-4",)
 
 
 def test_done_again_without_resume_nothing_of_before_is_complete(study, mapper, monkeypatch):
@@ -68,7 +68,7 @@ def test_done_again_without_resume_nothing_of_before_is_complete(study, mapper, 
     with pytest.raises(OSError, match="No space left"):
         output.map_to(lesions_of(study), mapper, study / "out", batch_size=2)
     monkeypatch.undo()
-    assert len(output.map_to(lesions_of(study), mapper, study / "out", resume=True).done) == 9
+    assert len(output.map_to(lesions_of(study), mapper, study / "out", resume=True).complete) == 9
 
 
 def _full(folder, maps):
@@ -95,7 +95,7 @@ def test_without_resume_all_is_done_again_and_nothing_else_is_touched(study, map
     output.map_to(lesions_of(study), with_threshold, study / "out")
     (study / "out/my_summary.json").write_text("the user's")
     report = output.map_to(lesions_of(study), mapper, study / "out")
-    assert len(report.done) == 9
+    assert len(report.complete) == 9
     assert (study / "out/my_summary.json").read_text() == "the user's"
     assert not list((study / "out").glob("*_tthresholdmap.nii.gz"))
 
