@@ -47,14 +47,16 @@ def header_for(
 
 
 def write(path: Path, header: Any, volumes: Iterable[Array], *, compress: bool) -> None:
-    """Write ``volumes``, (X, Y, Z) arrays of the header's dtype, one after the other."""
+    """Write ``volumes``, (X, Y, Z) arrays of the header's dtype, one after the other, in its byte order."""
+    stored = header.get_data_dtype()
     with open(path, "wb") as file, _compressed(file, compress) as out:
         head = BytesIO()
         header.write_to(head)  # with its extensions
         out.write(head.getvalue().ljust(header.get_data_offset(), b"\0"))
         for volume in volumes:
             for z in range(volume.shape[2]):  # frames of HDF5 files have x as the slowest axis
-                out.write(volume[..., z].ravel(order="F").view(np.uint8).data)
+                values = volume[..., z].ravel(order="F").astype(stored, copy=False)
+                out.write(values.view(np.uint8).data)
 
 
 @contextmanager

@@ -298,6 +298,8 @@ def _extract_labels(
         background_label=wanted.background_label,
         keep_masked_labels=wanted.keep_masked_labels,
     )
+    if data.dtype == np.uint64:
+        labels = np.array(labels).tolist()  # beside a 0 that is none, NumPy's would become floats
     regions, columns = _labelled(np.array(labels), data, grid_of(reference))
     signals = reduced(series_of(), regions, wanted.strategy, parameters)
     with np.errstate(invalid="ignore"):

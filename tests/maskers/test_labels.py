@@ -1,5 +1,6 @@
 """The masker of labels, beyond nilearn's: functions, the principal course, the table, missing labels."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -111,3 +112,24 @@ def test_labels_beyond_the_images_are_told_of(path):
     assert np.isnan(signals[:, 5]).all() and signals.shape == (T, 6)
     coverage = masker.region_table_.set_index("index")["coverage"]
     assert coverage[9] == 0 and (coverage.drop(9) > 0.7).all()
+
+
+LARGE = [(f"{kind}8", 2**power + 1) for kind in "iu" for power in (31, 53, 62)]
+
+
+@pytest.mark.parametrize(("dtype", "first"), [*LARGE, ("u8", 2**63 + 1)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_labels_are_named_to_the_last_digit(path, dtype, first, hidden):
+    labels = [first, first + 1, first + 3]
+    values = np.zeros(SHAPE, dtype)
+    for place, label in enumerate(labels):
+        values[place] = label
+    mask = np.ones(SHAPE, "u1")
+    mask[1] = not hidden
+    masker = plain(SharedLabelsMasker, {"labels_img": niimg(values), "mask_img": niimg(mask)})
+    with pytest.warns(UserWarning, match="were removed") if hidden else contextlib.nullcontext():
+        signals = masker.fit_transform(path)
+    there = [label for label in labels if not (hidden and label == labels[1])]
+    assert list(masker.region_names_.values()) == list(map(str, there)) and signals.shape[1] == len(there)
+    assert list(masker.region_ids_.values())[1:] == there
+    assert masker.region_table_["column"].dropna().tolist() == list(range(len(there)))
