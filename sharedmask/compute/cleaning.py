@@ -1,9 +1,11 @@
 """Cleaning: what :func:`nilearn.signal.clean` is asked for.
 
-Covers: the parameters by nilearn's names, and applying them. Does not cover: checking them (``request``).
+Covers: the parameters by nilearn's names, and applying them, to some of a mask's signals at a time. Does not
+cover: checking them (``request``).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from sharedmask.typing import Array, NDArray
 
 CLEANING_MODULES = ("nilearn.signal",)
 """What workers that clean import, once for all."""
+_TAKEN = 0.1  # of the mean, in nilearn: a filter that leaves less took it
+_COLUMNS = 480  # that are finished at a time
 _CLEANING = ("standardize", "detrend", "confounds", "sample_mask", "low_pass", "high_pass")
 
 
@@ -42,6 +46,39 @@ class Cleaning:
         series = self.confounds is not None or self.sample_mask is not None
         return self.standardize is not None or self.detrend or self.filters or series
 
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether what becomes of a signal hangs on those beside it.
+
+        Filtered signals are in per cent of their own mean, or of that which they had before where the filter
+        took nearly all of it: by the means over all of them.
+        """
+        return self.standardize == "psc" and self.filters
+
+    def begin(self, signals: Array) -> tuple[Array, Array]:
+        """All but what looks at all of a mask's signals; and their means before the filter."""
+        before = self._means_before(signals)
+        return replace(self, standardize=None).apply(signals), before
+
+    def _means_before(self, signals: Array) -> Array:
+        if (kept := self.sample_mask) is None:
+            return np.asarray(signals.mean(axis=0))
+        from scipy.interpolate import CubicSpline
+
+        assert self.t_r is not None  # a filter's
+        filled, times = signals.copy(), np.arange(len(signals)) * self.t_r
+        # nilearn counts the volumes that it fills from the end: those that both counts leave out stay.
+        filled[~kept] = CubicSpline(times[kept], signals[kept])(times)[~kept]
+        return np.asarray(filled.mean(axis=0))
+
+    def end(self, rows: Array, before: Array) -> None:
+        """Finish all of a mask's rows, (n_columns, n_timepoints), which were begun, in place."""
+        means = np.concatenate([part.mean(axis=1) for part in _parts(rows)])
+        taken = bool(np.abs(means).mean() / np.abs(before).mean() < _TAKEN)
+        for part, level in zip(_parts(rows), _parts(before), strict=True):
+            signals = np.ascontiguousarray(part.T)  # over which nilearn's means are taken row by row
+            part[...] = Cleaning(self.standardize).apply(signals + level * taken).T
+
     def apply(self, signals: Array) -> Array:
         """Clean ``signals`` of shape (n_timepoints, n_columns)."""
         from nilearn.signal import clean
@@ -58,3 +95,7 @@ class Cleaning:
                 t_r=self.t_r,
             )
         )
+
+
+def _parts(rows: Array) -> list[Array]:
+    return [rows[start : start + _COLUMNS] for start in range(0, len(rows), _COLUMNS)]

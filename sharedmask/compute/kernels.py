@@ -68,11 +68,14 @@ def clean(
     index: NDArray[np.intp],
     to: NDArray[np.intp],
     which: NDArray[np.intp],
-) -> None:
-    """``out[to[i]]`` = the cleaned series of voxel ``index[which[i]]``."""
-    cleaned = np.ascontiguousarray(cleaning.apply(signals_of(rows, finite, conversion, index)).T)
+) -> Array | None:
+    """``out[to[i]]`` = the cleaned series of voxel ``index[which[i]]``; what is needed to end cleaning it."""
+    signals = signals_of(rows, finite, conversion, index)
+    signals, before = cleaning.begin(signals) if cleaning.looks_at_all else (cleaning.apply(signals), None)
+    cleaned = np.ascontiguousarray(signals.T)
     for piece in pieces(len(to), cleaned[0].nbytes):
         out[to[piece]] = cleaned[which[piece]]
+    return None if before is None else before[which]
 
 
 def apply(

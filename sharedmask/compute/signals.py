@@ -282,7 +282,13 @@ def _cleaned(held: Rows, plan: Plan, positions: NDArray[np.intp]) -> list[Array]
         counted(request.progress, len(items), "block") as tell,
     ):
         arguments = (shared or held.array, held.finite, out, conversion, cleaning)
-        _run(request, kernels.clean, arguments, items, tell)
+        begun = _run(request, kernels.clean, arguments, items, tell)
+        if cleaning.looks_at_all:
+            before = np.empty(len(array), array.dtype)
+            for (_, to, _), means in zip(items, begun, strict=True):
+                before[to] = means
+            for first, last in _spans(request.regions):
+                cleaning.end(array[first:last], before[first:last])
     return notify(_split(request.cast_result(array), request.regions, held.facts), request)
 
 

@@ -41,7 +41,7 @@ from sharedmask.typing import Array, NDArray
 
 Computation = Callable[[], list[Array]]
 
-_NUMBERS = 2  # of the way in which results come about; another one makes all entries miss
+_NUMBERS = 3  # of the way in which results come about; another one makes all entries miss
 HOW = frozenset({"n_jobs", "prefer", "given", "progress", "on_result", "label", "operation"})
 """Fields of a request that say how it is carried out: the only ones that are not in the key."""
 

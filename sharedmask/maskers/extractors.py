@@ -12,7 +12,7 @@ Three functions have the names and the arguments of those of nilearn that they r
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -174,7 +174,8 @@ def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_m
     """``signals`` (n_timepoints, n_columns) cleaned, in place where they keep their shape.
 
     Columns are cleaned some at a time: most of nilearn's memory goes into copies. Which ones go together
-    does not depend on ``n_jobs``, the number of threads, so neither do the numbers.
+    does not depend on ``n_jobs``, the number of threads, so neither do the numbers. Where they hang on which
+    go together, these are all, or those of each of ``parts``, one part after the other.
     """
     names = ("detrend", "standardize", "standardize_confounds", "t_r", "low_pass", "high_pass")
     settings = {name: parameters[name] for name in names} | {"runs": parameters.get("runs")}
@@ -182,6 +183,9 @@ def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_m
     extra = parameters["clean_kwargs"]
     if not is_cleaning(settings) and settings["runs"] is None and not extra:
         return signals
+    if looks_at_all(settings):
+        parts = parameters.get("parts") or [slice(None)]
+        return np.hstack([clean(signals[:, part], **settings, **extra) for part in parts])
     first, *others = pieces(signals.shape[1], len(signals) * signals.itemsize, _CLEAN_BYTES)
     result = clean(signals[:, first], **settings, **extra)
     if not others:
@@ -196,6 +200,15 @@ def cleaned(signals: Array, parameters: dict[str, Any], confounds: Any, sample_m
             _clean_some, (signals, out, settings | extra), [(span,) for span in others], n_jobs
         )
     return out
+
+
+def looks_at_all(settings: Mapping[str, Any]) -> bool:
+    """Whether what becomes of a column hangs on those beside it, by :func:`nilearn.signal.clean`.
+
+    See :class:`sharedmask.compute.cleaning.Cleaning`. Confounds that are not standardized change means, too.
+    """
+    filters = settings["low_pass"] is not None or settings["high_pass"] is not None
+    return settings["standardize"] == "psc" and (filters or not settings["standardize_confounds"])
 
 
 def _clean_some(signals: Array, out: Array, settings: dict[str, Any], span: slice) -> None:

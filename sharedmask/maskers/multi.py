@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sharedmask.errors import ParameterError
 from sharedmask.maskers._nilearn import InputTags, NilearnBaseEstimator
+from sharedmask.maskers.extractors import looks_at_all
 from sharedmask.maskers.nifti import SharedNiftiMasker
 from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import box_of
@@ -24,11 +25,11 @@ from sharedmask.typing import NDArray
 
 
 class _UnionMasker(SharedNiftiMasker):
-    """The masker of all voxels, whose cleaning may use several threads."""
+    """The masker of all voxels, whose cleaning may use several threads, and may have to go by mask."""
 
     def _get_masker_params(self, ignore: list[str] | None = None, deep: bool = False) -> dict[str, Any]:
         parameters: dict[str, Any] = super()._get_masker_params(ignore, deep)
-        return parameters | {"n_jobs": self._n_jobs}
+        return parameters | {"n_jobs": self._n_jobs, "parts": self._parts}
 
 
 class SharedMultiMasker(  # type: ignore[call-arg]
@@ -187,7 +188,7 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         own = self.get_params(deep=False)
         del own["masks"], own["n_jobs"]
         self.masker_ = _UnionMasker(mask_img=mask, reports=False, **own)
-        self.masker_._n_jobs = effective_n_jobs(self.n_jobs)
+        self.masker_._n_jobs, self.masker_._parts = effective_n_jobs(self.n_jobs), self._parts()
         self.masker_.fit()
         return self
 
@@ -211,6 +212,9 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         check_is_fitted(self)
         signals = self.masker_.transform(imgs, confounds=confounds, sample_mask=sample_mask)
         signals = np.reshape(signals, (*signals.shape[: signals.ndim - 1], -1))
+        if looks_at_all(self.masker_.get_params()):
+            signals = np.split(signals, self.regions_.offsets[1:-1], axis=-1)
+            return self.regions_.pack(signals)
         return self.regions_.pack([np.take(signals, columns, axis=-1) for columns in self._parts()])
 
     def fit_transform(self, imgs: Any, y: Any = None, confounds: Any = None, sample_mask: Any = None) -> Any:
