@@ -153,7 +153,7 @@ TABLE = {
     "profile": ("medium", kept_free, "memory_limit='1G'", "memory_limit='1G', 20% kept free"),
     "memory_limit": ("1M", lambda tmp: limit(tmp) == 2**20, False, True),
     "memory_buffer": (0.5, buffered, 2**20, 2**19),
-    "max_memory_per_process": (6 * 64 * 8 * 100, cleaned_at_once, 512, 100),
+    "max_memory_per_process": (6 * 64 * 8 * 100, cleaned_at_once, 480, 100),
     "shared_memory": (False, store, "shm", "private"),
     "use_disk": (False, store_without_memory, "disk", "shm"),
     "disk_threshold": ("100K", store_with_memory, "shm", "disk"),
