@@ -4,12 +4,7 @@ import os
 
 import pytest
 from command import sharedmask
-from images import bold, random_masks, save
-
-
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
+from images import random_masks, save
 
 
 @pytest.fixture

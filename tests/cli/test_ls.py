@@ -10,11 +10,6 @@ from sharedmask import SharedImage
 STORES = ["shm", "memfd"]
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 @pytest.mark.some(1)
 @pytest.mark.parametrize("store", STORES)
 def test_ls_shows_what_is_held_and_by_how_many(store, run):

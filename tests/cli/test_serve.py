@@ -1,9 +1,8 @@
 """``sharedmask serve`` and ``drop``."""
 
 import numpy as np
-import pytest
 from command import sharedmask
-from images import bold, save, truth
+from images import truth
 from serving import serving
 
 from sharedmask import SharedImage
@@ -14,11 +13,6 @@ def signals(path):
     """Those of all voxels, as NiftiMasker gives them for integers."""
     values = truth(path)
     return values.reshape(-1, values.shape[3]).T.astype("f4")
-
-
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
 
 
 def test_drop_closes_an_image_and_its_clients_keep_it(run):

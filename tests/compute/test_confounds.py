@@ -27,11 +27,6 @@ LABELS = niimg(np.arange(np.prod(SHAPE), dtype="i2").reshape(SHAPE) % 3)
 MAPS = niimg(np.random.default_rng(1).random((*SHAPE, 2)).astype("f4"))
 
 
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "sub-01_bold.nii.gz", bold())
-
-
 def by_image(path, confounds):
     with SharedImage(path) as image:
         return image.mask(INSIDE, confounds=confounds)

@@ -19,11 +19,6 @@ REGIONS = Regions.from_any(np.ones((2, 2, 2), bool), Grid((2, 2, 2), np.eye(4)))
 
 
 @pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "sub-01_bold.nii.gz", bold())
-
-
-@pytest.fixture
 def source(path):
     return open_source(path)
 

@@ -49,12 +49,6 @@ from sharedmask.errors import (
 )
 from sharedmask.sources import loader
 
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
-
-
 # ---- the checks of nilearn and of scikit-learn
 
 

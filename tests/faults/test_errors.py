@@ -12,11 +12,6 @@ from sharedmask.sources import loader
 from sharedmask.storage.registry import entries
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 def test_an_exception_in_the_middle_of_loading_leaves_nothing(tmp_path, registry_dir):
     path = save(tmp_path / "run.nii.gz", bold((9, 9, 9, 300)))
     whole = path.read_bytes()

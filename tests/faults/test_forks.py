@@ -326,11 +326,6 @@ def test_start_an_unchanged_loop_of_maskers(tmp_path):
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 def test_a_forked_child_may_use_the_image_and_takes_nothing_with_it(run):
     script = f"""
     import os, sys

@@ -268,11 +268,6 @@ MASKING = """
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 @pytest.mark.parametrize("script", [LOADING, MASKING], ids=["loading", "masking"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_nothing_is_left_after_a_signal(script, number, run, registry_dir, segments_of_this_test):

@@ -152,11 +152,6 @@ def test_space_ends_in_the_middle_of_reserving(k, store, monkeypatch, registry_d
     assert os.listdir(registry_dir) == []
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 def test_no_space_is_an_error_with_numbers_and_nothing_left(run, registry_dir):
     full = failing("posix_fallocate", "ENOSPC")
     with (

@@ -124,11 +124,6 @@ def test_views_in_many_loops_hold_nothing(rounds, store):
     assert psutil.Process().memory_info().rss - memory < 8 * 2**20
 
 
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
 def test_outputs_have_no_name_once_they_are_returned(run):
     with SharedImage(run) as shared:
         signals = shared.mask_parallel(random_masks(4), n_jobs=2, prefer="processes")

@@ -33,6 +33,11 @@ def path(tmp_path):
 
 
 @pytest.fixture
+def run(tmp_path):
+    return save(tmp_path / "run.nii.gz", bold())
+
+
+@pytest.fixture
 def scaled_path(tmp_path):
     return save(tmp_path / "scaled.nii.gz", bold(), slope=0.25, inter=-100.0)
 

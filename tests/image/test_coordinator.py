@@ -69,11 +69,6 @@ def signals(path):
 
 
 @pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
-@pytest.fixture
 def runs(tmp_path):
     return [save(tmp_path / f"run-{i}.nii.gz", bold(seed=i)) for i in range(4)]
 

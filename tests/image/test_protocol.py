@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from children import kill_group
-from images import bold, save, truth
+from images import truth
 from serving import serving
 
 from sharedmask import Coordinator, SharedImage
@@ -19,12 +19,6 @@ from sharedmask.errors import (
 )
 from sharedmask.image import protocol
 from sharedmask.storage.registry import reap
-
-
-@pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
 
 BODY = json.dumps({"version": 1, "verb": "list"}).encode()
 

@@ -42,11 +42,6 @@ HERE = str(Path(__file__).parents[1] / "helpers")
 
 
 @pytest.fixture
-def run(tmp_path):
-    return save(tmp_path / "run.nii.gz", bold())
-
-
-@pytest.fixture
 def place(tmp_path):
     return tmp_path / "cache"
 

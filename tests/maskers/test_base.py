@@ -5,16 +5,11 @@ import pickle
 import numpy as np
 import pytest
 from drop_ins import MASK, T, plain
-from images import bold, save, truth
+from images import truth
 
 from sharedmask import (
     SharedNiftiMasker,
 )
-
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
 
 
 @pytest.mark.filterwarnings("ignore:Casting data")

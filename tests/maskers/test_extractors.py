@@ -5,17 +5,12 @@ import warnings
 import numpy as np
 import pytest
 from drop_ins import CONFOUNDS, MASK, T, plain
-from images import AFFINE, bold, niimg, save
+from images import AFFINE, niimg
 from nilearn.image.resampling import BoundingBoxError
 from nilearn.maskers import NiftiMasker
 
 from sharedmask import SharedNiftiMasker
 from sharedmask.maskers import extractors
-
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
 
 
 def test_runs_are_cleaned_by_themselves(path):

@@ -19,11 +19,6 @@ from sharedmask.errors import (
 )
 
 
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
-
-
 def by_label(label, path):
     return truth(path)[np.asarray(ATLAS.dataobj) == label].T.astype("f4")
 

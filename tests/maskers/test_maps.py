@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 from drop_ins import ATLAS, MAPS, MASK, plain
-from images import SHAPE, bold, niimg, save, truth
+from images import SHAPE, niimg, truth
 
 from sharedmask import SharedImage, SharedMapsMasker
-
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
 
 
 def test_signals_are_the_least_squares_of_all_maps(path):

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from drop_ins import CONFOUNDS, MASK, T, plain
-from images import SHAPE, bold, niimg, random_masks, save, truth
+from images import SHAPE, niimg, random_masks, truth
 from nilearn.maskers import NiftiMasker
 from sklearn.base import clone
 
@@ -20,11 +20,6 @@ from sharedmask.errors import (
     ParameterError,
 )
 from sharedmask.maskers import extractors
-
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
 
 
 @pytest.fixture

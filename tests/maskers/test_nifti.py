@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 from drop_ins import MASK, plain
-from images import bold, save
 from nilearn.maskers import NiftiMasker
 
 from sharedmask import (
@@ -13,11 +12,6 @@ from sharedmask import (
     SharedNiftiMasker,
 )
 from sharedmask.sources import loader
-
-
-@pytest.fixture
-def path(tmp_path):
-    return save(tmp_path / "bold.nii.gz", bold())
 
 
 def test_a_mask_is_computed_from_a_shared_image(path):

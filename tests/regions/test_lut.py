@@ -10,19 +10,13 @@ from datasets import preprocessed
 from images import SHAPE as RUN_SHAPE
 from images import bold, save
 from nilearn.maskers import NiftiLabelsMasker
-from oblique import OBLIQUE, SHAPE
+from oblique import SHAPE
 from programs import sharedmask, sharedmask_bids
 from sklearn.utils import Bunch
 
 from sharedmask import SharedImage, SharedLabelsMasker, errors, extract, extract_many
 from sharedmask.regions.regions import Regions
 from sharedmask.regions.sets import RegionRow
-from sharedmask.spaces.grid import Grid
-
-
-@pytest.fixture
-def grid():
-    return Grid(SHAPE, OBLIQUE)
 
 
 class Frame:

@@ -26,17 +26,6 @@ from sharedmask.settings import using
 from sharedmask.sources.opening import open_source
 from sharedmask.spaces.grid import Grid
 
-
-@pytest.fixture
-def grid():
-    return Grid(SHAPE, OBLIQUE)
-
-
-@pytest.fixture
-def mask():
-    return np.random.default_rng(0).random(SHAPE) < 0.4
-
-
 # ---- what is not read
 
 
@@ -516,23 +505,15 @@ def test_a_gzip_file_of_many_members_is_one_mask(tmp_path, mask):
 # ---- the real run
 
 
-@pytest.fixture
-def real():
-    folder = os.environ.get("SHAREDMASK_TEST_DATA")
-    if not folder:
-        pytest.skip("SHAREDMASK_TEST_DATA does not name the folder of the real run")
-    return Path(folder)
-
-
 @pytest.mark.realdata
-def test_real_masks(real):
-    brain = Regions.from_any(real / "sub-RAPIDTIDETEST_brainmask.nii.gz")
-    data = np.asanyarray(nib.load(real / "sub-RAPIDTIDETEST_brainmask.nii.gz").dataobj)
+def test_real_masks(real_data):
+    brain = Regions.from_any(real_data / "sub-RAPIDTIDETEST_brainmask.nii.gz")
+    data = np.asanyarray(nib.load(real_data / "sub-RAPIDTIDETEST_brainmask.nii.gz").dataobj)
     assert brain.sizes[0] == np.count_nonzero(data)
     with pytest.raises(errors.EmptyMaskError, match="nullmask"):
-        Regions.from_any(real / "sub-RAPIDTIDETEST_nullmask.nii.gz")
+        Regions.from_any(real_data / "sub-RAPIDTIDETEST_nullmask.nii.gz")
     with pytest.warns(errors.SharedMaskWarning, match="Schaefer400"):
-        Regions.from_any(real / "sub-RAPIDTIDETEST_atlas-Schaefer400_dseg.nii.gz")
+        Regions.from_any(real_data / "sub-RAPIDTIDETEST_atlas-Schaefer400_dseg.nii.gz")
 
 
 # ---- labels beyond 32 bits, or a rounding error off an integer

@@ -1,11 +1,9 @@
 """Regions: order, reorientation, labels, the table, the digest, and what they cost."""
 
 import doctest
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -29,17 +27,6 @@ from sharedmask import errors
 from sharedmask.regions import regions
 from sharedmask.regions.regions import Regions
 from sharedmask.spaces.grid import Grid
-
-
-@pytest.fixture
-def grid():
-    return Grid(SHAPE, OBLIQUE)
-
-
-@pytest.fixture
-def mask():
-    return np.random.default_rng(0).random(SHAPE) < 0.4
-
 
 # ---- order
 
@@ -239,24 +226,16 @@ def test_examples():
 # ---- the real run
 
 
-@pytest.fixture
-def real():
-    folder = os.environ.get("SHAREDMASK_TEST_DATA")
-    if not folder:
-        pytest.skip("SHAREDMASK_TEST_DATA does not name the folder of the real run")
-    return Path(folder)
-
-
 @pytest.mark.realdata
-def test_real_atlas(real):
-    run = nib.load(real / "sub-RAPIDTIDETEST.nii.gz")
-    path = real / "sub-RAPIDTIDETEST_atlas-Schaefer1000_dseg.nii.gz"
+def test_real_atlas(real_data):
+    run = nib.load(real_data / "sub-RAPIDTIDETEST.nii.gz")
+    path = real_data / "sub-RAPIDTIDETEST_atlas-Schaefer1000_dseg.nii.gz"
     made = Regions.from_labels(
         path, Grid(run.shape[:3], run.affine), lut={i: f"parcel {i}" for i in range(1, 1001)}
     )
     assert len(made) == 994
     assert len(made.missing) == 6
-    table = made.table(Regions.from_any(real / "sub-RAPIDTIDETEST_brainmask.nii.gz", made.grid).union)
+    table = made.table(Regions.from_any(real_data / "sub-RAPIDTIDETEST_brainmask.nii.gz", made.grid).union)
     assert [row.index for row in table] == list(range(1, 1001))
     assert sum(row.column is None for row in table) == 6
     data = np.asanyarray(nib.load(path).dataobj)

@@ -14,16 +14,6 @@ from sharedmask.regions.sets import RegionRow
 from sharedmask.spaces.grid import Grid
 
 
-@pytest.fixture
-def grid():
-    return Grid(SHAPE, OBLIQUE)
-
-
-@pytest.fixture
-def mask():
-    return np.random.default_rng(0).random(SHAPE) < 0.4
-
-
 def test_pack_counts():
     made = Regions.from_any(np.ones((1, 1, 1)), Grid((1, 1, 1), np.eye(4)))
     with pytest.raises(errors.ParameterError, match="2 results for 1 regions"):

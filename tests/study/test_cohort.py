@@ -36,11 +36,6 @@ def runs(tmp_path):
 
 
 @pytest.fixture
-def masks():
-    return dict(zip("abc", random_masks(3), strict=True))
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """Sources that were extracted in this process."""
     made = []

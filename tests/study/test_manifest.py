@@ -24,11 +24,6 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 @pytest.fixture
-def toy(tmp_path):
-    return find_atlas(atlas(tmp_path / "atlases"))
-
-
-@pytest.fixture
 def root(tmp_path):
     return preprocessed(tmp_path / "in", subjects=("01",))
 
