@@ -13,7 +13,7 @@ from io import FileIO
 import numpy as np
 
 from sharedmask.decoding.codecs import decode_into
-from sharedmask.decoding.seek_points import ALIGNMENT, WrongPieceError
+from sharedmask.decoding.seek_points import ALIGNMENT, Pieces, WrongPieceError
 from sharedmask.records import dataclass
 from sharedmask.system import platform
 from sharedmask.typing import NDArray
@@ -26,42 +26,20 @@ _PIECE_BYTES = 2**20  # of data in members that are decoded together
 
 
 @dataclass(frozen=True, eq=False)
-class Members:
+class Members(Pieces):
     """Where the members of a BGZF file begin, and which of them make a piece."""
 
-    starts: NDArray[np.int64]
-    """Of pieces, in the data, (n + 1,)."""
     firsts: NDArray[np.int64]
     """Number of each piece's first member, (n + 1,)."""
     places: NDArray[np.int64]
     """Of members, in the file, (n_members + 1,)."""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def nbytes(self) -> int:
-        """Of the data."""
-        return int(self.starts[-1])
 
     @property
     def largest(self) -> int:
         """Bytes of the largest piece, as it is in the file and decoded."""
         return int(np.diff(self.starts).max() + np.diff(self.places[self.firsts]).max()) + ALIGNMENT
 
-    def at(self, place: int) -> int:
-        """The number of the piece with that byte of the data."""
-        return int(np.searchsorted(self.starts, place, "right")) - 1
-
-    def buffer(self) -> memoryview:
-        """Room for any piece, not cleared: a thread would wait for that."""
-        return np.empty(self.largest, np.uint8).data
-
     def decode(self, fd: int, number: int, buffer: memoryview) -> memoryview:
-        """A piece, verified, in a buffer that has room for the largest.
-
-        Raises WrongPieceError.
-        """
         start, stop = self.starts[number : number + 2].tolist()
         out = buffer[start % ALIGNMENT :][: stop - start]
         first, last = self.places[self.firsts[number : number + 2]].tolist()

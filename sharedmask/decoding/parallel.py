@@ -10,16 +10,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from io import FileIO
 
-from sharedmask.decoding.bgzf import Members
 from sharedmask.decoding.codecs import GZIP, MemberStream, Stream, open_file
-from sharedmask.decoding.seek_points import Points, WrongPieceError
+from sharedmask.decoding.seek_points import Pieces, WrongPieceError
 from sharedmask.system import settings
 from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.process import n_cpus, shares_cpus
 from sharedmask.system.threads import Threads
 
-Pieces = Points | Members
-"""Of a file, each of which can be decoded by itself."""
 _SMALL_BYTES = 16 * 2**20  # decoded; less is decoded before threads are at work
 _AHEAD = 4  # pieces that are held besides those being decoded: with fewer, decoders wait
 

@@ -11,6 +11,7 @@ and into its place.
 
 import os
 import struct
+from abc import ABC, abstractmethod
 from io import FileIO
 from typing import Protocol
 
@@ -59,11 +60,45 @@ class WrongPieceError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
-    """Where the pieces of a file with one gzip member begin."""
+class Pieces(ABC):
+    """Of a gzip file, each of which can be decoded by itself."""
 
     starts: NDArray[np.int64]
     """In the data, (n + 1,); the last is where they end."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data."""
+        return int(self.starts[-1])
+
+    @property
+    @abstractmethod
+    def largest(self) -> int:
+        """Bytes that decoding the largest piece takes."""
+
+    def at(self, place: int) -> int:
+        """The number of the piece with that byte of the data."""
+        return int(np.searchsorted(self.starts, place, "right")) - 1
+
+    def buffer(self) -> memoryview:
+        """Room for any piece, not cleared: a thread would wait for that."""
+        return np.empty(self.largest, np.uint8).data
+
+    @abstractmethod
+    def decode(self, fd: int, number: int, buffer: memoryview) -> memoryview:
+        """A piece, verified, in a buffer that has room for the largest.
+
+        Raises WrongPieceError.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Points(Pieces):
+    """Where the pieces of a file with one gzip member begin."""
+
     bits: NDArray[np.int64]
     """In the file, (n + 1,); the last is where the checksum begins."""
     crcs: NDArray[np.int64]
@@ -73,22 +108,10 @@ class Points:
     windows: NDArray[np.uint8]
     """What comes before each piece, compressed by zlib; nothing for the first."""
 
-    def __len__(self) -> int:
-        return len(self.crcs)
-
-    @property
-    def nbytes(self) -> int:
-        """Of the data."""
-        return int(self.starts[-1])
-
     @property
     def largest(self) -> int:
         """Bytes of the largest piece as a gzip file of its own, and decoded with its window."""
         return int(np.diff(self.starts).max() + np.diff(self.bits).max() // 8) + _ROUND_BYTES
-
-    def at(self, place: int) -> int:
-        """The number of the piece with that byte of the data."""
-        return int(np.searchsorted(self.starts, place, "right")) - 1
 
     def fit(self, file: FileIO) -> bool:
         """Whether the file ends with the checksum of these pieces, and where they end."""
@@ -102,18 +125,10 @@ class Points:
         )
 
     def decode(self, fd: int, number: int, buffer: memoryview) -> memoryview:
-        """A piece, verified, in a buffer that has room for the largest.
-
-        Raises WrongPieceError.
-        """
         out, crc = self.decode_unverified(fd, number, buffer)
         if crc != self.crcs[number]:
             raise WrongPieceError
         return out
-
-    def buffer(self) -> memoryview:
-        """Room for any piece, not cleared: a thread would wait for that."""
-        return np.empty(self.largest, np.uint8).data
 
     def decode_unverified(self, fd: int, number: int, buffer: memoryview) -> tuple[memoryview, int]:
         """A piece and its checksum; numbers that are aligned in the data are so in the buffer."""

@@ -23,8 +23,7 @@ from nibabel.volumeutils import apply_read_scaling
 
 from sharedmask.decoding import bgzf, parallel
 from sharedmask.decoding.codecs import GZIP, Stream, codec_of, open_file, open_raw, open_stream
-from sharedmask.decoding.parallel import Pieces
-from sharedmask.decoding.seek_points import Index
+from sharedmask.decoding.seek_points import Index, Pieces
 from sharedmask.errors import DamagedImageError, ImageError, MissingFileError, SourceChangedError
 from sharedmask.records import dataclass
 from sharedmask.remote.addresses import without_query
