@@ -395,17 +395,14 @@ class SharedImage(Searchlights):
         if lease is None and start:
             protocol.start()
             lease = protocol.connect()
-        if lease is not None:
-            try:
-                handle = protocol.ask(lease, "open", **asked)["handle"]
-                if handle is not None:
+        with contextlib.ExitStack() as unless_leased:
+            if lease is not None:
+                unless_leased.enter_context(lease)
+                if (handle := protocol.ask(lease, "open", **asked)["handle"]) is not None:
                     image = cls.attach(handle)
                     image._lease = lease
+                    unless_leased.pop_all()
                     return image
-            except BaseException:
-                lease.close()
-                raise
-            lease.close()
         return cls(path) if "path" in asked else cls.attach(asked["name"])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -3,15 +3,8 @@
 import nibabel as nib
 import pytest
 from command import sharedmask
+from frame_cases import left_in
 from images import bold, same_bits, save, truth
-
-from sharedmask.storage import disk
-
-
-def left_in(folder):
-    return sorted(
-        path.name for path in folder.iterdir() if path.name != "registry" and path != disk.directory()
-    )
 
 
 def command(*args):

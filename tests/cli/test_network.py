@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from command import sharedmask
 from images import AFFINE
-from networks import lesion, mask, write_study
+from networks import contents, lesion, mask, write_study
 
 from sharedmask import FunctionalNetworkMapper
 from sharedmask.compute.journal import Failures
@@ -36,11 +35,6 @@ def arguments(study, *options, out="out", lesions=None):
 
 def run(study, *options, **kwargs):
     return sharedmask(*arguments(study, *options, **kwargs), cwd=study)
-
-
-def contents(folder):
-    """Of all files; what is recorded of the work itself is not among them."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def test_each_lesion_has_its_maps_and_its_summary(study):

@@ -2,17 +2,11 @@
 
 import numpy as np
 from command import sharedmask
-from images import truth
+from images import signals
 from serving import serving
 
 from sharedmask import SharedImage
 from sharedmask.storage import registry
-
-
-def signals(path):
-    """Those of all voxels, as NiftiMasker gives them for integers."""
-    values = truth(path)
-    return values.reshape(-1, values.shape[3]).T.astype("f4")
 
 
 def test_drop_closes_an_image_and_its_clients_keep_it(run):

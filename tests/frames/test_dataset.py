@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import kill_group, python, running
-from frame_cases import STORES, N, shift
+from frame_cases import STORES, N, fields, shift
 from images import SHAPE, bold, niimg, same_bits, save, truth
 
 from sharedmask import FrameDataset
@@ -73,10 +73,6 @@ def test_a_frame_is_a_contiguous_view(run, store):
         assert len(np.array_split(frame, 3)) == 3
 
 
-def _fields():
-    return {"time": np.arange(N) * 2.0, "gradients": np.arange(N * 4.0).reshape(N, 4)}
-
-
 # --- other processes -----------------------------------------------------------------------------
 
 
@@ -84,7 +80,7 @@ def _fields():
 @pytest.mark.parametrize("store", STORES)
 def test_workers_see_the_same_frames(run, store):
     brain = np.ones(SHAPE, bool)
-    with FrameDataset(run, store=store, mask_img=brain, per_frame=_fields()) as ds:
+    with FrameDataset(run, store=store, mask_img=brain, per_frame=fields()) as ds:
         assert len(pickle.dumps(ds)) < 2048
         back = pickle.loads(pickle.dumps(ds.select([1, 4, 5])))
         assert back == ds.select([1, 4, 5])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from frame_cases import N, shift
+from frame_cases import N, fields, shift
 from hypothesis import given
 from hypothesis import strategies as st
 from images import bold, same_bits, save, truth
@@ -27,12 +27,8 @@ INDICES = st.one_of(
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     path = save(tmp_path_factory.mktemp("frames") / "run.nii", bold(dtype="float32"))
-    with FrameDataset(path, affines=np.arange(N * 16.0).reshape(N, 4, 4), per_frame=_fields()) as ds:
+    with FrameDataset(path, affines=np.arange(N * 16.0).reshape(N, 4, 4), per_frame=fields()) as ds:
         yield ds
-
-
-def _fields():
-    return {"time": np.arange(N) * 2.0, "gradients": np.arange(N * 4.0).reshape(N, 4)}
 
 
 @given(index=INDICES)
@@ -41,8 +37,8 @@ def test_indices_mean_what_they_mean_to_numpy(dataset, index):
     data, affine, when, gradient = dataset[index]
     same_bits(np.asarray(data), bold(dtype="float32")[..., at])
     np.testing.assert_array_equal(affine, np.arange(N * 16.0).reshape(N, 4, 4)[at])
-    np.testing.assert_array_equal(when, _fields()["time"][at])
-    np.testing.assert_array_equal(gradient, _fields()["gradients"][at])
+    np.testing.assert_array_equal(when, fields()["time"][at])
+    np.testing.assert_array_equal(gradient, fields()["gradients"][at])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +66,7 @@ def test_what_is_no_frame_is_an_index_error(dataset, index):
 def test_numbers_of_frames_survive_filtering(run):
     kept = np.ones(N, bool)
     kept[[0, 7]] = False
-    with FrameDataset(run, per_frame=_fields()) as ds:
+    with FrameDataset(run, per_frame=fields()) as ds:
         diffusion = ds.select(kept)
         again = diffusion.select(slice(5, None))
         assert [again.original_index(i) for i in range(len(again))] == [6, 8, 9, 10, 11]

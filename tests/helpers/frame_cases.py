@@ -17,6 +17,11 @@ def shift(millimetres=3.5):
     return affine
 
 
+def fields():
+    """Two of each frame."""
+    return {"time": np.arange(N) * 2.0, "gradients": np.arange(N * 4.0).reshape(N, 4)}
+
+
 def left_in(folder):
     return sorted(
         path.name for path in folder.iterdir() if path.name != "registry" and path != disk.directory()

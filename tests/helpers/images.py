@@ -40,6 +40,12 @@ def truth(path):
     return np.asanyarray(nib.load(path).dataobj)
 
 
+def signals(path):
+    """Those of all voxels, as NiftiMasker gives them for integers."""
+    values = truth(path)
+    return values.reshape(-1, values.shape[3]).T.astype("f4")
+
+
 def random_masks(count, shape=SHAPE, seed=1, density=0.3):
     """Overlapping boolean masks, none empty."""
     rng = np.random.default_rng(seed)

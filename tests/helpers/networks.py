@@ -1,5 +1,7 @@
 """Small connectomes and lesions for tests, and the mathematics in eight lines of float64."""
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 from images import AFFINE
@@ -147,3 +149,8 @@ def write_study(folder):
     for number in range(9):
         nib.save(lesion(number)[0], folder / f"lesions/sub-{number}.nii.gz")
     return folder
+
+
+def contents(folder):
+    """Of all files; what is recorded of the work itself is not among them."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}

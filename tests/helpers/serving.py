@@ -1,11 +1,14 @@
 """A coordinator in a process of its own."""
 
+import json
+import struct
 import subprocess
 from contextlib import contextmanager
 
 from children import kill_group, program
 
 STORES = ["shm", "memfd"]
+BODY = json.dumps({"version": 1, "verb": "list"}).encode()
 
 
 @contextmanager
@@ -24,3 +27,8 @@ def serving(*options, **how):
         except subprocess.TimeoutExpired:
             kill_group(child)
             raise
+
+
+def framed(body):
+    """A message as it is sent."""
+    return struct.pack(">I", len(body)) + body

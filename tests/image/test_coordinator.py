@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import stat
-import struct
 import subprocess
 import tempfile
 import threading
@@ -19,8 +18,8 @@ import pytest
 from children import gone, kill_group, python, running
 from click.testing import CliRunner
 from command import sharedmask
-from images import bold, save, truth
-from serving import serving
+from images import bold, save, signals, truth
+from serving import BODY, framed, serving
 
 from sharedmask import Coordinator, SharedImage
 from sharedmask.cli.ls import list_images
@@ -60,12 +59,6 @@ def until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.02)
-
-
-def signals(path):
-    """Those of all voxels, as NiftiMasker gives them for integers."""
-    values = truth(path)
-    return values.reshape(-1, values.shape[3]).T.astype("f4")
 
 
 @pytest.fixture
@@ -606,13 +599,6 @@ def test_a_forked_child_that_outlives_it_does_not_hold_its_claim(registry_dir):
 
 
 # --- the protocol ---
-
-BODY = json.dumps({"version": 1, "verb": "list"}).encode()
-
-
-def framed(body):
-    return struct.pack(">I", len(body)) + body
-
 
 # --- what would make it deaf ---
 

@@ -1,6 +1,5 @@
 """Messages: what is none, what cannot be done, errors that arrive as what they are."""
 
-import json
 import socket
 import struct
 from contextlib import suppress
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from children import kill_group
 from images import truth
-from serving import serving
+from serving import BODY, framed, serving
 
 from sharedmask import Coordinator, SharedImage
 from sharedmask.errors import (
@@ -19,12 +18,6 @@ from sharedmask.errors import (
 )
 from sharedmask.image import protocol
 from sharedmask.storage.registry import reap
-
-BODY = json.dumps({"version": 1, "verb": "list"}).encode()
-
-
-def framed(body):
-    return struct.pack(">I", len(body)) + body
 
 
 @pytest.mark.parametrize(

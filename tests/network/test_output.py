@@ -1,11 +1,9 @@
 """``sharedmask network``: what it writes, its exit codes, and taking up where a kill stopped it."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
-from networks import lesion, mask, reference, series, write, write_study
+from networks import contents, lesion, mask, reference, series, write, write_study
 
 from sharedmask import FunctionalNetworkMapper
 from sharedmask.compute.journal import Failures
@@ -16,11 +14,6 @@ from sharedmask.network import output
 @pytest.fixture
 def study(tmp_path):
     return write_study(tmp_path)
-
-
-def contents(folder):
-    """Of all files; what is recorded of the work itself is not among them."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 @pytest.fixture
