@@ -53,16 +53,14 @@ def _by_voxel(path):
     return np.reshape(values, (-1, values.shape[3]))
 
 
-def _image(folder):
+def _image(folder, name="run.nii"):
     from images import bold, save
 
-    return save(folder / "run.nii", bold(SHAPE))
+    return save(folder / name, bold(SHAPE))
 
 
 def _packed(folder):
-    from images import bold, save
-
-    return save(folder / "run.nii.gz", bold(SHAPE))
+    return _image(folder, "run.nii.gz")
 
 
 def _extract(path):
@@ -82,16 +80,14 @@ def _labels():
     return (np.arange(120).reshape(SHAPE[:3]) % 3).astype("u1")
 
 
-def _mask(folder):
+def _mask(folder, name="mask.nii"):
     from images import save
 
-    return save(folder / "mask.nii", _labels())
+    return save(folder / name, _labels())
 
 
 def _packed_mask(folder):
-    from images import save
-
-    return save(folder / "mask.nii.gz", _labels())
+    return _mask(folder, "mask.nii.gz")
 
 
 def _regions(path):
