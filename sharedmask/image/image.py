@@ -338,8 +338,9 @@ class SharedImage(Searchlights):
                 return self.handle  # which says why there is none
             if self._owned is None:
                 raise ParameterError(f"{self._name} is another process's image: only its owner names it")
-            owners.check_free(name, held.shared.handle.token)
-            self._name, held.attachment.handle = name, self._owned.rename(name)  # with which views travel
+            with owners.free(name, held.shared.handle.token):
+                held.attachment.handle = self._owned.rename(name)  # with which views travel
+            self._name = name
             return held.attachment.handle
 
     @classmethod

@@ -4,7 +4,9 @@ Covers: finding an image by a name that several may have, whether one is free to
 the records that hold them (``registry``), names that the coordinator knows (``coordinator``).
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 from sharedmask.errors import ParameterError, SharedMaskWarning
 from sharedmask.storage import registry
@@ -29,18 +31,21 @@ def meant(name: Handle | str) -> Handle:
     return handle
 
 
-def check_free(name: str, token: str) -> None:
-    """That no living image but the one of this token has the name.
+@contextlib.contextmanager
+def free(name: str, token: str) -> Iterator[None]:
+    """No living image but the one of this token has the name, and nobody gives it to another meanwhile.
 
     Raises ParameterError: it would be found by the name of another, or that one by its own.
     """
-    others = _owners(name)
-    others.pop(token, None)
-    for pid in others.values():
-        raise ParameterError(
-            f"another image is shared under the name {name!r}, by process {pid}: publish this one under a "
-            "name of its own, or close that one first"
-        )
+    with registry.naming():
+        others = _owners(name)
+        others.pop(token, None)
+        for pid in others.values():
+            raise ParameterError(
+                f"another image is shared under the name {name!r}, by process {pid}: publish this one under "
+                "a name of its own, or close that one first"
+            )
+        yield
 
 
 def _owners(name: str) -> dict[str, int]:

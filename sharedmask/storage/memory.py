@@ -15,8 +15,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sharedmask.errors import AttachError, SegmentError
 from sharedmask.storage import memory_pages
 from sharedmask.system import locks, platform
@@ -28,6 +26,7 @@ SHM = Path(platform.SHM)
 NAME = re.compile(r"sharedmask-[0-9a-f]{16}")
 
 _BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+_BESIDES = 256 * 1024  # bytes of what else is in a segment, and of its record and the next one
 _MFD_NOEXEC_SEAL = 0x8  # not in Python's os before 3.13
 _OPEN = platform.OPEN | platform.NOT_WAITING
 
@@ -97,7 +96,8 @@ class Named(Store):
         try:
             # The standard object creates, no more: its map could not be closed while arrays look at it,
             # a plain one lives exactly as long as its last view.
-            platform.shared_memory().SharedMemory(self.name, create=True, size=self.nbytes).close()
+            # A byte, for which there is always room: without it the tracker would print a traceback.
+            platform.shared_memory().SharedMemory(self.name, create=True, size=1).close()
         except FileExistsError:
             return False
         except Exception:
@@ -112,8 +112,7 @@ class Named(Store):
         os.chmod(SHM / self.name, 0o400)
 
     def protected(self, buffer: mmap.mmap) -> memoryview | None:
-        address = np.frombuffer(buffer, np.uint8).ctypes.data
-        if not platform.protect(address, self.nbytes):
+        if not platform.protect(memory_pages.address_of(buffer), self.nbytes):
             return None
         platform.advise(buffer, "MADV_DOFORK")
         return memoryview(buffer).toreadonly()
@@ -208,8 +207,9 @@ def _reserve(fd: int, nbytes: int, kind: str) -> None:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise SegmentError(f"{format_bytes(nbytes)} cannot be reserved: {explained(error)}") from error
         os.ftruncate(fd, 0)  # what was taken already is free again
-        where = f"{SHM} is too small" if kind == "shm" else "memory is short"
-        free = f" and {format_bytes(free_bytes() or 0)} were free" if kind == "shm" else ""
+        is_full = kind == "shm" and error.errno == errno.ENOSPC
+        where = f"{SHM} is too small" if is_full else "memory is short"
+        free = f" and {format_bytes(free_bytes() or 0)} were free" if is_full else ""
         raise SegmentError(f"{where}: {format_bytes(nbytes)} are needed{free}") from error
 
 
@@ -242,7 +242,7 @@ def choose(asked: str, nbytes: int) -> tuple[str, str]:
         if not os.access(SHM, os.W_OK | os.X_OK):
             return "memfd", f"nothing can be made in {SHM}"
         free = free_bytes()
-        if free is not None and free < nbytes:
+        if free is not None and free < nbytes + _BESIDES:
             return "memfd", f"{SHM} has room for {format_bytes(free)} only"
     return "shm", "the default"
 

@@ -19,7 +19,7 @@ from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
 _LARGE_FROM = 16 * 2**20  # bytes of a segment
-_AT_ONCE = 64 * 2**20
+_AT_ONCE = 4 * 2**20  # many kernels begin again what a signal meets: that of a timer comes every ms
 _QUICK = 0.25e-3  # seconds that large pages take, each, on average; the small ones in its place take 1e-3
 _TRIED = 4e-3  # seconds more, after which it is clear that they take longer
 _POPULATED = 16 * 2**20  # bytes at a time
@@ -33,16 +33,26 @@ def reserve(fd: int, nbytes: int) -> None:
     """
     os.ftruncate(fd, nbytes)
     if size := _large(nbytes):
-        _reserve_large(fd, nbytes, size)
+        with contextlib.suppress(OSError):  # no room for their map; all memory is locked (mlockall)
+            _reserve_large(fd, nbytes, size)
     for start in range(0, nbytes, _AT_ONCE):
         platform.reserve(fd, start, min(_AT_ONCE, nbytes - start))
 
 
 def mapped(fd: int, nbytes: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
     """A segment, to write to or not; a large page is met as one, and not as the small ones in it."""
-    size = _large(nbytes)
-    with platform.gap(nbytes, size) if size else contextlib.nullcontext():
+    if not (size := _large(nbytes)):
         return mmap.mmap(fd, nbytes, access=access)
+    with platform.gap(nbytes, size):
+        buffer = mmap.mmap(fd, nbytes, access=access)
+        if address_of(buffer) % size:  # it fills another gap, of about its size
+            with contextlib.suppress(OSError):
+                buffer = mmap.mmap(fd, nbytes, access=access)
+        return buffer
+
+
+def address_of(buffer: mmap.mmap) -> int:
+    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
 def populate(array: Array) -> None:
@@ -69,7 +79,7 @@ def _reserve_large(fd: int, nbytes: int, size: int) -> None:
     """
     spent = -_TRIED
     with contextlib.closing(mapped(fd, nbytes)) as buffer:
-        address = np.frombuffer(buffer, np.uint8).ctypes.data
+        address = address_of(buffer)
         for place in range(0, nbytes - size + 1, size):
             began = time.thread_time()
             platform.reserve(fd, place, 1)  # of nothing no page is made

@@ -207,8 +207,9 @@ class OwnedSegment:
         """Publish the handle under another label; the segment stays as it is."""
         if not isinstance(label, str) or not label.isprintable() or label.lstrip()[:1] in ("", "{"):
             raise ParameterError(f"{self.label} cannot be published under the name {label!r}")
+        handle = self._published(replace(self.handle, label=label))
         self.label = label
-        return self._published(replace(self.handle, label=label))
+        return handle
 
     def release(self) -> None:
         """Unlink the segment, then remove the record. Views keep their bytes. Idempotent."""
@@ -339,6 +340,13 @@ def find(label: str) -> Handle:
     if not found:
         raise AttachError(f"no image is shared under the name {label!r}: `sharedmask ls` lists them")
     return found[-1]
+
+
+@contextlib.contextmanager
+def naming() -> Iterator[None]:
+    """Nobody else gives a name to an image meanwhile."""
+    with _open_directory() as folder, locks.locked(folder, "names.lock", directory()):
+        yield
 
 
 class Claim(_Locked):

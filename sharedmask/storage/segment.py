@@ -172,6 +172,8 @@ class Segment:
         self.store.forget()
         if "_map" in vars(self):
             _redirect_to_devnull(self.store.name)
+            # The child has not its pages: whatever lies in their place by then would be unmapped with it.
+            platform.never_free(self._map)
 
     def _handle(self, label: str) -> Handle:
         pid = os.getpid()

@@ -74,6 +74,7 @@ def explained(error: OSError) -> str:
     files = _most_files()
     behind = {
         errno.EMFILE: f"a process may have {files} open: `ulimit -n`",
+        errno.EFBIG: "files and shared memory are limited: `ulimit -f`",
         errno.EAGAIN: "processes and threads are limited: `ulimit -u`, or pids.max of a control group",
     }
     hint = behind.get(error.errno or 0)

@@ -353,6 +353,11 @@ def make_large(address: int, nbytes: int) -> bool:
     return _tell_libc("madvise", at, size, _MADV_COLLAPSE) == 0
 
 
+def never_free(thing: object) -> None:
+    """Have an object last as long as this process, whoever forgets it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 @contextlib.contextmanager
 def gap(nbytes: int, alignment: int) -> Iterator[None]:
     """Have a map of so many bytes begin at a multiple of ``alignment``: it is laid into a gap that fits."""

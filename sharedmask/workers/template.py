@@ -78,27 +78,32 @@ class Template:
     def fork(self, count: int, surroundings: Surroundings) -> Iterator[tuple[connection.Connection, "Child"]]:
         """New children in these surroundings, and the pipes to them.
 
-        All are asked for before the first is waited for.
+        All are asked for before the first is waited for; if one cannot be, those before it come first.
 
         Raises WorkerError: one cannot be started; the next call begins anew.
         """
-        asked = deque[_Asked]()
+        asked, refused = deque[_Asked](), None
         try:
             with self._lock:
-                while len(asked) < count:
-                    asked.append(self._ask(surroundings))
+                while len(asked) < count and refused is None:
+                    try:
+                        asked.append(self._ask(surroundings))
+                    except CannotStartError as error:
+                        refused = error
             while asked:
                 pipe, told, process = asked[0]
                 child = _first_sign(told, process)
                 asked.popleft()
                 yield pipe, child
+            if refused is not None:
+                raise refused
         finally:
             for pipe, told, _ in asked:
                 pipe.close()
                 told.close()
 
     def _ask(self, surroundings: Surroundings) -> "_Asked":
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo, _startable():
             pipe, theirs = connection.Pipe()
             undo.callback(pipe.close)
             with theirs:
@@ -124,7 +129,7 @@ class Template:
         self._surroundings = surroundings
 
     def _running(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-        with self._lock:
+        with self._lock, _startable():
             if self._rights != rights():
                 self.stop()
             if self._process is None or self._socket is None or self._process.poll() is not None:
@@ -169,14 +174,23 @@ def _started(theirs: socket.socket, preload: Sequence[str]) -> "subprocess.Popen
     path = [entry for entry in sys.path if isinstance(entry, str)]
     path += [] if _HOME in path else [_HOME]
     flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    with _without_interrupts():
+        return subprocess.Popen(
+            [_python(), *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
+            env={**os.environ, **ONE_THREAD},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+
+
+@contextlib.contextmanager
+def _startable() -> Iterator[None]:
+    """What the system refuses is told as what it means.
+
+    Raises CannotStartError.
+    """
     try:
-        with _without_interrupts():
-            return subprocess.Popen(
-                [_python(), *flags, "-c", _COMMAND, str(theirs.fileno()), ",".join(preload), *path],
-                env={**os.environ, **ONE_THREAD},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        yield
     except OSError as error:
         raise CannotStartError(
             f"no worker process can be started with Python at {_python()!r}: {explained(error)}"

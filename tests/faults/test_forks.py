@@ -126,6 +126,36 @@ def test_fork_that_outlives_the_owner_holds_neither_lock_nor_bytes(generations, 
 
 
 @pytest.mark.parametrize("store", STORES)
+def test_what_a_fork_in_the_midst_of_a_load_does_later_is_its_own(store, registry_dir):
+    """Its memory lies where the parent has the image: it stays when what it knows of that goes."""
+    script = """
+    import gc, os, sys
+    import numpy as np
+    from sharedmask.storage.registry import publish
+    def fill(arrays):
+        global pid, mine
+        pid = os.fork()
+        if not pid:
+            mine = [np.ones(2**23 - 2**14) for _ in range(3)]
+            raise KeyError("this goes on in the parent")
+        arrays["rows"][:] = 7
+    geometry = {"rows": ((2**26,), np.dtype("i1"))}
+    try:
+        owned, _ = publish("run", geometry, fill, sys.argv[1])
+    except KeyError:
+        pass
+    if not pid:
+        gc.collect()
+        sys.exit(int(sum(one.sum() for one in mine) != 3 * (2**23 - 2**14)))
+    print(os.waitpid(pid, 0)[1])
+    owned.release()
+    """
+    done = python(script, store)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert os.listdir(registry_dir) == []
+
+
+@pytest.mark.parametrize("store", STORES)
 def test_fork_while_another_thread_publishes_holds_neither_lock_nor_bytes(store, registry_dir):
     """The child is forked between the record and the end of reserving, which takes seconds per GB."""
     script = """

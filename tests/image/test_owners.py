@@ -1,5 +1,8 @@
+import contextlib
 import subprocess
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from images import bold, save
 
 from sharedmask import SharedImage
 from sharedmask.errors import AttachError, ParameterError, SharedMaskWarning
+from sharedmask.image import owners
 from sharedmask.storage.registry import reap
 
 pytestmark = pytest.mark.shares
@@ -38,6 +42,33 @@ def test_a_name_that_is_taken_is_not_published_again(paths):
             np.testing.assert_array_equal(got.array, second.array)
     with pytest.raises(AttachError, match="no image is shared under the name 'run'"):
         SharedImage.attach("run")
+
+
+def test_of_two_that_publish_under_one_name_at_once_one_is_refused(paths, monkeypatch):
+    both, usual = threading.Barrier(2), owners._owners
+
+    def look(name):
+        found = usual(name)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return found
+
+    monkeypatch.setattr(owners, "_owners", look)
+    with SharedImage(paths[0]).load() as first, SharedImage(paths[1]).load() as second:
+        with ThreadPoolExecutor(2) as threads:
+            done = [threads.submit(image.publish, "run") for image in (first, second)]
+        refused = [one.exception() for one in done if one.exception() is not None]
+        assert [type(one) for one in refused] == [ParameterError]
+        assert sorted(image.handle.label for image in (first, second)) == ["filtered.nii.gz", "run"]
+
+
+def test_a_name_that_cannot_be_given_changes_nothing(paths):
+    with SharedImage(paths[0]).load() as image:
+        for refused in ("{", 3, "x" * 2**17):
+            with pytest.raises(ParameterError):
+                image.publish(refused)
+            assert image.handle.label == image._owned.label == "filtered.nii.gz"
+            assert repr(image).startswith("<SharedImage filtered.nii.gz ")
 
 
 def test_the_name_of_an_image_that_was_closed_or_killed_is_free(paths):

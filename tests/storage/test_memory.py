@@ -122,6 +122,51 @@ def test_no_room_is_an_error_with_numbers_and_nothing_left(store, message):
     assert not os.path.exists(f"/dev/shm/{segments.segment_name(TOKEN)}")
 
 
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("RLIMIT_FSIZE", "8 MiB cannot be reserved: File too large (files and shared memory are limited:"),
+        ("RLIMIT_AS", "8 MiB cannot be mapped: Cannot allocate memory"),
+    ],
+)
+def test_a_limit_of_the_process_is_one_sentence_and_nothing_else(limit, message, store):
+    """Not even a traceback of the standard tracker's."""
+    script = f"""
+    import mmap, resource, sys
+    from multiprocessing import resource_tracker
+    from pathlib import Path
+    import numpy as np
+    from sharedmask.errors import SegmentError
+    from sharedmask.storage.registry import OwnedSegment
+
+    OwnedSegment("small", {{"rows": ((5,), np.dtype("f4"))}}, "{store}").release()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.{limit}, ({limit == "RLIMIT_AS"} * used + 2**22,) * 2)
+    try:
+        OwnedSegment("large", {{"rows": ((2**21,), np.dtype("f4"))}}, "{store}")
+    except SegmentError as error:
+        print(error)
+    resource_tracker._resource_tracker._stop()
+    """
+    done = python(textwrap.dedent(script), fresh=True)
+    assert done.stdout.startswith(message), done
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("spare", "store"), [(0, "memfd"), (3 * 4096, "memfd"), (2**20, "shm")])
+def test_auto_leaves_room_for_the_record(monkeypatch, spare, store):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**24 + spare)
+    for name in memory._BATCH_JOBS:
+        monkeypatch.delenv(name, raising=False)
+    assert memory.choose("auto", 2**24)[0] == store
+
+
+def test_memory_that_is_short_is_not_taken_for_a_small_shm():
+    with failing("posix_fallocate", "ENOMEM"), pytest.raises(SegmentError, match="memory is short: 1 MiB"):
+        Segment(TOKEN, {"rows": ((2**18,), np.dtype("f4"))}, "shm")
+
+
 def test_a_name_in_use_is_an_error(named):
     with pytest.raises(SegmentError):
         Segment(TOKEN, WITH_VOXELS, "shm")

@@ -1,5 +1,6 @@
 """The pages of shared memory: all of them taken, of whatever size they are."""
 
+import errno
 import mmap
 import os
 import resource
@@ -46,6 +47,40 @@ def test_all_pages_are_taken_before_anybody_writes(made, monkeypatch, nbytes, ma
     assert not any(os.pread(made, nbytes, 0))
 
 
+@pytest.mark.parametrize("call", ["gap", "reserve", "advise", "make_large"])
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINVAL, errno.EAGAIN])
+def test_large_pages_that_cannot_be_had_are_no_error(made, monkeypatch, call, error):
+    """Address space is limited; all memory is locked, which cannot be given back."""
+    usual, first = getattr(platform, call), [True]
+
+    def fails_once(*arguments):
+        if first.pop() if first else False:
+            raise OSError(error, os.strerror(error))
+        return usual(*arguments)
+
+    monkeypatch.setattr(platform, call, fails_once)
+    if not platform.large_page():
+        monkeypatch.setattr(platform, "large_page", lambda: 2**21)
+
+    memory_pages.reserve(made, 17 * 2**20)
+
+    assert not first
+    assert os.fstat(made).st_blocks * 512 >= 17 * 2**20
+
+
+def test_no_call_takes_long_that_a_signal_would_begin_anew(made, monkeypatch):
+    spans = []
+    monkeypatch.setattr(platform, "make_large", nothing)
+    monkeypatch.setattr(platform, "reserve", lambda fd, place, nbytes: spans.append((place, nbytes)))
+
+    memory_pages.reserve(made, 17 * 2**20 + 5)
+
+    in_turn = [span for span in spans if span[1] > 1]
+    assert [place for place, _ in in_turn] == [0, *np.cumsum([nbytes for _, nbytes in in_turn])[:-1]]
+    assert sum(nbytes for _, nbytes in in_turn) == 17 * 2**20 + 5
+    assert max(nbytes for _, nbytes in in_turn) <= 4 * 2**20
+
+
 @pytest.mark.parametrize(
     ("seconds", "n_asked"),
     [
@@ -78,12 +113,17 @@ def test_large_pages_are_taken_as_far_as_they_are_quick(made, monkeypatch, secon
     assert spans  # each time anew
 
 
-def test_a_large_page_is_mapped_where_one_can_begin(made, monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_large_page_is_mapped_where_one_can_begin(made, monkeypatch, lost):
+    """Also if what was unmapped by others before has left a gap into which it would fit."""
     monkeypatch.setattr(memory_pages, "_TRIED", 600)
     size = platform.large_page()
     if not size or size > 16 * 2**20:
         pytest.skip("this kernel has no large pages that a segment of 17 MiB could have")
     memory_pages.reserve(made, 17 * 2**20)
+    before = [mmap.mmap(-1, 17 * 2**20 + 3 * mmap.PAGESIZE), mmap.mmap(-1, 64 * 2**20)]
+    if lost:
+        before[0].close()
 
     mapped = memory_pages.mapped(made, 17 * 2**20)
 

@@ -1,5 +1,6 @@
 """Where workers come from: however Python was started, with little imported, changing nothing here."""
 
+import errno
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing import connection
 
 import pytest
 from children import gone, python
@@ -72,6 +74,33 @@ def test_an_interrupt_while_the_process_begins_is_the_callers_alone(monkeypatch)
         process.send_signal(signal.SIGINT)
         ours.send(b"2")
         assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "n_calls"),
+    [(connection, "Pipe", 4), (socket, "socketpair", 1), (socket, "send_fds", 2), (subprocess, "Popen", 1)],
+)
+def test_without_descriptors_for_workers_those_that_there_are_do_the_work(
+    monkeypatch, caplog, module, name, n_calls
+):
+    """Else threads do it; whichever call of those for two workers is refused."""
+    usual = getattr(module, name)
+    for refused in range(n_calls):
+        calls = iter(range(n_calls))
+
+        def refusing(*arguments, **named):
+            if next(calls, n_calls) >= refused:  # noqa: B023
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return usual(*arguments, **named)
+
+        monkeypatch.setattr(pool, "_pools", {})
+        monkeypatch.setattr(module, name, refusing)
+        caplog.clear()
+        try:
+            assert run_processes(abs, (), [(-number,) for number in range(5)], 2) == list(range(5))
+        finally:
+            pool._end_pools()
+        assert "Too many open files (a process may have" in caplog.text
 
 
 def test_workers_have_the_rights_that_the_caller_has_now(monkeypatch):
