@@ -139,7 +139,8 @@ def _lock_and_fill(fd: int, content: str) -> None:
         said = "its file system has no locks: SHAREDMASK_DIR names another folder"
         raise SegmentError(f"the registry {directory()} cannot be locked: {said}") from error
     except OSError as error:
-        raise SegmentError(f"the registry {directory()} cannot be written to: {error.strerror}") from error
+        said = f"{error.strerror} (SHAREDMASK_DIR names another folder)"
+        raise SegmentError(f"the registry {directory()} cannot be written to: {said}") from error
 
 
 # --- owning --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The lifecycle manager: records, owners, the reaper, and what is left after each kind of death."""
 
+import errno
 import fcntl
 import gc
 import json
@@ -344,6 +345,18 @@ def test_a_name_that_cannot_be_removed_or_replaced_holds_no_descriptor(call, of,
             owned.release()
         assert len(reap()) == 1
     assert descriptors() == before
+    assert os.listdir(registry_dir) == []
+
+
+@pytest.mark.parametrize("store", ["shm", "memfd"])
+def test_a_registry_that_is_full_is_named_with_the_way_out(store, registry_dir, monkeypatch):
+    def full(fd, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(SegmentError, match=r"No space left on device \(SHAREDMASK_DIR names another"):
+            OwnedSegment("image", GEOMETRY, store)
     assert os.listdir(registry_dir) == []
 
 
