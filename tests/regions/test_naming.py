@@ -141,7 +141,7 @@ def test_maps_of_lesions_lie_in_the_folder_whatever_their_names(tmp_path):
     mapper = FunctionalNetworkMapper().fit(write(tmp_path / "c.h5", series()))
     nib.save(lesion(1)[0], tmp_path / "x\ty.nii.gz")
     report = map_to({"../a": lesion(0)[0], "b\n": str(tmp_path / "x\ty.nii.gz")}, mapper, tmp_path / "out")
-    assert report.done == (".._a", "b_")
+    assert report.complete == (".._a", "b_")
     maps = [path.name for path in sorted((tmp_path / "out").glob("*_rmap.nii.gz"))]
     assert maps == [".._a_rmap.nii.gz", "b__rmap.nii.gz"]
     table = pd.read_csv(tmp_path / "out/summary.tsv", sep="\t", keep_default_na=False)
