@@ -213,8 +213,8 @@ class SharedMultiMasker(  # type: ignore[call-arg]
         signals = self.masker_.transform(imgs, confounds=confounds, sample_mask=sample_mask)
         signals = np.reshape(signals, (*signals.shape[: signals.ndim - 1], -1))
         if looks_at_all(self.masker_.get_params()):
-            signals = np.split(signals, self.regions_.offsets[1:-1], axis=-1)
-            return self.regions_.pack(signals)
+            parts = np.split(signals, self.regions_.offsets[1:-1], axis=-1)
+            return self.regions_.pack([np.ascontiguousarray(part) for part in parts])
         return self.regions_.pack([np.take(signals, columns, axis=-1) for columns in self._parts()])
 
     def fit_transform(self, imgs: Any, y: Any = None, confounds: Any = None, sample_mask: Any = None) -> Any:

@@ -345,8 +345,8 @@ def find(label: str) -> Handle:
 
 @contextlib.contextmanager
 def naming() -> Iterator[None]:
-    """Nobody else gives a name to an image meanwhile."""
-    with _open_directory() as folder, locks.locked(folder, "names.lock", directory()):
+    """Nobody else gives a name to an image meanwhile; who dies at it leaves a claim, as others that die."""
+    with _open_directory() as folder, locks.locked(folder, f"names{_CLAIM_SUFFIX}", directory()):
         yield
 
 
