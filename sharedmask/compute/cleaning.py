@@ -58,7 +58,7 @@ class Cleaning:
     def begin(self, signals: Array) -> tuple[Array, Array]:
         """All but what looks at all of a mask's signals; and their means before the filter."""
         before = self._means_before(signals)
-        return replace(self, standardize=None).apply(signals), before
+        return Cleaning.apply(replace(self, standardize=None), signals), before
 
     def _means_before(self, signals: Array) -> Array:
         if (kept := self.sample_mask) is None:
@@ -74,7 +74,7 @@ class Cleaning:
     def end(self, rows: Array, before: Array) -> None:
         """Finish all of a mask's rows, (n_columns, n_timepoints), which were begun, in place."""
         means = np.concatenate([part.mean(axis=1) for part in _parts(rows)])
-        taken = bool(np.abs(means).mean() / np.abs(before).mean() < _TAKEN)
+        taken = is_taken(means, before)
         for part, level in zip(_parts(rows), _parts(before), strict=True):
             signals = np.ascontiguousarray(part.T)  # over which nilearn's means are taken row by row
             part[...] = Cleaning(self.standardize).apply(signals + level * taken).T
@@ -95,6 +95,33 @@ class Cleaning:
                 t_r=self.t_r,
             )
         )
+
+
+@dataclass(frozen=True)
+class Levels(Cleaning):
+    """Of signals that are begun their means, and those before the filter: (2, n_columns)."""
+
+    def apply(self, signals: Array) -> Array:
+        """See :class:`Levels`."""
+        begun, before = self.begin(signals)
+        return np.stack([begun.mean(axis=0), before])
+
+
+@dataclass(frozen=True)
+class Decided(Cleaning):
+    """For some of a mask's signals, all of which have decided: by their :class:`Levels`."""
+
+    taken: bool = False
+
+    def apply(self, signals: Array) -> Array:
+        """Clean ``signals`` of shape (n_timepoints, n_columns)."""
+        begun, before = self.begin(signals)
+        return Cleaning(self.standardize).apply(begun + before * self.taken)
+
+
+def is_taken(means: Array, before: Array) -> bool:
+    """Whether a filter took nearly all of the means of a mask's signals."""
+    return bool(np.abs(means).mean() / np.abs(before).mean() < _TAKEN)
 
 
 def _parts(rows: Array) -> list[Array]:

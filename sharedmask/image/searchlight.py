@@ -9,14 +9,15 @@ the voxels of all balls of its block, once, and finds each centre's among them.
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any, Unpack, cast
 
 import numpy as np
 from nibabel import Nifti1Image
 
-from sharedmask.compute.request import Parameters
+from sharedmask.compute.cleaning import Cleaning, Decided, Levels, is_taken
+from sharedmask.compute.request import Parameters, Request
 from sharedmask.errors import EmptyMaskError, ParameterError
 from sharedmask.image.relations import Relations
 from sharedmask.records import dataclass
@@ -186,8 +187,22 @@ class Searchlights(Relations):
         blocks, given = _blocks(ball, centres, voxels, grid)
         around: dict[str, Any] = {"function": Around(func, ball), "random_state": random_state}
         request = self._request(blocks, "map", f"a searchlight of {self._name}", **around, **parameters)
-        made = np.concatenate(self.carry_out(replace(request, given=given), settings.current()))
+        request = replace(request, given=given, cleaning=self._decided(request, voxels, grid))
+        made = np.concatenate(self.carry_out(request, settings.current()))
         return grid.to_nifti(centres, made)
+
+    def _decided(self, request: Request, voxels: Numbers, grid: Grid) -> Cleaning:
+        """The cleaning of blocks, where it hangs on all ``voxels``: a pass over these decides beforehand."""
+        cleaning = request.cleaning
+        if not cleaning.looks_at_all:
+            return cleaning
+        asked = {field.name: getattr(cleaning, field.name) for field in fields(cleaning)}
+        once: dict[str, Any] = {"random_state": None, "progress": False, "on_result": None}
+        parts = [voxels[start : start + _CENTRES] for start in range(0, len(voxels), _CENTRES)]
+        levels = replace(
+            request, regions=_listed(grid, parts), function=np.array, cleaning=Levels(**asked), **once
+        )
+        return Decided(**asked, taken=is_taken(*np.hstack(self.carry_out(levels, settings.current()))))
 
     def _decoding(
         self, func: Any, y: Any, groups: Any, scoring: Any, cv: Any, parameters: Parameters
@@ -218,7 +233,10 @@ def _blocks(
         if not len(own):
             place = tuple(int(one) for one in np.unravel_index(centre, grid.shape, order="F"))
             raise EmptyMaskError(f"no voxel of mask_img is around the centre {place}")
+    return _listed(grid, unions), tuple(zip(unions, parts, strict=True))
+
+
+def _listed(grid: Grid, parts: Sequence[Numbers]) -> Regions:
     numbers = tuple(range(1, len(parts) + 1))
-    offsets = np.cumsum([0, *map(len, unions)])
-    regions = Regions(grid, np.concatenate(unions), offsets, tuple(map(str, numbers)), numbers, "list")
-    return regions, tuple(zip(unions, parts, strict=True))
+    offsets = np.cumsum([0, *map(len, parts)])
+    return Regions(grid, np.concatenate(parts), offsets, tuple(map(str, numbers)), numbers, "list")

@@ -85,6 +85,33 @@ def test_signals_are_cleaned_before(run):
     assert scores.get_fdata()[2, 2, 2] > 0
 
 
+@every_worker
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"high_pass": 0.05},
+        {"low_pass": 0.1, "confounds": np.linspace(0, 1, 24)[:, None] ** 2},
+        {"high_pass": 0.05, "sample_mask": np.delete(np.arange(24), [5, 11])},
+    ],
+    ids="-".join,
+)
+def test_per_cent_of_filtered_signals_hangs_on_the_mask_alone(workers, held, asked, monkeypatch):
+    monkeypatch.setattr(searchlight, "_CENTRES", 30)
+    rng = np.random.default_rng(0)
+    # Little mean in one half, much in the other: blocks would decide otherwise than all do.
+    levels = np.where(np.arange(SHAPE[2]) < SHAPE[2] // 2, 3, 2000)[:, None]
+    image = niimg((rng.normal(0, 5, (*SHAPE, 24)) + levels).astype("f4"))
+    asked = asked | {"standardize": "psc", "t_r": 2.0}
+    store = {"mask_img": BRAIN} if held else {}
+    with SharedImage(image, **store) as shared:
+        expected = shared.mask(BRAIN, **asked)
+        found = shared.searchlight(lambda one: one[:, 0], 0.0, mask_img=BRAIN, **workers, **asked)
+    np.testing.assert_allclose(
+        found.get_fdata()[BRAIN].T, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+    )
+
+
 def test_the_ball_is_in_millimetres():
     grid = Grid((9, 9, 9), np.diag([2.0, 2.0, 4.0, 1.0]))
     assert len(searchlight.Ball.of(grid, 2.0).offsets) == 5
