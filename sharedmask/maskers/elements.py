@@ -19,7 +19,7 @@ from nibabel.gifti.gifti import GiftiImage
 from nilearn.signal import clean, high_variance_confounds
 from sklearn.utils.validation import check_is_fitted
 
-from sharedmask.errors import ParameterError, SharedMaskWarning
+from sharedmask.errors import EmptyMaskError, ParameterError, SharedMaskWarning
 from sharedmask.image.extraction import extract
 from sharedmask.image.image import SharedImage
 from sharedmask.maskers.base import Parametrised, check_clean_args
@@ -55,6 +55,7 @@ there are then those that need no mesh, and no pictures in reports."""
     high_variance_confounds: bool
     memory_limit: int | float | str | None
     space_: Elements
+    n_elements_: int
     _reads: bool
     """Whether it was fitted to what is read here."""
 
@@ -124,7 +125,8 @@ there are then those that need no mesh, and no pictures in reports."""
         Returns
         -------
         ndarray or data frame, (n_timepoints, n_elements)
-            (n_elements,) of an image without time.
+            (n_elements,) of an image without time. Columns are those of :meth:`fit`, whatever the image has:
+            NaN, with a warning, where it lacks an element, or all elements of a region.
         """
         check_is_fitted(self)
         confounds = read_tables(confounds, sample_mask)
@@ -161,10 +163,31 @@ there are then those that need no mesh, and no pictures in reports."""
             signals: Array = super().transform_single_imgs(imgs, confounds, sample_mask)
             return signals
         with _opened(imgs) as (image, space):
-            signals, t_r = self._signals(image, self._regions_on(space)), image.t_r
+            regions, here = self._found_on(space)
+            self._warn_of(here, image.name)
+            signals, t_r = self._signals(image, regions), image.t_r
         flat = signals.ndim == 1 and getattr(self, "_sklearn_output_config", None) is None
         cleaned = self._cleaned(np.atleast_2d(signals), t_r, confounds, sample_mask)
+        if not here.all():
+            cleaned, found = (
+                np.full((len(cleaned), len(here)), np.nan, np.result_type(cleaned, "f4")),
+                cleaned,
+            )
+            cleaned[:, here] = found
         return cleaned[0] if flat else cleaned
+
+    def _warn_of(self, here: Array, name: str) -> None:
+        """Tell of columns that an image has nothing for.
+
+        Raises EmptyMaskError: it has nothing for any.
+        """
+        if here.all():
+            return
+        lost = self._called(np.flatnonzero(~here))
+        if not here.any():
+            raise EmptyMaskError(f"{name} has no element of {lost}, to which the masker was fitted")
+        said = f"{name} has no element of {lost}, to which the masker was fitted: NaN in its signals"
+        warnings.warn(said, SharedMaskWarning, stacklevel=4)
 
     def _is_nilearns(self, imgs: Any) -> bool:
         return not self._reads and not _is_read(imgs)
@@ -199,7 +222,8 @@ there are then those that need no mesh, and no pictures in reports."""
         check_is_fitted(self)
         if not self._reads:
             return super().inverse_transform(signals)
-        return parcels.dense(self.space_, self._spread(self._check_array(signals)), self._step)
+        signals = self._check_array(signals, sklearn_check=False)  # which refuses NaN, of what an image lacks
+        return parcels.dense(self.space_, self._spread(signals), self._step)
 
     def _spread(self, signals: Array) -> Array:
         """The values of all elements, (n_timepoints, n_elements)."""
@@ -207,6 +231,14 @@ there are then those that need no mesh, and no pictures in reports."""
 
     def _regions_on(self, space: Space) -> Regions:
         return masked(self.mask_img, space)
+
+    def _found_on(self, space: Space) -> tuple[Regions, Array]:
+        """What was fitted, as far as an image has it, and whether it has something for each column."""
+        raise NotImplementedError
+
+    def _called(self, columns: Array) -> str:
+        """What some columns are of."""
+        return f"{len(columns)} of the {self.n_elements_} elements"
 
     def _learn(self, regions: Regions) -> None:
         raise NotImplementedError

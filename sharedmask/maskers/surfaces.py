@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from nilearn.maskers import SurfaceLabelsMasker, SurfaceMapsMasker, SurfaceMasker
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted
 
 from sharedmask.errors import EmptyMaskError, MaskError, ParameterError
 from sharedmask.image.extraction import extract
@@ -25,6 +25,8 @@ from sharedmask.regions.regions import Regions
 from sharedmask.sources.opening import check_signals, open_source
 from sharedmask.spaces.space import Space, mismatch_error
 from sharedmask.typing import Array
+
+_NAMED = 5  # regions, in a warning
 
 
 @documented
@@ -79,6 +81,16 @@ class SharedSurfaceMasker(ElementsMasker, SurfaceMasker):
         values = np.zeros((len(signals), self.space_.n_voxels), signals.dtype)
         values[:, self._regions_on(self.space_).indices] = signals
         return values
+
+    def _found_on(self, space: Space) -> tuple[Regions, Array]:
+        fitted = self._regions_on(self.space_)
+        numbers = space.numbers_of(self.space_, fitted.indices)
+        if numbers is None:
+            self._regions_on(space)  # whose error names a file of the mask
+            raise mismatch_error("the masker", self.space_, space)
+        here = numbers >= 0
+        offsets = np.array([0, np.count_nonzero(here)])
+        return replace(fitted, grid=space, indices=numbers[here], offsets=offsets), here
 
     def _learn(self, regions: Regions) -> None:
         self.n_elements_ = len(regions.indices)
@@ -163,20 +175,42 @@ class SharedSurfaceLabelsMasker(ElementsMasker, SurfaceLabelsMasker):
         return self._regions_on(self.space_).to_cifti(signals, kind, t_r=self._step)
 
     def _regions_on(self, space: Space) -> Regions:
-        if self.labels_img is None:
-            raise ParameterError("labels_img= is the atlas, and none is given")
-        how = {"lut": self.lut, "background_label": self.background_label}
-        regions = Regions.from_labels(self.labels_img, space, **how)
+        regions = self._atlas_on(space)
         if self.labels is not None:
             if len(self.labels) != len(regions):
                 raise ParameterError(f"labels= are {len(self.labels)} names for {len(regions)} regions")
             regions = replace(regions, names=tuple(self.labels), keys=tuple(self.labels))
-        if self.mask_img is None:
-            return regions
-        inside = regions.within(masked(self.mask_img, space).indices).without_empty()
+        inside = self._in_mask(regions)
         if not len(inside):
             raise EmptyMaskError("no region has an element in mask_img")
         return inside
+
+    def _atlas_on(self, space: Space) -> Regions:
+        if self.labels_img is None:
+            raise ParameterError("labels_img= is the atlas, and none is given")
+        how = {"lut": self.lut, "background_label": self.background_label}
+        return Regions.from_labels(self.labels_img, space, **how)
+
+    def _in_mask(self, regions: Regions) -> Regions:
+        if self.mask_img is None:
+            return regions
+        return regions.within(masked(self.mask_img, regions.grid).indices).without_empty()
+
+    def _found_on(self, space: Space) -> tuple[Regions, Array]:
+        fitted = self._regions_on(self.space_)
+        if any(isinstance(one, np.ndarray) for one in (self.labels_img, self.mask_img)):
+            placed = fitted.placed_on(space)  # arrays are of the elements that were fitted
+            return placed.without_empty(), placed.sizes > 0
+        found = self._in_mask(self._atlas_on(space))
+        place = {label: number for number, label in enumerate(found.labels)}
+        numbers = [place[label] for label in fitted.labels if label in place]
+        return found.picked(numbers), np.isin(fitted.labels, found.labels)
+
+    def _called(self, columns: Array) -> str:
+        names = self._regions_on(self.space_).names
+        first = ", ".join(repr(names[column]) for column in columns[:_NAMED])
+        more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+        return f"region{'s' * (len(columns) > 1)} {first}{more}"
 
     def _learn(self, regions: Regions) -> None:
         self.lut_ = pd.DataFrame({"index": regions.labels, "name": regions.names})
@@ -235,7 +269,7 @@ class SharedSurfaceMapsMasker(ElementsMasker, SurfaceMapsMasker):
     def _spread(self, signals: Array) -> Array:
         inside = self._regions_on(self.space_).indices
         values = np.zeros((len(signals), self.space_.n_voxels))
-        values[:, inside] = signals @ self._maps_on(self.space_)[inside].T
+        values[:, inside] = check_array(signals) @ self._maps_on(self.space_)[inside].T
         return values
 
     def _maps_on(self, space: Space) -> Array:
@@ -257,6 +291,9 @@ class SharedSurfaceMapsMasker(ElementsMasker, SurfaceMapsMasker):
         placed = np.zeros((space.n_voxels, maps.shape[1]), maps.dtype)
         placed[numbers[numbers >= 0]] = maps[numbers >= 0]
         return placed
+
+    def _found_on(self, space: Space) -> tuple[Regions, Array]:
+        return self._regions_on(space), np.ones(self.n_elements_, bool)
 
     def _learn(self, regions: Regions) -> None:
         maps = self._maps_on(self.space_)

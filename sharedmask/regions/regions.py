@@ -188,6 +188,29 @@ class Regions(Sets):
         EmptyMaskError
             A region has no place there.
         """
+        kept = self.placed_on(grid)
+        if np.any(lost := (kept.sizes == 0) & (self.sizes > 0)):
+            raise EmptyMaskError(f"region {self.names[int(np.argmax(lost))]!r} has no place in {grid}")
+        return kept
+
+    def placed_on(self, grid: Space) -> Regions:
+        """As :meth:`on`, but a region that has no place there has no voxels.
+
+        Parameters
+        ----------
+        grid : Grid or BrainModels
+            An image's.
+
+        Returns
+        -------
+        Regions
+            As many.
+
+        Raises
+        ------
+        GridMismatchError
+            As :meth:`on`.
+        """
         if self.grid.matches(grid):
             return self if self.grid.identity == grid.identity else replace(self, grid=grid)
         numbers = grid.numbers_of(self.grid, self.indices)
@@ -195,10 +218,7 @@ class Regions(Sets):
             more = f" (and {len(self) - 1} more)" if len(self) > 1 else ""
             raise mismatch_error(f"region {self.names[0]!r}{more}", self.grid, grid)
         here = numbers >= 0
-        kept = replace(self._where(here), grid=grid, indices=numbers[here])
-        if np.any(lost := (kept.sizes == 0) & (self.sizes > 0)):
-            raise EmptyMaskError(f"region {self.names[int(np.argmax(lost))]!r} has no place in {grid}")
-        return kept
+        return replace(self._where(here), grid=grid, indices=numbers[here])
 
     @classmethod
     def from_any(

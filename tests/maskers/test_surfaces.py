@@ -17,6 +17,7 @@ from sharedmask import (
     SharedSurfaceMapsMasker,
     SharedSurfaceMasker,
 )
+from sharedmask.errors import EmptyMaskError, SharedMaskWarning
 
 T = 50
 RNG = np.random.default_rng(0)
@@ -134,3 +135,87 @@ def test_a_masker_of_surface_images_takes_files_and_shared_images(ours, theirs, 
     assert isinstance(masker.inverse_transform(expected), SurfaceImage)
     frame = masker.set_output(transform="pandas").transform(paths)
     assert list(frame.columns) == list(masker.get_feature_names_out())
+
+
+# --- images that lack what was fitted ------------------------------------------------------------
+
+ATLAS = np.array(
+    [1, 2, 2, 1, 1, 1, 3, 3, 1, 0, 1, 1, 0, 1, 1]
+)  # region 2 is in two vertices, 3 in one or two
+
+
+def lacking(path, vertices=(0, 4, 7, 8, 11), *, turned=False):
+    """A run without the vertices of region 2, its structures also in another order."""
+    parts = [files.surface(vertices=vertices), files.surface("CortexRight", (1, 2, 5)), files.voxels()]
+    parts.append(files.voxels("BrainStem", (0,)))
+    parts = parts[::-1] if turned else parts
+    places = parts[0] + parts[1] + parts[2] + parts[3]
+    return files.save(path, files.values(len(places), T), files.series(T), places)
+
+
+def file_of(tmp_path):
+    return files.save(tmp_path / "a.dlabel.nii", ATLAS[None].astype("f4"), files.labels(), files.models())
+
+
+ATLASES = {"file": file_of, "array": lambda _: ATLAS}
+SENT = {"path": str, "held": SharedImage, "nibabel": nib.load}
+
+
+@pytest.mark.shares
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", SENT)
+@pytest.mark.parametrize("ours", [SharedCiftiLabelsMasker, SharedSurfaceLabelsMasker])
+@pytest.mark.parametrize(
+    "asked", [{}, {"mask_img": "CortexLeft"}, {"labels": ["a", "b", "c"]}], ids=["all", "masked", "named"]
+)
+@pytest.mark.parametrize("atlas", ATLASES)
+def test_a_region_that_an_image_lacks_keeps_its_column(atlas, asked, ours, kind, turned, path, tmp_path):
+    vertices = (0, 4, 7, 8, 11)
+    other = lacking(tmp_path / "other.dtseries.nii", vertices, turned=turned)
+    masker = ours(ATLASES[atlas](tmp_path), standardize="zscore_sample", **asked).fit(path)
+    names = list(masker.region_names_.values())
+    image = SENT[kind](other)
+    with pytest.warns(SharedMaskWarning, match=rf"other.dtseries.nii.* of region '{names[1]}'"):
+        signals = masker.transform(image)
+    assert signals.shape == (T, len(names)) == (T, masker.n_elements_)
+    np.testing.assert_array_equal(np.isnan(signals).all(axis=0), [name == names[1] for name in names])
+    assert np.isfinite(np.delete(signals, 1, axis=1)).all()
+    assert list(masker.to_cifti(signals).header.get_axis(1).name) == names
+    dense = masker.inverse_transform(signals).get_fdata()
+    for number, label in enumerate((1, 2, 3)[: len(names)]):
+        inside = (label == ATLAS) & (np.arange(15) < (7 if "mask_img" in asked else 15))
+        np.testing.assert_array_equal(dense[:, inside], np.repeat(signals[:, [number]], inside.sum(), axis=1))
+    if kind == "held":
+        image.close()
+
+
+@pytest.mark.shares
+@pytest.mark.parametrize("kind", SENT)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("ours", [SharedCiftiMasker, SharedSurfaceMasker])
+def test_an_element_that_an_image_lacks_keeps_its_column(ours, turned, kind, path, tmp_path):
+    other = lacking(tmp_path / "other.dtseries.nii", turned=turned)
+    masker = ours(standardize=None).fit(path)
+    image = SENT[kind](other)
+    with pytest.warns(SharedMaskWarning, match=r"other.dtseries.nii.* of 2 of the 15 elements"):
+        signals = masker.transform(image)
+    whole = nib.load(other)
+    places, values = whole.header.get_axis(1), whole.get_fdata().T
+    true = {tuple(map(str, one)): row for one, row in zip(places, values, strict=True)}
+    for column, one in zip(signals.T, files.models(), strict=True):
+        np.testing.assert_array_equal(column, true.get(tuple(map(str, one)), np.full(T, np.nan)))
+    assert masker.inverse_transform(signals).shape == (T, 15)
+    if kind == "held":
+        image.close()
+
+
+@pytest.mark.parametrize("atlas", ATLASES)
+def test_an_image_that_has_nothing_of_what_was_fitted_is_refused(atlas, path, tmp_path):
+    other = lacking(tmp_path / "other.dtseries.nii")
+    given = np.where(ATLAS == 2, 2, 0)
+    if atlas == "file":
+        given = files.save(
+            tmp_path / "a.dlabel.nii", given[None].astype("f4"), files.labels(), files.models()
+        )
+    with pytest.raises(EmptyMaskError):
+        SharedCiftiLabelsMasker(given).fit(path).transform(other)
