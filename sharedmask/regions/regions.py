@@ -194,7 +194,7 @@ class Regions(Sets):
         return kept
 
     def placed_on(self, grid: Space) -> Regions:
-        """As :meth:`on`, but a region that has no place there has no voxels.
+        """The same regions on an image's grid, without voxels those that have no place there.
 
         Parameters
         ----------
