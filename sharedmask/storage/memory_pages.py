@@ -19,7 +19,7 @@ from sharedmask.system.threads import Threads
 from sharedmask.typing import Array
 
 _LARGE_FROM = 16 * 2**20  # bytes of a segment
-_AT_ONCE = 4 * 2**20  # many kernels begin again what a signal meets: that of a timer comes every ms
+_AT_ONCE = 16 * 2**20  # 4 ms: many kernels begin anew where a signal comes, as every 10 ms of a profiler
 _QUICK = 0.25e-3  # seconds that large pages take, each, on average; the small ones in its place take 1e-3
 _TRIED = 4e-3  # seconds more, after which it is clear that they take longer
 _POPULATED = 16 * 2**20  # bytes at a time
