@@ -15,8 +15,10 @@ from sharedmask.typing import Array, NDArray
 
 CLEANING_MODULES = ("nilearn.signal",)
 """What workers that clean import, once for all."""
+COLUMNS = 480
+"""Signals that are cleaned at a time: whole cache lines, and not 512, which are 2 KiB apart and so have the
+same place in a cache; nilearn takes trends out of 500 and more in ten parts."""
 _TAKEN = 0.1  # of the mean, in nilearn: a filter that leaves less took it
-_COLUMNS = 480  # that are finished at a time
 _CLEANING = ("standardize", "detrend", "confounds", "sample_mask", "low_pass", "high_pass")
 
 
@@ -125,4 +127,4 @@ def is_taken(means: Array, before: Array) -> bool:
 
 
 def _parts(rows: Array) -> list[Array]:
-    return [rows[start : start + _COLUMNS] for start in range(0, len(rows), _COLUMNS)]
+    return [rows[start : start + COLUMNS] for start in range(0, len(rows), COLUMNS)]

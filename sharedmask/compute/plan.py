@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 
 from sharedmask.compute import row_sums
+from sharedmask.compute.cleaning import COLUMNS
 from sharedmask.compute.request import Request
 from sharedmask.errors import MemoryLimitError, ParameterError
 from sharedmask.records import dataclass
@@ -28,7 +29,6 @@ from sharedmask.system.budget import MemoryBudget
 from sharedmask.system.units import format_bytes
 
 _BLOCK_BYTES = 8 * 2**20
-_CLEAN_COLUMNS = 480  # whole cache lines; columns that are 2 KiB apart have the same place in a cache
 _CLEANING_THREADS = 4  # that clean at a time, and are faster than processes with their outputs
 _FEW_ROWS = 64  # of a region: of each of very many, blocks of rows that pass by have hardly any
 _FEWER = "extract fewer masks at a time"
@@ -191,9 +191,7 @@ def _of_cleaning(
     n_union = len(request.regions.union)
     fixed += _cleaning_import(in_processes)
     per_row = _CLEANING_COPIES * facts.n_timepoints * 8
-    return _Work(
-        fixed, 0, per_row, min(_CLEAN_COLUMNS, n_union), n_union, hint=_fewer(request, fixed, budget)
-    )
+    return _Work(fixed, 0, per_row, min(COLUMNS, n_union), n_union, hint=_fewer(request, fixed, budget))
 
 
 def _of_reduction(facts: Facts, request: Request) -> _Work:

@@ -169,10 +169,8 @@ there are then those that need no mesh, and no pictures in reports."""
         flat = signals.ndim == 1 and getattr(self, "_sklearn_output_config", None) is None
         cleaned = self._cleaned(np.atleast_2d(signals), t_r, confounds, sample_mask)
         if not here.all():
-            cleaned, found = (
-                np.full((len(cleaned), len(here)), np.nan, np.result_type(cleaned, "f4")),
-                cleaned,
-            )
+            found, shape = cleaned, (len(cleaned), len(here))
+            cleaned = np.full(shape, np.nan, np.result_type(found, "f4"))
             cleaned[:, here] = found
         return cleaned[0] if flat else cleaned
 

@@ -44,12 +44,12 @@ def test_disjoint_masks_are_cleaned_once(path, labels, monkeypatch):
 
 
 def test_many_voxels_are_cleaned_in_parts(path, brain, monkeypatch):
-    monkeypatch.setattr(plan, "_CLEAN_COLUMNS", 10)
+    monkeypatch.setattr(plan, "COLUMNS", 10)
     columns = count_columns(monkeypatch)
     with SharedImage(path) as opened:
         in_parts = opened.mask(brain, standardize="zscore_sample")
         assert set(columns[:-1]) == {10}
-        monkeypatch.setattr(plan, "_CLEAN_COLUMNS", 10**6)
+        monkeypatch.setattr(plan, "COLUMNS", 10**6)
         same_bits(in_parts, opened.mask(brain, standardize="zscore_sample"))
 
 
